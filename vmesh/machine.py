@@ -1,0 +1,250 @@
+"""The machine directory: where the processes of one machine meet.
+
+`$VMESH_RUNTIME`, or `/dev/shm/vmesh-<uid>`, holds one directory per machine, named after it. The file `lock` in it carries a
+`flock` that every process of the machine inherits, so that *the lock is free exactly when no process of the machine lives*:
+that is how a name in use is told from the leavings of a machine that was killed, without trusting process ids.
+Everything here is owner-only.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+LOCK = "lock"
+RECORD = "machine.json"
+GATEWAY = "gateway.sock"
+LOG = "log"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
+_SUN_PATH_BYTES = 108  # struct sockaddr_un, unix(7)
+_LONGEST_FILE = len("/virtio-console-00.console")
+
+
+class MachineError(Exception):
+    """A machine directory that cannot be made, found or read; the message is one line for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceRecord:
+    """One service as `vmesh ps` shows it; `epoch` counts its lives from 1."""
+
+    name: str
+    kind: str
+    pid: int
+    epoch: int
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class MachineRecord:
+    """`machine.json`. `created` is in seconds since 1970; `pid` is the monitor's."""
+
+    name: str
+    pid: int
+    created: float
+    state: str
+    services: tuple[ServiceRecord, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A machine directory, and where `lock_fd` is not -1 the lock that keeps its name in use."""
+
+    path: Path
+    lock_fd: int = -1
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def gateway(self) -> Path:
+        return self.path / GATEWAY
+
+    @property
+    def log(self) -> Path:
+        return self.path / LOG
+
+    def socket(self, service: str) -> Path:
+        """The ZeroMQ ROUTER that `service` binds."""
+        return self.path / f"{service}.sock"
+
+    def console(self, device: str) -> Path:
+        """The stream socket with the raw bytes of a serial device."""
+        return self.path / f"{device}.console"
+
+    def write_record(self, record: MachineRecord) -> None:
+        """Replace machine.json at once, so that a reader sees the old or the new one. Nothing to do if the directory is gone."""
+        fresh = self.path / f".{RECORD}.{os.getpid()}"
+        try:
+            fresh.write_text(json.dumps(asdict(record), indent=1))
+            fresh.replace(self.path / RECORD)
+        except FileNotFoundError:
+            pass
+
+    def read_record(self) -> MachineRecord:
+        """Raises MachineError if machine.json is missing or not what `write_record` writes."""
+        try:
+            raw = json.loads((self.path / RECORD).read_text())
+            services = tuple(ServiceRecord(**service) for service in raw.pop("services"))
+            return MachineRecord(**raw, services=services)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise MachineError(f"machine '{self.name}': cannot read {self.path / RECORD}: {error}") from error
+
+    def alive(self) -> bool:
+        """Whether a process of the machine lives."""
+        try:
+            fd = os.open(self.path / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        else:
+            return False
+        finally:
+            os.close(fd)
+
+    def remove(self) -> None:
+        """Remove the directory and all in it, if it is still ours; what is gone already is no error.
+
+        Needs the lock: another process of this machine may have removed the directory, and a new machine taken the name.
+        """
+        with _root_lock(self.path.parent):
+            if _same_file(self.lock_fd, self.path / LOCK):
+                shutil.rmtree(self.path, ignore_errors=True)
+
+
+def runtime_root() -> Path:
+    """`$VMESH_RUNTIME` or `/dev/shm/vmesh-<uid>`, made if missing.
+
+    Raises MachineError if another user owns it or may enter it, since whoever can enter can control the machines.
+    """
+    root = Path(os.environ.get("VMESH_RUNTIME") or f"/dev/shm/vmesh-{os.getuid()}").absolute()
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = root.lstat()
+    except OSError as error:
+        raise MachineError(f"cannot make the runtime directory {root}: {error.strerror} (set VMESH_RUNTIME)") from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise MachineError(f"the runtime directory {root} is not a directory (set VMESH_RUNTIME)")
+    if status.st_uid != os.getuid() or status.st_mode & 0o077:
+        mode = stat.S_IMODE(status.st_mode)
+        raise MachineError(
+            f"the runtime directory {root} must be yours with mode 0700, it is uid {status.st_uid}'s with mode {mode:04o}"
+        )
+    return root
+
+
+def create(name: str | None = None) -> Machine:
+    """Make and lock the directory of a new machine; without a name it gets a short random one.
+
+    Raises MachineError for a name that is in use, is not one, or makes socket paths longer than the system allows.
+    """
+    root = runtime_root()
+    chosen = name if name is not None else secrets.token_hex(3)
+    check_name(chosen)
+    longest = len(os.fsencode(root / chosen)) + _LONGEST_FILE
+    if longest >= _SUN_PATH_BYTES:
+        raise MachineError(
+            f"the sockets of machine '{chosen}' in {root} would have paths of {longest} bytes, at most {_SUN_PATH_BYTES - 1} "
+            "are possible (set VMESH_RUNTIME to a shorter one)"
+        )
+    with _root_lock(root):
+        _reap(root)
+        path = root / chosen
+        try:
+            path.mkdir(mode=0o700)
+        except FileExistsError:
+            raise MachineError(f"machine name '{chosen}' is in use (vmesh ps lists the machines)") from None
+        except OSError as error:
+            raise MachineError(f"cannot make {path}: {error.strerror}") from error
+        fd = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    machine = Machine(path, fd)
+    machine.write_record(MachineRecord(chosen, os.getpid(), time.time(), "starting"))
+    return machine
+
+
+def adopt(path: Path, lock_fd: int = -1) -> Machine:
+    """The directory at `path` as one of its own processes sees it; without `lock_fd` its lock is taken (or shared) here.
+
+    Raises MachineError if there is no such directory or another machine's processes hold it.
+    """
+    if lock_fd < 0:
+        try:
+            lock_fd = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock_fd)
+            raise MachineError(f"machine directory {path} is in use by a running machine") from None
+        except OSError as error:
+            raise MachineError(f"machine directory {path}: {error.strerror}") from error
+    return Machine(path, lock_fd)
+
+
+def find(name: str) -> Machine:
+    """The running machine of that name. Raises MachineError, with the names there are, if there is none."""
+    for machine in (running := machines()):
+        if machine.name == name:
+            return machine
+    there = ", ".join(machine.name for machine in running)
+    raise MachineError(f"no machine '{name}' is running; " + (f"running: {there}" if there else "none is running"))
+
+
+def machines() -> list[Machine]:
+    """The running machines, by name; the directories of dead ones are removed on the way."""
+    root = runtime_root()
+    with _root_lock(root):
+        _reap(root)
+        return [Machine(path) for path in _directories(root)]
+
+
+def check_name(name: str) -> None:
+    """Raises MachineError for what cannot name a machine."""
+    if not _NAME.fullmatch(name):
+        raise MachineError(f"'{name}' cannot name a machine: expected 1 to 32 letters, digits, '.', '_' or '-', the first a letter or digit")
+
+
+def _directories(root: Path) -> list[Path]:
+    return sorted(Path(entry.path) for entry in os.scandir(root) if entry.is_dir(follow_symlinks=False))
+
+
+def _reap(root: Path) -> None:
+    for path in _directories(root):
+        if not Machine(path).alive():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _root_lock(root: Path) -> Iterator[None]:
+    """Held while directories come and go, so that a fresh one is never taken for a dead one before it is locked."""
+    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _same_file(fd: int, path: Path) -> bool:
+    try:
+        mine, there = os.fstat(fd), path.stat()
+    except FileNotFoundError:
+        # Under the root lock a directory without a lock file is not one being made, but one half removed.
+        return True
+    except OSError:
+        return False
+    return (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino)
