@@ -1,0 +1,59 @@
+"""Generate the protobuf code from proto/ into vmesh/v1/ (git-ignored): messages, their type stubs, and gRPC services.
+
+Usage: python tools/generate_proto.py. Needs grpcio-tools and mypy-protobuf (the `build` dependency group).
+"""
+
+import re
+import shutil
+import sys
+import tempfile
+from importlib.resources import files
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ROOT / "proto"
+PACKAGE = Path("vmesh/v1")
+STUB_PLUGINS = ("protoc-gen-mypy", "protoc-gen-mypy_grpc")
+
+
+def plugin(name: str) -> str:
+    """The path of a protoc plugin: beside this interpreter (a virtual environment that is not activated) or on PATH."""
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    if found is None:
+        sys.exit(f"generate_proto: {name} not found: install the `build` dependency group (mypy-protobuf)")
+    return found
+
+
+def generate(out: Path) -> None:
+    """Run protoc for every file of proto/; *_pb2_grpc only for those that define a service."""
+    from grpc_tools import protoc
+
+    protos = sorted((SOURCES / PACKAGE).glob("*.proto"))
+    services = [path for path in protos if re.search(r"^service\s", path.read_text(), re.MULTILINE)]
+    common = [
+        "protoc",
+        f"-I{SOURCES}",
+        f"-I{files('grpc_tools') / '_proto'}",
+        *(f"--plugin={name}={plugin(name)}" for name in STUB_PLUGINS),
+    ]
+    runs = [[f"--python_out={out}", f"--mypy_out=quiet:{out}", *map(str, protos)]]
+    if services:
+        runs.append([f"--grpc_python_out={out}", f"--mypy_grpc_out=quiet:{out}", *map(str, services)])
+    for run in runs:
+        if status := protoc.main([*common, *run]):
+            sys.exit(status)
+
+
+def main() -> None:
+    target = ROOT / PACKAGE
+    # Made aside and moved, so that a failed or interrupted run leaves the former code, and no stale file stays.
+    with tempfile.TemporaryDirectory(dir=ROOT, prefix=".proto-") as work:
+        generate(Path(work))
+        made = Path(work) / PACKAGE
+        (made / "__init__.py").write_text('"""Generated from proto/vmesh/v1 by tools/generate_proto.py."""\n')
+        shutil.rmtree(target, ignore_errors=True)
+        made.rename(target)
+
+
+if __name__ == "__main__":
+    main()
