@@ -1,0 +1,80 @@
+# vmesh: everything a fresh checkout needs, with Python 3.11 and pip on the host. `make help` lists the targets.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   := .venv
+PY     := $(VENV)/bin/python
+PIP    := $(PY) -m pip --disable-pip-version-check
+VMESH  := $(VENV)/bin/vmesh
+
+# Module that builds the interpreter's native blob ahead of the first run.
+NATIVE_BUILD ?= services.cpu.native.build
+# Further flags for `make run`, for example RUN_FLAGS="-smp 4 -m 1G".
+RUN_FLAGS    ?=
+# Further flags for pytest, for example PYTEST_FLAGS="-k board".
+PYTEST_FLAGS ?=
+PYTEST_JOBS  ?= 2
+
+PROTOS         := $(shell find proto -name '*.proto' 2>/dev/null)
+NATIVE_SOURCES := $(shell find services/cpu -name '*.py' 2>/dev/null)
+
+.DEFAULT_GOAL := setup
+.DELETE_ON_ERROR:
+.PHONY: help setup dev guest run test test-peers lint bench lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.native ## fill .venv, generate the protobuf code, build the native code (the default)
+
+dev: setup $(VENV)/.dev ## setup, and the tools that test and lint need
+
+guest: setup ## fetch the Debian guest unless it is cached
+	@$(VMESH) guest fetch --if-missing || echo "make: no Debian guest: the small built-in guest takes its place" >&2
+
+run: guest ## boot the default guest on this terminal
+	@$(VMESH) run $(RUN_FLAGS)
+
+test: lint guest ## lint, types, and every test
+	$(PY) -m pytest -n $(PYTEST_JOBS) $(PYTEST_FLAGS)
+
+test-peers: ## install the programs that tests compare against (Debian, as root)
+	tools/test_peers.sh
+
+lint: dev ## ruff and mypy --strict
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+bench: dev guest ## print what we claim beside the peers' figures
+	$(PY) -m bench
+
+lock: $(VENV)/.dev ## renew the lock files after pyproject.toml changed (needs uv)
+	tools/lock.sh
+
+clean: ## remove everything that was built here
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis vmesh/v1 *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Debian splits venv's pip into a package of its own: without it, the host's pip fills the new environment.
+$(PY):
+	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or newer is needed, found none" >&2; exit 1; }
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make: Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV) || { \
+	  $(PYTHON) -m venv --without-pip --clear $(VENV) && \
+	  $(PYTHON) -m pip --python $(PY) install pip; }
+
+# `compat`: a plain path entry; the import hook of the other mode costs every process of the machine start-up time.
+$(VENV)/.setup: requirements.lock pyproject.toml | $(PY)
+	$(PIP) install --quiet --require-hashes -r requirements.lock
+	$(PIP) install --quiet --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.lock $(VENV)/.setup
+	$(PIP) install --quiet --require-hashes -r requirements-dev.lock
+	@touch $@
+
+$(VENV)/.proto: $(PROTOS) $(wildcard tools/generate_proto.py) $(VENV)/.setup
+	$(if $(wildcard tools/generate_proto.py),$(PY) tools/generate_proto.py)
+	@touch $@
+
+$(VENV)/.native: $(NATIVE_SOURCES) $(VENV)/.proto
+	$(if $(wildcard $(subst .,/,$(NATIVE_BUILD)).py),$(PY) -m $(NATIVE_BUILD))
+	@touch $@

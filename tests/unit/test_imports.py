@@ -1,0 +1,94 @@
+"""The two rules that keep the rooms apart: a service never imports another service; vmesh/ never imports a service."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def imported_modules(source: str, module: str, is_package: bool) -> Iterator[str]:
+    """Every module that `source`, the text of `module`, names in an import statement or in a call of import_module."""
+    package = module.split(".") if is_package else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*base, *([node.module] if node.module else [])])
+            yield origin
+            yield from (f"{origin}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and node.args:
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            target = node.args[0]
+            if name in ("import_module", "__import__") and isinstance(target, ast.Constant):
+                yield str(target.value)
+
+
+def violations(source: str, module: str, is_package: bool = False) -> list[str]:
+    """What `module` imports against the rules, one sentence each."""
+    parts = module.split(".")
+    own_service = parts[1] if parts[0] == "services" and len(parts) > 1 else None
+    found = {
+        imported.split(".")[1] if "." in imported else ""
+        for imported in imported_modules(source, module, is_package)
+        if imported.split(".")[0] == "services"
+    }
+    allowed = {own_service, ""} if parts[0] == "services" else set()
+    return [f"{module} imports services.{name}".rstrip(".") for name in sorted(found - allowed)]
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for room in ("vmesh", "services"):
+        for path in sorted((ROOT / room).rglob("*.py")):
+            dotted = path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+            yield dotted.removesuffix(".__init__"), path
+
+
+def test_imports_whole_tree_keeps_the_rooms_apart() -> None:
+    found = [
+        violation
+        for module, path in modules()
+        for violation in violations(path.read_text(encoding="utf-8"), module, path.name == "__init__.py")
+    ]
+    assert not found
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("vmesh.wire", "import services.cpu"),
+        ("vmesh.wire", "import services"),
+        ("vmesh.wire", "from services import cpu"),
+        ("vmesh.wire", "def late():\n    from services.memory.ram import Ram"),
+        ("services.cpu.hart", "import services.memory"),
+        ("services.cpu.hart", "from services import memory"),
+        ("services.cpu.hart", "from ..memory import ram"),
+        ("services.cpu.hart", "from .. import memory"),
+        ("services.cpu.hart", "importlib.import_module('services.memory')"),
+    ],
+)
+def test_imports_forbidden_import_is_found(module: str, source: str) -> None:
+    assert violations(source, module)
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("vmesh.wire", "from vmesh.v1 import bus_pb2"),
+        ("vmesh.wire", "name = 'services.cpu'"),
+        ("services.cpu.hart", "from services.cpu import isa\nfrom . import native\nfrom .isa.riscv import rvi"),
+        ("services.cpu.isa.riscv.rvi", "from ... import hart"),
+    ],
+)
+def test_imports_allowed_import_passes(module: str, source: str) -> None:
+    assert not violations(source, module)
+
+
+def test_imports_relative_import_in_package_resolves_from_the_package_itself() -> None:
+    assert violations("from ..memory import ram", "services.cpu", is_package=True)
+    assert not violations("from .memory import ram", "services.cpu", is_package=True)
