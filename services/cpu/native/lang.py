@@ -1,0 +1,335 @@
+"""The language of native functions: a typed subset of Python.
+
+A function under :func:`native` is ordinary Python to the reader, to ruff and to mypy, but its source is compiled to LLVM IR
+and never run by the interpreter. What it may use:
+
+* integers of a fixed width (``u8`` ... ``i128``), ``boolean``, pointers (``Ptr[T]``) and records (:class:`Record`). Arithmetic wraps;
+  ``/``, ``//`` and ``%`` are the machine's truncating division; signedness belongs to the type. Operands of different types are refused;
+  ``u32(x)`` converts (zero- or sign-extending by the type of ``x``). Literals take the type of the other operand; a variable has the
+  type of its first assignment (``u64`` for a literal). A shift count must be below the width.
+* ``if``, ``while``, ``for i in range(...)``, ``break``, ``continue``, ``return``, ``and``/``or``/``not``, ``a if c else b``, augmented assignment,
+  annotated assignment, ``raise`` (only where the environment defines it: in instruction semantics).
+* names of the enclosing function or module: constants, types, other native functions, intrinsics. A test that is known when
+  compiling (``if DOUBLE:``) keeps only the branch that is taken.
+
+To mypy all integer types are ``int``: the compiler checks widths itself, and says file and line of what it refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class NativeOnly(RuntimeError):
+    """A native function or intrinsic was called from Python."""
+
+
+class Type:
+    """Base of the types a native value can have."""
+
+    size: int
+    ir: str
+
+
+@dataclass(frozen=True)
+class IntType(Type):
+    """An integer of ``bits`` bits; ``boolean`` is the one of one bit."""
+
+    bits: int
+    signed: bool
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        return (self.bits + 7) // 8
+
+    @property
+    def ir(self) -> str:  # type: ignore[override]
+        return f"i{self.bits}"
+
+    def __str__(self) -> str:
+        return "boolean" if self.bits == 1 else f"{'i' if self.signed else 'u'}{self.bits}"
+
+
+@dataclass(frozen=True)
+class PtrType(Type):
+    """A pointer to ``target``: an element type or a :class:`Record` class."""
+
+    target: Any
+    size = 8
+    ir = "ptr"
+
+    def __str__(self) -> str:
+        return f"Ptr[{getattr(self.target, '__name__', self.target)}]"
+
+
+@dataclass(frozen=True)
+class ArrayType(Type):
+    """``count`` elements in a row, inside a record; reading the attribute gives a pointer to the first."""
+
+    element: Any
+    count: int
+    ir = "array"
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        return size_of(self.element) * self.count
+
+
+def size_of(type_: Any) -> int:
+    """Size in bytes of a type or a record class."""
+    return cast(int, type_.size)
+
+
+if TYPE_CHECKING:
+    u8 = u16 = u32 = u64 = u128 = i8 = i16 = i32 = i64 = i128 = int
+    boolean = bool
+
+    class Ptr(Generic[T]):
+        """A typed address. ``p[i]`` is element i: its value, or, for records, a pointer to it."""
+
+        def __getitem__(self, index: int) -> T: ...
+
+        def __setitem__(self, index: int, value: T) -> None: ...
+else:
+    u8, u16, u32, u64, u128 = (IntType(bits, False) for bits in (8, 16, 32, 64, 128))
+    i8, i16, i32, i64, i128 = (IntType(bits, True) for bits in (8, 16, 32, 64, 128))
+    boolean = IntType(1, False)
+
+    class Ptr:
+        def __class_getitem__(cls, target: Any) -> PtrType:
+            return PtrType(target)
+
+
+def array(element: Any, count: int) -> Any:
+    """Declares an array field: ``x: Ptr[u64] = array(u64, 33)``."""
+    return ArrayType(element, count)
+
+
+class Record:
+    """A fixed-layout structure: fields in order, naturally aligned, little-endian.
+
+    Subclass with annotations; ``offset_of`` and ``fields`` serve those who read the same bytes from Python.
+    """
+
+    fields: dict[str, tuple[int, Any]]
+    size: int
+
+    def __init__(self, address: int) -> None:
+        raise NativeOnly(f"{type(self).__name__} exists in native code only")
+
+    def __init_subclass__(cls) -> None:
+        import sys
+
+        cls.fields = {}
+        offset = alignment = 0
+        scope = vars(sys.modules[cls.__module__])
+        for name, annotation in cls.__annotations__.items():
+            type_ = cls.__dict__.get(name) or (eval(annotation, scope) if isinstance(annotation, str) else annotation)
+            element = type_.element if isinstance(type_, ArrayType) else type_
+            align = 8 if not isinstance(element, IntType) else min(element.size, 16)
+            alignment = max(alignment, align)
+            offset = -(-offset // align) * align
+            cls.fields[name] = (offset, type_)
+            offset += size_of(type_)
+        cls.size = -(-offset // max(alignment, 8)) * max(alignment, 8)
+
+    @classmethod
+    def offset_of(cls, name: str) -> int:
+        """Offset in bytes of a field."""
+        return cls.fields[name][0]
+
+
+@dataclass(frozen=True, eq=False)
+class NativeFunction:
+    """A Python function whose source is to be compiled."""
+
+    python: Callable[..., Any]
+    inline: bool = False
+    export: bool = False
+    cold: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.python.__name__
+
+    def __call__(self, *args: Any) -> NoReturn:
+        raise NativeOnly(f"{self.name} runs in native code only")
+
+
+def native(function: F) -> F:
+    """Marks a function for compilation."""
+    return cast(F, NativeFunction(function))
+
+
+def inline(function: F) -> F:
+    """Marks a function that is compiled into each of its callers."""
+    return cast(F, NativeFunction(function, inline=True))
+
+
+def cold(function: F) -> F:
+    """Marks a function that is rarely called."""
+    return cast(F, NativeFunction(function, cold=True))
+
+
+def export(function: F) -> F:
+    """Marks a function that Python calls, by the C calling convention."""
+    return cast(F, NativeFunction(function, export=True))
+
+
+@dataclass(frozen=True)
+class Intrinsic:
+    """A name the compiler translates itself, by its table of emitters."""
+
+    name: str
+
+    def __call__(self, *args: Any) -> NoReturn:
+        raise NativeOnly(f"{self.name} exists in native code only")
+
+
+def _intrinsic(function: F) -> F:
+    return cast(F, Intrinsic(function.__name__))
+
+
+@_intrinsic
+def peek(type_: type[int], address: int) -> int:
+    """The value of ``type_`` at a host address."""
+    raise NativeOnly
+
+
+@_intrinsic
+def poke(type_: type[int], address: int, value: int) -> None:
+    """Stores ``value`` as ``type_`` at a host address."""
+    raise NativeOnly
+
+
+@_intrinsic
+def peek_aligned(type_: type[int], address: int) -> int:
+    """Like peek of a naturally aligned address, and never torn (a relaxed atomic load)."""
+    raise NativeOnly
+
+
+@_intrinsic
+def poke_aligned(type_: type[int], address: int, value: int) -> None:
+    """Like poke to a naturally aligned address, and never torn (a relaxed atomic store)."""
+    raise NativeOnly
+
+
+@_intrinsic
+def ref(field: Any) -> int:
+    """The host address of a record's field, of an array element, or the value of a pointer."""
+    raise NativeOnly
+
+
+@_intrinsic
+def at(record: Callable[[int], T], address: int) -> T:
+    """A pointer to a record (or ``Ptr[T]``) at a host address."""
+    raise NativeOnly
+
+
+@_intrinsic
+def atomic_load(type_: type[int], address: int) -> int:
+    """Sequentially consistent load."""
+    raise NativeOnly
+
+
+@_intrinsic
+def atomic_store(type_: type[int], address: int, value: int) -> None:
+    """Sequentially consistent store."""
+    raise NativeOnly
+
+
+@_intrinsic
+def atomic_rmw(operation: str, type_: type[int], address: int, value: int) -> int:
+    """LLVM's atomicrmw (xchg, add, and, or, xor, max, min, umax, umin), sequentially consistent; gives the old value."""
+    raise NativeOnly
+
+
+@_intrinsic
+def compare_exchange(type_: type[int], address: int, expected: int, new: int) -> int:
+    """Sequentially consistent compare and exchange; gives the old value, ``expected`` when it stored."""
+    raise NativeOnly
+
+
+@_intrinsic
+def fence() -> None:
+    """A sequentially consistent fence."""
+    raise NativeOnly
+
+
+@_intrinsic
+def clz(value: int) -> int:
+    """Leading zero bits; the width for zero."""
+    raise NativeOnly
+
+
+@_intrinsic
+def ctz(value: int) -> int:
+    """Trailing zero bits; the width for zero."""
+    raise NativeOnly
+
+
+@_intrinsic
+def popcount(value: int) -> int:
+    """Number of one bits."""
+    raise NativeOnly
+
+
+@_intrinsic
+def byte_swap(value: int) -> int:
+    """The value with its bytes in reverse order."""
+    raise NativeOnly
+
+
+@_intrinsic
+def likely(condition: bool) -> bool:
+    """Says that the condition nearly always holds."""
+    raise NativeOnly
+
+
+@_intrinsic
+def unlikely(condition: bool) -> bool:
+    """Says that the condition hardly ever holds."""
+    raise NativeOnly
+
+
+@_intrinsic
+def call_host(function: int, *args: int) -> int:
+    """Calls the C function at a host address with 64-bit arguments; gives its 64-bit result."""
+    raise NativeOnly
+
+
+@_intrinsic
+def cpu_relax() -> None:
+    """Tells the host that this is a spin loop."""
+    raise NativeOnly
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Constant data inside the blob: ``TABLE[i]`` loads element i; no bounds are checked."""
+
+    element: Any
+    values: tuple[int, ...]
+
+    def __getitem__(self, index: int) -> int:
+        return self.values[index]
+
+
+@dataclass(frozen=True)
+class Hook:
+    """A name whose meaning the environment of the compilation gives (an interpreter or a translator)."""
+
+    name: str
+
+    def __call__(self, *args: Any) -> NoReturn:
+        raise NativeOnly(f"{self.name} has a meaning inside instruction semantics only")
+
+
+def hook(function: F) -> F:
+    """Declares a hook by its Python signature."""
+    return cast(F, Hook(function.__name__))
