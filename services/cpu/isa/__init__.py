@@ -1,0 +1,1 @@
+"""Guest ISAs: one folder each; nothing outside it knows that ISA."""

@@ -1,0 +1,222 @@
+"""The state of a hart: one fixed-layout record in shared memory, for native code, Python and migration alike."""
+
+from __future__ import annotations
+
+from ...native.lang import Ptr, Record, array, i64, u8, u32, u64
+
+XLEN = 64
+#: Index in ``Hart.x`` that takes the writes to x0.
+SINK = 32
+
+USER, SUPERVISOR, MACHINE = 0, 1, 3
+
+#: Why ``run`` came back to Python.
+EXIT_NONE, EXIT_ACCESS, EXIT_FLUSH, EXIT_STOP, EXIT_BREAKPOINT, EXIT_WFI = 0, 1, 2, 3, 4, 5
+
+#: Progress of the access in ``Hart.access_*`` that Python makes for the hart.
+ACCESS_NONE, ACCESS_WANTED, ACCESS_DONE, ACCESS_FAILED = 0, 1, 2, 3
+
+#: Bits of ``Hart.attention``: what other threads ask of a running hart.
+ATTENTION_INTERRUPT, ATTENTION_STOP = 1, 2
+
+#: Entries of each software TLB (a power of two): data reads, data writes, fetches.
+TLB_ENTRIES, FETCH_ENTRIES = 1024, 512
+#: Address spaces whose TLBs are kept at once; a switch back to one of them costs no refill.
+CONTEXTS = 8
+#: TLBs of one address space: user, supervisor, supervisor with SUM.
+MODES = 3
+PMP_ENTRIES = 16
+RING_ENTRIES = 256
+REGIONS = 64
+SEGMENTS = 8
+
+
+class TlbEntry(Record):
+    """A page of guest virtual memory: ``tag`` is its address (all ones when free); host address = guest address + ``addend``.
+
+    In a fetch TLB ``addend`` is the host address of the page's decoded slots.
+    """
+
+    tag: u64
+    addend: u64
+
+
+class Tlb(Record):
+    """The TLBs of one address space in one mode."""
+
+    read: Ptr[TlbEntry] = array(TlbEntry, TLB_ENTRIES)
+    write: Ptr[TlbEntry] = array(TlbEntry, TLB_ENTRIES)
+    fetch: Ptr[TlbEntry] = array(TlbEntry, FETCH_ENTRIES)
+
+
+class Context(Record):
+    """An address space known to the TLBs: the ``satp`` that made it, and the range its superpages cover."""
+
+    satp: u64
+    used: u64
+    superpage_low: u64
+    superpage_high: u64
+
+
+class Segment(Record):
+    """A range of guest physical addresses backed by host memory. ``flags`` is the host address of its page flags, or 0."""
+
+    base: u64
+    size: u64
+    host: u64
+    flags: u64
+    writable: u64
+
+
+class Region(Record):
+    """A range of guest physical addresses answered by a device.
+
+    ``kinds`` is the host address of one byte per offset: bit 0 a write there is posted, bit 1 a read there is from the shadow;
+    ``shadow`` holds the shadow values at the same offsets. ``device`` numbers the owner: ``DEVICE_ACLINT`` and ``DEVICE_PLIC`` are
+    answered in native code.
+    """
+
+    base: u64
+    size: u64
+    kinds: u64
+    shadow: u64
+    device: u32
+    index: u32
+
+
+DEVICE_ACLINT, DEVICE_PLIC = 0xFFFF_FFFF, 0xFFFF_FFFE
+
+
+class Posted(Record):
+    """A posted write in the hart's ring."""
+
+    device: u32
+    region: u32
+    offset: u64
+    value: u64
+    size: u64
+
+
+class Machine(Record):
+    """What all harts of a machine share."""
+
+    harts: Ptr[u64] = array(u64, 512)
+    hart_count: u64
+    segment_count: u64
+    segments: Ptr[Segment] = array(Segment, SEGMENTS)
+    region_count: u64
+    regions: Ptr[Region] = array(Region, REGIONS)
+    #: C functions of the host: clock_gettime(clock, timespec*), syscall(number, ...).
+    clock_gettime: u64
+    syscall: u64
+    #: Host CLOCK_MONOTONIC nanoseconds at which guest time was 0 (grows while the machine is paused).
+    time_base: u64
+    aclint: u64
+    plic: u64
+    #: Bit number = Feature: extensions that are on.
+    features: u64
+    handlers: Ptr[u64] = array(u64, 1024)
+    page_flag_stride: u64
+
+
+class Hart(Record):
+    """One hart."""
+
+    # integer registers; x[32] takes writes to x0
+    x: Ptr[u64] = array(u64, 33)
+    f: Ptr[u64] = array(u64, 32)
+    pc: u64
+    # interpreter's view of pc; valid between instructions
+    ip: u64
+    bias: u64
+    tlb: u64
+    #: retired instructions; ``stop_at`` is the count at which native code looks up
+    retired: u64
+    stop_at: u64
+    attention: u32
+    sleeping: u32
+    privilege: u32
+    exit_reason: u32
+    # exception in flight
+    cause: u64
+    trap_value: u64
+    pending: u32
+    fflags: u32
+    frm: u32
+    debug: u32
+    # CSRs
+    mstatus: u64
+    misa: u64
+    medeleg: u64
+    mideleg: u64
+    mie: u64
+    mip: u64
+    mtvec: u64
+    mcounteren: u64
+    mcountinhibit: u64
+    menvcfg: u64
+    mscratch: u64
+    mepc: u64
+    mcause: u64
+    mtval: u64
+    mseccfg: u64
+    stvec: u64
+    scounteren: u64
+    senvcfg: u64
+    sscratch: u64
+    sepc: u64
+    scause: u64
+    stval: u64
+    satp: u64
+    stimecmp: u64
+    mhartid: u64
+    cycle_offset: u64
+    instret_offset: u64
+    pmpcfg: Ptr[u8] = array(u8, PMP_ENTRIES)
+    pmpaddr: Ptr[u64] = array(u64, PMP_ENTRIES)
+    #: Lines driven from outside, as mip bits (MSIP, MTIP, SEIP, MEIP); changed atomically by any thread.
+    lines: u64
+    #: Guest time at which the next timer is due.
+    deadline: u64
+    # reservation of LR
+    reserved_address: u64
+    reserved_value: u64
+    # the access that waits for Python
+    access_state: u32
+    access_device: u32
+    access_region: u32
+    access_write: u32
+    access_offset: u64
+    access_size: u64
+    access_value: u64
+    # the ring of posted writes
+    ring_count: u64
+    ring_since: u64
+    ring: Ptr[Posted] = array(Posted, RING_ENTRIES)
+    # memory system
+    machine: u64
+    tlbs: u64
+    context: u64
+    next_context: u64
+    code_epoch: u64
+    code_pool: u64
+    code_pages: u64
+    code_used: u64
+    code_hash: u64
+    contexts: Ptr[Context] = array(Context, CONTEXTS)
+    machine_tlb_used: u64
+    scratch: Ptr[u64] = array(u64, 16)
+    timespec: Ptr[u64] = array(u64, 2)
+    # counters
+    count_sync: u64
+    count_posted: u64
+    count_shadow: u64
+    count_local: u64
+    count_traps: u64
+    count_interrupts: u64
+    count_tlb_fills: u64
+    count_tlb_flushes: u64
+    count_code_pages: u64
+    count_code_checks: u64
+    count_decoded: u64
+    last_unmapped: i64
