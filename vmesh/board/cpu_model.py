@@ -1,0 +1,154 @@
+"""CPU models: what `-cpu rv64|max[,feature=on|off...]` says about the harts' ISA.
+
+The names are QEMU's and the RISC-V manuals'. Only what the cpu service implements is known here.
+
+    model = parse("rv64,zba=off,sv57=on")
+    model.isa           "rv64imafdc_zicbom_..."   riscv,isa of the device tree
+    model.mmu_type      "riscv,sv57"
+    model.features      frozenset({"i", "m", ..., "sv57"})
+    model.option        "i,m,...,sv57"            what the cpu service takes as --features
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vmesh.board.errors import CpuModelError
+
+CACHE_BLOCK_BYTES = 64  # of CBO.* (Zicbom) and CBO.ZERO (Zicboz)
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One extension or address translation mode; `rv64` says whether the model rv64 has it (max has all)."""
+
+    name: str
+    meaning: str
+    rv64: bool = True
+    fixed: bool = False  # cannot be turned off
+    needs: tuple[str, ...] = ()
+
+
+# In the order of the ISA string (RISC-V unprivileged manual, "ISA Extension Naming Conventions").
+FEATURES: tuple[Feature, ...] = (
+    Feature("i", "base integer instructions", fixed=True),
+    Feature("m", "multiplication and division", fixed=True),
+    Feature("a", "atomics", fixed=True),
+    Feature("f", "single-precision floating point", needs=("zicsr",)),
+    Feature("d", "double-precision floating point", needs=("f",)),
+    Feature("c", "compressed instructions"),
+    Feature("zicbom", "cache-block management"),
+    Feature("zicboz", "cache-block zero"),
+    Feature("zicntr", "cycle, time and instret counters", needs=("zicsr",)),
+    Feature("zicsr", "control and status registers", fixed=True),
+    Feature("zifencei", "instruction-fetch fence", fixed=True),
+    Feature("zihintpause", "pause hint"),
+    Feature("zba", "address generation"),
+    Feature("zbb", "basic bit manipulation"),
+    Feature("zbc", "carry-less multiplication"),
+    Feature("zbs", "single-bit instructions"),
+    Feature("sstc", "supervisor timer compare", needs=("zicntr",)),
+    Feature("svadu", "hardware update of accessed and dirty bits"),
+    Feature("svinval", "fine-grained translation invalidation", rv64=False),
+    Feature("svpbmt", "page-based memory types", rv64=False),
+    Feature("sv39", "39-bit virtual addresses", fixed=True),
+    Feature("sv48", "48-bit virtual addresses", needs=("sv39",)),
+    Feature("sv57", "57-bit virtual addresses", rv64=False, needs=("sv48",)),
+)
+MODELS: Mapping[str, str] = {
+    "rv64": "what Debian's kernel uses: IMAFDC, bit manipulation, Sstc, Sv48",
+    "max": "everything that is implemented",
+}
+
+_BY_NAME: Mapping[str, Feature] = {feature.name: feature for feature in FEATURES}
+_SWITCH: Mapping[str, bool] = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
+
+
+@dataclass(frozen=True, slots=True)
+class CpuModel:
+    """The ISA of every hart of a machine."""
+
+    name: str
+    features: frozenset[str]
+
+    @property
+    def extensions(self) -> tuple[str, ...]:
+        """riscv,isa-extensions of the device tree: the extensions in the order of the ISA string."""
+        return tuple(feature.name for feature in self._ordered if not _is_translation_mode(feature.name))
+
+    @property
+    def isa(self) -> str:
+        """riscv,isa of the device tree, e.g. rv64imafdc_zicsr."""
+        letters = "".join(name for name in self.extensions if len(name) == 1)
+        return "_".join(["rv64" + letters, *(name for name in self.extensions if len(name) > 1)])
+
+    @property
+    def mmu_type(self) -> str:
+        """mmu-type of the device tree: the largest address translation mode."""
+        return "riscv," + max(name for name in self.features if _is_translation_mode(name))
+
+    @property
+    def option(self) -> str:
+        """The features as one word for a command line, in the order of FEATURES."""
+        return ",".join(feature.name for feature in self._ordered)
+
+    @property
+    def _ordered(self) -> tuple[Feature, ...]:
+        return tuple(feature for feature in FEATURES if feature.name in self.features)
+
+
+def parse(text: str) -> CpuModel:
+    """The model that a `-cpu` text describes. Raises CpuModelError.
+
+    A feature that is turned off takes along those that need it, unless these were asked for; one that is turned on
+    brings along what it needs, unless that was turned off.
+    """
+    name, *switches = text.split(",")
+    if name not in MODELS:
+        raise CpuModelError(f"-cpu {text}: expected a model {' or '.join(MODELS)}, got '{name}'")
+    asked = dict(_switch(text, switch) for switch in switches)
+    features = {feature.name for feature in FEATURES if feature.rv64 or name == "max"}
+    features |= {needed for wanted, on in asked.items() if on for needed in _closure(wanted)}
+    unwanted = {wanted for wanted, on in asked.items() if not on}
+    for feature in FEATURES:
+        missing = sorted(_closure(feature.name) & unwanted)
+        if missing and asked.get(feature.name):
+            raise CpuModelError(f"-cpu {text}: {feature.name}=on needs {missing[0]}, which is turned off")
+        if missing:
+            features.discard(feature.name)
+    return CpuModel(name, frozenset(features))
+
+
+def help_text() -> str:
+    """What `-cpu help` prints: a line per model and per feature."""
+    lines = ["models:", *(f"  {name:<12} {meaning}" for name, meaning in MODELS.items())]
+    lines += ["features, each MODEL,feature=on|off (* on in rv64, ! cannot be turned off):"]
+    for feature in FEATURES:
+        mark = "!" if feature.fixed else "*" if feature.rv64 else " "
+        lines.append(f"{mark} {feature.name:<12} {feature.meaning}")
+    return "\n".join(lines)
+
+
+def _switch(text: str, switch: str) -> tuple[str, bool]:
+    name, _, value = switch.partition("=")
+    feature = _BY_NAME.get(name)
+    if feature is None:
+        close = difflib.get_close_matches(name, _BY_NAME, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(_BY_NAME)}"
+        raise CpuModelError(f"-cpu {text}: unknown feature '{name}': {hint}")
+    if value not in _SWITCH:
+        raise CpuModelError(f"-cpu {text}: expected {name}=on or {name}=off, got '{switch}'")
+    if feature.fixed and not _SWITCH[value]:
+        raise CpuModelError(f"-cpu {text}: {name} cannot be turned off")
+    return name, _SWITCH[value]
+
+
+def _closure(name: str) -> set[str]:
+    """`name` and all that it needs."""
+    return {name}.union(*(_closure(needed) for needed in _BY_NAME[name].needs))
+
+
+def _is_translation_mode(name: str) -> bool:
+    return name in ("sv39", "sv48", "sv57")
