@@ -1,0 +1,114 @@
+"""The errors that cross a boundary: each has a class here and a code in common.proto, and says itself in one line."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from vmesh.v1 import common_pb2
+from vmesh.v1.common_pb2 import ErrorCode
+
+
+class VmeshError(Exception):
+    """`text` says what failed; `expected` and `got`, where given, what would have been right and what came instead."""
+
+    code: ClassVar[ErrorCode.ValueType] = common_pb2.ERROR_INTERNAL
+
+    def __init__(self, text: str, *, expected: str = "", got: str = "") -> None:
+        super().__init__(text)
+        self.text = text
+        self.expected = expected
+        self.got = got
+
+    def __str__(self) -> str:
+        line = self.text
+        if self.expected:
+            line += f": expected {self.expected}"
+        if self.got:
+            line += f"{',' if self.expected else ':'} got {self.got}"
+        return " ".join(line.split())
+
+    def message(self) -> common_pb2.Error:
+        return common_pb2.Error(code=self.code, text=self.text, expected=self.expected, got=self.got)
+
+
+class BadRequest(VmeshError):
+    """Not a request this service knows, or its fields are out of range."""
+
+    code = common_pb2.ERROR_BAD_REQUEST
+
+
+class NotAllowed(VmeshError):
+    """Not for the role that the peer stated."""
+
+    code = common_pb2.ERROR_NOT_ALLOWED
+
+
+class StaleEpoch(VmeshError):
+    """The batch is for another life of the device."""
+
+    code = common_pb2.ERROR_STALE_EPOCH
+
+
+class TooMany(VmeshError):
+    """More unacknowledged accesses than the window, or more connections than a service takes."""
+
+    code = common_pb2.ERROR_TOO_MANY
+
+
+class Overlap(VmeshError):
+    """A region lies over memory or over another region."""
+
+    code = common_pb2.ERROR_OVERLAP
+
+
+class Duplicate(VmeshError):
+    """A name or an interrupt line is taken."""
+
+    code = common_pb2.ERROR_DUPLICATE
+
+
+class OutsideGrant(VmeshError):
+    """Guest memory that this device may not use, or that is not there."""
+
+    code = common_pb2.ERROR_OUTSIDE_GRANT
+
+
+class BadState(VmeshError):
+    """A state that cannot be loaded; nothing was changed."""
+
+    code = common_pb2.ERROR_BAD_STATE
+
+
+class HostLimit(VmeshError):
+    """The host does not have what was asked for."""
+
+
+class ImageError(VmeshError):
+    """An image that cannot be loaded where it should go."""
+
+
+class ConfigError(VmeshError):
+    """A command line that cannot be served."""
+
+
+class PeerError(VmeshError):
+    """The other side of a connection: refused us, sent something wrong, or is gone."""
+
+
+class PeerTimeout(PeerError):
+    """No answer in time."""
+
+
+class LifelineEnded(VmeshError):
+    """The process that started this one is gone."""
+
+
+_BY_CODE: dict[int, type[VmeshError]] = {
+    kind.code: kind
+    for kind in (BadRequest, NotAllowed, StaleEpoch, TooMany, Overlap, Duplicate, OutsideGrant, BadState)
+}
+
+
+def from_message(error: common_pb2.Error) -> VmeshError:
+    """The error that a peer's Error packet stands for."""
+    return _BY_CODE.get(error.code, PeerError)(error.text, expected=error.expected, got=error.got)

@@ -1,0 +1,355 @@
+"""Packets over ZeroMQ: framing, the Hello handshake, the listening side (`Server`) and the dialling side (`Peer`).
+
+The rules are those of proto/vmesh/v1/common.proto and packet.proto. Everything here is
+synchronous and belongs to one thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import zmq
+from google.protobuf.message import DecodeError, Message
+
+from vmesh import errors
+from vmesh.log import Log
+from vmesh.v1 import common_pb2 as common
+from vmesh.v1.common_pb2 import Hello, Refused, Role, Welcome
+from vmesh.v1.packet_pb2 import Packet
+
+MAJOR = 1
+MINOR = 0
+MAX_PACKET_BYTES = 16 << 20
+MAX_HARTS = 4096
+
+_MAX_CLIENTS = 1024
+# Above any window of single-access batches, so that a peer that keeps to its credits never loses a message.
+_QUEUE_MESSAGES = 4096
+_RECONNECT_MS = 4  # services start at the same time: whoever binds last is met this soon
+_LINGER_MS = 200  # for the last answer of a service that ends
+_RECEIVE_BUDGET = 64
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+_FIELD_OF = {
+    field.message_type.full_name: field.name
+    for field in Packet.DESCRIPTOR.oneofs_by_name["body"].fields
+    if field.message_type is not None
+}
+
+_LIFECYCLE = ("pause", "drain", "save", "load", "resume", "reset", "shutdown", "health")
+_ALLOWED: dict[str, frozenset[Role.ValueType]] = {
+    "access_batch": frozenset({common.ROLE_HART}),
+    **{name: frozenset({common.ROLE_DEVICE}) for name in ("attach", "detach", "dma_read", "dma_write")},
+    "map_request": frozenset({common.ROLE_CPU}),
+    **{name: frozenset({common.ROLE_MONITOR}) for name in _LIFECYCLE},
+    **{name: frozenset({common.ROLE_MONITOR}) for name in ("hart_registers_request", "cpu_status_request")},
+}
+
+
+def make(body: Message, packet_id: int = 0) -> Packet:
+    """The packet that carries `body`."""
+    packet = Packet(id=packet_id)
+    field: Message = getattr(packet, _FIELD_OF[body.DESCRIPTOR.full_name])
+    field.CopyFrom(body)
+    field.SetInParent()  # a body without fields set is still the body
+    return packet
+
+
+def parse(frame: bytes) -> Packet:
+    """Raises BadRequest for what is no packet."""
+    try:
+        return Packet.FromString(frame)
+    except DecodeError:
+        raise errors.BadRequest("cannot parse", expected="a vmesh.v1.Packet", got=f"{len(frame)} bytes") from None
+
+
+def body_of(packet: Packet) -> Message | None:
+    """What the packet carries, or None."""
+    name = packet.WhichOneof("body")
+    return None if name is None else getattr(packet, name)
+
+
+def hello(role: Role.ValueType, name: str, *, machine: str = "", hart: int = 0) -> Hello:
+    """The Hello of this version."""
+    return Hello(major=MAJOR, minor=MINOR, role=role, name=name, machine=machine, hart=hart)
+
+
+def endpoint(path: Path) -> str:
+    """The ZeroMQ address of a socket in a machine directory."""
+    return f"ipc://{path}"
+
+
+@dataclass(slots=True, eq=False)
+class Client:
+    """A connection that has said Hello."""
+
+    identity: bytes
+    role: Role.ValueType
+    name: str
+    hart: int
+
+
+class Server:
+    """The ROUTER that a service binds. It answers Hello itself, refuses what is not allowed, and hands on the rest.
+
+    `greet` makes the Welcome for a new client (major, minor and name are filled in here), or raises a VmeshError to refuse
+    it; `greeted` is called when the Welcome is on its way. `counters` counts what was refused, by cause. Raises ConfigError
+    if the socket cannot be bound.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        path: Path,
+        name: str,
+        log: Log,
+        greet: Callable[[Client], Welcome],
+        greeted: Callable[[Client], None],
+    ) -> None:
+        self.counters: Counter[str] = Counter()
+        self.clients: dict[bytes, Client] = {}
+        self._name = name
+        self._machine = path.parent.name
+        self._greet = greet
+        self._greeted = greeted
+        self._log = log
+        self.socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
+        self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self.socket.setsockopt(zmq.LINGER, _LINGER_MS)
+        self.socket.setsockopt(zmq.MAXMSGSIZE, MAX_PACKET_BYTES)
+        self.socket.setsockopt(zmq.SNDHWM, _QUEUE_MESSAGES)
+        self.socket.setsockopt(zmq.RCVHWM, _QUEUE_MESSAGES)
+        former = os.umask(0o077)
+        try:
+            path.unlink(missing_ok=True)  # of an earlier life
+            self.socket.bind(endpoint(path))
+        except (OSError, zmq.ZMQError) as error:
+            self.socket.close(0)
+            raise errors.ConfigError(f"cannot listen on {path}: {error.strerror}") from error
+        finally:
+            os.umask(former)
+
+    def receive(self) -> tuple[Client, Packet] | None:
+        """The next request that this client may make, or None if there is none now."""
+        for _ in range(_RECEIVE_BUDGET):
+            try:
+                identity = self.socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return None
+            frame = self.socket.recv(zmq.NOBLOCK) if self.socket.rcvmore else b""
+            if self.socket.rcvmore:
+                self.socket.recv_multipart(zmq.NOBLOCK)
+                self._refuse(identity, 0, "frames", "one frame", "several")
+                continue
+            try:
+                packet = Packet.FromString(frame)
+            except DecodeError:
+                self._refuse(identity, 0, "unparsable", "a vmesh.v1.Packet", f"{len(frame)} bytes that are none")
+                continue
+            kind = packet.WhichOneof("body")
+            client = self.clients.get(identity)
+            if kind == "hello":
+                self._hello(identity, packet)
+            elif kind is None:
+                continue
+            elif client is None:
+                self._refuse(identity, packet.id, "no hello", "Hello first", kind)
+            elif client.role not in _ALLOWED.get(kind, ()):
+                role = Role.Name(client.role)
+                if kind in _ALLOWED:
+                    refusal: errors.VmeshError = errors.NotAllowed(f"{kind} is not for {role}")
+                else:
+                    refusal = errors.BadRequest(f"{kind} is not a request")
+                self.fail(client, packet.id, f"{kind} by {role}", refusal)
+            else:
+                return client, packet
+        return None
+
+    def send(self, client: Client, body: Message, packet_id: int = 0) -> bool:
+        """Whether the body went out: not if the client is gone (it is then forgotten) or does not read its socket."""
+        return self.send_packet(client.identity, make(body, packet_id))
+
+    def send_packet(self, identity: bytes, packet: Packet) -> bool:
+        """As `send`, for a packet that is made already."""
+        try:
+            self.socket.send(identity, zmq.SNDMORE | zmq.NOBLOCK)
+            self.socket.send(packet.SerializeToString(), zmq.NOBLOCK)
+        except zmq.Again:
+            self.counters["unsendable"] += 1
+            return False
+        except zmq.ZMQError as error:
+            if error.errno != errno.EHOSTUNREACH:
+                raise
+            self.clients.pop(identity, None)
+            return False
+        return True
+
+    def fail(self, client: Client, packet_id: int, cause: str, error: errors.VmeshError) -> None:
+        """Refuse a request: count it, log it now and then, answer Error. `cause` is from a bounded set."""
+        self.note_refusal(cause, f"from {client.name}: {error}")
+        if packet_id:
+            self.send(client, error.message(), packet_id)
+
+    def note_refusal(self, cause: str, text: str) -> None:
+        """Count a refusal, and log the 1st, 10th, 100th, ... of its cause."""
+        self.counters["refused"] += 1
+        count = self.counters[f"refused: {cause}"] = self.counters[f"refused: {cause}"] + 1
+        if str(count).strip("0") == "1":
+            self._log.warning("refused", cause=cause, count=count, text=text)
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def _hello(self, identity: bytes, packet: Packet) -> None:
+        said = packet.hello
+        self.clients.pop(identity, None)
+        if said.major != MAJOR:
+            reason = f"{self._name} speaks protocol {MAJOR}.{MINOR}, the peer {said.major}.{said.minor}"
+            wanted, got = f"protocol {MAJOR}.x", f"protocol {said.major}.{said.minor}"
+            self._refuse(identity, packet.id, "version", wanted, got, reason)
+        elif said.role == common.ROLE_UNSPECIFIED or said.role not in Role.values():
+            self._refuse(identity, packet.id, "role", "a Role of common.proto", str(int(said.role)))
+        elif not _NAME.fullmatch(said.name):
+            self._refuse(identity, packet.id, "name", "1 to 64 of [A-Za-z0-9._-]", repr(said.name[:80]))
+        elif said.machine not in ("", self._machine):
+            self._refuse(identity, packet.id, "machine", f"machine {self._machine}", repr(said.machine[:80]))
+        elif said.hart >= MAX_HARTS:
+            self._refuse(identity, packet.id, "hart", f"a hart below {MAX_HARTS}", str(said.hart))
+        elif len(self.clients) >= _MAX_CLIENTS and not self._sweep():
+            self._refuse(identity, packet.id, "connections", f"at most {_MAX_CLIENTS} connections", "one more")
+        else:
+            client = Client(identity, said.role, said.name, said.hart)
+            try:
+                welcome = self._greet(client)
+            except errors.VmeshError as error:
+                self._refuse(identity, packet.id, "greeting", error.expected, error.got, str(error))
+                return
+            welcome.major, welcome.minor, welcome.name = MAJOR, MINOR, self._name
+            self.clients[identity] = client
+            self.send(client, welcome, packet.id)
+            self._greeted(client)
+
+    def _refuse(self, identity: bytes, packet_id: int, cause: str, expected: str, got: str, reason: str = "") -> None:
+        reason = reason or f"{self._name} expected {expected}, got {got}"
+        self.note_refusal(cause, reason)
+        self.send_packet(identity, make(Refused(expected=expected, got=got, reason=reason), packet_id))
+
+    def _sweep(self) -> bool:
+        """Forget the clients that are gone, which a ROUTER tells only when it sends; whether there is room then."""
+        for identity in list(self.clients):
+            self.send_packet(identity, Packet())
+        return len(self.clients) < _MAX_CLIENTS
+
+
+class Peer:
+    """A connection to a service, from the side that dials.
+
+    `unasked` has what came without being an answer (Notice, DeviceUpdate), the oldest dropped beyond 1024. While
+    waiting, the end of `lifeline` (a file descriptor) raises LifelineEnded.
+    """
+
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], address: str, said: Hello, *, lifeline: int = -1
+    ) -> None:
+        self.address = address
+        self.unasked: deque[Packet] = deque(maxlen=1024)
+        self._said = said
+        self._next_id = 0
+        self._poller = zmq.Poller()
+        self._lifeline = lifeline
+        if lifeline >= 0:
+            self._poller.register(lifeline, zmq.POLLIN)
+        self.socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.LINGER, _LINGER_MS)
+        self.socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+        self.socket.setsockopt(zmq.MAXMSGSIZE, MAX_PACKET_BYTES)
+        self.socket.setsockopt(zmq.SNDHWM, _QUEUE_MESSAGES)
+        self.socket.setsockopt(zmq.RCVHWM, _QUEUE_MESSAGES)
+        self._poller.register(self.socket, zmq.POLLIN)
+        self.socket.connect(address)
+
+    def greet(self, timeout: float) -> Welcome:
+        """Say Hello. `timeout`, in seconds, includes the time until the service listens.
+
+        Raises PeerError, PeerTimeout.
+        """
+        answer = self.request(self._said, timeout)
+        if not isinstance(answer, Welcome):
+            raise mismatch(self.address, "Welcome", answer)
+        if answer.major != MAJOR:
+            raise errors.PeerError(
+                f"{self.address}: another protocol", expected=f"{MAJOR}.x", got=f"{answer.major}.{answer.minor}"
+            )
+        return answer
+
+    def request(self, body: Message, timeout: float) -> Message:
+        """Send `body` and wait for its answer, at most `timeout` seconds.
+
+        Raises the VmeshError that an Error stands for, PeerError for Refused, PeerTimeout.
+        """
+        packet_id = self.send(body)
+        deadline = time.monotonic() + timeout
+        while True:
+            packet = self.receive(deadline - time.monotonic())
+            if packet is None:
+                raise errors.PeerTimeout(
+                    f"no answer from {self.address} within {timeout:g} s to {body.DESCRIPTOR.name}"
+                )
+            if packet.id != packet_id:
+                if packet.id == 0:
+                    self.unasked.append(packet)
+                continue  # else: the answer to a request that was given up
+            answer = body_of(packet)
+            if isinstance(answer, common.Error):
+                raise errors.from_message(answer)
+            if isinstance(answer, Refused):
+                raise errors.PeerError(f"{self.address} refused: {answer.reason}")
+            if answer is None:
+                raise mismatch(self.address, "an answer", None)
+            return answer
+
+    def send(self, body: Message) -> int:
+        """Send a request without waiting; gives its id. Raises PeerError if the service does not read its socket."""
+        self._next_id += 1
+        self.send_packet(make(body, self._next_id))
+        return self._next_id
+
+    def send_packet(self, packet: Packet) -> None:
+        """Send a packet as it is. Raises PeerError if the service does not read its socket."""
+        try:
+            self.socket.send(packet.SerializeToString(), zmq.NOBLOCK)
+        except zmq.Again:
+            raise errors.PeerError(f"{self.address} takes no more messages") from None
+
+    def receive(self, timeout: float = 0.0) -> Packet | None:
+        """The next packet, or None after `timeout` seconds. Raises PeerError for what is no packet, LifelineEnded."""
+        ready = self._poller.poll(max(0, int(timeout * 1000 + 0.999)))
+        if any(where == self._lifeline for where, _ in ready):
+            raise errors.LifelineEnded("the process that started this one is gone")
+        if not ready:
+            return None
+        frame = self.socket.recv(zmq.NOBLOCK)
+        if self.socket.rcvmore:
+            self.socket.recv_multipart(zmq.NOBLOCK)
+            raise errors.PeerError(f"{self.address} sent several frames", expected="one")
+        try:
+            return parse(frame)
+        except errors.BadRequest as error:
+            raise errors.PeerError(f"{self.address}: {error}") from None
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def mismatch(address: str, expected: str, answer: Message | None) -> errors.PeerError:
+    """The error for an answer of another kind than the request has."""
+    got = "nothing" if answer is None else answer.DESCRIPTOR.name
+    return errors.PeerError(f"{address} gave a wrong answer", expected=expected, got=got)
