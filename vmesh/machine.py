@@ -1,8 +1,8 @@
 """The machine directory: where the processes of one machine meet.
 
-`$VMESH_RUNTIME`, or `/dev/shm/vmesh-<uid>`, holds one directory per machine, named after it. The file `lock` in it carries a
-`flock` that every process of the machine inherits, so that *the lock is free exactly when no process of the machine lives*:
-that is how a name in use is told from the leavings of a machine that was killed, without trusting process ids.
+`$VMESH_RUNTIME`, or `/dev/shm/vmesh-<uid>`, holds one directory per machine, named after it. The file `lock` in it
+carries a `flock` that every process of the machine inherits: *it is free exactly when no process of the machine lives*.
+That is how a name in use is told from the leavings of a machine that was killed, without trusting process ids.
 Everything here is owner-only.
 """
 
@@ -85,7 +85,7 @@ class Machine:
         return self.path / f"{device}.console"
 
     def write_record(self, record: MachineRecord) -> None:
-        """Replace machine.json at once, so that a reader sees the old or the new one. Nothing to do if the directory is gone."""
+        """Replace machine.json at once: a reader sees the old or the new one. Does nothing if the directory is gone."""
         fresh = self.path / f".{RECORD}.{os.getpid()}"
         try:
             fresh.write_text(json.dumps(asdict(record), indent=1))
@@ -120,7 +120,7 @@ class Machine:
     def remove(self) -> None:
         """Remove the directory and all in it, if it is still ours; what is gone already is no error.
 
-        Needs the lock: another process of this machine may have removed the directory, and a new machine taken the name.
+        Needs the lock: another process of this machine may have removed it, and a new machine have taken the name.
         """
         with _root_lock(self.path.parent):
             if _same_file(self.lock_fd, self.path / LOCK):
@@ -141,9 +141,9 @@ def runtime_root() -> Path:
     if not stat.S_ISDIR(status.st_mode):
         raise MachineError(f"the runtime directory {root} is not a directory (set VMESH_RUNTIME)")
     if status.st_uid != os.getuid() or status.st_mode & 0o077:
-        mode = stat.S_IMODE(status.st_mode)
+        mode = f"{stat.S_IMODE(status.st_mode):04o}"
         raise MachineError(
-            f"the runtime directory {root} must be yours with mode 0700, it is uid {status.st_uid}'s with mode {mode:04o}"
+            f"the runtime directory {root} must be yours with mode 0700, it is uid {status.st_uid}'s with mode {mode}"
         )
     return root
 
@@ -159,8 +159,8 @@ def create(name: str | None = None) -> Machine:
     longest = len(os.fsencode(root / chosen)) + _LONGEST_FILE
     if longest >= _SUN_PATH_BYTES:
         raise MachineError(
-            f"the sockets of machine '{chosen}' in {root} would have paths of {longest} bytes, at most {_SUN_PATH_BYTES - 1} "
-            "are possible (set VMESH_RUNTIME to a shorter one)"
+            f"the sockets of machine '{chosen}' in {root} would have paths of {longest} bytes, "
+            f"at most {_SUN_PATH_BYTES - 1} are possible (set VMESH_RUNTIME to a shorter one)"
         )
     with _root_lock(root):
         _reap(root)
@@ -179,7 +179,7 @@ def create(name: str | None = None) -> Machine:
 
 
 def adopt(path: Path, lock_fd: int = -1) -> Machine:
-    """The directory at `path` as one of its own processes sees it; without `lock_fd` its lock is taken (or shared) here.
+    """The directory at `path` as one of its own processes sees it; without `lock_fd` its lock is taken here.
 
     Raises MachineError if there is no such directory or another machine's processes hold it.
     """
@@ -215,7 +215,10 @@ def machines() -> list[Machine]:
 def check_name(name: str) -> None:
     """Raises MachineError for what cannot name a machine."""
     if not _NAME.fullmatch(name):
-        raise MachineError(f"'{name}' cannot name a machine: expected 1 to 32 letters, digits, '.', '_' or '-', the first a letter or digit")
+        raise MachineError(
+            f"'{name}' cannot name a machine: expected 1 to 32 letters, digits, '.', '_' or '-', "
+            "the first a letter or digit"
+        )
 
 
 def _directories(root: Path) -> list[Path]:

@@ -1,0 +1,140 @@
+"""The monitor: starts the services of one machine, supervises them, and opens the control plane's door.
+
+It ends with the guest's exit status, 1 if a service failed. No process, socket or file of the machine is left then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from services.monitor.output import Output
+from services.monitor.supervisor import Settings, Supervisor
+from vmesh.log import Log
+from vmesh.machine import MachineError, adopt
+from vmesh.spawn import ServiceCommand
+
+
+def main(argv: list[str]) -> int:
+    """Run one machine. Returns its exit status."""
+    arguments = _parse(argv)
+    try:
+        machine = adopt(arguments.machine, arguments.lock)
+    except MachineError as error:
+        print(f"monitor: {error}", file=sys.stderr)
+        return 2
+    log = Log("monitor", machine.log)
+    phase = _phases(log, arguments.began, show=arguments.startup)
+    phase("monitor up")
+    settings = Settings(
+        reboot=not arguments.no_reboot,
+        health_interval=arguments.health_interval,
+        health_limit=arguments.health_limit,
+    )
+    output = Output(log, sys.stderr if arguments.warnings else None)
+    supervisor = Supervisor(machine, arguments.service, settings, log, output)
+    supervisor.on_phase = phase
+    signals = _signal_pipe()
+    # The services see the end of this pipe when this process ends; nobody ever writes to it.
+    services_lifeline, ours = os.pipe()
+    gc.freeze()  # what was imported is shared with the services, page by page
+    supervisor.start(services_lifeline)
+    os.close(services_lifeline)
+    supervisor.watch(signals, lambda: supervisor.end(0))
+    if arguments.lifeline is not None:
+        supervisor.watch(arguments.lifeline, lambda: _launcher_gone(supervisor, arguments.lifeline))
+    supervisor.on_ready = lambda: threading.Thread(target=_open_gateway, args=(supervisor,), daemon=True).start()
+    status = supervisor.run()
+    os.close(ours)
+    machine.remove()
+    if supervisor.failure:
+        _tell(arguments.report, supervisor.failure)
+    return status
+
+
+def _open_gateway(supervisor: Supervisor) -> None:
+    # gRPC is imported last: it has threads, which do not survive the forks, and the guest need not wait for it.
+    from services.monitor.gateway import serve
+
+    try:
+        server = serve(supervisor, supervisor.machine.gateway)
+    except (OSError, RuntimeError) as error:
+        failure = f"the monitor cannot open its gateway {supervisor.machine.gateway}: {error}"
+        supervisor.call(lambda: supervisor.end(1, failure))
+        return
+    supervisor.call(lambda: supervisor.on_phase("gateway open"))
+    server.wait_for_termination()
+
+
+def _launcher_gone(supervisor: Supervisor, lifeline: int) -> None:
+    supervisor.unwatch(lifeline)
+    supervisor.end(1, "the launcher is gone")
+
+
+def _signal_pipe() -> int:
+    """A descriptor that becomes readable when this process is asked to end (SIGTERM, SIGINT, SIGHUP)."""
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: None)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    return reader
+
+
+def _phases(log: Log, began_ns: int, *, show: bool) -> Callable[[str], None]:
+    """Logs how far the start has come, in ms since `began_ns` (CLOCK_MONOTONIC; 0: now); `show` says it on stderr too."""
+    began_ns = began_ns or time.monotonic_ns()
+
+    def phase(text: str) -> None:
+        elapsed = f"{(time.monotonic_ns() - began_ns) / 1e6:.1f}"
+        log.info("start", phase=text, ms=elapsed)
+        if show:
+            print(f"start: {elapsed:>7} ms  {text}", file=sys.stderr, flush=True)
+
+    return phase
+
+
+def _tell(report: int | None, failure: str) -> None:
+    """Say why the machine ended: to the launcher, which owns the terminal, or where there is none on stderr."""
+    if report is None:
+        print(f"monitor: {failure}", file=sys.stderr)
+        return
+    with suppress(OSError):
+        os.write(report, failure.encode(errors="replace"))
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m services.monitor", description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("--machine", type=Path, required=True, metavar="DIR", help="the machine directory")
+    add("--service", type=_command, action="append", required=True, metavar="'NAME KIND MODULE ARGUMENT...'",
+        help="a service to start; once for each, quoted as for a shell")  # fmt: skip
+    add("--no-reboot", action="store_true", help="end when the guest asks for a reset")
+    add("--health-interval", type=float, default=1.0, metavar="SECONDS", help="between two looks at a service")
+    add("--health-limit", type=float, default=10.0, metavar="SECONDS", help="without an answer: it hangs")
+    add("--warnings", action="store_true", help="copy the services' warnings and errors to stderr")
+    add("--startup", action="store_true", help="say on stderr how long each phase of the start took")
+    add("--began", type=int, default=0, metavar="NS", help="CLOCK_MONOTONIC when the user's command began")
+    add("--lifeline", type=int, metavar="FD", help="a pipe: at its end the machine ends")
+    add("--lock", type=int, default=-1, metavar="FD", help="the machine directory's lock, held already")
+    add("--report", type=int, metavar="FD", help="a pipe that gets the failure, if any, that ended the machine")
+    return parser.parse_args(argv)
+
+
+def _command(text: str) -> ServiceCommand:
+    parts = shlex.split(text)
+    if len(parts) < 3:
+        raise argparse.ArgumentTypeError(f"expected 'NAME KIND MODULE ARGUMENT...', got '{text}'")
+    return ServiceCommand(parts[0], parts[1], parts[2], tuple(parts[3:]))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

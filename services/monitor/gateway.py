@@ -1,0 +1,114 @@
+"""The gRPC gateway: vmesh.v1.Machine, the standard health service and reflection, on the machine's Unix socket.
+
+The only threads of the monitor are here. Each call becomes an operation that the supervisor's loop carries out.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from services.monitor import operations
+from services.monitor.operations import Operation, RequestError
+from services.monitor.supervisor import StateError, Supervisor
+from vmesh.v1 import cpu_pb2, gateway_pb2
+from vmesh.v1.gateway_pb2_grpc import MachineServicer, add_MachineServicer_to_server
+
+SERVICE = gateway_pb2.DESCRIPTOR.services_by_name["Machine"].full_name
+_THREADS = 4
+# An operation fails by itself when a service owes an answer too long; this only bounds a chain of slow ones.
+_CALL_LIMIT = 60.0
+
+
+def serve(supervisor: Supervisor, socket: Path) -> grpc.Server:
+    """Open the gateway at `socket`, for its owner only, as long as the result is kept.
+
+    Raises RuntimeError if it cannot listen there.
+    """
+    server = grpc.server(
+        ThreadPoolExecutor(_THREADS, thread_name_prefix="gateway"),
+        options=[("grpc.max_receive_message_length", 1 << 20), ("grpc.so_reuseport", 0)],
+    )
+    add_MachineServicer_to_server(_Machine(supervisor), server)
+    state = health.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(state, server)
+    for name in ("", SERVICE):
+        state.set(name, health_pb2.HealthCheckResponse.SERVING)
+    reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    server.add_insecure_port(f"unix:{socket}")
+    server.start()
+    with suppress(FileNotFoundError):  # the machine ended meanwhile
+        socket.chmod(0o600)
+    return server
+
+
+class _Machine(MachineServicer):
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+
+    def Status(self, request: gateway_pb2.StatusRequest, context: grpc.ServicerContext) -> gateway_pb2.MachineStatus:
+        supervisor = self._supervisor
+        cpu = cpu_pb2.CpuStatus()
+        known: Future[gateway_pb2.MachineStatus] = Future()
+        if supervisor.board.cpu:
+            with suppress(StateError, RequestError, FutureTimeoutError):
+                supervisor.submit(operations.cpu_status(supervisor.board, cpu), exclusive=False).result(_CALL_LIMIT)
+        supervisor.call(lambda: known.set_result(supervisor.machine_status()))
+        try:
+            status = known.result(_CALL_LIMIT)
+        except FutureTimeoutError:
+            _refuse(context, grpc.StatusCode.UNAVAILABLE, "the monitor has ended")
+        status.harts.extend(cpu.harts)
+        status.bus.CopyFrom(cpu.bus)
+        return status
+
+    def Pause(self, request: gateway_pb2.PauseRequest, context: grpc.ServicerContext) -> gateway_pb2.PauseReply:
+        self._do(operations.pause(self._supervisor.board), context)
+        return gateway_pb2.PauseReply()
+
+    def Resume(self, request: gateway_pb2.ResumeRequest, context: grpc.ServicerContext) -> gateway_pb2.ResumeReply:
+        self._do(operations.resume(self._supervisor.board), context)
+        return gateway_pb2.ResumeReply()
+
+    def Reset(self, request: gateway_pb2.ResetMachineRequest, context: grpc.ServicerContext) -> gateway_pb2.ResetReply:
+        self._do(self._supervisor.reset(), context)
+        return gateway_pb2.ResetReply()
+
+    def Quit(self, request: gateway_pb2.QuitRequest, context: grpc.ServicerContext) -> gateway_pb2.QuitReply:
+        context.add_callback(lambda: self._supervisor.call(lambda: self._supervisor.end(0)))
+        return gateway_pb2.QuitReply()
+
+    def Registers(self, request: gateway_pb2.RegistersRequest, context: grpc.ServicerContext) -> cpu_pb2.HartRegisters:
+        board = self._supervisor.board
+        found = cpu_pb2.HartRegisters()
+        if not board.cpu:
+            _refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "the machine has no cpu service")
+        self._do(operations.registers(board, request.hart, found), context, exclusive=False)
+        return found
+
+    def _do(self, operation: Operation, context: grpc.ServicerContext, *, exclusive: bool = True) -> None:
+        """Carry out an operation; its error becomes the status of the call."""
+        try:
+            self._supervisor.submit(operation, exclusive=exclusive).result(_CALL_LIMIT)
+        except StateError as error:
+            _refuse(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        except RequestError as error:
+            code = grpc.StatusCode.INVALID_ARGUMENT if error.callers_fault else grpc.StatusCode.UNAVAILABLE
+            _refuse(context, code, str(error))
+        except FutureTimeoutError:
+            _refuse(context, grpc.StatusCode.UNAVAILABLE, f"not done after {_CALL_LIMIT:g} s")
+
+
+def _refuse(context: grpc.ServicerContext, code: grpc.StatusCode, text: str) -> NoReturn:
+    context.abort(code, text)
+    raise AssertionError("abort returned")

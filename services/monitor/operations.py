@@ -1,0 +1,118 @@
+"""What the monitor asks of the services, in which order: lifecycle.proto's sequences as generators.
+
+A generator yields a batch of requests and is sent their answers, in the same order, once all have come. If one fails,
+RequestError is thrown into it. Nothing here knows of sockets or time, so that a test can play the services.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+from google.protobuf.message import Message
+
+from vmesh.v1 import cpu_pb2, lifecycle_pb2
+from vmesh.v1.packet_pb2 import Packet
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One packet to one service."""
+
+    service: str
+    body: Message
+
+
+Batch = Sequence[Request]
+Operation = Generator[Batch, Sequence[Packet], None]
+
+
+class RequestError(Exception):
+    """A service refused a request, failed at it or did not answer in time; the message is one line for people.
+
+    `callers_fault` tells that the request itself could not be followed, such as for a hart that is not there.
+    """
+
+    def __init__(self, text: str, *, callers_fault: bool = False) -> None:
+        super().__init__(text)
+        self.callers_fault = callers_fault
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """The services' names by their part in the lifecycle. `cpu` is empty on a machine without one."""
+
+    memory: str
+    cpu: str
+    devices: tuple[str, ...]
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        return (*self.devices, self.memory)
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        return (*self.others, self.cpu) if self.cpu else self.others
+
+    def shutdown_order(self) -> tuple[tuple[str, ...], ...]:
+        """Who writes ends before those it writes to: harts, then devices, then memory."""
+        return tuple(group for group in ((self.cpu,) if self.cpu else (), self.devices, (self.memory,)) if group)
+
+
+def pause(board: Board) -> Operation:
+    """Stop the harts, then the devices, and drain the bus. If a part fails, all go on as before and it raises."""
+    try:
+        yield from _stop(board)
+    except RequestError:
+        yield from resume(board)
+        raise
+
+
+def resume(board: Board) -> Operation:
+    """Everyone goes on, the harts last, when there is somebody to answer them."""
+    yield [Request(name, lifecycle_pb2.Resume()) for name in board.others]
+    if board.cpu:
+        yield [Request(board.cpu, lifecycle_pb2.Resume())]
+    yield health(board)
+
+
+def reset(board: Board, *, stay_paused: bool) -> Operation:
+    """The state after power-on. Memory comes before the harts, so that they start from images loaded anew."""
+    yield from _stop(board)
+    yield [Request(name, lifecycle_pb2.Reset()) for name in board.devices]
+    yield [Request(board.memory, lifecycle_pb2.Reset())]
+    if board.cpu:
+        yield [Request(board.cpu, lifecycle_pb2.Reset())]
+    if not stay_paused:
+        yield from resume(board)
+
+
+def health(board: Board) -> Batch:
+    return [Request(name, lifecycle_pb2.Health()) for name in board.all]
+
+
+def cpu_status(board: Board, status: cpu_pb2.CpuStatus) -> Operation:
+    """Fill in `status`; it stays empty if the cpu does not answer now."""
+    try:
+        (packet,) = yield [Request(board.cpu, cpu_pb2.CpuStatusRequest())]
+    except RequestError:
+        return
+    status.CopyFrom(packet.cpu_status)
+
+
+def registers(board: Board, hart: int, registers: cpu_pb2.HartRegisters) -> Operation:
+    """Fill in `registers`."""
+    (packet,) = yield [Request(board.cpu, cpu_pb2.HartRegistersRequest(hart=hart))]
+    registers.CopyFrom(packet.hart_registers)
+
+
+def _stop(board: Board) -> Operation:
+    if board.cpu:
+        yield [Request(board.cpu, lifecycle_pb2.Pause())]
+    yield [Request(name, lifecycle_pb2.Pause()) for name in board.others]
+    drained = yield [Request(name, lifecycle_pb2.Drain()) for name in board.others]
+    if board.cpu:
+        updates = {name: packet.drained.update_sequence for name, packet in zip(board.others, drained, strict=True)}
+        del updates[board.memory]
+        yield [Request(board.cpu, lifecycle_pb2.Drain(updates=updates))]
+    yield health(board)

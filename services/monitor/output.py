@@ -1,0 +1,62 @@
+"""What the services write to stderr: their warnings, and the last words of one that dies of an unforeseen error."""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+from typing import TextIO
+
+from vmesh.log import Log
+
+_LINE_LIMIT = 4096  # bytes
+_SHOWN_LIMIT = 300  # characters
+# A service has written the lines of vmesh.log to the machine's log itself.
+_LOGGED = re.compile(r"\S+Z (?=(info|warning|error) )")
+
+
+class Output:
+    """Takes the services' output from their pipes, line by line; `mirror`, if any, gets a copy for the user."""
+
+    def __init__(self, log: Log, mirror: TextIO | None = None) -> None:
+        self._log = log
+        self._mirror = mirror
+        self._partial: dict[str, bytes] = {}
+        self._last: dict[str, str] = {}
+
+    def drain(self, service: str, fd: int) -> None:
+        """Take what there is in `fd`, which does not block; at its end also a last line without a newline."""
+        try:
+            while data := os.read(fd, 65536):
+                *lines, rest = (self._partial.pop(service, b"") + data).split(b"\n")
+                if len(rest) > _LINE_LIMIT:
+                    lines.append(rest)
+                    rest = b""
+                self._partial[service] = rest
+                for line in lines:
+                    self._take(service, line)
+        except BlockingIOError:
+            return
+        self._take(service, self._partial.pop(service, b""))
+
+    def last_line(self, service: str) -> str:
+        """What `service` said last; empty if nothing."""
+        return self._last.get(service, "")
+
+    def _take(self, service: str, raw: bytes) -> None:
+        line = one_line(raw[:_LINE_LIMIT].decode(errors="replace"), _LINE_LIMIT)
+        if not line:
+            return
+        logged = _LOGGED.match(line)
+        text = line[logged.end() :] if logged else f"{service}: {line}"
+        self._last[service] = text[:_SHOWN_LIMIT]
+        if not logged:
+            self._log.warning("output", service=service, text=line)
+        if self._mirror is not None:
+            with suppress(OSError):
+                print(text, file=self._mirror, flush=True)
+
+
+def one_line(text: str, limit: int = _SHOWN_LIMIT) -> str:
+    """Text from a service as people may see it: one line, no control characters, at most `limit` of the others."""
+    return "".join(c if c.isprintable() else " " for c in text[:limit]).strip()

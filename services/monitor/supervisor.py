@@ -1,0 +1,496 @@
+"""The supervisor: starts the services, watches them, carries out operations, ends the machine and leaves nothing.
+
+One thread, one loop. Other threads (the gateway's) hand in work with `submit` and wait for its future.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+
+import zmq
+
+from services.monitor import operations
+from services.monitor.link import Link
+from services.monitor.operations import Board, Operation, Request, RequestError
+from services.monitor.output import Output, one_line
+from vmesh.errors import PeerError
+from vmesh.log import Log
+from vmesh.machine import Machine, MachineRecord, ServiceRecord
+from vmesh.spawn import Child, ServiceCommand, describe_exit, start_service
+from vmesh.v1 import common_pb2, gateway_pb2, lifecycle_pb2
+from vmesh.v1.packet_pb2 import Packet
+
+START_LIMIT = 60.0  # seconds for a service to say Welcome and to get ready
+END_LIMIT = 3.0  # seconds for an orderly end; what then still lives is killed
+FAILED_END_LIMIT = 1.0  # the same after a failure
+_START_INTERVAL = 0.02  # seconds between two looks at a service that is not ready yet
+
+_STATES = {
+    lifecycle_pb2.SERVICE_STARTING: "starting",
+    lifecycle_pb2.SERVICE_RUNNING: "running",
+    lifecycle_pb2.SERVICE_PAUSED: "paused",
+    lifecycle_pb2.SERVICE_STOPPING: "stopping",
+}
+_MACHINE_STATES = {
+    gateway_pb2.MACHINE_STARTING: "starting",
+    gateway_pb2.MACHINE_RUNNING: "running",
+    gateway_pb2.MACHINE_PAUSED: "paused",
+    gateway_pb2.MACHINE_ENDING: "ending",
+}
+
+
+class StateError(Exception):
+    """The machine is in no state for what was asked; the message is one line for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How the machine is to be run; times in seconds."""
+
+    reboot: bool = True
+    health_interval: float = 1.0
+    health_limit: float = 10.0
+
+
+@dataclass(slots=True, eq=False)
+class Service:
+    """A service and what is known of it."""
+
+    command: ServiceCommand
+    child: Child
+    link: Link
+    epoch: int = 1
+    state: str = "starting"
+    last_error: str = ""
+    counters: dict[str, int] = field(default_factory=dict)
+    welcomed: bool = False
+    alive: bool = True
+    asked_at: float | None = None  # when the question about its health was sent that is still open
+    report_at: float = 0.0  # when to ask next
+
+    @property
+    def ready(self) -> bool:
+        return self.welcomed and self.state != "starting"
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """An operation under way: the batch it waits for."""
+
+    operation: Operation
+    future: Future[None]
+    exclusive: bool
+    begun: bool = False
+    requests: Sequence[Request] = ()
+    answers: list[Packet] = field(default_factory=list)
+    open: dict[int, tuple[Link, int]] = field(default_factory=dict)  # by place: whom was asked, under which id
+    deadline: float = 0.0
+
+
+class Supervisor:
+    """The life of one machine, from `start` to the exit status that `run` returns."""
+
+    def __init__(
+        self, machine: Machine, commands: Sequence[ServiceCommand], settings: Settings, log: Log, output: Output
+    ) -> None:
+        self.machine = machine
+        self.state = gateway_pb2.MACHINE_STARTING
+        self.failure = ""
+        self.board = _board(commands)
+        self.services: dict[str, Service] = {}
+        self.on_ready: Callable[[], None] = lambda: None
+        self.on_phase: Callable[[str], None] = lambda phase: None
+        self._commands = commands
+        self._settings = settings
+        self._log = log
+        self._output = output
+        self._began = time.monotonic()
+        self._created = time.time()
+        self._recorded: MachineRecord | None = None
+        self._poll = zmq.Poller()
+        self._readers: dict[int, Callable[[], None]] = {}
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._runs: list[_Run] = []
+        self._waiting: deque[_Run] = deque()
+        self._exit_status = 0
+        self._end_deadline = float("inf")
+        self._to_shut_down: deque[tuple[str, ...]] = deque()
+        self._shutting_down: tuple[str, ...] = ()
+
+    @property
+    def uptime(self) -> float:
+        return time.monotonic() - self._began
+
+    def start(self, lifeline: int) -> None:
+        """Fork every service, `lifeline` in hand, then connect to them. Call before any thread runs."""
+        children = []
+        for command in self._commands:
+            # Memory outlives the others, to remove the directory; its lifeline alone ends it.
+            death_signal = 0 if command.name == self.board.memory else signal.SIGKILL
+            keep = [self.machine.lock_fd]
+            children.append(start_service(command, lifeline=lifeline, keep=keep, death_signal=death_signal))
+        self.on_phase("services forked")
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        for command, child in zip(self._commands, children, strict=True):
+            link = Link(context, self.machine, command.name, partial(self._notice, command.name))
+            service = Service(command, child, link)
+            self.services[command.name] = service
+            self._poll.register(link.socket, zmq.POLLIN)
+            self.watch(child.pidfd, partial(self._dead, service))
+            self.watch(child.output, partial(self._drain, service))
+            link.hello(partial(self._welcome, service))
+        self.watch(self._wake, self._work)
+
+    def watch(self, fd: int, ready: Callable[[], None]) -> None:
+        """Call `ready` in the loop whenever `fd` is readable, until `unwatch`."""
+        self._readers[fd] = ready
+        self._poll.register(fd, zmq.POLLIN)
+
+    def unwatch(self, fd: int) -> None:
+        if self._readers.pop(fd, None):
+            self._poll.unregister(fd)
+
+    def run(self) -> int:
+        """Loop until no service is left. Returns the exit status of the machine."""
+        last = time.monotonic()
+        while any(service.alive for service in self.services.values()):
+            wait = min(max(self._next_timer() - time.monotonic(), 0.0), self._settings.health_interval)
+            for source, _ in self._poll.poll(int(wait * 1000) + 1):
+                if isinstance(source, int):
+                    if reader := self._readers.get(source):
+                        reader()
+                else:
+                    next(service.link for service in self.services.values() if service.link.socket is source).receive()
+            now = time.monotonic()
+            if (lost := now - last) > 2 * max(self._settings.health_interval, 1.0):
+                self._forgive(lost)  # this process was stopped: the services owe nothing for that time
+            last = now
+            self._tick(now)
+            self._record()
+        return self._exit_status
+
+    def submit(self, operation: Operation, *, exclusive: bool) -> Future[None]:
+        """From any thread: carry out an operation. Exclusive ones follow each other, once the machine has started.
+
+        The future fails with RequestError or StateError.
+        """
+        run = _Run(operation, Future(), exclusive)
+        self.call(lambda: self._begin(run))
+        return run.future
+
+    def call(self, work: Callable[[], None]) -> None:
+        """From any thread: have `work` done in the loop."""
+        self._inbox.put(work)
+        os.eventfd_write(self._wake, 1)
+
+    def end(self, status: int, failure: str = "") -> None:
+        """End the machine with this exit status, for a failure if there is one. Only the first call counts."""
+        if self.state == gateway_pb2.MACHINE_ENDING:
+            return
+        self.state = gateway_pb2.MACHINE_ENDING
+        self.failure = failure
+        self._exit_status = status
+        self._end_deadline = time.monotonic() + (FAILED_END_LIMIT if failure else END_LIMIT)
+        self._log.info("ending", status=status, failure=failure)
+        error = StateError(f"the machine ends{f': {failure}' if failure else ''}")
+        for run in [*self._runs, *self._waiting]:
+            self._finish(run, error)
+        self._waiting.clear()
+        self._to_shut_down.extend(self.board.shutdown_order())
+        self._shut_down()
+
+    def reset(self) -> Operation:
+        """The reset operation: a machine that is paused when it begins stays so."""
+        yield from operations.reset(self.board, stay_paused=self.state == gateway_pb2.MACHINE_PAUSED)
+
+    def machine_status(self) -> gateway_pb2.MachineStatus:
+        """All that is known here without asking the services."""
+        status = gateway_pb2.MachineStatus(
+            name=self.machine.name, state=self.state, uptime_seconds=self.uptime, last_error=self.failure
+        )
+        for service in self.services.values():
+            status.services.add(
+                name=service.command.name,
+                kind=service.command.kind,
+                pid=service.child.pid,
+                epoch=service.epoch,
+                state=service.state,
+                last_error=service.last_error,
+                counters=service.counters,
+            )
+        return status
+
+    # What comes from the services
+
+    def _welcome(self, service: Service, packet: Packet) -> None:
+        if packet.WhichOneof("body") != "welcome":
+            refused = packet.refused
+            reason = f"expected {refused.expected}, got {refused.got}" if refused.expected else refused.reason
+            self._fail(service, f"refused the monitor: {one_line(reason) or 'no reason given'}")
+            return
+        service.welcomed = True
+        service.epoch = packet.welcome.epoch
+        self.on_phase(f"{service.command.name} answers")
+        self._ask_health(service)
+
+    def _report(self, service: Service, packet: Packet) -> None:
+        service.asked_at = None
+        if packet.WhichOneof("body") != "health_report":
+            service.report_at = time.monotonic() + self._settings.health_interval
+            return
+        report = packet.health_report
+        was_ready = service.ready
+        service.epoch = report.epoch
+        service.state = _STATES.get(report.phase, "starting")
+        service.counters = dict(report.counters)
+        service.report_at = time.monotonic() + (self._settings.health_interval if service.ready else _START_INTERVAL)
+        if service.ready and not was_ready:
+            self.on_phase(f"{service.command.name} {service.state}")
+            self._maybe_started()
+
+    def _maybe_started(self) -> None:
+        if self.state != gateway_pb2.MACHINE_STARTING or not all(service.ready for service in self.services.values()):
+            return
+        self._observe_state()
+        self.on_phase("machine " + _MACHINE_STATES[self.state])
+        self.on_ready()
+        self._next_exclusive()
+
+    def _observe_state(self) -> None:
+        paused = bool(self.board.cpu) and self.services[self.board.cpu].state == "paused"
+        self.state = gateway_pb2.MACHINE_PAUSED if paused else gateway_pb2.MACHINE_RUNNING
+
+    def _notice(self, name: str, packet: Packet) -> None:
+        if packet.WhichOneof("body") != "notice":
+            return
+        notice = packet.notice
+        self._log.info("notice", service=name, kind=notice.WhichOneof("event") or "", text=notice.text)
+        if notice.severity == common_pb2.SEVERITY_ERROR:
+            self.services[name].last_error = one_line(notice.text)
+        match notice.WhichOneof("event"):
+            case "power_off":
+                self.end(min(notice.power_off.exit_code, 255))
+            case "reset_request" if not self._settings.reboot:
+                self.end(0)
+            case "reset_request":
+                self.submit(self.reset(), exclusive=True).add_done_callback(self._reset_done)
+            case "fault":
+                about = notice.fault.service or name
+                reason = one_line(notice.fault.reason or notice.text)
+                self.end(1, f"service '{one_line(about)}': {reason}")
+
+    def _reset_done(self, future: Future[None]) -> None:
+        if isinstance(error := future.exception(), RequestError):
+            self.end(1, f"the reset that the guest asked for failed: {error}")
+
+    def _drain(self, service: Service) -> None:
+        self._output.drain(service.command.name, service.child.output)
+
+    def _dead(self, service: Service) -> None:
+        _, status = os.waitpid(service.child.pid, 0)
+        self._drain(service)
+        self.unwatch(service.child.pidfd)
+        self.unwatch(service.child.output)
+        os.close(service.child.pidfd)
+        os.close(service.child.output)
+        service.alive = False
+        service.state = "dead"
+        how = describe_exit(status)
+        self._log.info("service ended", service=service.command.name, how=how)
+        if self.state == gateway_pb2.MACHINE_ENDING:
+            self._shut_down()
+        else:
+            self._fail(service, how)
+
+    def _fail(self, service: Service, how: str) -> None:
+        """The machine ends because of `service`: one line that says which, how, and what it said last."""
+        name = service.command.name
+        text = f"service '{name}' (pid {service.child.pid}) {how}"
+        if last := self._output.last_line(name):
+            text += f"; its last words: {last}"
+        service.last_error = how
+        self.end(1, text)
+
+    # Time
+
+    def _next_timer(self) -> float:
+        if self.state == gateway_pb2.MACHINE_ENDING:
+            return self._end_deadline
+        idle = [service for service in self.services.values() if service.welcomed and service.asked_at is None]
+        times = [service.report_at for service in idle] + [run.deadline for run in self._runs]
+        return min(times, default=float("inf"))
+
+    def _tick(self, now: float) -> None:
+        if self.state == gateway_pb2.MACHINE_ENDING:
+            if now >= self._end_deadline:
+                self._kill_all()
+            return
+        for run in [run for run in self._runs if now >= run.deadline]:
+            names = [run.requests[place].service for place in run.open]
+            self._advance(run, RequestError(f"no answer from {', '.join(names)} for {self._settings.health_limit:g} s"))
+        for service in self.services.values():
+            if not service.ready and self.uptime > START_LIMIT:
+                self._hung(service, f"is not ready {START_LIMIT:g} s after its start")
+                return
+            if service.asked_at is not None and now - service.asked_at > self._settings.health_limit:
+                self._hung(service, f"hangs: it owes an answer for {self._settings.health_limit:g} s")
+                return
+            if service.welcomed and service.asked_at is None and now >= service.report_at:
+                self._ask_health(service)
+
+    def _ask_health(self, service: Service) -> None:
+        service.asked_at = time.monotonic()
+        with suppress(PeerError):  # the answer will then be missed
+            service.link.ask(lifecycle_pb2.Health(), partial(self._report, service))
+
+    def _hung(self, service: Service, how: str) -> None:
+        self._fail(service, how)
+        service.state = "hung"
+        _kill(service)
+
+    def _forgive(self, seconds: float) -> None:
+        for service in self.services.values():
+            if service.asked_at is not None:
+                service.asked_at += seconds
+        for run in self._runs:
+            run.deadline += seconds
+        self._began += seconds if self.state == gateway_pb2.MACHINE_STARTING else 0.0
+
+    # Operations
+
+    def _work(self) -> None:
+        os.eventfd_read(self._wake)
+        while not self._inbox.empty():
+            self._inbox.get()()
+
+    def _begin(self, run: _Run) -> None:
+        if self.state == gateway_pb2.MACHINE_ENDING:
+            self._finish(run, StateError("the machine ends"))
+        elif run.exclusive:
+            self._waiting.append(run)
+            self._next_exclusive()
+        else:
+            self._runs.append(run)
+            self._advance(run, None)
+
+    def _next_exclusive(self) -> None:
+        if self.state == gateway_pb2.MACHINE_STARTING or any(run.exclusive for run in self._runs):
+            return
+        if self._waiting:
+            self._runs.append(run := self._waiting.popleft())
+            self._advance(run, None)
+
+    def _advance(self, run: _Run, error: RequestError | None) -> None:
+        """Step the operation with the answers it waited for, or with the error that one of them was."""
+        self._forget(run)
+        try:
+            if error is not None:
+                run.requests = run.operation.throw(error)
+            elif run.begun:
+                run.requests = run.operation.send(run.answers)
+            else:
+                run.requests = next(run.operation)
+        except StopIteration:
+            self._finish(run, None)
+            return
+        except RequestError as failed:
+            self._finish(run, failed)
+            return
+        run.begun = True
+        run.answers = [Packet()] * len(run.requests)
+        run.deadline = time.monotonic() + self._settings.health_limit
+        for place, request in enumerate(run.requests):
+            service = self.services[request.service]
+            if not service.welcomed or not service.alive:
+                self._advance(run, RequestError(f"service '{request.service}' is {service.state}"))
+                return
+            try:
+                number = service.link.ask(request.body, partial(self._answered, run, place))
+            except PeerError as error:
+                self._advance(run, RequestError(str(error)))
+                return
+            run.open[place] = (service.link, number)
+        if not run.requests:
+            self._advance(run, None)
+
+    def _answered(self, run: _Run, place: int, packet: Packet) -> None:
+        run.open.pop(place, None)
+        name = run.requests[place].service
+        match packet.WhichOneof("body"):
+            case "error":
+                text = f"service '{name}': {one_line(packet.error.text)}"
+                bad_request = packet.error.code == common_pb2.ERROR_BAD_REQUEST
+                self._advance(run, RequestError(text, callers_fault=bad_request))
+                return
+            case "refused":
+                self._advance(run, RequestError(f"service '{name}' refused: {one_line(packet.refused.reason)}"))
+                return
+            case "health_report":
+                self._report(self.services[name], packet)
+        run.answers[place] = packet
+        if not run.open:
+            self._advance(run, None)
+
+    def _forget(self, run: _Run) -> None:
+        for link, number in run.open.values():
+            link.forget(number)
+        run.open.clear()
+
+    def _finish(self, run: _Run, error: Exception | None) -> None:
+        self._forget(run)
+        if run in self._runs:
+            self._runs.remove(run)
+        if run.exclusive and self.state not in (gateway_pb2.MACHINE_STARTING, gateway_pb2.MACHINE_ENDING):
+            self._observe_state()
+        if error is None:
+            run.future.set_result(None)
+        else:
+            run.future.set_exception(error)
+        self._next_exclusive()
+
+    # The end
+
+    def _shut_down(self) -> None:
+        """Ask the next group to end once all of the one before it are gone."""
+        while self._to_shut_down and not any(self.services[name].alive for name in self._shutting_down):
+            self._shutting_down = self._to_shut_down.popleft()
+            for service in (self.services[name] for name in self._shutting_down):
+                if service.alive:
+                    with suppress(PeerError):  # it will then be killed
+                        service.link.ask(lifecycle_pb2.Shutdown(), lambda packet: None)
+
+    def _kill_all(self) -> None:
+        self._end_deadline = float("inf")
+        for service in self.services.values():
+            if service.alive:
+                self._log.warning("killed, as it did not end in time", service=service.command.name)
+                _kill(service)
+
+    def _record(self) -> None:
+        services = tuple(
+            ServiceRecord(s.command.name, s.command.kind, s.child.pid, s.epoch, s.state) for s in self.services.values()
+        )
+        record = MachineRecord(self.machine.name, os.getpid(), self._created, _MACHINE_STATES[self.state], services)
+        if record != self._recorded:
+            self._recorded = record
+            self.machine.write_record(record)
+
+
+def _board(commands: Sequence[ServiceCommand]) -> Board:
+    kinds = {command.kind: command.name for command in commands}
+    devices = tuple(command.name for command in commands if command.kind not in ("memory", "cpu"))
+    return Board(kinds["memory"], kinds.get("cpu", ""), devices)
+
+
+def _kill(service: Service) -> None:
+    signal.pidfd_send_signal(service.child.pidfd, signal.SIGKILL)

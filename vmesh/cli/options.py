@@ -1,0 +1,489 @@
+"""The flags of `vmesh run`, in QEMU's spelling: one table for parsing, for --help and for docs/cli.md.
+
+Source: QEMU's manual page qemu-system-riscv64(1) for names and meanings. What is accepted here means the same there;
+what vmesh has no counterpart for is refused by name, never ignored.
+"""
+
+from __future__ import annotations
+
+import difflib
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+MEBIBYTE = 1 << 20
+MAX_HARTS = 512  # the board's limit in QEMU's `virt` (docs/system/riscv/virt.rst)
+
+LOG_ITEMS: Mapping[str, str] = {
+    "startup": "how long each phase of the start took",
+    "guest_errors": "the services' warnings: what the guest did wrong, what was refused",
+    "unimp": "as guest_errors",
+}
+_REFUSED_LOG_ITEMS = {
+    "in_asm",
+    "out_asm",
+    "op",
+    "int",
+    "exec",
+    "cpu",
+    "fpu",
+    "mmu",
+    "pcall",
+    "cpu_reset",
+    "page",
+    "nochain",
+}
+
+
+class OptionError(Exception):
+    """A flag that cannot be followed; the message is one line that says what was expected."""
+
+
+class HelpRequested(Exception):
+    """Not an error: the text to print instead of running."""
+
+
+@dataclass(frozen=True, slots=True)
+class Serial:
+    """Where the serial port goes: `kind` is stdio, null, none, pty, file or unix; the last two have a path `target`."""
+
+    kind: str = "stdio"
+    target: str = ""
+    mux: bool = False  # stdio: Ctrl-A keys and the monitor prompt on the same terminal
+    server: bool = False  # unix: listen there instead of connecting
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What `vmesh run` was asked for. None where the default depends on the rest (see `vmesh.cli.run`)."""
+
+    dumpdtb: Path | None = None
+    memory_bytes: int | None = None
+    harts: int = 1
+    cpu: str | None = None
+    bios: str | None = None
+    kernel: Path | None = None
+    initrd: Path | None = None
+    append: str | None = None
+    dtb: Path | None = None
+    nographic: bool = False
+    display: str | None = None
+    serial: Serial | None = None
+    monitor: str | None = None
+    name: str | None = None
+    paused: bool = False
+    reboot: bool = True
+    log_items: frozenset[str] = frozenset()
+    log_file: Path | None = None
+    print_commands: bool = False
+    health_interval: float = 1.0  # seconds between two looks at a service's health
+    health_limit: float = 10.0  # seconds without an answer after which a service counts as hung
+
+    @property
+    def boots_default_guest(self) -> bool:
+        return self.kernel is None and self.bios is None
+
+    @property
+    def console(self) -> Serial:
+        """The serial port as the flags together ask for it."""
+        if self.serial is not None:
+            return self.serial
+        if self.display == "none" and not self.nographic:
+            return Serial("null")
+        return Serial("stdio", mux=self.monitor != "none")
+
+
+Apply = Callable[[RunOptions, str], RunOptions]
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One flag. `metavar` is empty for a flag without a value; `apply` returns the options with the flag followed."""
+
+    names: tuple[str, ...]
+    metavar: str
+    help: str
+    apply: Apply
+
+
+def parse(arguments: Sequence[str]) -> RunOptions:
+    """The options of a command line. Raises OptionError, or HelpRequested for --help and `-cpu help` and the like.
+
+    A flag may be written with one dash or two, as QEMU allows. Of a flag given twice the last holds.
+    """
+    options = RunOptions()
+    rest = iter(arguments)
+    serials = 0
+    for argument in rest:
+        if argument in ("-h", "-help", "--help"):
+            raise HelpRequested(usage())
+        if not argument.startswith("-") or argument == "-":
+            raise OptionError(f"unexpected argument '{argument}': expected a flag, and there is no disk image yet")
+        name = argument[1:] if argument.startswith("--") else argument
+        option = _BY_NAME.get(name)
+        if option is None:
+            raise OptionError(_unknown(name))
+        value = ""
+        if option.metavar:
+            try:
+                value = next(rest)
+            except StopIteration:
+                raise OptionError(f"{name}: expected {option.metavar} after it") from None
+        serials += name == "-serial"
+        if serials > 1:
+            raise OptionError("-serial: expected once, the virt board has one serial port")
+        try:
+            options = option.apply(options, value)
+        except ValueError as error:
+            raise OptionError(f"{name} {value}: {error}") from error
+    _check_together(options)
+    return options
+
+
+def usage() -> str:
+    """The text of `vmesh run --help`."""
+    lines = [
+        "usage: vmesh run [flags]",
+        "",
+        "Start a RISC-V `virt` machine, one process a service, and end with the guest's exit status. Without -kernel",
+        "and -bios it boots the guest that `vmesh guest fetch` has cached.",
+        "",
+        "flags (QEMU's; one dash or two):",
+    ]
+    for option in OPTIONS:
+        head = "  " + ", ".join(option.names) + (f" {option.metavar}" if option.metavar else "")
+        text = textwrap.wrap(option.help, 88)
+        if len(head) <= 27:
+            lines.append(f"{head:<28}{text[0]}")
+            text = text[1:]
+        else:
+            lines.append(head)
+        lines += [" " * 28 + line for line in text]
+    lines += [
+        "",
+        "With the serial port on a terminal (the default), Ctrl-A h lists the keys, Ctrl-A x ends the machine.",
+    ]
+    return "\n".join(lines)
+
+
+def memory_bytes(text: str) -> int:
+    """Bytes of RAM from QEMU's -m text: MiB without a suffix, or K, M, G, T. Raises ValueError."""
+    properties = _properties(text, "size")
+    if extra := [key for key in properties if key != "size"]:
+        raise ValueError(f"expected only a size, got '{extra[0]}': memory cannot be added while the machine runs")
+    size = properties.get("size", "")
+    factors = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+    digits, factor = (size[:-1], factors[size[-1].upper()]) if size[-1:].upper() in factors else (size, MEBIBYTE)
+    try:
+        amount = int(float(digits) * factor) if "." in digits else int(digits) * factor
+    except (ValueError, OverflowError):
+        raise ValueError("expected a size such as 512M or 2G") from None
+    if amount <= 0 or amount % 4096:
+        raise ValueError("expected a size above 0 and a multiple of 4 KiB")
+    return amount
+
+
+def hart_count(text: str) -> int:
+    """Harts from QEMU's -smp text. Raises ValueError."""
+    numbers: dict[str, int] = {}
+    for key, value in _properties(text, "cpus").items():
+        if key not in ("cpus", "maxcpus", "sockets", "dies", "clusters", "cores", "threads"):
+            raise ValueError(f"expected cpus, maxcpus, sockets, dies, clusters, cores or threads, got '{key}'")
+        if not (value.isascii() and value.isdecimal()) or int(value) < 1:
+            raise ValueError(f"expected a number of at least 1, got '{value}'")
+        numbers[key] = int(value)
+    product = 1
+    for key in ("sockets", "dies", "clusters", "cores", "threads"):
+        product *= numbers.get(key, 1)
+    topology = bool(numbers.keys() - {"cpus", "maxcpus"})
+    cpus = numbers.get("cpus", product if topology else numbers.get("maxcpus", 1))
+    if numbers.get("maxcpus", cpus) != cpus:
+        raise ValueError("expected maxcpus equal to cpus: harts cannot be added while the machine runs")
+    if topology and cpus % product:
+        raise ValueError(f"expected cpus to be a multiple of sockets*cores*threads, {cpus} is none of {product}")
+    if cpus > MAX_HARTS:
+        raise ValueError(f"expected at most {MAX_HARTS} harts")
+    return cpus
+
+
+def _machine(options: RunOptions, text: str) -> RunOptions:
+    if text == "help":
+        raise HelpRequested("virt                 RISC-V VirtIO board (default)")
+    for key, value in _properties(text, "type").items():
+        match key:
+            case "type" if value != "virt":
+                raise ValueError("expected virt, the only board there is")
+            case "type":
+                pass
+            case "dumpdtb":
+                options = replace(options, dumpdtb=_path(value))
+            case "accel":
+                options = _accel(options, value)
+            case _:
+                raise ValueError(f"expected virt[,dumpdtb=FILE], got '{key}'")
+    return options
+
+
+def _accel(options: RunOptions, text: str) -> RunOptions:
+    if text == "help":
+        raise HelpRequested("Accelerators supported:\ntcg (vmesh's own interpreter and translator)")
+    for key, value in _properties(text, "accel").items():
+        if key == "accel" and value != "tcg":
+            raise ValueError("expected tcg: harts are emulated, never virtualised")
+        if key not in ("accel", "thread", "tb-size", "one-insn-per-tb", "split-wx"):
+            raise ValueError(f"expected tcg, got the property '{key}'")
+    return options
+
+
+def _smp(options: RunOptions, text: str) -> RunOptions:
+    return replace(options, harts=hart_count(text))
+
+
+def _memory(options: RunOptions, text: str) -> RunOptions:
+    return replace(options, memory_bytes=memory_bytes(text))
+
+
+def _cpu(options: RunOptions, text: str) -> RunOptions:
+    return replace(options, cpu=text)
+
+
+def _bios(options: RunOptions, text: str) -> RunOptions:
+    return replace(options, bios=text if text in ("default", "none") else str(_file(text)))
+
+
+def _kernel(options: RunOptions, text: str) -> RunOptions:
+    return replace(options, kernel=_file(text))
+
+
+def _initrd(options: RunOptions, text: str) -> RunOptions:
+    return replace(options, initrd=_file(text))
+
+
+def _dtb(options: RunOptions, text: str) -> RunOptions:
+    return replace(options, dtb=_file(text))
+
+
+def _append(options: RunOptions, text: str) -> RunOptions:
+    return replace(options, append=text)
+
+
+def _nographic(options: RunOptions, _text: str) -> RunOptions:
+    return replace(options, nographic=True)
+
+
+def _display(options: RunOptions, text: str) -> RunOptions:
+    if text != "none":
+        raise ValueError("expected none, the board has no display")
+    return replace(options, display="none")
+
+
+def _serial(options: RunOptions, text: str) -> RunOptions:
+    kind, _, target = text.partition(":")
+    match kind:
+        case "stdio" | "null" | "none" | "pty" if not target:
+            serial = Serial(kind)
+        case "mon" if target == "stdio":
+            serial = Serial("stdio", mux=True)
+        case "file" if target:
+            serial = Serial("file", str(Path(target).absolute()))
+        case "unix" if target:
+            path, *flags = target.split(",")
+            server = False
+            for flag in flags:
+                match flag:
+                    case "server" | "server=on":
+                        server = True
+                    case "server=off" | "nowait" | "wait=off":
+                        pass
+                    case _:
+                        raise ValueError(f"expected unix:PATH[,server=on][,wait=off], got '{flag}'")
+            serial = Serial("unix", str(Path(path).absolute()), server=server)
+        case _:
+            raise ValueError(
+                "expected stdio, mon:stdio, null, none, pty, file:PATH or unix:PATH[,server=on][,wait=off]"
+            )
+    return replace(options, serial=serial)
+
+
+def _monitor(options: RunOptions, text: str) -> RunOptions:
+    if text not in ("none", "stdio"):
+        raise ValueError("expected none or stdio")
+    return replace(options, monitor=text)
+
+
+def _name(options: RunOptions, text: str) -> RunOptions:
+    properties = _properties(text, "guest")
+    if extra := [key for key in properties if key not in ("guest", "process", "debug-threads")]:
+        raise ValueError(f"expected NAME, got the property '{extra[0]}'")
+    return replace(options, name=properties.get("guest", ""))
+
+
+def _paused(options: RunOptions, _text: str) -> RunOptions:
+    return replace(options, paused=True)
+
+
+def _no_reboot(options: RunOptions, _text: str) -> RunOptions:
+    return replace(options, reboot=False)
+
+
+def _log_items(options: RunOptions, text: str) -> RunOptions:
+    if text == "help":
+        raise HelpRequested("\n".join(f"{item:<14}{what}" for item, what in LOG_ITEMS.items()))
+    for item in text.split(","):
+        if item in _REFUSED_LOG_ITEMS:
+            raise ValueError(f"'{item}' is not traced yet; expected one of {', '.join(LOG_ITEMS)}")
+        if item not in LOG_ITEMS:
+            raise ValueError(f"expected items of {', '.join(LOG_ITEMS)}, got '{item}'")
+    return replace(options, log_items=options.log_items | set(text.split(",")))
+
+
+def _log_file(options: RunOptions, text: str) -> RunOptions:
+    return replace(options, log_file=_path(text))
+
+
+def _device(_options: RunOptions, text: str) -> RunOptions:
+    kind = text.partition(",")[0]
+    raise ValueError(f"no device '{kind}' can be added yet; the board has ns16550a, goldfish-rtc and sifive-test")
+
+
+def _print_commands(options: RunOptions, _text: str) -> RunOptions:
+    return replace(options, print_commands=True)
+
+
+def _health_interval(options: RunOptions, text: str) -> RunOptions:
+    return replace(options, health_interval=_seconds(text))
+
+
+def _health_limit(options: RunOptions, text: str) -> RunOptions:
+    return replace(options, health_limit=_seconds(text))
+
+
+OPTIONS: tuple[Option, ...] = (
+    Option(
+        ("-machine", "-M"),
+        "virt[,dumpdtb=FILE]",
+        "The board. dumpdtb writes its device tree to FILE and ends.",
+        _machine,
+    ),
+    Option(("-accel",), "tcg", "Accepted for QEMU's sake: harts are always emulated.", _accel),
+    Option(("-cpu",), "MODEL[,ext=on|off]", "The hart's model and extensions; -cpu help lists them.", _cpu),
+    Option(("-smp",), "[cpus=]N", f"The number of harts, 1 to {MAX_HARTS}.", _smp),
+    Option(
+        ("-m",),
+        "[size=]SIZE",
+        "RAM in MiB, or with a suffix K, M, G. Default: 128M; 512M for the default guest.",
+        _memory,
+    ),
+    Option(("-bios",), "FILE|default|none", "The firmware; default is OpenSBI's.", _bios),
+    Option(("-kernel",), "FILE", "The kernel: a Linux Image, an ELF file or a raw image.", _kernel),
+    Option(("-initrd",), "FILE", "The initial RAM disk.", _initrd),
+    Option(("-append",), "TEXT", "The kernel's command line.", _append),
+    Option(("-dtb",), "FILE", "A device tree to use instead of the board's own.", _dtb),
+    Option(("-nographic",), "", "Serial port and monitor prompt on this terminal; the default.", _nographic),
+    Option(
+        ("-display",),
+        "none",
+        "No display; without -nographic and -serial, the serial port then goes nowhere.",
+        _display,
+    ),
+    Option(
+        ("-serial",),
+        "DEV",
+        "Where the serial port goes: stdio (Ctrl-C ends the machine), mon:stdio (Ctrl-C goes to the guest, Ctrl-A keys "
+        "work), null, none, pty, file:PATH, unix:PATH[,server=on][,wait=off].",
+        _serial,
+    ),
+    Option(("-monitor",), "none|stdio", "The monitor prompt: none, or on this terminal behind Ctrl-A c.", _monitor),
+    Option(("-name",), "NAME", "The machine's name for `vmesh ps` and the like. Default: a random one.", _name),
+    Option(("-S",), "", "Do not start the harts; `vmesh resume NAME` or `cont` at the monitor prompt does.", _paused),
+    Option(("-no-reboot",), "", "End when the guest asks for a reset.", _no_reboot),
+    Option(("-d",), "ITEMS", "Say these on stderr, comma separated; -d help lists them.", _log_items),
+    Option(("-D",), "FILE", "Keep the machine's log, every line of every service, in FILE.", _log_file),
+    Option(("-device",), "DRIVER", "Refused by name for now: the board's devices are fixed.", _device),
+    Option(("-print-commands",), "", "Print the command line of each process of the machine and end.", _print_commands),
+    Option(
+        ("-health-interval",),
+        "SECONDS",
+        "How often each service is asked whether it is well. Default: 1.",
+        _health_interval,
+    ),
+    Option(
+        ("-health-limit",),
+        "SECONDS",
+        "How long a service may owe the answer before it counts as hung. Default: 10.",
+        _health_limit,
+    ),
+)
+
+_BY_NAME: Mapping[str, Option] = {name: option for option in OPTIONS for name in option.names}
+
+
+def _check_together(options: RunOptions) -> None:
+    """Raises OptionError for flags that make no sense together."""
+    if options.initrd is not None and options.kernel is None:
+        raise OptionError("-initrd: expected -kernel with it")
+    if options.append is not None and options.kernel is None and not options.boots_default_guest:
+        raise OptionError("-append: expected -kernel with it")
+    if (
+        options.monitor == "stdio"
+        and options.serial is not None
+        and options.serial.kind == "stdio"
+        and not options.serial.mux
+    ):
+        raise OptionError(
+            "-monitor stdio -serial stdio: expected one of them; -serial mon:stdio puts both on the terminal"
+        )
+    if options.dtb is not None and options.dumpdtb is not None:
+        raise OptionError("-dtb -machine dumpdtb=: expected one of them, there is nothing to dump with -dtb")
+
+
+def _unknown(name: str) -> str:
+    close = difflib.get_close_matches(name, _BY_NAME, n=2)
+    hint = f"did you mean {' or '.join(close)}?" if close else "vmesh run --help lists the flags"
+    return f"unknown flag '{name}': {hint}"
+
+
+def _properties(text: str, implied: str) -> dict[str, str]:
+    """QEMU's `value,key=value,...` as a mapping; a first part without `=` belongs to `implied`, others mean `on`."""
+    found: dict[str, str] = {}
+    for place, part in enumerate(_split_commas(text)):
+        key, equals, value = part.partition("=")
+        if equals:
+            found[key] = value
+        elif place == 0:
+            found[implied] = key
+        else:
+            found[key] = "on"
+    return found
+
+
+def _split_commas(text: str) -> Iterator[str]:
+    """Split at commas; two commas are one comma of the value, as in QEMU."""
+    for part in text.replace(",,", "\0").split(","):
+        yield part.replace("\0", ",")
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise ValueError("expected a file name")
+    return Path(text).absolute()
+
+
+def _file(text: str) -> Path:
+    path = _path(text)
+    if not path.exists():
+        raise ValueError("expected a file, there is none of that name")
+    if path.is_dir():
+        raise ValueError("expected a file, this is a directory")
+    return path
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.0 < seconds < float("inf"):
+        raise ValueError("expected a number of seconds above 0")
+    return seconds

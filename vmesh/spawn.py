@@ -1,0 +1,137 @@
+"""Starting a service from a warm interpreter: fork, become a process of its own, import the service, call its `main`.
+
+The same service starts by hand as `python -m services.<name> ...`; what a service needs to know is on its command line.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import NoReturn
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
+_PR_SET_CHILD_SUBREAPER = 36
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceCommand:
+    """The command line of a service: `python -m <module> <arguments>`; `kind` is what the service says it is."""
+
+    name: str
+    kind: str
+    module: str
+    arguments: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return shlex.join([sys.executable, "-m", self.module, *self.arguments])
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A process forked here. `pidfd` becomes readable at its end; `output`, or -1, has its stdout and stderr."""
+
+    pid: int
+    pidfd: int
+    output: int = -1
+
+
+def start_service(
+    command: ServiceCommand, *, lifeline: int, keep: Collection[int] = (), death_signal: int = signal.SIGKILL
+) -> Child:
+    """Fork a process that runs `command` with `--lifeline`, a pipe whose other end only this process holds.
+
+    Of the open files the child keeps `lifeline` and `keep`; its output comes through a pipe. The kernel sends it
+    `death_signal` (0: none) when this process dies, for the case that it hangs and does not see its lifeline end.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+
+    def run() -> int:
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.dup2(writer, 1)
+        os.dup2(writer, 2)
+        close_all_but({0, 1, 2, lifeline, *keep})
+        main: Callable[[list[str]], int | None] = importlib.import_module(f"{command.module}.__main__").main
+        return main([*command.arguments, "--lifeline", str(lifeline)]) or 0
+
+    child = fork(run, title=f"vmesh-{command.name}", death_signal=death_signal)
+    os.close(writer)
+    return Child(child.pid, child.pidfd, reader)
+
+
+def fork(run: Callable[[], int], *, title: str, death_signal: int = 0) -> Child:
+    """Fork a process that calls `run` and exits with what it returns; `title` is its name in ps(1), 15 bytes of it.
+
+    Only for a process without threads. Signal handlers of this process do not hold in the child.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        _run_child(run, title, death_signal, parent)
+    return Child(pid, os.pidfd_open(pid))
+
+
+def close_all_but(keep: Collection[int]) -> None:
+    """Close every open file but these."""
+    for fd in [int(entry) for entry in os.listdir("/proc/self/fd")]:
+        if fd not in keep:
+            with suppress(OSError):  # the one that listdir used
+                os.close(fd)
+
+
+def adopt_orphans() -> None:
+    """Make this process the parent of its descendants whose own parent dies, so that it can wait for them."""
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def describe_exit(status: int) -> str:
+    """What a wait status says: "was killed by SIGKILL", "ended with status 3"."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        try:
+            return f"was killed by {signal.Signals(number).name}"
+        except ValueError:
+            return f"was killed by signal {number}"
+    return f"ended with status {os.waitstatus_to_exitcode(status)}"
+
+
+def _run_child(run: Callable[[], int], title: str, death_signal: int, parent: int) -> NoReturn:
+    status = 1
+    try:
+        os.setsid()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCONT, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)
+        _libc.prctl(_PR_SET_NAME, title.encode()[:15], 0, 0, 0)
+        if death_signal:
+            _libc.prctl(_PR_SET_PDEATHSIG, death_signal, 0, 0, 0)
+            if os.getppid() != parent:
+                os._exit(1)
+        status = run()
+    except SystemExit as ending:
+        if ending.code is None or isinstance(ending.code, int):
+            status = ending.code or 0
+        else:
+            print(ending.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(status & 0xFF)
