@@ -16,7 +16,6 @@ from __future__ import annotations
 import gzip
 import itertools
 import os
-import shutil
 import struct
 import zlib
 from collections.abc import Sequence
@@ -44,7 +43,6 @@ _DTB_LIMIT = 3 << 30  # firmware may be unable to address more
 _DTB_FILE_LIMIT = 2 * MIB
 _FW_DYNAMIC_MAGIC, _FW_DYNAMIC_VERSION = 0x4942534F, 2
 _S_MODE = 1
-_EM_RISCV = 243
 _IMAGE_HEADER = struct.Struct("<8x Q Q 32x 4s")  # text_offset, image_size, magic2
 _SEED_BYTES = 32
 
@@ -133,7 +131,8 @@ def resolve(
     kernel: _Program | None = None
     if files.kernel is not None:
         free = programs[-1].end if programs else virt.DRAM_BASE
-        kernel = _program("-kernel", _unpacked(files.kernel, scratch), _align_up(free, _KERNEL_ALIGNMENT))
+        path = _unpacked(files.kernel, scratch, board.ram_size)
+        kernel = _program("-kernel", path, _align_up(free, _KERNEL_ALIGNMENT))
         programs.append(kernel)
     if not programs:
         raise ImageError("-bios none: expected -kernel with it, there is nothing to run")
@@ -151,17 +150,16 @@ def resolve(
 
     chosen = Chosen(files.append, initrd, os.urandom(_SEED_BYTES) if rng_seed is None else rng_seed, kaslr_seed)
     data = devicetree.with_chosen(_read_dtb(files.dtb) if files.dtb else devicetree.build(board), chosen)
-    top = min(ram_end, _DTB_LIMIT) if virt.DRAM_BASE < _DTB_LIMIT else ram_end
-    dtb = Blob("the device tree", _align_down(top - len(data), _DTB_ALIGNMENT), data)
+    dtb = Blob("the device tree", _align_down(min(ram_end, _DTB_LIMIT) - len(data), _DTB_ALIGNMENT), data)
     reset = reset_vector(programs[0].entry, dtb.address, kernel.entry if kernel else 0)
     _check_places(board, [*loads, Load(dtb.name, dtb.address, Path(), 0, len(data), len(data))])
     return BootPlan(tuple(loads), (Blob("the reset vector", virt.MROM.base, reset), dtb), dtb, virt.MROM.base)
 
 
 def reset_vector(start: int, dtb: int, next_address: int) -> bytes:
-    """Machine code for the start of MROM: jump to `start` with a0 = hart id, a1 = `dtb`, a2 = OpenSBI's fw_dynamic_info.
+    """Machine code for the start of MROM: jump to `start` with a0 = hart id, a1 = `dtb`, a2 = fw_dynamic_info.
 
-    The info tells the firmware to enter `next_address` in S-mode; 0: there is no next stage.
+    That is a record of OpenSBI's: it tells the firmware to enter `next_address` in S-mode; 0: there is no next stage.
     """
     code_size = 6 * 4
     start_at, dtb_at, info_at = code_size, code_size + 8, code_size + 16
@@ -210,9 +208,9 @@ def _elf(name: str, path: Path, size: int) -> _Program:
             headers = [segment.header for segment in elf.iter_segments("PT_LOAD")] if bits == 64 else []
     except (ELFError, OSError, ValueError, struct.error, KeyError) as error:
         raise ImageError(f"{name}: not a readable ELF file: {error}") from error
-    if machine not in ("EM_RISCV", _EM_RISCV) or bits != 64 or not little:
-        order = "little" if little else "big"
-        raise ImageError(f"{name}: expected a 64-bit little-endian RISC-V ELF file, got {machine}, {bits}-bit, {order}-endian")
+    if machine != "EM_RISCV" or bits != 64 or not little:
+        got = f"{machine}, {bits}-bit, {'little' if little else 'big'}-endian"
+        raise ImageError(f"{name}: expected a 64-bit little-endian RISC-V ELF file, got {got}")
     loads = [
         Load(name, header["p_paddr"], path, header["p_offset"], header["p_filesz"], header["p_memsz"])
         for header in headers
@@ -230,14 +228,20 @@ def _elf(name: str, path: Path, size: int) -> _Program:
     return _Program(entry if inside else low, end, tuple(loads))
 
 
-def _unpacked(path: Path, scratch: Path) -> Path:
-    """`path`, or where it was unpacked to if it is in gzip form."""
+def _unpacked(path: Path, scratch: Path, limit: int) -> Path:
+    """`path`, or where it was unpacked to if it is in gzip form; more than `limit` bytes are not unpacked."""
+    _size("-kernel", path)
     if not _head("-kernel", path).startswith(b"\x1f\x8b"):
         return path
     target = scratch / f"{path.name}.unpacked"
+    total = 0
     try:
         with gzip.open(path, "rb") as source, target.open("wb") as sink:
-            shutil.copyfileobj(source, sink, MIB)
+            while part := source.read(MIB):
+                sink.write(part)
+                total += len(part)
+                if total > limit:
+                    raise ImageError(f"-kernel {path}: unpacked it does not fit into the {_amount(limit)} of RAM")
     except (OSError, EOFError, zlib.error) as error:
         raise ImageError(f"-kernel {path}: cannot unpack the gzip form: {error}") from error
     return target
