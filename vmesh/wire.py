@@ -33,7 +33,7 @@ _MAX_CLIENTS = 1024
 # Above any window of single-access batches, so that a peer that keeps to its credits never loses a message.
 _QUEUE_MESSAGES = 4096
 _RECONNECT_MS = 4  # services start at the same time: whoever binds last is met this soon
-_LINGER_MS = 200  # for the last answer of a service that ends
+LINGER_MS = 200  # for the last answer of a service that ends
 _RECEIVE_BUDGET = 64
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -100,9 +100,9 @@ class Client:
 class Server:
     """The ROUTER that a service binds. It answers Hello itself, refuses what is not allowed, and hands on the rest.
 
-    `greet` makes the Welcome for a new client (major, minor and name are filled in here), or raises a VmeshError to refuse
-    it; `greeted` is called when the Welcome is on its way. `counters` counts what was refused, by cause. Raises ConfigError
-    if the socket cannot be bound.
+    `greet` makes the Welcome for a new client (major, minor and name are filled in here), or raises a VmeshError to
+    refuse it; `greeted` is called when the Welcome is on its way. `counters` counts what was refused, by cause. Raises
+    ConfigError if the socket cannot be bound.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Server:
         self._log = log
         self.socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self.socket.setsockopt(zmq.LINGER, _LINGER_MS)
+        self.socket.setsockopt(zmq.LINGER, LINGER_MS)
         self.socket.setsockopt(zmq.MAXMSGSIZE, MAX_PACKET_BYTES)
         self.socket.setsockopt(zmq.SNDHWM, _QUEUE_MESSAGES)
         self.socket.setsockopt(zmq.RCVHWM, _QUEUE_MESSAGES)
@@ -268,7 +268,7 @@ class Peer:
         if lifeline >= 0:
             self._poller.register(lifeline, zmq.POLLIN)
         self.socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
-        self.socket.setsockopt(zmq.LINGER, _LINGER_MS)
+        self.socket.setsockopt(zmq.LINGER, LINGER_MS)
         self.socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
         self.socket.setsockopt(zmq.MAXMSGSIZE, MAX_PACKET_BYTES)
         self.socket.setsockopt(zmq.SNDHWM, _QUEUE_MESSAGES)

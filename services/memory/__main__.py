@@ -1,0 +1,54 @@
+"""`python -m services.memory`: the command line of the memory service."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from services.memory.layout import image_argument, range_argument, reservation_argument
+from services.memory.service import Memory, Plan
+from vmesh import service
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the memory service; gives the exit status."""
+    parser = service.parser("memory", "Owns guest memory and the address map.")
+    parser.add_argument("--ram", type=service.size, required=True, metavar="SIZE", help="bytes, or with K, M, G, T")
+    parser.add_argument("--ram-base", type=service.number, default=0x8000_0000, metavar="ADDRESS")
+    parser.add_argument("--rom", type=range_argument, metavar="BASE:SIZE", help="read-only memory")
+    parser.add_argument(
+        "--image",
+        type=image_argument,
+        action="append",
+        default=[],
+        metavar="ADDRESS=PATH[@OFFSET:SIZE]",
+        help="raw bytes to put into memory at every reset; may be given several times",
+    )
+    parser.add_argument(
+        "--reserve",
+        type=reservation_argument,
+        action="append",
+        default=[],
+        metavar="NAME=BASE:SIZE",
+        help="addresses that the cpu service answers itself; may be given several times",
+    )
+    parser.add_argument(
+        "--expect",
+        default="",
+        metavar="NAME,NAME,...",
+        help="the devices that must have attached before the cpu is given the map",
+    )
+    options = parser.parse_args(argv)
+    plan = Plan(
+        ram_base=options.ram_base,
+        ram_size=options.ram,
+        rom=options.rom,
+        images=tuple(options.image),
+        reserved=tuple(options.reserve),
+        expected=frozenset(name for name in options.expect.split(",") if name),
+    )
+    return service.run(options, lambda runtime: Memory(runtime, plan))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

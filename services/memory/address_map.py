@@ -1,0 +1,87 @@
+"""The address map: which guest physical addresses and interrupt lines belong to which device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from services.memory.layout import ADDRESS_LIMIT, Range, check_disjoint
+from vmesh import errors
+from vmesh.v1.bus_pb2 import Description, Region
+
+_MAX_REGIONS = 64
+_MAX_REGISTERS = 4096
+_MAX_LINES = 64
+_MAX_IRQ = 1023  # PLIC specification 1.0.0, Interrupt Sources
+
+
+class AddressMap:
+    """What is attached. `fixed` are the ranges that no device can have: memory, and what the cpu answers itself."""
+
+    def __init__(self, fixed: Sequence[Range]) -> None:
+        self._fixed = tuple(fixed)
+        self.devices: dict[str, Description] = {}
+
+    def attach(self, device: Description) -> None:
+        """Put a device on the map, or in the place of its earlier epoch.
+
+        Raises BadRequest, Overlap or Duplicate; nothing was changed then.
+        """
+        _check(device)
+        former = self.devices.get(device.name)
+        if former is not None and device.epoch <= former.epoch:
+            raise errors.Duplicate(
+                f"device {device.name} is attached", expected=f"an epoch above {former.epoch}", got=str(device.epoch)
+            )
+        others = [other for other in self.devices.values() if other.name != device.name]
+        taken = [*self._fixed, *(_range(other, region) for other in others for region in other.regions)]
+        for region in device.regions:
+            added = _range(device, region)
+            check_disjoint(added, taken)
+            taken.append(added)
+        irqs = {line.irq: f"{other.name} {line.name}" for other in others for line in other.lines}
+        for line in device.lines:
+            if line.irq in irqs:
+                raise errors.Duplicate(f"{device.name} {line.name}: interrupt {line.irq} is taken by {irqs[line.irq]}")
+            irqs[line.irq] = f"{device.name} {line.name}"
+        kept = Description()
+        kept.CopyFrom(device)
+        self.devices[device.name] = kept
+
+    def detach(self, name: str) -> None:
+        self.devices.pop(name, None)
+
+
+def _range(device: Description, region: Region) -> Range:
+    return Range(f"{device.name} {region.name}", region.base, region.size)
+
+
+def _check(device: Description) -> None:
+    """Raises BadRequest for a description that no device can have."""
+    _need(device, 0 < len(device.kind) <= 64, "kind", "1 to 64 characters", repr(device.kind[:80]))
+    _need(device, device.epoch > 0, "epoch", "1 or more", "0")
+    _need(device, device.endpoint.startswith("ipc://"), "endpoint", "ipc://...", repr(device.endpoint[:80]))
+    _need(device, len(device.regions) <= _MAX_REGIONS, "regions", f"at most {_MAX_REGIONS}", str(len(device.regions)))
+    _need(device, len(device.lines) <= _MAX_LINES, "lines", f"at most {_MAX_LINES}", str(len(device.lines)))
+    for line in device.lines:
+        _need(device, 1 <= line.irq <= _MAX_IRQ, f"irq of {line.name}", f"1 to {_MAX_IRQ}", str(line.irq))
+    for region in device.regions:
+        _check_region(device, region)
+
+
+def _check_region(device: Description, region: Region) -> None:
+    name = f"region {region.name}"
+    placed = region.size > 0 and region.base % 4 == 0 and region.base + region.size <= ADDRESS_LIMIT
+    _need(device, placed, name, "a size, and a base that is a multiple of 4", f"{region.base:#x}+{region.size:#x}")
+    _need(device, 1 <= region.access_sizes <= 15, name, "access sizes of 1, 2, 4, 8", str(region.access_sizes))
+    count = len(region.registers)
+    _need(device, count <= _MAX_REGISTERS, name, f"at most {_MAX_REGISTERS} registers", str(count))
+    for register in region.registers:
+        length = register.size * max(register.count, 1)
+        inside = register.size in (1, 2, 4, 8) and register.offset + length <= region.size
+        got = f"{register.offset:#x}, {max(register.count, 1)} of {register.size} bytes"
+        _need(device, inside, f"register {register.name} of {name}", "1, 2, 4 or 8 bytes inside the region", got)
+
+
+def _need(device: Description, met: bool, what: str, expected: str, got: str) -> None:
+    if not met:
+        raise errors.BadRequest(f"{device.name}: {what}", expected=expected, got=got)

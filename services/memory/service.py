@@ -1,0 +1,235 @@
+"""The memory service itself: segments, images, reset, and the requests of memory.proto."""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from google.protobuf.message import DecodeError, Message
+
+from services.memory.address_map import AddressMap
+from services.memory.layout import ADDRESS_LIMIT, Image, Range, check_disjoint, copy_image, place_images
+from vmesh import errors, machine, segment
+from vmesh.guest_memory import MAX_TRANSFER, LocalGuestMemory, check
+from vmesh.service import Runtime, Service
+from vmesh.v1 import lifecycle_pb2 as lifecycle
+from vmesh.v1 import memory_pb2 as messages
+from vmesh.v1.common_pb2 import Done
+from vmesh.v1.packet_pb2 import Packet
+from vmesh.wire import Client
+
+_RAM_FILE = "ram.seg"
+_ROM_FILE = "rom.seg"
+_FLAGS_FILE = "ram.flags"
+_STATE_VERSION = 1
+_OTHERS_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What memory the machine has; sizes in bytes, addresses guest physical."""
+
+    ram_base: int
+    ram_size: int
+    rom: Range | None = None
+    images: tuple[Image, ...] = ()
+    reserved: tuple[Range, ...] = ()
+    expected: frozenset[str] = frozenset()
+
+
+class Memory(Service):
+    """Owns the segments. Raises HostLimit, ImageError or ConfigError for a plan that cannot be."""
+
+    kind = "memory"
+
+    def __init__(self, runtime: Runtime, plan: Plan) -> None:
+        self._runtime = runtime
+        self._expected = plan.expected
+        self._waiting: list[tuple[Client, int]] = []  # MapRequests to be answered when all are attached
+        self._grants: dict[bytes, list[messages.Grant]] = {}  # by identity of the connection
+        self._dma_bytes = 0
+
+        ram = Range("RAM", plan.ram_base, plan.ram_size)
+        memory = [ram] if plan.rom is None else [ram, replace(plan.rom, name="ROM")]
+        fixed: list[Range] = []
+        for each in memory:
+            if each.base % segment.PAGE or each.size % segment.PAGE or not 0 <= each.base < each.end <= ADDRESS_LIMIT:
+                pages = f"a multiple of {segment.PAGE} at a multiple of {segment.PAGE}"
+                raise errors.ConfigError(f"size of {each.name}", expected=pages, got=f"{each.base:#x}+{each.size:#x}")
+        for each in (*memory, *plan.reserved):
+            check_disjoint(each, fixed)
+            fixed.append(each)
+        self._images = place_images(plan.images, memory)
+        self._map = AddressMap(fixed)
+        self._segments = [self._create(each) for each in memory]
+        self._ram_grants = [messages.Grant(base=ram.base, size=ram.size, writable=True)]
+        self._guest = LocalGuestMemory(self._segments, self._ram_grants)
+        self._load_images()
+        self._set_flags(segment.FLAG_PRESENT)
+
+    def handle(self, client: Client, packet: Packet) -> Message | None:
+        match packet.WhichOneof("body"):
+            case "attach":
+                return self._attach(client, packet.attach)
+            case "detach":
+                self._map.detach(client.name)
+                self._grants.pop(client.identity, None)
+                return Done()
+            case "map_request":
+                self._waiting.append((client, packet.id))
+                self._answer_waiting()
+                return None
+            case "dma_read":
+                return self._dma_read(client, packet.dma_read)
+            case "dma_write":
+                return self._dma_write(client, packet.dma_write)
+            case _:
+                return super().handle(client, packet)
+
+    def save(self) -> lifecycle.ServiceState:
+        return lifecycle.ServiceState(
+            type=messages.MemoryState.DESCRIPTOR.full_name,
+            version=_STATE_VERSION,
+            bytes=self._layout().SerializeToString(),
+        )
+
+    def load(self, state: lifecycle.ServiceState, check_only: bool) -> None:
+        mine = self._layout()
+        if state.type != mine.DESCRIPTOR.full_name or state.version > _STATE_VERSION:
+            wanted, got = f"{mine.DESCRIPTOR.full_name} 1", f"{state.type[:80]} {state.version}"
+            raise errors.BadState("state of memory", expected=wanted, got=got)
+        try:
+            theirs = messages.MemoryState.FromString(state.bytes)
+        except DecodeError as error:
+            raise errors.BadState("state of memory cannot be parsed") from error
+        if theirs != mine:
+            raise errors.BadState("layout of memory", expected=_describe(mine), got=_describe(theirs))
+
+    def reset(self) -> None:
+        """RAM is zero again, takes no host memory, and has the images."""
+        for each in self._segments:
+            mapped = segment.attach(self._runtime.machine.path / os.path.basename(each.path), writable=True)
+            mapped.madvise(mmap.MADV_REMOVE)  # frees the pages of the file; every mapping of it reads zero
+            mapped.close()
+        self._load_images()
+        for array in (segment.FLAG_PRESENT, segment.FLAG_DIRTY, segment.FLAG_DIRTY_CPU):
+            self._set_flags(array)
+
+    def orphaned(self) -> None:
+        """Nobody else will clean up: remove the machine directory, after the other services have ended."""
+        lock = self._runtime.machine.path / machine.LOCK
+        deadline = time.monotonic() + _OTHERS_SECONDS
+        with suppress(OSError):
+            fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            # Every other process of the machine holds the lock as long as it lives.
+            while not _lock(fd) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            machine.Machine(self._runtime.machine.path, fd).remove()
+
+    def counters(self) -> dict[str, int]:
+        return {"devices": len(self._map.devices), "dma_bytes": self._dma_bytes}
+
+    def _create(self, memory: Range) -> messages.Segment:
+        directory = self._runtime.machine.path
+        path = directory / (_RAM_FILE if memory.name == "RAM" else _ROM_FILE)
+        segment.create(path, memory.size)
+        made = messages.Segment(
+            name=memory.name.lower(),
+            path=str(path),
+            base=memory.base,
+            size=memory.size,
+            writable=memory.name == "RAM",
+        )
+        if made.writable:
+            made.flags_stride = segment.flags_stride(memory.size)
+            made.flags_path = str(directory / _FLAGS_FILE)
+            segment.create(directory / _FLAGS_FILE, segment.FLAG_ARRAYS * made.flags_stride)
+        return made
+
+    def _load_images(self) -> None:
+        for each in self._segments:
+            memory = Range(each.name, each.base, each.size)
+            fd = os.open(each.path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                for image in self._images:
+                    if memory.contains(Range("", image.address, image.size)):
+                        copy_image(image, fd, image.address - each.base)
+            finally:
+                os.close(fd)
+
+    def _set_flags(self, array: int) -> None:
+        for each in self._segments:
+            if each.flags_path:
+                fd = os.open(each.flags_path, os.O_RDWR | os.O_CLOEXEC)
+                try:
+                    os.pwrite(fd, b"\x01" * (each.size // segment.PAGE), array * each.flags_stride)
+                finally:
+                    os.close(fd)
+
+    def _layout(self) -> messages.MemoryState:
+        return messages.MemoryState(
+            segments=[
+                messages.Segment(name=each.name, base=each.base, size=each.size, writable=each.writable)
+                for each in self._segments
+            ]
+        )
+
+    def _attach(self, client: Client, request: messages.Attach) -> messages.Attached:
+        device = request.description
+        if device.name != client.name:
+            raise errors.BadRequest("Attach", expected=f"the name of its Hello, {client.name}", got=device.name[:80])
+        self._map.attach(device)
+        self._runtime.log.info("attached", device=device.name, kind=device.kind, epoch=device.epoch)
+        self._answer_waiting()
+        if not device.dma:
+            self._grants.pop(client.identity, None)
+            return messages.Attached()
+        self._forget_gone()
+        self._grants[client.identity] = self._ram_grants
+        segments = [each for each in self._segments if each.writable]
+        return messages.Attached(segments=segments, grants=self._ram_grants)
+
+    def _answer_waiting(self) -> None:
+        if not self._waiting or not self._expected <= self._map.devices.keys():
+            return
+        answer = messages.AddressMap(segments=self._segments, devices=self._map.devices.values())
+        for client, packet_id in self._waiting:
+            if packet_id:
+                self._runtime.server.send(client, answer, packet_id)
+        self._waiting.clear()
+
+    def _dma_read(self, client: Client, request: messages.DmaRead) -> messages.DmaDone:
+        self._check_dma(client, request.address, request.size, write=False)
+        return messages.DmaDone(data=self._guest.read(request.address, request.size))
+
+    def _dma_write(self, client: Client, request: messages.DmaWrite) -> messages.DmaDone:
+        self._check_dma(client, request.address, len(request.data), write=True)
+        self._guest.write(request.address, request.data)
+        return messages.DmaDone()
+
+    def _check_dma(self, client: Client, address: int, size: int, *, write: bool) -> None:
+        if size > MAX_TRANSFER:
+            raise errors.BadRequest("DMA", expected=f"at most {MAX_TRANSFER} bytes", got=str(size))
+        check(self._grants.get(client.identity, []), address, size, write)
+        self._dma_bytes += size
+
+    def _forget_gone(self) -> None:
+        alive = self._runtime.server.clients
+        for identity in [identity for identity in self._grants if identity not in alive]:
+            del self._grants[identity]
+
+
+def _lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _describe(layout: messages.MemoryState) -> str:
+    return ", ".join(f"{each.name[:16]} {each.base:#x}+{each.size:#x}" for each in layout.segments) or "none"

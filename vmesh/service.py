@@ -1,0 +1,311 @@
+"""The runtime under every service: command line, log, ROUTER, lifeline, lifecycle requests, signals, exit status.
+
+A service is a class with the interface `Service` and a `main` that parses its command line and calls `run`. Exit
+status: 0 after Shutdown, SIGTERM or the end of the lifeline; 1 after an error, which is one line on stderr; 2 for a bad
+command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import zmq
+from google.protobuf.message import Message
+
+from vmesh import errors, lifeline, wire
+from vmesh.log import Log
+from vmesh.loop import Loop
+from vmesh.machine import Machine
+from vmesh.v1 import common_pb2 as common
+from vmesh.v1 import lifecycle_pb2 as lifecycle
+from vmesh.v1.common_pb2 import Notice, Role, Severity, Welcome
+from vmesh.v1.packet_pb2 import Packet
+
+_KEPT_NOTICES = 64
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        sys.stderr.write(f"{self.prog}: {message}\n")
+        sys.exit(2)
+
+
+def parser(kind: str, description: str | None) -> Parser:
+    """The options that every service has; `kind` names it in errors."""
+    made = Parser(prog=f"vmesh-{kind}", description=description, allow_abbrev=False)
+    made.add_argument("--machine", type=Path, required=True, metavar="DIR", help="the machine directory")
+    made.add_argument("--name", default=kind, help="the name of this service in the machine (default: %(default)s)")
+    made.add_argument("--epoch", type=int, default=1, metavar="N", help="the count of lives of this service, from 1")
+    made.add_argument("--lifeline", type=int, default=-1, metavar="FD", help="a pipe at whose end this process ends")
+    return made
+
+
+def number(text: str) -> int:
+    """An address or number, in any base that Python knows: 0x10000000."""
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number: expected e.g. 4096 or 0x1000") from None
+
+
+def size(text: str) -> int:
+    """A size in bytes, with K, M, G or T for powers of 1024: 512M."""
+    unit = {"K": 10, "M": 20, "G": 30, "T": 40}.get(text[-1:].upper())
+    try:
+        value = int(text, 0) if unit is None else int(text[:-1], 0) << unit
+    except ValueError:
+        value = 0
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is no size: expected e.g. 65536, 0x10000, 512M or 2G")
+    return value
+
+
+class Service:
+    """What the runtime asks of a service. A method that raises a VmeshError answers the request with it."""
+
+    kind = "service"
+
+    def start(self) -> None:
+        """The ROUTER listens: connect to others, attach. An error ends the service."""
+
+    def welcome(self, client: wire.Client) -> Welcome:
+        """The answer to a Hello; raise to refuse."""
+        return Welcome()
+
+    def greeted(self, client: wire.Client) -> None:
+        """The client has been sent its Welcome."""
+
+    def handle(self, client: wire.Client, packet: Packet) -> Message | None:
+        """A request other than those of the lifecycle; the answer, or None if it is sent later or was sent already."""
+        raise errors.BadRequest(f"{packet.WhichOneof('body')} is not served by a {self.kind}")
+
+    def pause(self) -> None:
+        """Begin nothing new."""
+
+    def drain(self, updates: dict[str, int]) -> int:
+        """Finish what is in flight; gives the sequence number of the last update sent (devices)."""
+        return 0
+
+    def save(self) -> lifecycle.ServiceState:
+        raise errors.BadRequest(f"a {self.kind} has no state to save")
+
+    def load(self, state: lifecycle.ServiceState, check_only: bool) -> None:
+        raise errors.BadState(f"a {self.kind} has no state to load")
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+
+    def reset(self) -> None:
+        """Back to the state after power-on."""
+
+    def shutdown(self) -> None:
+        """Bring out what the guest has written; the process ends next."""
+
+    def orphaned(self) -> None:
+        """The lifeline has ended; the process ends next. Do not wait for anybody."""
+
+    def counters(self) -> dict[str, int]:
+        """For HealthReport, beside those of the connections."""
+        return {}
+
+
+class Runtime:
+    """One running service: who it is, and what it may use.
+
+    Raises VmeshError if it cannot listen in the machine directory.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.machine = Machine(options.machine.absolute())
+        self.name: str = options.name
+        self.epoch: int = options.epoch
+        self.lifeline: int = options.lifeline
+        self.phase = lifecycle.SERVICE_STARTING
+        self.loop = Loop()
+        if not self.machine.path.is_dir():
+            raise errors.ConfigError("--machine", expected="a machine directory", got=str(self.machine.path))
+        self.log = Log(self.name, self.machine.log)
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._notices: deque[Notice] = deque(maxlen=_KEPT_NOTICES)
+        self._drained = False
+        self._service = Service()
+        self.server = wire.Server(
+            self.context, self.machine.socket(self.name), self.name, self.log, self._greet, self._greeted
+        )
+
+    @property
+    def endpoint(self) -> str:
+        """Where this service listens."""
+        return wire.endpoint(self.machine.socket(self.name))
+
+    def dial(self, service: str, role: Role.ValueType, *, hart: int = 0) -> wire.Peer:
+        """A connection to another service of this machine; `greet` it next."""
+        said = wire.hello(role, self.name, machine=self.machine.name, hart=hart)
+        return wire.Peer(self.context, wire.endpoint(self.machine.socket(service)), said, lifeline=self.lifeline)
+
+    def notify(
+        self,
+        severity: Severity.ValueType,
+        text: str,
+        event: common.PowerOff | common.ResetRequest | common.Fault | None = None,
+    ) -> None:
+        """Tell the monitor, and the log."""
+        notice = Notice(severity=severity, service=self.name, text=text)
+        if isinstance(event, common.PowerOff):
+            notice.power_off.CopyFrom(event)
+            notice.power_off.SetInParent()
+        elif isinstance(event, common.ResetRequest):
+            notice.reset_request.SetInParent()
+        elif isinstance(event, common.Fault):
+            notice.fault.CopyFrom(event)
+        write = {common.SEVERITY_WARNING: self.log.warning, common.SEVERITY_ERROR: self.log.error}
+        write.get(severity, self.log.info)("notice", text=text)
+        monitors = [client for client in self.server.clients.values() if client.role == common.ROLE_MONITOR]
+        told = [self.server.send(client, notice) for client in monitors]
+        if not any(told):
+            self._notices.append(notice)
+
+    def serve(self, service: Service) -> None:
+        """Run until the service is to end."""
+        self._service = service
+        self._watch_signals()
+        if self.lifeline >= 0:
+            lifeline.watch(self.loop, self.lifeline, self._orphaned)
+        self.loop.watch(self.server.socket, read=self._receive)
+        try:
+            service.start()
+            self.phase = lifecycle.SERVICE_RUNNING
+            self.log.info("started", kind=service.kind, epoch=self.epoch, pid=os.getpid())
+            self.loop.run()
+        except errors.LifelineEnded:
+            self._orphaned()
+
+    def close(self) -> None:
+        self.context.destroy(wire.LINGER_MS)
+        self.log.info("ended")
+        self.log.close()
+
+    def _greet(self, client: wire.Client) -> Welcome:
+        welcome = self._service.welcome(client)
+        welcome.kind, welcome.epoch = self._service.kind, self.epoch
+        return welcome
+
+    def _greeted(self, client: wire.Client) -> None:
+        if client.role == common.ROLE_MONITOR:
+            while self._notices and self.server.send(client, self._notices[0]):
+                self._notices.popleft()
+        self._service.greeted(client)
+
+    def _receive(self) -> None:
+        # A bounded number, so that a flood does not keep the loop from the lifeline.
+        for _ in range(64):
+            received = self.server.receive()
+            if received is None:
+                return
+            client, packet = received
+            try:
+                answer = self._dispatch(client, packet)
+            except errors.VmeshError as error:
+                self.server.fail(client, packet.id, f"{packet.WhichOneof('body')}: {type(error).__name__}", error)
+                continue
+            if answer is not None and packet.id:
+                self.server.send(client, answer, packet.id)
+
+    def _dispatch(self, client: wire.Client, packet: Packet) -> Message | None:
+        service = self._service
+        kind = packet.WhichOneof("body")
+        match kind:
+            case "health":
+                return self._health()
+            case "pause":
+                service.pause()
+                self.phase = lifecycle.SERVICE_PAUSED
+            case "drain":
+                self._need(self.phase == lifecycle.SERVICE_PAUSED, "Drain", "Pause")
+                sequence = service.drain(dict(packet.drain.updates))
+                self._drained = True
+                return lifecycle.Drained(update_sequence=sequence)
+            case "save":
+                self._need(self._drained, "Save", "Drain")
+                return service.save()
+            case "load":
+                if not packet.load.check_only:
+                    self._need(self.phase == lifecycle.SERVICE_PAUSED, "Load", "Pause")
+                service.load(packet.load.state, packet.load.check_only)
+            case "resume":
+                service.resume()
+                self.phase, self._drained = lifecycle.SERVICE_RUNNING, False
+            case "reset":
+                service.reset()
+            case "shutdown":
+                self._end()
+            case _:
+                return service.handle(client, packet)
+        return common.Done()
+
+    def _need(self, met: bool, request: str, before: str) -> None:
+        if not met:
+            raise errors.BadRequest(f"{request} to {self.name}", expected=f"{before} before it")
+
+    def _health(self) -> lifecycle.HealthReport:
+        counters = {**self.server.counters, **self._service.counters()}
+        return lifecycle.HealthReport(
+            phase=self.phase,
+            name=self.name,
+            kind=self._service.kind,
+            epoch=self.epoch,
+            pid=os.getpid(),
+            counters=counters,
+        )
+
+    def _end(self) -> None:
+        self.phase = lifecycle.SERVICE_STOPPING
+        self.loop.stop()
+        self._service.shutdown()
+
+    def _orphaned(self) -> None:
+        self.log.warning("lifeline ended")
+        self.loop.stop()
+        self._service.orphaned()
+
+    def _watch_signals(self) -> None:
+        """SIGTERM and SIGINT end the service in order, at the next turn of the loop."""
+        reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(writer)
+        for number_ in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number_, lambda _number, _frame: None)
+
+        def signalled() -> None:
+            os.read(reader, 64)
+            self._end()
+
+        self.loop.watch(reader, read=signalled)
+
+
+def run(options: argparse.Namespace, build: Callable[[Runtime], Service]) -> int:
+    """Run the service that `build` makes, to its end; gives the exit status."""
+    os.umask(0o077)
+    began = time.monotonic()
+    try:
+        runtime = Runtime(options)
+    except (errors.VmeshError, OSError) as error:
+        Log(options.name).error("cannot start", reason=error)
+        return 1
+    try:
+        runtime.serve(build(runtime))
+    except errors.VmeshError as error:
+        runtime.log.error("failed", reason=error, after=f"{time.monotonic() - began:.1f}s")
+        return 1
+    finally:
+        runtime.close()
+    return 0
