@@ -1,8 +1,9 @@
 """The machine directory: where the processes of one machine meet.
 
 `$VMESH_RUNTIME`, or `/dev/shm/vmesh-<uid>`, holds one directory per machine, named after it. The file `lock` in it
-carries a `flock` that every process of the machine inherits: *it is free exactly when no process of the machine lives*.
-That is how a name in use is told from the leavings of a machine that was killed, without trusting process ids.
+carries a `flock` that the monitor and every service but memory inherit: it is free exactly when none of them lives.
+That is how a name in use is told from the leavings of a machine that was killed, without trusting process ids; and
+memory, when it ends as an orphan, waits for the lock before it removes the directory.
 Everything here is owner-only.
 """
 
@@ -120,10 +121,11 @@ class Machine:
     def remove(self) -> None:
         """Remove the directory and all in it, if it is still ours; what is gone already is no error.
 
-        Needs the lock: another process of this machine may have removed it, and a new machine have taken the name.
+        With the lock in hand it is told whether another process of this machine has removed it already, and a new
+        machine has taken the name.
         """
         with _root_lock(self.path.parent):
-            if _same_file(self.lock_fd, self.path / LOCK):
+            if self.lock_fd < 0 or _same_file(self.lock_fd, self.path / LOCK):
                 shutil.rmtree(self.path, ignore_errors=True)
 
 
@@ -210,6 +212,13 @@ def machines() -> list[Machine]:
     with _root_lock(root):
         _reap(root)
         return [Machine(path) for path in _directories(root)]
+
+
+def reap() -> None:
+    """Remove the directories of machines of which no process lives any more."""
+    root = runtime_root()
+    with _root_lock(root):
+        _reap(root)
 
 
 def check_name(name: str) -> None:

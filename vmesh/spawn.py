@@ -12,7 +12,7 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NoReturn
@@ -35,6 +35,16 @@ class ServiceCommand:
 
     def __str__(self) -> str:
         return shlex.join([sys.executable, "-m", self.module, *self.arguments])
+
+    @property
+    def monitor_text(self) -> str:
+        """The one word that the monitor's --service takes."""
+        return shlex.join([self.name, self.kind, self.module, *self.arguments])
+
+    def main(self, more: Sequence[str] = ()) -> int:
+        """Run the service in this process, with `more` arguments. Returns its exit status."""
+        main: Callable[[list[str]], int | None] = importlib.import_module(f"{self.module}.__main__").main
+        return main([*self.arguments, *more]) or 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +73,7 @@ def start_service(
         os.dup2(writer, 1)
         os.dup2(writer, 2)
         close_all_but({0, 1, 2, lifeline, *keep})
-        main: Callable[[list[str]], int | None] = importlib.import_module(f"{command.module}.__main__").main
-        return main([*command.arguments, "--lifeline", str(lifeline)]) or 0
+        return command.main(["--lifeline", str(lifeline)])
 
     child = fork(run, title=f"vmesh-{command.name}", death_signal=death_signal)
     os.close(writer)

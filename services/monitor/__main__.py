@@ -90,14 +90,15 @@ def _signal_pipe() -> int:
 
 
 def _phases(log: Log, began_ns: int, *, show: bool) -> Callable[[str], None]:
-    """Logs how far the start has come, in ms since `began_ns` (CLOCK_MONOTONIC; 0: now); `show` says it on stderr too."""
+    """Logs how far the start has come, in ms since `began_ns` (CLOCK_MONOTONIC; 0: now), on stderr too if `show`."""
     began_ns = began_ns or time.monotonic_ns()
 
     def phase(text: str) -> None:
         elapsed = f"{(time.monotonic_ns() - began_ns) / 1e6:.1f}"
         log.info("start", phase=text, ms=elapsed)
         if show:
-            print(f"start: {elapsed:>7} ms  {text}", file=sys.stderr, flush=True)
+            with suppress(OSError):
+                print(f"start: {elapsed:>7} ms  {text}", file=sys.stderr, flush=True)
 
     return phase
 

@@ -135,9 +135,11 @@ class Supervisor:
         """Fork every service, `lifeline` in hand, then connect to them. Call before any thread runs."""
         children = []
         for command in self._commands:
-            # Memory outlives the others, to remove the directory; its lifeline alone ends it.
-            death_signal = 0 if command.name == self.board.memory else signal.SIGKILL
-            keep = [self.machine.lock_fd]
+            # Memory outlives the others, to remove the directory: nothing but its lifeline ends it, and it does not
+            # hold the lock, since it waits for the lock to learn that the others are gone.
+            last = command.name == self.board.memory
+            keep = [] if last else [self.machine.lock_fd]
+            death_signal = 0 if last else signal.SIGKILL
             children.append(start_service(command, lifeline=lifeline, keep=keep, death_signal=death_signal))
         self.on_phase("services forked")
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()

@@ -15,7 +15,7 @@ _PIECE = 1024
 class RawTerminal:
     """Raw mode on `fd` for a `with` block, if `fd` is a terminal.
 
-    With `signals` the keys for signals (Ctrl-C, Ctrl-Z, Ctrl-\\) keep their meaning, otherwise they are bytes like others.
+    With `signals` the keys for signals (Ctrl-C, Ctrl-Z, Ctrl-\\) keep their meaning, otherwise they are mere bytes.
     """
 
     def __init__(self, fd: int, *, signals: bool) -> None:

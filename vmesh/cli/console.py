@@ -1,0 +1,271 @@
+"""The bridge between the user's terminal and the machine: console bytes, Ctrl-A keys, the prompt, signals, the end.
+
+One thread, one poll. It ends when the monitor has ended and every byte that the guest wrote is out.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+from vmesh.cli.keys import Action, KeyMux, LineEditor, key_help
+from vmesh.cli.options import Serial
+from vmesh.cli.terminal import RawTerminal, write_piece
+from vmesh.machine import Machine
+from vmesh.spawn import Child
+
+STDIN, STDOUT = 0, 1
+SILENCE = 0.5  # seconds without output after which the guest is taken to wait for input
+_CONNECT_INTERVAL = 0.005  # seconds between two tries to reach the console before the device listens
+_BACKLOG = 256 << 10  # bytes not taken yet by one side, beyond which the other is not read
+_CLOSE_LIMIT = 2.0  # seconds that the console has to end after the monitor has
+_END_OF_TRANSMISSION = b"\x04"
+_PROMPT = "(vmesh) "
+_ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+
+
+class Console:
+    """Runs the terminal until the machine has ended.
+
+    `monitor` is its process. The end of a stdin that is no terminal becomes a Ctrl-D, once the guest is silent. `scripted`
+    says that the guest is known to power off at Ctrl-D: then it gets one whenever it falls silent, since one that comes
+    before the guest has opened its serial port is lost; for the same reason what is to be read from stdin then waits for
+    the first silence.
+    """
+
+    def __init__(self, machine: Machine, serial: Serial, prompt: bool, monitor: Child, scripted: bool) -> None:
+        self.ended_by = ""  # what the user did to end the machine: for one line
+        self._machine = machine
+        self._serial = serial
+        self._monitor = monitor
+        self._scripted = scripted
+        self._terminal = RawTerminal(STDIN, signals=not serial.mux)
+        self._mux = KeyMux()
+        self._editor = LineEditor()
+        self._at_prompt = prompt and serial.kind != "stdio"
+        self._has_prompt = prompt
+        self._path: Path | None = machine.console("uart0") if serial.kind == "stdio" else None
+        self._socket: socket.socket | None = None
+        self._to_guest = bytearray()
+        self._to_user = bytearray()
+        self._stdin_open = self._path is not None or prompt
+        self._stdout_open = True
+        self._from_terminal = os.isatty(STDIN)
+        self._held = scripted and not self._from_terminal
+        self._last_output = 0.0  # when the guest last wrote; 0 before it has, and once its silence was answered
+        self._end_told = False
+        self._end_requests = 0
+        self._close_by = float("inf")  # when to stop waiting for the rest of the console's bytes
+        self._status: int | None = None
+
+    def run(self) -> int:
+        """Returns the wait status of the monitor."""
+        reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        former = [
+            (number, signal.signal(number, _noted)) for number in (*_ENDING_SIGNALS, signal.SIGCONT, signal.SIGTSTP)
+        ]
+        former.append((signal.SIGTTOU, signal.signal(signal.SIGTTOU, signal.SIG_IGN)))
+        former_fd = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        try:
+            with self._terminal:
+                if self._at_prompt:
+                    self._show_prompt()
+                while self._status is None or self._socket is not None or (self._to_user and self._stdout_open):
+                    self._step(reader)
+        finally:
+            signal.set_wakeup_fd(former_fd)
+            for number, handler in former:
+                signal.signal(number, handler)
+            os.close(reader)
+            os.close(writer)
+        return self._status
+
+    def _step(self, signals: int) -> None:
+        poll = select.poll()
+        poll.register(signals, select.POLLIN)
+        if self._status is None:
+            poll.register(self._monitor.pidfd, select.POLLIN)
+        reads_input = self._stdin_open and not self._held and len(self._to_guest) < _BACKLOG and self._foreground()
+        if reads_input:
+            poll.register(STDIN, select.POLLIN)
+        if self._to_user and self._stdout_open:
+            poll.register(STDOUT, select.POLLOUT)
+        if self._socket is not None:
+            reads_guest = len(self._to_user) < _BACKLOG or self._status is not None
+            wanted = (select.POLLIN if reads_guest else 0) | (select.POLLOUT if self._to_guest else 0)
+            if wanted:
+                poll.register(self._socket, wanted)
+        ready = dict(poll.poll(self._timeout() * 1000))
+        if signals in ready:
+            self._signalled(os.read(signals, 64))
+        if STDIN in ready:
+            self._typed()
+        if STDOUT in ready:
+            self._flush()
+        if self._socket is not None and (events := ready.get(self._socket.fileno())):
+            self._exchange(events)
+        if self._status is None and self._monitor.pidfd in ready:
+            self._reap()
+        if self._socket is not None and time.monotonic() > self._close_by:
+            self._close()
+        self._connect()
+        self._answer_silence()
+
+    def _timeout(self) -> float:
+        """Seconds until there is something to do though nothing happens."""
+        if self._path is not None and self._socket is None and self._status is None:
+            return _CONNECT_INTERVAL
+        if self._last_output and (self._held or not self._stdin_open):
+            return max(0.0, self._last_output + SILENCE - time.monotonic())
+        return 1.0
+
+    # The guest's side
+
+    def _connect(self) -> None:
+        if self._path is None or self._socket is not None or self._status is not None:
+            return
+        candidate = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            candidate.connect(os.fspath(self._path))
+        except OSError:
+            candidate.close()
+            return
+        candidate.setblocking(False)
+        self._socket = candidate
+
+    def _exchange(self, events: int) -> None:
+        assert self._socket is not None
+        try:
+            if events & select.POLLOUT and self._to_guest:
+                sent = self._socket.send(self._to_guest)
+                del self._to_guest[:sent]
+            if events & ~select.POLLOUT:
+                data = self._socket.recv(65536)
+                if not data:
+                    raise ConnectionResetError
+                self._to_user += data
+                self._last_output = time.monotonic()
+        except BlockingIOError:
+            pass
+        except OSError:
+            # The device is gone: a restarted one is dialled again, otherwise the machine ends.
+            self._close()
+
+    def _close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _answer_silence(self) -> None:
+        if not self._last_output or time.monotonic() < self._last_output + SILENCE or self._to_user:
+            return
+        if self._held:
+            self._held = False
+        elif not self._stdin_open and not self._from_terminal and not self._to_guest:
+            self._last_output = 0.0
+            if self._scripted or not self._end_told:
+                self._end_told = True
+                self._to_guest += _END_OF_TRANSMISSION
+
+    # The user's side
+
+    def _typed(self) -> None:
+        try:
+            data = os.read(STDIN, 4096)
+        except OSError:
+            data = b""
+        if not data:
+            self._stdin_open = False
+            return
+        for piece in self._mux.feed(data) if self._serial.mux else [data]:
+            match piece:
+                case Action.EXIT:
+                    self.end("terminated by Ctrl-A x")
+                case Action.HELP:
+                    self._say(key_help())
+                case Action.SWITCH:
+                    self._switch()
+                case bytes() if self._at_prompt:
+                    self._edit(piece)
+                case bytes():
+                    self._to_guest += piece
+
+    def _switch(self) -> None:
+        if not self._has_prompt:
+            return
+        self._at_prompt = not self._at_prompt
+        self._say("\n")
+        if self._at_prompt:
+            self._show_prompt()
+
+    def _edit(self, data: bytes) -> None:
+        echo, lines = self._editor.feed(data)
+        self._say(echo)
+        for line in lines:
+            # gRPC is imported when it is first needed, not at every start.
+            from vmesh.cli.prompt import execute
+            from vmesh.client import MachineClient
+
+            with MachineClient(self._machine) as client:
+                answer = execute(client, line)
+            if answer:
+                self._say(answer + "\n")
+            self._show_prompt()
+
+    def _show_prompt(self) -> None:
+        self._say(_PROMPT)
+
+    def _say(self, text: str) -> None:
+        self._to_user += text.encode()
+
+    def _flush(self) -> None:
+        try:
+            del self._to_user[: write_piece(STDOUT, bytes(self._to_user[:4096]), 0.0)]
+        except OSError:
+            self._stdout_open = False
+            self.end("stdout was closed")
+
+    def _foreground(self) -> bool:
+        """Whether this process may read the terminal: not while it is a job in the background."""
+        if not self._from_terminal:
+            return True
+        try:
+            return os.tcgetpgrp(STDIN) == os.getpgrp()
+        except OSError:
+            return True  # a terminal that is gone reads as closed
+
+    # The end
+
+    def end(self, why: str) -> None:
+        """Have the machine end in order; asked again, at once."""
+        self.ended_by = self.ended_by or why
+        self._end_requests += 1
+        number = signal.SIGTERM if self._end_requests == 1 else signal.SIGKILL
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._monitor.pidfd, number)
+
+    def _signalled(self, numbers: bytes) -> None:
+        for number in numbers:
+            if number in _ENDING_SIGNALS:
+                self.end(f"terminated by {signal.Signals(number).name}")
+                if number == signal.SIGHUP:
+                    self._stdout_open = False
+            elif number == signal.SIGTSTP:
+                self._terminal.restore()
+                os.kill(os.getpid(), signal.SIGSTOP)
+            elif number == signal.SIGCONT and self._foreground():
+                self._terminal.apply()
+
+    def _reap(self) -> None:
+        _, self._status = os.waitpid(self._monitor.pid, 0)
+        self._close_by = time.monotonic() + _CLOSE_LIMIT
+
+
+def _noted(_number: int, _frame: FrameType | None) -> None:
+    """Signals come through the wakeup pipe; a handler has to be there for that."""

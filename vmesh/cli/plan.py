@@ -1,0 +1,125 @@
+"""From flags to processes: what lies in memory at power-on, and the command line of every service."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmesh import guest
+from vmesh.board import boot, cpu_model, devicetree, virt
+from vmesh.board.boot import BootFiles, BootPlan
+from vmesh.board.devicetree import Board
+from vmesh.cli.options import MEBIBYTE, RunOptions, Serial
+from vmesh.machine import Machine
+from vmesh.spawn import ServiceCommand
+
+_FILES = {"the device tree": "dtb", "the reset vector": "reset"}  # blobs of the boot plan in the machine directory
+_DEFAULT_RAM = 128 * MEBIBYTE  # QEMU's default for `virt`
+_DEFAULT_GUEST_RAM = 512 * MEBIBYTE
+
+
+@dataclass(frozen=True, slots=True)
+class MachinePlan:
+    """A machine before it starts. `files` are those that its directory must hold, by name."""
+
+    services: tuple[ServiceCommand, ...]
+    files: dict[str, bytes]
+
+    def write(self, machine: Machine) -> None:
+        """Put the files where the command lines say."""
+        for name, data in self.files.items():
+            (machine.path / name).write_bytes(data)
+
+
+def plan(options: RunOptions, machine: Machine) -> MachinePlan:
+    """The processes of the machine. Raises BoardError, and GuestError if a guest to boot cannot be made.
+
+    Files that have to be unpacked or built are put into the machine directory.
+    """
+    board = board_of(options)
+    files, firmware = _boot_files(options, machine.path)
+    booted = boot.resolve(board, files, scratch=machine.path, firmware=firmware)
+    services = _services(options, board, booted, machine)
+    return MachinePlan(services, {_FILES[blob.name]: blob.data for blob in booted.blobs})
+
+
+def board_of(options: RunOptions) -> Board:
+    """The board as the flags describe it. Raises CpuModelError."""
+    ram = options.memory_bytes or (_DEFAULT_GUEST_RAM if options.boots_default_guest else _DEFAULT_RAM)
+    return Board(ram_size=ram, harts=options.harts, cpu=cpu_model.parse(options.cpu or "rv64"))
+
+
+def device_tree(options: RunOptions, scratch: Path) -> bytes:
+    """What `-machine dumpdtb=` writes; if there is something to boot, with what the boot adds. Raises BoardError."""
+    board = board_of(options)
+    if options.boots_default_guest:
+        return devicetree.build(board)
+    files, firmware = _boot_files(options, scratch)
+    return boot.resolve(board, files, scratch=scratch, firmware=firmware).dtb.data
+
+
+def monitor_command(services: Sequence[ServiceCommand], options: RunOptions, machine: Machine) -> ServiceCommand:
+    """The monitor's command line; it names those of all the others."""
+    arguments = ["--machine", str(machine.path)]
+    for command in services:
+        arguments += ["--service", command.monitor_text]
+    if not options.reboot:
+        arguments.append("--no-reboot")
+    if options.log_items & {"guest_errors", "unimp"}:
+        arguments.append("--warnings")
+    if "startup" in options.log_items:
+        arguments.append("--startup")
+    arguments += ["--health-interval", f"{options.health_interval:g}", "--health-limit", f"{options.health_limit:g}"]
+    return ServiceCommand("monitor", "monitor", "services.monitor", tuple(arguments))
+
+
+def _boot_files(options: RunOptions, scratch: Path) -> tuple[BootFiles, Sequence[Path]]:
+    """What to boot, and where else `-bios default` may be found."""
+    if options.boots_default_guest:
+        default = guest.default(scratch)
+        append = " ".join(text for text in (default.append, options.append) if text)
+        return BootFiles(default.bios, default.kernel, default.initrd, append, options.dtb), ()
+    bios = options.bios or "default"
+    fetched = guest.find() if bios == "default" else None
+    firmware = (Path(fetched.bios),) if fetched else ()
+    return BootFiles(bios, options.kernel, options.initrd, options.append or "", options.dtb), firmware
+
+
+def _services(options: RunOptions, board: Board, booted: BootPlan, machine: Machine) -> tuple[ServiceCommand, ...]:
+    images = [f"{load.address:#x}={load.path.absolute()}@{load.offset}:{load.size}" for load in booted.loads]
+    images += [f"{blob.address:#x}={machine.path / _FILES[blob.name]}" for blob in booted.blobs]
+    place = ("--machine", str(machine.path))
+    devices = _devices(options.console, place)
+    memory = [*place, "--ram", str(board.ram_size), "--ram-base", f"{virt.DRAM_BASE:#x}", "--rom", _range(virt.MROM)]
+    memory += ["--reserve", f"clint={_range(virt.CLINT)}", "--reserve", f"plic={_range(virt.PLIC)}"]
+    memory += ["--expect", ",".join(device.name for device in devices)]
+    memory += [word for image in images for word in ("--image", image)]
+    cpu = [*place, "--name", "cpu", "--harts", str(board.harts), "--features", board.cpu.option]
+    cpu += ["--reset-pc", f"{booted.start_pc:#x}"]
+    if options.paused:
+        cpu.append("--paused")
+    return (
+        ServiceCommand("memory", "memory", "services.memory", tuple(memory)),
+        ServiceCommand("cpu", "cpu", "services.cpu", tuple(cpu)),
+        *devices,
+    )
+
+
+def _devices(serial: Serial, place: tuple[str, ...]) -> list[ServiceCommand]:
+    uart = (*place, "--name", "uart0", "--base", f"{virt.UART0.base:#x}", "--irq", str(virt.UART0.irq))
+    rtc = (*place, "--name", "rtc", "--base", f"{virt.RTC.base:#x}", "--irq", str(virt.RTC.irq))
+    test = (*place, "--name", "test", "--base", f"{virt.TEST.base:#x}")
+    return [
+        ServiceCommand("uart0", "ns16550a", "services.devices.ns16550a", (*uart, *_chardev(serial))),
+        ServiceCommand("rtc", "goldfish-rtc", "services.devices.goldfish_rtc", rtc),
+        ServiceCommand("test", "sifive-test", "services.devices.sifive_test", test),
+    ]
+
+
+def _chardev(serial: Serial) -> tuple[str, ...]:
+    return ()
+
+
+def _range(region: virt.Region) -> str:
+    return f"{region.base:#x}:{region.size:#x}"

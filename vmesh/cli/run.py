@@ -1,0 +1,187 @@
+"""`vmesh run`: the launcher. Makes the machine directory, forks the monitor, has the terminal, gives the exit status.
+
+Imports are made here once and shared by fork with every process of the machine: what is imported here is what start-up
+time is spent on (`-d startup` prints it).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from vmesh import machine as machines
+from vmesh import service as _shared_by_fork  # noqa: F401
+from vmesh.board import cpu_model
+from vmesh.board.errors import BoardError
+from vmesh.cli import options as flags
+from vmesh.cli.console import Console
+from vmesh.cli.options import HelpRequested, OptionError, RunOptions
+from vmesh.cli.plan import MachinePlan, device_tree, monitor_command, plan
+from vmesh.errors import VmeshError
+from vmesh.guest import GuestError
+from vmesh.machine import Machine, MachineError
+from vmesh.spawn import Child, adopt_orphans, close_all_but, describe_exit, fork
+
+_ORPHANS_LIMIT = 1.5  # seconds for services to end by themselves after the monitor was killed
+_REPORT_LIMIT = 4096  # bytes
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a machine as the flags say. Returns the exit status: the guest's, 1 after a failure, 2 for a bad flag."""
+    try:
+        return _run(flags.parse(arguments))
+    except HelpRequested as request:
+        print(request)
+        return 0
+    except OptionError as error:
+        return _complain(error, 2)
+    except (BoardError, GuestError, MachineError, VmeshError) as error:
+        return _complain(error, 1)
+
+
+def _run(options: RunOptions) -> int:
+    _fill_standard_files()
+    if options.cpu == "help":
+        print(cpu_model.help_text())
+        return 0
+    if options.dumpdtb is not None:
+        return _dump_device_tree(options, options.dumpdtb)
+    if options.print_commands:
+        return _print_commands(options)
+    machine = machines.create(options.name)
+    adopt_orphans()
+    try:
+        planned = plan(options, machine)
+        planned.write(machine)
+        _link_log(machine, options)
+        monitor, report, lifeline = _fork_monitor(machine, planned, options)
+    except BaseException:
+        machine.remove()
+        raise
+    # From now on the monitor and its services hold the lock, and this process removes only what they leave.
+    os.close(machine.lock_fd)
+    try:
+        status, ended_by = _run_console(machine, monitor, options)
+    finally:
+        os.close(lifeline)
+        _end_orphans()
+        machines.reap()
+    failure = _read_report(report)
+    if os.WIFSIGNALED(status) and not ended_by:
+        failure = f"the monitor (pid {monitor.pid}) {describe_exit(status)}"
+    if failure:
+        return _complain(f"machine '{machine.name}': {failure}", 1)
+    if ended_by:
+        print(f"vmesh: {ended_by}", file=sys.stderr)
+        return 0
+    return os.waitstatus_to_exitcode(status)
+
+
+def _run_console(machine: Machine, monitor: Child, options: RunOptions) -> tuple[int, str]:
+    """Run the terminal until the machine has ended: the monitor's wait status, and what the user did to end it."""
+    serial = options.console
+    prompt = options.monitor == "stdio" or (options.monitor is None and serial.mux)
+    console = Console(machine, serial, prompt=prompt, monitor=monitor, scripted=options.boots_default_guest)
+    return console.run(), console.ended_by
+
+
+def _link_log(machine: Machine, options: RunOptions) -> None:
+    """Have the machine's log written to the file of -D. Raises OptionError if that cannot be."""
+    if options.log_file is None:
+        return
+    try:
+        options.log_file.write_bytes(b"")
+    except OSError as error:
+        raise OptionError(f"-D {options.log_file}: {error.strerror}") from error
+    machine.log.symlink_to(options.log_file)
+
+
+def _fork_monitor(machine: Machine, planned: MachinePlan, options: RunOptions) -> tuple[Child, int, int]:
+    """The monitor, the pipe where it reports a failure, and the pipe whose end tells it that this process is gone."""
+    watched, lifeline = os.pipe()
+    report, reports = os.pipe()
+    command = monitor_command(planned.services, options, machine)
+    own = ("--lifeline", str(watched), "--lock", str(machine.lock_fd), "--report", str(reports))
+
+    def run_monitor() -> int:
+        close_all_but({0, 1, 2, watched, machine.lock_fd, reports})
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 0)
+        os.dup2(null, 1)
+        return command.main(own)
+
+    child = fork(run_monitor, title="vmesh-monitor")
+    os.close(watched)
+    os.close(reports)
+    return child, report, lifeline
+
+
+def _end_orphans() -> None:
+    """After the monitor was killed: wait for the services, which see their lifeline end, and kill those that do not."""
+    deadline = time.monotonic() + _ORPHANS_LIMIT
+    while True:
+        try:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid:
+            continue
+        if time.monotonic() > deadline:
+            for child in _children():
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+        time.sleep(0.005)
+
+
+def _children() -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+
+
+def _read_report(report: int) -> str:
+    """What the monitor wrote before it ended, if anything."""
+    if not select.select([report], [], [], 0)[0]:
+        return ""
+    return os.read(report, _REPORT_LIMIT).decode(errors="replace")
+
+
+def _print_commands(options: RunOptions) -> int:
+    """The processes as they could be started by hand, the monitor first: it starts the others."""
+    with tempfile.TemporaryDirectory() as scratch:
+        there = Machine(Path(scratch))
+        commands = plan(options, there).services
+        place = str(machines.runtime_root() / (options.name or "NAME"))
+        for command in (monitor_command(commands, options, there), *commands):
+            print(str(command).replace(scratch, place))
+    return 0
+
+
+def _dump_device_tree(options: RunOptions, path: Path) -> int:
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            data = device_tree(options, Path(scratch))
+        path.write_bytes(data)
+    except OSError as error:
+        return _complain(f"-machine dumpdtb={path}: {error.strerror}", 1)
+    print(f"wrote the device tree, {len(data)} bytes, to {path}")
+    return 0
+
+
+def _fill_standard_files() -> None:
+    """Open /dev/null for stdin, stdout or stderr where the caller has closed it, before other files get its number."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+def _complain(error: object, status: int) -> int:
+    print(f"vmesh run: {error}", file=sys.stderr)
+    return status
