@@ -29,6 +29,7 @@ def target_machine(level: int = 2) -> llvm.TargetMachine:
     """A target machine for this host's processor, all of its features used."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
+    llvm.initialize_native_asmparser()
     target = llvm.Target.from_default_triple()
     return target.create_target_machine(
         cpu=llvm.get_host_cpu_name(),

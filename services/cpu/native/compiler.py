@@ -16,10 +16,13 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from . import lang
-from .lang import ArrayType, Hook, IntType, Intrinsic, NativeFunction, PtrType, Record, Table, Type, size_of
+from .lang import ArrayType, Dispatch, Hook, IntType, Intrinsic, NativeFunction, PtrType, Record, Table, Type, size_of
 
 BOOLEAN: IntType = lang.boolean  # type: ignore[assignment]
+U8: IntType = lang.u8  # type: ignore[assignment]
+U32: IntType = lang.u32  # type: ignore[assignment]
 U64: IntType = lang.u64  # type: ignore[assignment]
+I64: IntType = lang.i64  # type: ignore[assignment]
 LIKELY, UNLIKELY = "!0", "!1"
 
 
@@ -42,6 +45,13 @@ class Variable:
 
     ref: str
     type: Any
+
+
+@dataclass(frozen=True)
+class Lazy:
+    """An argument of an inlined function that is computed where it is used."""
+
+    emit: Callable[[], Value]
 
 
 class Environment(Protocol):
@@ -190,7 +200,7 @@ class Builder:
 
     def constant(self, number: int, type_: IntType) -> Value:
         limit = 1 << type_.bits
-        if not -(limit >> 1) <= number < limit:
+        if not -limit <= number < limit:
             raise NativeError(f"{number:#x} does not fit {type_}")
         if type_.bits == 1:
             return Value("true" if number else "false", type_)
@@ -323,6 +333,25 @@ class Builder:
             self.line(f"call void {text}")
             return None
         return self.value(result, f"call {result.ir} {text}")
+
+
+    def dispatch(self, table: Dispatch, number: Any, args: Sequence[Any]) -> Value | None:
+        """A switch over the cases of a :class:`Dispatch`."""
+        key = self.coerce(number, U64)
+        result = signature(table.default)[1]
+        variable = self.variable(result) if result is not None else None
+        after, default = self.fresh("dispatched"), self.fresh("default")
+        labels = {case: self.fresh("case") for case in table.cases}
+        cases = " ".join(f"i64 {case}, label %{label}" for case, label in labels.items())
+        self.end(f"switch i64 {key.ref}, label %{default} [ {cases} ]")
+        for label, function in [(default, table.default), *((labels[c], f) for c, f in table.cases.items())]:
+            self.block(label)
+            value = self.call(function, args)
+            if variable is not None and value is not None:
+                self.write(variable, value)
+            self.jump(after)
+        self.block(after)
+        return self.read(variable) if variable is not None else None
 
 
 BINARY = {"+": "add", "-": "sub", "*": "mul", "/": "div", "//": "div", "%": "rem", "&": "and", "|": "or", "^": "xor"}
@@ -490,6 +519,8 @@ class Frame:
                 if not builder.terminated:
                     builder.jump(again)
                 builder.block(after)
+                if self.known(test) and not any(isinstance(n, ast.Break) for part in inner for n in ast.walk(part)):
+                    builder.end("unreachable")
             case ast.For(target=ast.Name(id=name), iter=ast.Call(func=ast.Name(id="range"), args=args), body=inner):
                 self.count(name, [self.expression(arg) for arg in args], inner)
             case ast.Break():
@@ -562,7 +593,7 @@ class Frame:
         names = [n for n in ast.walk(test) if isinstance(n, ast.Name)]
         if any(isinstance(n, ast.Call | ast.Subscript | ast.Attribute) for n in ast.walk(test)):
             return None
-        if any(isinstance(self.names.get(n.id), Value | Variable) for n in names):
+        if any(isinstance(self.names.get(n.id), Value | Variable | Lazy) for n in names):
             return None
         item = self.expression(test)
         return None if isinstance(item, Value) else bool(item)
@@ -624,7 +655,7 @@ class Frame:
     def assign_name(self, name: str, item: Any) -> None:
         variable = self.names.get(name)
         if variable is None:
-            value = item if isinstance(item, Value) else self.builder.coerce(item, U64)
+            value = item if isinstance(item, Value) else self.builder.coerce(item, BOOLEAN if isinstance(item, bool) else U64)
             variable = self.names[name] = self.builder.variable(value.type)
         self.builder.write(variable, self.builder.coerce(item, variable.type))
 
@@ -648,6 +679,8 @@ class Frame:
                 return value
             case ast.Name(id=name):
                 item = self.names[name] if name in self.names else self.global_(name)
+                if isinstance(item, Lazy):
+                    return item.emit()
                 return builder.read(item) if isinstance(item, Variable) else item
             case ast.Attribute(value=base, attr=name):
                 item = self.expression(base)
@@ -757,6 +790,12 @@ class Frame:
             return self.hook(callee.name, args)
         if isinstance(callee, NativeFunction):
             return builder.call(callee, args)
+        if isinstance(callee, Dispatch):
+            return builder.dispatch(callee, args[0], args[1:])
+        if callee is getattr:
+            return builder.load(builder.field(args[0], args[1]))
+        if callee is setattr:
+            return builder.store(builder.field(args[0], args[1]), args[2])
         if not any(isinstance(arg, Value) for arg in args) and callable(callee):
             return callee(*args)
         raise NativeError(f"cannot call {callee!r} with values")

@@ -320,6 +320,17 @@ class Table:
         return self.values[index]
 
 
+@dataclass(frozen=True, eq=False)
+class Dispatch:
+    """Native functions by number: ``DISPATCH(number, *args)`` calls the one of that number, or ``default``, with ``args``."""
+
+    cases: dict[int, Any]
+    default: Any
+
+    def __call__(self, number: int, *args: Any) -> Any:
+        raise NativeOnly
+
+
 @dataclass(frozen=True)
 class Hook:
     """A name whose meaning the environment of the compilation gives (an interpreter or a translator)."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from ...native.lang import Ptr, Record, array, i64, u8, u32, u64
+from ...native.lang import Ptr, Record, array, i32, u8, u32, u64
 
 XLEN = 64
 #: Index in ``Hart.x`` that takes the writes to x0.
 SINK = 32
 
 USER, SUPERVISOR, MACHINE = 0, 1, 3
+
+#: Why a slow path gave no result: nothing, an exception, a stop in Python before the instruction can go on.
+PENDING_NONE, PENDING_TRAP, PENDING_EXIT = 0, 1, 2
 
 #: Why ``run`` came back to Python.
 EXIT_NONE, EXIT_ACCESS, EXIT_FLUSH, EXIT_STOP, EXIT_BREAKPOINT, EXIT_WFI = 0, 1, 2, 3, 4, 5
@@ -84,7 +87,39 @@ class Region(Record):
     index: u32
 
 
-DEVICE_ACLINT, DEVICE_PLIC = 0xFFFF_FFFF, 0xFFFF_FFFE
+DEVICE_ACLINT, DEVICE_PLIC, DEVICE_UNMAPPED = 0xFFFF_FFFF, 0xFFFF_FFFE, 0xFFFF_FFFD
+POSTED, SHADOW = 1, 2
+
+
+class Slot(Record):
+    """A decoded instruction; slot i of a page stands for the instruction at offset 2 * i."""
+
+    handler: u64
+    rd: u8
+    rs1: u8
+    rs2: u8
+    rs3: u8
+    imm: i32
+
+
+PAGE_SLOTS = 2048
+
+
+class CodePage(Record):
+    """A page of decoded guest code; ``copy`` is what was decoded. Placed at multiples of ``CODE_PAGE_STRIDE``.
+
+    The slot behind the last one leads into the next page.
+    """
+
+    slots: Ptr[Slot] = array(Slot, PAGE_SLOTS + 1)
+    copy: Ptr[u64] = array(u64, 512)
+    physical: u64
+    epoch: u64
+    next: u64
+
+
+CODE_PAGE_STRIDE = 65536
+CODE_HASH = 4096
 
 
 class Posted(Record):
@@ -111,12 +146,15 @@ class Machine(Record):
     syscall: u64
     #: Host CLOCK_MONOTONIC nanoseconds at which guest time was 0 (grows while the machine is paused).
     time_base: u64
-    aclint: u64
+    futex_number: u64
     plic: u64
     #: Bit number = Feature: extensions that are on.
     features: u64
     handlers: Ptr[u64] = array(u64, 1024)
-    page_flag_stride: u64
+    #: Handlers that are no instruction: decode, page end, straddling instruction.
+    decode_handler: u64
+    page_end_handler: u64
+    straddle_handler: u64
 
 
 class Hart(Record):
@@ -134,7 +172,8 @@ class Hart(Record):
     retired: u64
     stop_at: u64
     attention: u32
-    sleeping: u32
+    #: 1 while the hart is in WFI
+    waiting: u32
     privilege: u32
     exit_reason: u32
     # exception in flight
@@ -143,7 +182,8 @@ class Hart(Record):
     pending: u32
     fflags: u32
     frm: u32
-    debug: u32
+    #: 1 when an instruction changed what later ones mean: privilege, translation, interrupts
+    changed: u32
     # CSRs
     mstatus: u64
     misa: u64
@@ -176,8 +216,10 @@ class Hart(Record):
     pmpaddr: Ptr[u64] = array(u64, PMP_ENTRIES)
     #: Lines driven from outside, as mip bits (MSIP, MTIP, SEIP, MEIP); changed atomically by any thread.
     lines: u64
-    #: Guest time at which the next timer is due.
+    #: Timer interrupts (MTIP, STIP) as of the last look at the clock, and the guest time when the next look is due.
+    timers: u64
     deadline: u64
+    mtimecmp: u64
     # reservation of LR
     reserved_address: u64
     reserved_value: u64
@@ -193,6 +235,11 @@ class Hart(Record):
     ring_count: u64
     ring_since: u64
     ring: Ptr[Posted] = array(Posted, RING_ENTRIES)
+    # what a page walk found besides the physical address
+    physical: u64
+    walk_level: u64
+    walk_global: u64
+    pmp_uniform: u64
     # memory system
     machine: u64
     tlbs: u64
@@ -219,4 +266,3 @@ class Hart(Record):
     count_code_pages: u64
     count_code_checks: u64
     count_decoded: u64
-    last_unmapped: i64

@@ -1,0 +1,134 @@
+"""The decoder, made from the descriptions: from an instruction's bits to its slot."""
+
+from __future__ import annotations
+
+from ...native.lang import Table, at, i32, native, peek, ref, u8, u32, u64
+from ..description import Instruction
+from .compressed import compressed_targets, expansion_table
+from .features import FEATURE_BIT
+from .instructions import INSTRUCTIONS
+from .memory import machine_of
+from .state import CODE_PAGE_STRIDE, SINK, CodePage, Hart, Slot
+
+#: Handlers of an instruction, in order. Branches and jal: to another page, forward in the page, backward in the page.
+LONG, SHORT = 0, 1
+FAR, FORWARD, BACKWARD, SHORT_OFFSET = 0, 1, 2, 3
+
+FORMATS = ("raw", "imm12", "simm7", "bimm7", "uimm20", "jimm20", "shamt6", "shamt5")
+RAW, FORMAT_I, FORMAT_S, FORMAT_B, FORMAT_U, FORMAT_J, FORMAT_SHAMT6, FORMAT_SHAMT5 = range(8)
+
+
+def format_of(instruction: Instruction) -> int:
+    """Which immediate an instruction has; those without one keep their own bits instead."""
+    return next((i for i, name in enumerate(FORMATS) if i and instruction.has(name)), RAW)
+
+
+def is_relative(instruction: Instruction) -> bool:
+    """Whether it goes to pc + imm."""
+    return instruction.result == "branch" or instruction.has("jimm20")
+
+
+def variants(instruction: Instruction) -> int:
+    return 6 if is_relative(instruction) else 2
+
+
+ILLEGAL_INSTRUCTION = next(item for item in INSTRUCTIONS if item.name == "illegal")
+_FIRST: list[int] = []
+_ROWS: list[Instruction] = []
+for _opcode in range(32):
+    _FIRST.append(len(_ROWS))
+    _ROWS += [i for i in INSTRUCTIONS if i.match >> 2 & 31 == _opcode and i.mask & 3 == 3 and i.match & 3 == 3]
+    _ROWS.append(ILLEGAL_INSTRUCTION)
+HANDLER_BASE: dict[str, int] = {}
+_count = 0
+for _item in INSTRUCTIONS:
+    HANDLER_BASE[_item.name] = _count
+    _count += variants(_item)
+HANDLER_COUNT = _count
+
+FIRST = Table(u32, tuple(_FIRST))
+MASK = Table(u32, tuple(0 if i is ILLEGAL_INSTRUCTION else i.mask for i in _ROWS))
+MATCH = Table(u32, tuple(0 if i is ILLEGAL_INSTRUCTION else i.match for i in _ROWS))
+BASE = Table(u32, tuple(HANDLER_BASE[i.name] for i in _ROWS))
+FORMAT = Table(u8, tuple(format_of(i) for i in _ROWS))
+FEATURE = Table(u8, tuple(FEATURE_BIT[i.extension] for i in _ROWS))
+RELATIVE = Table(u8, tuple(int(is_relative(i)) for i in _ROWS))
+WRITES_RD = Table(u8, tuple(int(i.result == "rd") for i in _ROWS))
+EXPANSION = Table(u32, expansion_table())
+SHORT_TARGETS = compressed_targets()
+
+
+@native
+def immediate(word: u32, form: u8) -> i32:
+    """The immediate of an instruction word (unprivileged specification 2.3), sign-extended."""
+    signed = i32(word)
+    if form == FORMAT_I:
+        return signed >> 20
+    if form == FORMAT_S:
+        return ((signed >> 25) << 5) | i32((word >> 7) & 31)
+    if form == FORMAT_B:
+        return ((signed >> 31) << 12) | i32(((word >> 7) & 1) << 11) | i32(((word >> 25) & 63) << 5) | i32(((word >> 8) & 15) << 1)
+    if form == FORMAT_U:
+        return i32(word & 0xFFFFF000)
+    if form == FORMAT_J:
+        return (
+            ((signed >> 31) << 20) | i32(word & 0xFF000) | i32(((word >> 20) & 1) << 11) | i32(((word >> 21) & 1023) << 1)
+        )
+    if form == FORMAT_SHAMT6:
+        return i32((word >> 20) & 63)
+    if form == FORMAT_SHAMT5:
+        return i32((word >> 20) & 31)
+    return signed
+
+
+@native
+def decode(hart: Hart, slot: Slot, insn: u32, pc: u64, local: bool) -> None:
+    """Fills a slot from the instruction at ``pc``; ``local``: branches within the page may go from slot to slot."""
+    machine = machine_of(hart)
+    hart.count_decoded += 1
+    word = insn
+    short = insn & 3 != 3
+    if short:
+        word = EXPANSION[((insn & 0xFFFF) >> 2) | ((insn & 3) << 14)]
+        if (machine.features >> FEATURE_BIT["c"]) & 1 == 0:
+            word = 0
+    row = FIRST[(word >> 2) & 31]
+    while word & MASK[row] != MATCH[row] or (machine.features >> FEATURE[row]) & 1 == 0:
+        row += 1
+    form = FORMAT[row]
+    imm = immediate(word, form)
+    if form == RAW:
+        imm = i32(insn & 0xFFFF) if short else i32(insn)
+    rd = u8(word >> 7) & 31
+    if rd == 0 and WRITES_RD[row] != 0:
+        rd = SINK
+    handler = BASE[row]
+    if RELATIVE[row] != 0:
+        if short:
+            handler += SHORT_OFFSET
+        if local and ((pc + u64(imm)) ^ pc) >> 12 == 0:
+            handler += u32(FORWARD) if imm > 0 else u32(BACKWARD)
+            imm = imm << 3
+    elif short:
+        handler += SHORT
+    slot.rd = rd
+    slot.rs1 = u8(word >> 15) & 31
+    slot.rs2 = u8(word >> 20) & 31
+    slot.rs3 = u8(word >> 27)
+    slot.imm = imm
+    slot.handler = machine.handlers[handler]
+
+
+@native
+def instruction_bits(hart: Hart, slot: u64) -> u64:
+    """The bits of the instruction of a slot, from its page's copy (or, alone in the scratch slot, from beside it)."""
+    if slot == ref(hart.scratch):
+        return hart.scratch[SCRATCH_BITS]
+    page = slot & ~(CODE_PAGE_STRIDE - 1)
+    insn = peek(u32, ref(at(CodePage, page).copy) + ((slot - page) >> 3))
+    return u64(insn) if insn & 3 == 3 else u64(insn & 0xFFFF)
+
+
+#: Index in ``Hart.scratch`` of the bits of the instruction in the scratch slot.
+SCRATCH_BITS = 8
+

@@ -1,0 +1,193 @@
+"""How a hart goes on: entry from Python, the look at the clock and at requests, fetches, single instructions across pages."""
+
+from __future__ import annotations
+
+from ...native.lang import (
+    Ptr, at, atomic_load, atomic_rmw, atomic_store, call_host, cold, export, native, peek, ref, u16, u32, u64,
+)  # fmt: skip
+from .attention import FUTEX_WAIT_PRIVATE
+from .clint import NEVER, TICK, look_at_clock
+from .decoder import SCRATCH_BITS, decode
+from .memory import FETCH, OFFSET, code_page, fault, flush_all, host_address, machine_of, select_context, select_tlb
+from .plic import plic_set_level
+from .attention import raise_attention
+from .state import (
+    ACCESS_NONE, ATTENTION_STOP, CODE_PAGE_STRIDE, EXIT_FLUSH, EXIT_NONE, EXIT_STOP, FETCH_ENTRIES, PENDING_EXIT, PENDING_NONE,
+    PENDING_TRAP, CodePage, Hart, Slot, Tlb,
+)  # fmt: skip
+from .trap import interrupts_pending, take_interrupt, take_trap
+
+#: Retired instructions between two looks at the clock (about 50 microseconds).
+SLICE = 20_000
+#: How long a posted write may wait for company, in ticks of guest time (1 ms).
+POSTED_AGE = 10_000
+#: The longest sleep in WFI, in nanoseconds.
+LONGEST_SLEEP = 1_000_000_000
+
+
+@native
+def enter(hart: Hart) -> None:
+    """Runs handlers until one returns; the interpreter defines it."""
+    return
+
+
+@export
+def run(hart: Hart) -> u64:
+    """Runs a hart from its record until Python is wanted; gives the reason (EXIT_*)."""
+    hart.exit_reason = EXIT_NONE
+    enter(hart)
+    return u64(hart.exit_reason)
+
+
+@cold
+def wait(hart: Hart) -> bool:
+    """Sleeps in WFI until an interrupt is pending; False if Python is wanted first."""
+    while True:
+        look_at_clock(hart)
+        if interrupts_pending(hart) & hart.mie != 0:
+            hart.waiting = 0
+            return True
+        if hart.ring_count != 0:
+            hart.exit_reason = EXIT_FLUSH
+            return False
+        bits = atomic_rmw("xchg", u32, ref(hart.attention), 0)
+        if bits & ATTENTION_STOP != 0:
+            hart.exit_reason = EXIT_STOP
+            return False
+        if bits == 0:
+            sleep(hart)
+
+
+@native
+def sleep(hart: Hart) -> None:
+    """Sleeps until the next deadline or until somebody wants the hart's attention."""
+    machine = machine_of(hart)
+    now = look_at_clock(hart)
+    length = u64(LONGEST_SLEEP)
+    if hart.deadline != NEVER:
+        if hart.deadline <= now:
+            return
+        if (hart.deadline - now) < LONGEST_SLEEP // TICK:
+            length = (hart.deadline - now) * TICK
+    hart.timespec[0] = length // 1_000_000_000
+    hart.timespec[1] = length % 1_000_000_000
+    call_host(machine.syscall, machine.futex_number, ref(hart.attention), FUTEX_WAIT_PRIVATE, 0, ref(hart.timespec), 0, 0)
+
+
+@native
+def attention(hart: Hart) -> None:
+    """The hart looks up: clock, requests of others, the age of posted writes."""
+    hart.stop_at = hart.retired + SLICE
+    bits = atomic_rmw("xchg", u32, ref(hart.attention), 0)
+    if bits & ATTENTION_STOP != 0:
+        hart.exit_reason = EXIT_STOP
+    now = look_at_clock(hart)
+    if hart.ring_count == 0:
+        hart.ring_since = now
+    elif now - hart.ring_since > POSTED_AGE:
+        hart.exit_reason = EXIT_FLUSH
+    if atomic_load(u32, ref(hart.attention)) != 0:
+        atomic_store(u64, ref(hart.stop_at), 0)
+
+
+@native
+def go(hart: Hart) -> None:
+    """Finds where the hart goes on: sets ``ip``, ``bias`` and ``tlb`` from its record, or ``exit_reason``."""
+    while True:
+        if hart.pending == PENDING_EXIT:
+            hart.pending = PENDING_NONE
+            return
+        if hart.pending == PENDING_TRAP:
+            hart.pending = PENDING_NONE
+            take_trap(hart, hart.cause, hart.trap_value)
+        if hart.exit_reason != EXIT_NONE:
+            return
+        if hart.access_state == ACCESS_NONE:
+            if hart.waiting != 0:
+                if not wait(hart):
+                    return
+            take_interrupt(hart)
+        select_tlb(hart)
+        slot = locate(hart, hart.pc)
+        if slot != 0:
+            hart.ip = slot
+            return
+
+
+@native
+def locate(hart: Hart, pc: u64) -> u64:
+    """The slot of the instruction at ``pc``, and ``hart.bias`` for it; 0 if its fetch trapped."""
+    entry = at(Tlb, hart.tlb).fetch[(pc >> 12) & (FETCH_ENTRIES - 1)]
+    slots = entry.addend
+    if entry.tag != pc & ~OFFSET:
+        host = host_address(hart, pc, 2, FETCH)
+        if host == 0:
+            if hart.pending == PENDING_NONE:
+                fault(hart, FETCH, pc, False)
+            return 0
+        if hart.pmp_uniform == 0:
+            return single(hart, pc)
+        slots = ref(code_page(hart, hart.physical & ~OFFSET, host & ~OFFSET).slots)
+        entry.tag = pc & ~OFFSET
+        entry.addend = slots
+    hart.bias = (pc & ~OFFSET) - (slots >> 3)
+    return slots + ((pc & OFFSET) << 3)
+
+
+@native
+def fetch_half(hart: Hart, pc: u64) -> u32:
+    """Two bytes of code; ``hart.pending`` says whether the fetch trapped."""
+    host = host_address(hart, pc, 2, FETCH)
+    if host == 0:
+        if hart.pending == PENDING_NONE:
+            fault(hart, FETCH, pc, False)
+        return 0
+    return u32(peek(u16, host))
+
+
+@native
+def single(hart: Hart, pc: u64) -> u64:
+    """Decodes one instruction into the scratch slot, which leads back to ``go``: for what no page of slots can hold."""
+    insn = fetch_half(hart, pc)
+    if hart.pending != PENDING_NONE:
+        return 0
+    if insn & 3 == 3:
+        insn |= fetch_half(hart, pc + 2) << 16
+        if hart.pending != PENDING_NONE:
+            return 0
+    machine = machine_of(hart)
+    slots = at(Ptr[Slot], ref(hart.scratch))
+    decode(hart, slots[0], insn, pc, False)
+    slots[1].handler = machine.page_end_handler
+    slots[2].handler = machine.page_end_handler
+    hart.scratch[SCRATCH_BITS] = u64(insn)
+    hart.bias = pc - (ref(hart.scratch) >> 3)
+    return ref(hart.scratch)
+
+
+@native
+def decode_slot(hart: Hart, slot: u64, pc: u64) -> None:
+    """Decodes the instruction of a slot in its page, when it is run for the first time."""
+    base = slot & ~(CODE_PAGE_STRIDE - 1)
+    page = at(CodePage, base)
+    offset = (slot - base) >> 3
+    insn = peek(u32, ref(page.copy) + offset)
+    if offset == OFFSET - 1 and insn & 3 == 3:
+        at(Slot, slot).handler = machine_of(hart).straddle_handler
+    else:
+        decode(hart, at(Slot, slot), insn, pc, True)
+
+
+@export
+def reset_tlbs(hart: Hart) -> None:
+    """Frees everything that is derived from memory: after a reset or a load of state."""
+    for i in range(8):
+        hart.contexts[i].used = 7
+        hart.contexts[i].satp = ~u64(0)
+    flush_all(hart)
+    hart.code_epoch += 1
+    select_context(hart)
+    select_tlb(hart)
+
+
+EXPORTS = (run, reset_tlbs, raise_attention, plic_set_level)

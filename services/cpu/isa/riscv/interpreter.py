@@ -1,0 +1,426 @@
+"""The interpreter (tier 0): one threaded handler per instruction and variant, generated from the descriptions.
+
+A handler is a function of (hart, ip, bias, tlb, retired) that ends in a tail call of the handler in the next slot. ``ip`` is the
+address of the instruction's slot; its guest pc is ``ip / 8 + bias``, since a slot of 16 bytes stands for 2 bytes of code. Fast handlers
+call nothing: where the TLB does not answer they tail-call their slow twin, which runs the same semantics with calls. Anything out of
+the ordinary leaves through ``go``, which finds from the hart's record where to go on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ...native.compiler import BOOLEAN, I64, LIKELY, U8, U32, U64, UNLIKELY, Builder, Frame, Lazy, Module, Value, parse, signature
+from ...native.lang import IntType, PtrType
+from ..description import Instruction
+from .decoder import (
+    BACKWARD, FAR, FORWARD, HANDLER_BASE, HANDLER_COUNT, RAW, SHORT_OFFSET, SHORT_TARGETS, format_of, instruction_bits, is_relative,
+)  # fmt: skip
+from .execution import EXPORTS, attention, decode_slot, enter, go, single
+from .instructions import INSTRUCTIONS
+from .memory import OFFSET, READ, WRITE, memory_locate, memory_read, memory_write
+from .state import FETCH_ENTRIES, PENDING_TRAP, TLB_ENTRIES, Hart, Slot, Tlb
+
+SIGNATURE = "(ptr %hart, ptr %ip, i64 %bias, ptr %tlb, i64 %n)"
+SLOT = Slot.size
+
+
+def handler_name(instruction: Instruction, variant: int) -> str:
+    return f"op_{instruction.name.replace('.', '_')}_{variant}"
+
+
+@dataclass
+class Handler:
+    """The handler being emitted: its builder, and what control flow the semantics asked for."""
+
+    builder: Builder
+    instruction: Instruction | None = None
+    length: int = 4
+    slow_twin: str = ""
+    target: Value | None = None
+
+    # small pieces of IR
+
+    def hart_field(self, name: str) -> Value:
+        return self.builder.field(HART, name)
+
+    def get(self, name: str) -> Value:
+        return self.builder.load(self.hart_field(name))
+
+    def set(self, name: str, value: Any) -> None:
+        self.builder.store(self.hart_field(name), value)
+
+    def slot_field(self, name: str) -> Value:
+        return self.builder.load(self.builder.field(Value("%ip", PtrType(Slot)), name))
+
+    def pc(self) -> Value:
+        b = self.builder
+        address = b.value(U64, "ptrtoint ptr %ip to i64")
+        return b.binary("+", b.binary(">>", address, 3), Value("%bias", U64))
+
+    def register(self, operand: str) -> Value:
+        """A pointer to the register that a slot's field names."""
+        b = self.builder
+        number = b.convert(self.slot_field(operand.removeprefix("f")), U64)
+        return b.element(self.hart_field("f" if operand.startswith("f") else "x"), number)
+
+    def tail(self, target: str, ip: str = "%ip", bias: str = "%bias", tlb: str = "%tlb", n: str = "%n") -> None:
+        """Ends the handler in another one."""
+        self.builder.line(f"musttail call preserve_nonecc void {target}(ptr %hart, ptr {ip}, i64 {bias}, ptr {tlb}, i64 {n})")
+        self.builder.end("ret void")
+
+    def dispatch(self, ip: str, n: str, bias: str = "%bias", tlb: str = "%tlb") -> None:
+        handler = self.builder.value(PtrType(U8), f"load ptr, ptr {ip}")
+        self.tail(handler.ref, ip, bias, tlb, n)
+
+    def advanced(self, offset: int) -> str:
+        return self.builder.value(U64, f"getelementptr i8, ptr %ip, i64 {offset}").ref
+
+    def next_count(self) -> Value:
+        return self.builder.value(U64, "add i64 %n, 1")
+
+    def check(self, ip: str, n: Value, bias: str = "%bias") -> None:
+        """Goes to ``ip`` unless somebody wants the hart's attention."""
+        b = self.builder
+        wanted = b.compare(">=", n, self.get("stop_at"))
+        wanted.hint = UNLIKELY
+        look, on = b.fresh("look"), b.fresh("on")
+        b.branch(wanted, look, on)
+        b.block(look)
+        self.tail("@op_attention", ip, bias, n=n.ref)
+        b.terminated = True
+        b.block(on)
+        self.dispatch(ip, n.ref, bias)
+
+    def go_far(self, target: Value) -> None:
+        """Goes to a guest address: by the fetch TLB, or by ``go``."""
+        b = self.builder
+        n = self.next_count()
+        index = b.binary("&", b.binary(">>", target, 8), (FETCH_ENTRIES - 1) << 4)
+        entry = b.value(PtrType(U64), f"getelementptr i8, ptr %tlb, i64 {index.ref}")
+        entry = b.offset(entry, Tlb.offset_of("fetch"), U64)
+        page = b.binary("&", target, ~OFFSET)
+        hit = b.compare("==", b.load(entry), page)
+        hit.hint = LIKELY
+        found, missed = b.fresh("found"), b.fresh("missed")
+        b.branch(hit, found, missed)
+        b.block(found)
+        slots = b.load(b.offset(entry, 8, U64))
+        slot = b.binary("+", slots, b.binary("<<", b.binary("&", target, OFFSET), 3))
+        ip = b.pointer(slot, U8)
+        bias = b.binary("-", page, b.binary(">>", slots, 3))
+        self.check(ip.ref, n, bias.ref)
+        b.block(missed)
+        self.set("pc", target)
+        self.set("retired", n)
+        self.tail("@op_go", n=n.ref)
+
+    def leave(self) -> None:
+        """Leaves for ``go`` before the instruction has happened."""
+        self.set("pc", self.pc())
+        self.set("retired", Value("%n", U64))
+        self.tail("@op_go")
+
+    def leave_if_pending(self) -> None:
+        b = self.builder
+        pending = b.truth(self.get("pending"))
+        pending.hint = UNLIKELY
+        out, on = b.fresh("pending"), b.fresh("on")
+        b.branch(pending, out, on)
+        b.block(out)
+        self.leave()
+        b.block(on)
+
+    # hooks
+
+    def emit(self, builder: Builder, name: str, args: list[Any]) -> Value | None:
+        """The meaning of hooks (see ``semantics``) in a handler."""
+        return getattr(self, f"hook_{name}")(*args)  # type: ignore[no-any-return]
+
+    def hook_trap(self, cause: Any, value: Any) -> None:
+        self.set("cause", cause)
+        self.set("trap_value", self.builder.convert(value, U64))
+        self.set("pending", PENDING_TRAP)
+        self.leave()
+
+    def hook_jump(self, target: Value) -> None:
+        self.target = target
+
+    def locate(self, type_: IntType, address: Value, kind: int) -> Value:
+        """The host address of a naturally aligned guest address, or no return."""
+        b = self.builder
+        if not self.slow_twin:
+            host = b.call(memory_locate, [HART, address, type_.size, kind])
+            assert host is not None
+            self.leave_if_pending()
+            return host
+        index = b.binary("&", b.binary(">>", address, 8), (TLB_ENTRIES - 1) << 4)
+        entry = b.value(PtrType(U64), f"getelementptr i8, ptr %tlb, i64 {index.ref}")
+        entry = b.offset(entry, Tlb.offset_of("write" if kind == WRITE else "read"), U64)
+        tag = b.binary("&", address, ~(OFFSET & ~(type_.size - 1)))
+        hit = b.compare("==", b.load(entry), tag)
+        hit.hint = LIKELY
+        found, missed = b.fresh("hit"), b.fresh("miss")
+        b.branch(hit, found, missed)
+        b.block(missed)
+        self.tail(self.slow_twin)
+        b.block(found)
+        return b.binary("+", address, b.load(b.offset(entry, 8, U64)))
+
+    def hook_load(self, type_: IntType, address: Value) -> Value:
+        b = self.builder
+        if not self.slow_twin:
+            value = b.call(memory_read, [HART, address, type_.size])
+            assert value is not None
+            self.leave_if_pending()
+            return b.convert(value, type_)
+        pointer = b.pointer(self.locate(type_, address, READ), type_)
+        return b.value(type_, f"load atomic {type_.ir}, ptr {pointer.ref} monotonic, align {type_.size}")
+
+    def hook_store(self, type_: IntType, address: Value, item: Any) -> None:
+        b = self.builder
+        value = b.coerce(item, type_)
+        if not self.slow_twin:
+            b.call(memory_write, [HART, address, type_.size, b.convert(value, U64)])
+            self.leave_if_pending()
+            return
+        pointer = b.pointer(self.locate(type_, address, WRITE), type_)
+        b.line(f"store atomic {type_.ir} {value.ref}, ptr {pointer.ref} monotonic, align {type_.size}")
+
+    def hook_atomic(self, operation: str, type_: IntType, address: Value, value: Value) -> Value:
+        b = self.builder
+        pointer = b.pointer(self.locate(type_, address, WRITE), type_)
+        return b.value(type_, f"atomicrmw {operation} ptr {pointer.ref}, {type_.ir} {value.ref} seq_cst")
+
+    def hook_load_reserved(self, type_: IntType, address: Value) -> Value:
+        b = self.builder
+        pointer = b.pointer(self.locate(type_, address, READ), type_)
+        value = b.value(type_, f"load atomic {type_.ir}, ptr {pointer.ref} seq_cst, align {type_.size}")
+        self.set("reserved_address", address)
+        self.set("reserved_value", b.convert(value, U64))
+        return value
+
+    def hook_store_conditional(self, type_: IntType, address: Value, value: Value) -> Value:
+        """Stores if memory still holds what LR saw (as QEMU does): ABA is not noticed, no other hart is ever stopped."""
+        b = self.builder
+        pointer = b.pointer(self.locate(type_, address, WRITE), type_)
+        valid = b.compare("==", self.get("reserved_address"), address)
+        expected = b.convert(self.get("reserved_value"), type_)
+        self.set("reserved_address", (1 << 64) - 1)
+        result = b.variable(U64)
+        b.write(result, b.constant(1, U64))
+        attempt, done = b.fresh("attempt"), b.fresh("done")
+        b.branch(valid, attempt, done)
+        b.block(attempt)
+        ir = type_.ir
+        pair = b.value(type_, f"cmpxchg ptr {pointer.ref}, {ir} {expected.ref}, {ir} {value.ref} seq_cst seq_cst")
+        stored = b.value(BOOLEAN, f"extractvalue {{ {ir}, i1 }} {pair.ref}, 1")
+        b.write(result, b.convert(b.value(BOOLEAN, f"xor i1 {stored.ref}, true"), U64))
+        b.block(done)
+        return b.read(result)
+
+    # operands
+
+    def operand(self, name: str) -> Any:
+        """The value of an operand of the instruction (see ``isa``)."""
+        b = self.builder
+        match name:
+            case "rs1" | "rs2" | "frs1" | "frs2" | "frs3":
+                return b.load(self.register(name))
+            case "imm":
+                return Value(b.convert(self.slot_field("imm"), I64).ref, I64)
+            case "hart":
+                return HART
+            case "pc":
+                return self.pc()
+            case "next_pc":
+                return b.binary("+", self.pc(), self.length)
+            case "retired":
+                return Value("%n", U64)
+            case "insn":
+                return Lazy(self.bits)
+            case "rm":
+                raw = b.convert(self.slot_field("imm"), U64)
+                return b.binary("&", b.binary(">>", raw, 12), 7)
+        raise ValueError(f"{self.instruction}: unknown operand {name}")
+
+    def bits(self) -> Value:
+        """The instruction's own bits, loaded where they are used."""
+        b = self.builder
+        assert self.instruction is not None
+        if format_of(self.instruction) == RAW:
+            return b.convert(Value(self.slot_field("imm").ref, U32), U64)
+        value = b.call(instruction_bits, [HART, b.value(U64, "ptrtoint ptr %ip to i64")])
+        assert value is not None
+        return value
+
+    def semantics(self) -> Value | None:
+        """The instruction's semantics, inlined; gives its result."""
+        assert self.instruction is not None
+        function = self.instruction.semantics
+        bound = {name: self.operand(name) for name in self.instruction.operands}
+        return Frame(self.builder, function, parse(function), bound, signature(function)[1], inlined=True).run()
+
+
+HART = Value("%hart", PtrType(Hart))
+
+
+class Interpreter:
+    """Emits all handlers and the runtime into a module."""
+
+    def __init__(self) -> None:
+        self.module = Module()
+
+    def define(self, name: str, handler: Handler) -> None:
+        linkage = "dso_local" if not name.endswith("_slow") else "internal"
+        self.module.functions.append(
+            f"define {linkage} preserve_nonecc void @{name}{SIGNATURE} #0 {{\n{handler.builder.text()}\n}}\n"
+        )
+
+    def handler(self, **known: Any) -> Handler:
+        builder = Builder(self.module)
+        handler = Handler(builder, **known)
+        builder.environment = handler
+        return handler
+
+    def plain(self, instruction: Instruction, length: int, name: str) -> None:
+        """A handler that goes on behind the instruction or jumps; and its slow twin where it accesses memory."""
+        for slow in (False, True):
+            twin = f"{name}_slow"
+            handler = self.handler(instruction=instruction, length=length, slow_twin="" if slow else f"@{twin}")
+            b = handler.builder
+            if instruction.system:
+                handler.set("pc", handler.pc())
+                handler.set("retired", Value("%n", U64))
+            result = handler.semantics()
+            if not b.terminated:
+                if result is not None and instruction.result in ("rd", "frd"):
+                    b.store(handler.register(instruction.result), result)
+                if handler.target is not None and not instruction.system:
+                    handler.go_far(handler.target)
+                elif instruction.system:
+                    self.after_system(handler)
+                else:
+                    handler.dispatch(handler.advanced(SLOT * length // 2), handler.next_count().ref)
+            self.define(twin if slow else name, handler)
+            if not slow and twin not in b.text():
+                break
+
+    def after_system(self, handler: Handler) -> None:
+        """Goes on as usual, or by the record if the instruction changed what later ones mean."""
+        b = handler.builder
+        n = handler.next_count()
+        if handler.target is None:
+            changed = b.truth(handler.get("changed"))
+            again, on = b.fresh("again"), b.fresh("on")
+            b.branch(changed, again, on)
+            b.block(on)
+            handler.dispatch(handler.advanced(SLOT * handler.length // 2), n.ref)
+            b.block(again)
+        handler.set("changed", 0)
+        handler.set("pc", handler.target or b.binary("+", handler.pc(), handler.length))
+        handler.set("retired", n)
+        handler.tail("@op_go", n=n.ref)
+
+    def relative(self, instruction: Instruction, length: int, direction: int, name: str) -> None:
+        """A branch or jal, by where it goes."""
+        handler = self.handler(instruction=instruction, length=length)
+        b = handler.builder
+        result = handler.semantics()
+        if instruction.result == "branch":
+            assert result is not None
+            taken, passed = b.fresh("taken"), b.fresh("passed")
+            b.branch(result, taken, passed)
+            b.block(passed)
+            handler.dispatch(handler.advanced(SLOT * length // 2), handler.next_count().ref)
+            b.block(taken)
+        elif result is not None:
+            b.store(handler.register("rd"), result)
+        imm = b.convert(handler.slot_field("imm"), I64)
+        if direction == FAR:
+            handler.go_far(b.binary("+", handler.pc(), Value(imm.ref, U64)))
+        else:
+            ip = b.value(U64, f"getelementptr i8, ptr %ip, i64 {imm.ref}").ref
+            n = handler.next_count()
+            if direction == BACKWARD:
+                handler.check(ip, n)
+            else:
+                handler.dispatch(ip, n.ref)
+        self.define(name, handler)
+
+    def support(self) -> None:
+        """The handlers that are no instruction."""
+        module = self.module
+        # go: from the record to the next instruction, or back to Python
+        handler = self.handler()
+        b = handler.builder
+        b.call(go, [HART])
+        leaving = b.truth(handler.get("exit_reason"))
+        out, on = b.fresh("out"), b.fresh("on")
+        b.branch(leaving, out, on)
+        b.block(out)
+        b.end("ret void")
+        b.block(on)
+        ip = b.pointer(handler.get("ip"), U8)
+        tlb = b.pointer(handler.get("tlb"), U8)
+        handler.dispatch(ip.ref, handler.get("retired").ref, handler.get("bias").ref, tlb.ref)
+        self.define("op_go", handler)
+        # attention: somebody set stop_at
+        handler = self.handler()
+        handler.set("pc", handler.pc())
+        handler.set("retired", Value("%n", U64))
+        handler.builder.call(attention, [HART])
+        handler.tail("@op_go")
+        self.define("op_attention", handler)
+        # page end: sequential flow into the next page
+        handler = self.handler()
+        handler.set("pc", handler.pc())
+        handler.set("retired", Value("%n", U64))
+        handler.tail("@op_go")
+        self.define("op_page_end", handler)
+        # straddle: an instruction of which the second half is in the next page
+        handler = self.handler()
+        handler.set("pc", handler.pc())
+        handler.set("retired", Value("%n", U64))
+        b = handler.builder
+        slot = b.call(single, [HART, handler.pc()])
+        assert slot is not None
+        trapped, on = b.fresh("trapped"), b.fresh("on")
+        b.branch(b.compare("==", slot, 0), trapped, on)
+        b.block(trapped)
+        handler.tail("@op_go")
+        b.block(on)
+        handler.dispatch(b.pointer(slot, U8).ref, "%n", handler.get("bias").ref)
+        self.define("op_straddle", handler)
+        # decode: a slot that is run for the first time
+        handler = self.handler()
+        b = handler.builder
+        b.call(decode_slot, [HART, b.value(U64, "ptrtoint ptr %ip to i64"), handler.pc()])
+        handler.dispatch("%ip", "%n")
+        self.define("op_decode", handler)
+        # enter: called by run
+        text = "  call preserve_nonecc void @op_go(ptr %hart, ptr null, i64 0, ptr null, i64 0)\n  ret void"
+        module.functions.append(f"define internal void {module.symbol(enter, 'enter')}(ptr %hart) #0 {{\n{text}\n}}\n")
+        for export in EXPORTS:
+            module.function(export)
+
+    def emit(self) -> tuple[str, list[str]]:
+        """The module's text, and the handlers' names in the order of their numbers ('' for those that do not exist)."""
+        self.support()
+        names = [""] * HANDLER_COUNT
+        for item in INSTRUCTIONS:
+            for length in (4, 2):
+                if length == 2 and item.name not in SHORT_TARGETS and item.name != "illegal":
+                    continue
+                if is_relative(item):
+                    for direction in (FAR, FORWARD, BACKWARD):
+                        variant = direction + (SHORT_OFFSET if length == 2 else 0)
+                        names[HANDLER_BASE[item.name] + variant] = handler_name(item, variant)
+                        self.relative(item, length, direction, handler_name(item, variant))
+                else:
+                    variant = 0 if length == 4 else 1
+                    names[HANDLER_BASE[item.name] + variant] = handler_name(item, variant)
+                    self.plain(item, length, handler_name(item, variant))
+        return self.module.text(), names
+

@@ -1,0 +1,620 @@
+"""Guest memory as a hart sees it: PMP, page walks, TLBs and the slow path of every access.
+
+Privileged specification: 3.7 (physical memory protection), 12.2 to 12.6 (supervisor memory management, Sv39 to Sv57), 11 (Svadu),
+14 (Svpbmt). The fast path is in the interpreter: a TLB entry of exactly the page that the access is in.
+"""
+
+from __future__ import annotations
+
+from ...native.lang import (
+    Ptr, at, byte_swap, cold, compare_exchange, i64, inline, native, peek, peek_aligned, poke, poke_aligned, ref, u8, u16, u32, u64,
+    unlikely,
+)  # fmt: skip
+from .clint import aclint_read, aclint_write
+from .csr_bits import (
+    ADUE, ASID_MASK, MPP, MPP_SHIFT, MPRV, MXR, PBMTE, PMP_A_SHIFT, PMP_L, PMP_NA4, PMP_NAPOT, PMP_OFF, PMP_TOR, PPN_MASK, PTE_A, PTE_D,
+    PTE_G, PTE_NAPOT, PTE_PBMT_SHIFT, PTE_PPN_SHIFT, PTE_R, PTE_RESERVED, PTE_U, PTE_V, PTE_W, PTE_X, SATP_ASID_SHIFT, SATP_MODE_SHIFT,
+    SUM,
+)  # fmt: skip
+from .isa import FETCH_ACCESS, FETCH_PAGE, LOAD_ACCESS, LOAD_MISALIGNED, LOAD_PAGE, STORE_ACCESS, STORE_MISALIGNED, STORE_PAGE
+from .plic import plic_read, plic_write
+from .state import (
+    ACCESS_DONE, ACCESS_FAILED, ACCESS_NONE, ACCESS_WANTED, CODE_HASH, CODE_PAGE_STRIDE, CONTEXTS, DEVICE_ACLINT, DEVICE_PLIC,
+    DEVICE_UNMAPPED, EXIT_ACCESS, EXIT_FLUSH, FETCH_ENTRIES, MACHINE, MODES, PAGE_SLOTS, PENDING_EXIT, PENDING_NONE, PENDING_TRAP,
+    PMP_ENTRIES, POSTED, RING_ENTRIES, SHADOW, SUPERVISOR, TLB_ENTRIES, USER, CodePage, Context, Hart, Machine, Posted, Region, Segment,
+    Tlb, TlbEntry,
+)  # fmt: skip
+
+READ, WRITE, FETCH = 0, 1, 2
+PAGE = 4096
+OFFSET = PAGE - 1
+FREE = (1 << 64) - 1
+#: TLBs that belong to no address space: machine mode, and machine mode with MPRV (which caches fetches only).
+TLB_MACHINE, TLB_MPRV, TLB_CONTEXTS = 0, 1, 2
+
+
+@cold
+def fault(hart: Hart, kind: u64, address: u64, page: bool) -> u64:
+    """Notes a page fault or an access fault; gives 0."""
+    if kind == READ:
+        hart.cause = u64(LOAD_PAGE) if page else u64(LOAD_ACCESS)
+    elif kind == WRITE:
+        hart.cause = u64(STORE_PAGE) if page else u64(STORE_ACCESS)
+    else:
+        hart.cause = u64(FETCH_PAGE) if page else u64(FETCH_ACCESS)
+    hart.trap_value = address
+    hart.pending = PENDING_TRAP
+    return 0
+
+
+@inline
+def machine_of(hart: Hart) -> Machine:
+    return at(Machine, hart.machine)
+
+
+@native
+def segment_of(hart: Hart, physical: u64) -> u64:
+    """The host address of the :class:`Segment` that holds a physical address, or 0."""
+    machine = machine_of(hart)
+    for i in range(machine.segment_count):
+        segment = machine.segments[i]
+        if physical - segment.base < segment.size:
+            return ref(segment)
+    return 0
+
+
+@native
+def pmp_allows(hart: Hart, physical: u64, size: u64, kind: u64, privilege: u64) -> bool:
+    """Whether PMP lets an access happen; ``hart.pmp_uniform`` says if the answer holds for the whole page."""
+    first_page = physical & ~OFFSET
+    last_page = first_page + OFFSET
+    last = physical + size - 1
+    hart.pmp_uniform = 1
+    previous = u64(0)
+    for i in range(PMP_ENTRIES):
+        config = hart.pmpcfg[i]
+        address = hart.pmpaddr[i]
+        mode = (config >> PMP_A_SHIFT) & 3
+        low = u64(0)
+        high = u64(0)
+        if mode == PMP_TOR:
+            low = previous << 2
+            high = address << 2
+        elif mode == PMP_NA4:
+            low = address << 2
+            high = low + 4
+        elif mode == PMP_NAPOT:
+            ones = address ^ (address + 1)
+            low = (address & ~ones) << 2
+            high = low + ((ones + 1) << 2)
+        previous = address
+        if mode != PMP_OFF and low < high and low <= last_page and high > first_page:
+            if low > first_page or high <= last_page:
+                hart.pmp_uniform = 0
+            if low <= last and high > physical:
+                if low > physical or high <= last:
+                    return False
+                if privilege == MACHINE and config & PMP_L == 0:
+                    return True
+                return (config >> u8(kind)) & 1 != 0
+    return privilege == MACHINE
+
+
+@inline
+def data_privilege(hart: Hart) -> u64:
+    """The privilege of loads and stores (3.1.6.3, MPRV)."""
+    privilege = u64(hart.privilege)
+    if hart.mstatus & MPRV != 0 and privilege == MACHINE:
+        privilege = (hart.mstatus & MPP) >> MPP_SHIFT
+    return privilege
+
+
+@native
+def walk(hart: Hart, address: u64, kind: u64, privilege: u64) -> u64:
+    """Translates a virtual address (12.3.2); ``hart.pending`` says whether it did."""
+    hart.walk_level = 0
+    mode = hart.satp >> SATP_MODE_SHIFT
+    if privilege == MACHINE or mode == 0:
+        return address
+    levels = mode - 5
+    unused = 52 - 9 * levels
+    if u64(i64(address << unused) >> unused) != address:
+        return fault(hart, kind, address, True)
+    table = (hart.satp & PPN_MASK) << 12
+    level = levels
+    while level > 0:
+        level -= 1
+        entry_at = table + (((address >> (12 + 9 * level)) & 511) << 3)
+        segment_address = segment_of(hart, entry_at)
+        if segment_address == 0 or not pmp_allows(hart, entry_at, 8, READ, SUPERVISOR):
+            return fault(hart, kind, address, False)
+        segment = at(Segment, segment_address)
+        host = segment.host + (entry_at - segment.base)
+        entry = peek_aligned(u64, host)
+        if entry & PTE_V == 0 or entry & (PTE_R | PTE_W) == PTE_W or entry & (PTE_RESERVED | PTE_NAPOT) != 0:
+            return fault(hart, kind, address, True)
+        memory_type = (entry >> PTE_PBMT_SHIFT) & 3
+        if memory_type == 3 or (memory_type != 0 and hart.menvcfg & PBMTE == 0):
+            return fault(hart, kind, address, True)
+        if entry & (PTE_R | PTE_X) == 0:
+            if entry & (PTE_D | PTE_A | PTE_U) != 0 or memory_type != 0:
+                return fault(hart, kind, address, True)
+            table = ((entry >> PTE_PPN_SHIFT) & PPN_MASK) << 12
+            continue
+        mask = (u64(PAGE) << (9 * level)) - 1
+        if (entry << 2) & mask & ~OFFSET != 0:
+            return fault(hart, kind, address, True)
+        if entry & PTE_U != 0:
+            if privilege == SUPERVISOR and (kind == FETCH or hart.mstatus & SUM == 0):
+                return fault(hart, kind, address, True)
+        elif privilege == USER:
+            return fault(hart, kind, address, True)
+        wanted = u64(PTE_X)
+        if kind == READ:
+            wanted = u64(PTE_R | PTE_X) if hart.mstatus & MXR != 0 else u64(PTE_R)
+        elif kind == WRITE:
+            wanted = u64(PTE_W)
+        if entry & wanted == 0:
+            return fault(hart, kind, address, True)
+        wanted = u64(PTE_A | PTE_D) if kind == WRITE else u64(PTE_A)
+        if entry & wanted != wanted:
+            if hart.menvcfg & ADUE == 0:
+                return fault(hart, kind, address, True)
+            if segment.writable == 0 or not pmp_allows(hart, entry_at, 8, WRITE, SUPERVISOR):
+                return fault(hart, kind, address, False)
+            mark_dirty(segment, entry_at)
+            if compare_exchange(u64, host, entry, entry | wanted) != entry:
+                level += 1
+                continue
+        hart.walk_level = level
+        return ((((entry >> PTE_PPN_SHIFT) & PPN_MASK) << 12) & ~mask) | (address & mask)
+    return fault(hart, kind, address, True)
+
+
+@inline
+def mark_dirty(segment: Segment, physical: u64) -> None:
+    """Sets the page flags of a page that is about to be written (the layout is that of ram.flags)."""
+    if segment.flags != 0:
+        page = (physical - segment.base) >> 12
+        pages = segment.size >> 12
+        poke(u8, segment.flags + pages + page, 1)
+        poke(u8, segment.flags + 2 * pages + page, 1)
+
+
+@native
+def host_address(hart: Hart, address: u64, size: u64, kind: u64) -> u64:
+    """The host address of a virtual one, and a TLB entry for it.
+
+    0 if an exception is pending, or if no memory is there (then ``hart.physical`` is the device's address). ``size`` bytes must be in
+    one page.
+    """
+    privilege = u64(hart.privilege) if kind == FETCH else data_privilege(hart)
+    physical = walk(hart, address, kind, privilege)
+    if hart.pending != PENDING_NONE:
+        return 0
+    level = hart.walk_level
+    hart.physical = physical
+    if not pmp_allows(hart, physical, size, kind, privilege):
+        return fault(hart, kind, address, False)
+    segment_address = segment_of(hart, physical)
+    if segment_address == 0:
+        return 0
+    segment = at(Segment, segment_address)
+    if kind == WRITE:
+        if segment.writable == 0:
+            return 0
+        mark_dirty(segment, physical)
+    host = segment.host + (physical - segment.base)
+    if hart.pmp_uniform != 0 and kind != FETCH and hart.tlb != hart.tlbs + TLB_MPRV * Tlb.size:
+        tlb = at(Tlb, hart.tlb)
+        index = (address >> 12) & (TLB_ENTRIES - 1)
+        entry = tlb.write[index] if kind == WRITE else tlb.read[index]
+        entry.tag = address & ~OFFSET
+        entry.addend = host - address
+        hart.count_tlb_fills += 1
+        if level != 0:
+            note_superpage(hart, address, level)
+    return host
+
+
+@native
+def note_superpage(hart: Hart, address: u64, level: u64) -> None:
+    """Widens the range of the context's superpages: a flush of one address inside of it must flush all."""
+    if hart.privilege == MACHINE:
+        return
+    context = hart.contexts[hart.context]
+    mask = (u64(PAGE) << (9 * level)) - 1
+    low = address & ~mask
+    high = address | mask
+    if context.superpage_high < context.superpage_low:
+        context.superpage_low = low
+        context.superpage_high = high
+    if low < context.superpage_low:
+        context.superpage_low = low
+    if high > context.superpage_high:
+        context.superpage_high = high
+
+
+@native
+def free_entries(first: u64, count: u64) -> None:
+    """Frees TLB entries that lie behind each other."""
+    entries = at(Ptr[TlbEntry], first)
+    for i in range(count):
+        entries[i].tag = FREE
+
+
+@native
+def flush_tlb(tlb: Tlb) -> None:
+    free_entries(ref(tlb.read), 2 * TLB_ENTRIES + FETCH_ENTRIES)
+
+
+@inline
+def tlb_number(hart: Hart, number: u64) -> Tlb:
+    return at(Ptr[Tlb], hart.tlbs)[number]
+
+
+@native
+def flush_context(hart: Hart, number: u64) -> None:
+    """Frees the TLBs of one address space."""
+    context = hart.contexts[number]
+    for mode in range(MODES):
+        if (context.used >> mode) & 1 != 0:
+            flush_tlb(tlb_number(hart, TLB_CONTEXTS + number * MODES + mode))
+    context.used = 0
+    context.superpage_low = FREE
+    context.superpage_high = 0
+    hart.count_tlb_flushes += 1
+
+
+@native
+def flush_all(hart: Hart) -> None:
+    """Frees every TLB: physical memory protection or the meaning of permissions changed."""
+    for i in range(CONTEXTS):
+        flush_context(hart, i)
+    flush_tlb(tlb_number(hart, TLB_MACHINE))
+    flush_tlb(tlb_number(hart, TLB_MPRV))
+
+
+@native
+def flush_fetch(hart: Hart) -> None:
+    """Frees all entries for fetches."""
+    for i in range(CONTEXTS):
+        context = hart.contexts[i]
+        for mode in range(MODES):
+            if (context.used >> mode) & 1 != 0:
+                free_entries(ref(tlb_number(hart, TLB_CONTEXTS + i * MODES + mode).fetch), FETCH_ENTRIES)
+    free_entries(ref(tlb_number(hart, TLB_MACHINE).fetch), FETCH_ENTRIES)
+    free_entries(ref(tlb_number(hart, TLB_MPRV).fetch), FETCH_ENTRIES)
+
+
+@inline
+def free_if(entry: TlbEntry, page: u64) -> None:
+    if entry.tag == page:
+        entry.tag = FREE
+
+
+@native
+def flush_address(hart: Hart, number: u64, address: u64) -> None:
+    """Frees the entries of one address in one address space."""
+    context = hart.contexts[number]
+    if context.used == 0:
+        return
+    if address >= context.superpage_low and address <= context.superpage_high:
+        flush_context(hart, number)
+        return
+    page = address & ~OFFSET
+    index = (address >> 12) & (TLB_ENTRIES - 1)
+    for mode in range(MODES):
+        if (context.used >> mode) & 1 != 0:
+            tlb = tlb_number(hart, TLB_CONTEXTS + number * MODES + mode)
+            free_if(tlb.read[index], page)
+            free_if(tlb.write[index], page)
+            free_if(tlb.fetch[(address >> 12) & (FETCH_ENTRIES - 1)], page)
+
+
+@native
+def fence_vma(hart: Hart, address: u64, asid: u64, any_address: bool, any_asid: bool) -> None:
+    """SFENCE.VMA (12.2.1): frees the entries it names in every context, by address and by address space."""
+    for i in range(CONTEXTS):
+        if any_asid or ((hart.contexts[i].satp >> SATP_ASID_SHIFT) & ASID_MASK) == (asid & ASID_MASK):
+            if any_address:
+                if hart.contexts[i].used != 0:
+                    flush_context(hart, i)
+            else:
+                flush_address(hart, i, address)
+
+
+@native
+def select_context(hart: Hart) -> None:
+    """Finds the TLBs of the address space in ``satp``, or takes them from the one that was made the longest ago."""
+    for i in range(CONTEXTS):
+        if hart.contexts[i].satp == hart.satp:
+            hart.context = i
+            return
+    number = hart.next_context
+    hart.next_context = (number + 1) % CONTEXTS
+    flush_context(hart, number)
+    hart.contexts[number].satp = hart.satp
+    hart.context = number
+
+
+@native
+def select_tlb(hart: Hart) -> None:
+    """Sets ``hart.tlb`` to the TLBs of the current privilege and address space."""
+    number = u64(TLB_MACHINE)
+    if hart.privilege == MACHINE:
+        if data_privilege(hart) != MACHINE:
+            number = TLB_MPRV
+    else:
+        mode = u64(0)
+        if hart.privilege == SUPERVISOR:
+            mode = u64(2) if hart.mstatus & SUM != 0 else u64(1)
+        context = hart.contexts[hart.context]
+        context.used |= u64(1) << mode
+        number = TLB_CONTEXTS + hart.context * MODES + mode
+    hart.tlb = hart.tlbs + number * Tlb.size
+
+
+# slow paths of data accesses
+
+
+@native
+def device_access(hart: Hart, device: u32, region: u32, offset: u64, size: u64, write: u32, value: u64) -> u64:
+    """Leaves for Python, which makes the access and runs the instruction again."""
+    hart.access_device = device
+    hart.access_region = region
+    hart.access_offset = offset
+    hart.access_size = size
+    hart.access_write = write
+    hart.access_value = value
+    hart.access_state = ACCESS_WANTED
+    hart.exit_reason = EXIT_ACCESS
+    hart.pending = PENDING_EXIT
+    return 0
+
+
+@native
+def region_of(hart: Hart, physical: u64, size: u64) -> u64:
+    """The host address of the :class:`Region` that holds an access, or 0."""
+    machine = machine_of(hart)
+    for i in range(machine.region_count):
+        region = machine.regions[i]
+        if physical - region.base < region.size and physical - region.base + size <= region.size:
+            return ref(region)
+    return 0
+
+
+@native
+def device_read(hart: Hart, address: u64, physical: u64, size: u64) -> u64:
+    """A load from no memory."""
+    found = region_of(hart, physical, size)
+    if found == 0:
+        return device_access(hart, DEVICE_UNMAPPED, 0, physical, size, 0, 0)
+    region = at(Region, found)
+    offset = physical - region.base
+    if region.device == DEVICE_ACLINT or region.device == DEVICE_PLIC:
+        hart.count_local += 1
+        value = aclint_read(hart, offset, size) if region.device == DEVICE_ACLINT else plic_read(hart, offset, size)
+        if hart.pending != PENDING_NONE:
+            return fault(hart, READ, address, False)
+        return value
+    if region.kinds != 0 and peek(u8, region.kinds + offset) & SHADOW != 0:
+        hart.count_shadow += 1
+        return peek_sized(region.shadow + offset, size)
+    hart.count_sync += 1
+    return device_access(hart, region.device, region.index, offset, size, 0, 0)
+
+
+@native
+def device_write(hart: Hart, address: u64, physical: u64, size: u64, value: u64) -> None:
+    """A store to no writable memory; one to a read-only segment is dropped, as on QEMU's board."""
+    if segment_of(hart, physical) != 0:
+        return
+    found = region_of(hart, physical, size)
+    if found == 0:
+        device_access(hart, DEVICE_UNMAPPED, 0, physical, size, 1, value)
+        return
+    region = at(Region, found)
+    offset = physical - region.base
+    if region.device == DEVICE_ACLINT or region.device == DEVICE_PLIC:
+        hart.count_local += 1
+        if region.device == DEVICE_ACLINT:
+            aclint_write(hart, offset, size, value)
+        else:
+            plic_write(hart, offset, size, value)
+        if hart.pending != PENDING_NONE:
+            fault(hart, WRITE, address, False)
+        return
+    if region.kinds != 0 and peek(u8, region.kinds + offset) & POSTED != 0:
+        if hart.ring_count == RING_ENTRIES:
+            hart.exit_reason = EXIT_FLUSH
+            hart.pending = PENDING_EXIT
+            return
+        posted = hart.ring[hart.ring_count]
+        posted.device = region.device
+        posted.region = region.index
+        posted.offset = offset
+        posted.size = size
+        posted.value = value
+        hart.ring_count += 1
+        hart.count_posted += 1
+        return
+    hart.count_sync += 1
+    device_access(hart, region.device, region.index, offset, size, 1, value)
+
+
+@inline
+def peek_sized(host: u64, size: u64) -> u64:
+    """A little-endian value of 1, 2, 4 or 8 bytes."""
+    if size == 8:
+        return peek(u64, host)
+    if size == 4:
+        return u64(peek(u32, host))
+    if size == 2:
+        return u64(peek(u16, host))
+    return u64(peek(u8, host))
+
+
+@inline
+def poke_sized(host: u64, size: u64, value: u64) -> None:
+    if size == 8:
+        poke(u64, host, value)
+    elif size == 4:
+        poke(u32, host, u32(value))
+    elif size == 2:
+        poke(u16, host, u16(value))
+    else:
+        poke(u8, host, u8(value))
+
+
+@inline
+def finish_access(hart: Hart, kind: u64, address: u64) -> u64:
+    """Takes the answer to the access that Python made."""
+    failed = hart.access_state == ACCESS_FAILED
+    hart.access_state = ACCESS_NONE
+    if failed:
+        return fault(hart, kind, address, False)
+    return hart.access_value
+
+
+@native
+def misaligned(hart: Hart, kind: u64, address: u64) -> u64:
+    hart.cause = u64(STORE_MISALIGNED) if kind == WRITE else u64(LOAD_MISALIGNED)
+    hart.trap_value = address
+    hart.pending = PENDING_TRAP
+    return 0
+
+
+@native
+def read_misaligned(hart: Hart, address: u64, size: u64) -> u64:
+    """A load that is not naturally aligned: done in memory byte by byte, refused at devices."""
+    value = u64(0)
+    for i in range(size):
+        host = host_address(hart, address + i, 1, READ)
+        if host == 0:
+            if hart.pending == PENDING_NONE:
+                misaligned(hart, READ, address)
+            return 0
+        value |= u64(peek(u8, host)) << (8 * i)
+    return value
+
+
+@native
+def write_misaligned(hart: Hart, address: u64, size: u64, value: u64) -> None:
+    """A store that is not naturally aligned: both pages are looked up before the first byte is written."""
+    last = host_address(hart, address + size - 1, 1, WRITE)
+    if hart.pending != PENDING_NONE:
+        if (address ^ (address + size - 1)) & ~OFFSET == 0:
+            hart.trap_value = address
+            return
+        hart.pending = PENDING_NONE
+        fault_cause = hart.cause
+        fault_value = (address + size - 1) & ~OFFSET
+        host_address(hart, address, 1, WRITE)
+        if hart.pending == PENDING_NONE:
+            hart.cause = fault_cause
+            hart.trap_value = fault_value
+            hart.pending = PENDING_TRAP
+        return
+    if last == 0:
+        misaligned(hart, WRITE, address)
+        return
+    for i in range(size):
+        host = host_address(hart, address + i, 1, WRITE)
+        if host == 0:
+            if hart.pending == PENDING_NONE:
+                misaligned(hart, WRITE, address)
+            return
+        poke(u8, host, u8(value >> (8 * i)))
+
+
+@cold
+def memory_read(hart: Hart, address: u64, size: u64) -> u64:
+    """A load that its TLB entry did not answer."""
+    if unlikely(hart.access_state != ACCESS_NONE):
+        return finish_access(hart, READ, address)
+    if address & (size - 1) != 0:
+        return read_misaligned(hart, address, size)
+    host = host_address(hart, address, size, READ)
+    if host != 0:
+        return peek_sized(host, size)
+    if hart.pending != PENDING_NONE:
+        return 0
+    return device_read(hart, address, hart.physical, size)
+
+
+@cold
+def memory_write(hart: Hart, address: u64, size: u64, value: u64) -> None:
+    """A store that its TLB entry did not answer."""
+    if unlikely(hart.access_state != ACCESS_NONE):
+        finish_access(hart, WRITE, address)
+        return
+    if address & (size - 1) != 0:
+        write_misaligned(hart, address, size, value)
+        return
+    host = host_address(hart, address, size, WRITE)
+    if host != 0:
+        poke_sized(host, size, value)
+    elif hart.pending == PENDING_NONE:
+        device_write(hart, address, hart.physical, size, value)
+
+
+@cold
+def memory_locate(hart: Hart, address: u64, size: u64, kind: u64) -> u64:
+    """The host address for an atomic access; devices and misaligned addresses are refused."""
+    if address & (size - 1) != 0:
+        return misaligned(hart, kind, address)
+    host = host_address(hart, address, size, kind)
+    if host == 0 and hart.pending == PENDING_NONE:
+        return fault(hart, kind, address, False)
+    return host
+
+
+# code pages
+
+
+@native
+def reset_slots(hart: Hart, page: CodePage, host: u64) -> None:
+    """Takes a page's bytes anew; its slots are decoded when they are first run."""
+    machine = machine_of(hart)
+    decode = machine.decode_handler
+    for i in range(PAGE_SLOTS):
+        page.slots[i].handler = decode
+    page.slots[PAGE_SLOTS].handler = machine.page_end_handler
+    words = at(Ptr[u64], host)
+    for i in range(512):
+        page.copy[i] = words[i]
+
+
+@native
+def code_page(hart: Hart, physical: u64, host: u64) -> CodePage:
+    """The decoded page of a physical page, made or checked against memory since the last FENCE.I."""
+    bucket = hart.code_hash + (((physical >> 12) & (CODE_HASH - 1)) << 3)
+    address = peek(u64, bucket)
+    while address != 0:
+        found = at(CodePage, address)
+        if found.physical == physical:
+            if found.epoch != hart.code_epoch:
+                hart.count_code_checks += 1
+                words = at(Ptr[u64], host)
+                for i in range(512):
+                    if words[i] != found.copy[i]:
+                        reset_slots(hart, found, host)
+                        break
+                found.epoch = hart.code_epoch
+            return found
+        address = found.next
+    if hart.code_used == hart.code_pages:
+        flush_fetch(hart)
+        hart.code_used = 0
+        for i in range(CODE_HASH):
+            poke(u64, hart.code_hash + 8 * i, 0)
+    page = at(CodePage, hart.code_pool + hart.code_used * CODE_PAGE_STRIDE)
+    hart.code_used += 1
+    hart.count_code_pages += 1
+    page.physical = physical
+    page.epoch = hart.code_epoch
+    page.next = peek(u64, bucket)
+    poke(u64, bucket, ref(page))
+    reset_slots(hart, page, host)
+    return page

@@ -1,0 +1,170 @@
+"""The PLIC (RISC-V Platform-Level Interrupt Controller specification 1.0), with the `virt` board's layout.
+
+Context 2n is hart n in machine mode, 2n + 1 in supervisor mode. Any thread may use it: a spin lock guards its record.
+"""
+
+from __future__ import annotations
+
+from ...native.lang import (
+    Ptr, Record, array, at, atomic_store, compare_exchange, cpu_relax, ctz, export, inline, native, ref, u32, u64,
+)  # fmt: skip
+from .attention import set_line
+from .csr_bits import MEIP, SEIP
+from .state import PENDING_TRAP, Hart, Machine
+
+SOURCES = 96
+WORDS = SOURCES // 32
+CONTEXTS = 1024
+PRIORITY, PENDING, ENABLE, THRESHOLD, END = 0x0, 0x1000, 0x2000, 0x20_0000, 0x60_0000
+MAX_PRIORITY = 7
+
+
+class Plic(Record):
+    """The interrupt controller's registers; bit s % 32 of word s // 32 belongs to source s."""
+
+    lock: u64
+    priority: Ptr[u32] = array(u32, SOURCES)
+    level: Ptr[u32] = array(u32, WORDS)
+    pending: Ptr[u32] = array(u32, WORDS)
+    claimed: Ptr[u32] = array(u32, WORDS)
+    enable: Ptr[u32] = array(u32, WORDS * CONTEXTS)
+    threshold: Ptr[u32] = array(u32, CONTEXTS)
+
+
+@inline
+def plic_of(machine: Machine) -> Plic:
+    return at(Plic, machine.plic)
+
+
+@native
+def acquire(plic: Plic) -> None:
+    while compare_exchange(u64, ref(plic.lock), 0, 1) != 0:
+        cpu_relax()
+
+
+@inline
+def release(plic: Plic) -> None:
+    atomic_store(u64, ref(plic.lock), 0)
+
+
+@native
+def best_source(plic: Plic, context: u64) -> u64:
+    """The pending, enabled source of the highest priority above the threshold; the lowest number of equals; 0 for none."""
+    best = u64(0)
+    highest = plic.threshold[context]
+    for word in range(WORDS):
+        candidates = plic.pending[word] & plic.enable[context * WORDS + word]
+        while candidates != 0:
+            source = 32 * word + u64(ctz(candidates))
+            candidates &= candidates - 1
+            if plic.priority[source] > highest:
+                highest = plic.priority[source]
+                best = source
+    return best
+
+
+@native
+def update_lines(machine: Machine, plic: Plic) -> None:
+    """Drives each context's external interrupt."""
+    for number in range(machine.hart_count):
+        hart = at(Hart, machine.harts[number])
+        set_line(hart, MEIP, best_source(plic, 2 * number) != 0)
+        set_line(hart, SEIP, best_source(plic, 2 * number + 1) != 0)
+
+
+@export
+def plic_set_level(machine: Machine, source: u64, level: u64) -> None:
+    """A device drives interrupt line ``source`` (1 to 95). A level-triggered gateway: a request once made stays pending."""
+    if source == 0 or source >= SOURCES:
+        return
+    plic = plic_of(machine)
+    acquire(plic)
+    word = source >> 5
+    bit = u32(1) << (source & 31)
+    if level != 0:
+        plic.level[word] |= bit
+        if plic.claimed[word] & bit == 0:
+            plic.pending[word] |= bit
+    else:
+        plic.level[word] &= ~bit
+    update_lines(machine, plic)
+    release(plic)
+
+
+@native
+def claim(plic: Plic, context: u64) -> u64:
+    source = best_source(plic, context)
+    if source != 0:
+        bit = u32(1) << (source & 31)
+        plic.pending[source >> 5] &= ~bit
+        plic.claimed[source >> 5] |= bit
+    return source
+
+
+@native
+def complete(plic: Plic, context: u64, source: u64) -> None:
+    """Ends the handling of a source; ignored where the source is not enabled for the context."""
+    if source == 0 or source >= SOURCES:
+        return
+    word = source >> 5
+    bit = u32(1) << (source & 31)
+    if plic.enable[context * WORDS + word] & bit == 0:
+        return
+    plic.claimed[word] &= ~bit
+    if plic.level[word] & bit != 0:
+        plic.pending[word] |= bit
+
+
+@native
+def plic_read(hart: Hart, offset: u64, size: u64) -> u64:
+    """A load from the PLIC: words only. A read of a claim register claims."""
+    if size != 4 or offset & 3 != 0:
+        hart.pending = PENDING_TRAP
+        return 0
+    machine = at(Machine, hart.machine)
+    plic = plic_of(machine)
+    value = u64(0)
+    acquire(plic)
+    if offset < PRIORITY + 4 * SOURCES:
+        value = u64(plic.priority[offset >> 2])
+    elif offset >= PENDING and offset < PENDING + 4 * WORDS:
+        value = u64(plic.pending[(offset - PENDING) >> 2])
+    elif offset >= ENABLE and offset < ENABLE + 0x80 * 2 * machine.hart_count:
+        if (offset & 0x7F) >> 2 < WORDS:
+            value = u64(plic.enable[((offset - ENABLE) >> 7) * WORDS + ((offset & 0x7F) >> 2)])
+    elif offset >= THRESHOLD and offset < THRESHOLD + 0x1000 * 2 * machine.hart_count:
+        context = (offset - THRESHOLD) >> 12
+        if offset & 0xFFF == 0:
+            value = u64(plic.threshold[context])
+        elif offset & 0xFFF == 4:
+            value = claim(plic, context)
+            update_lines(machine, plic)
+    release(plic)
+    return value
+
+
+@native
+def plic_write(hart: Hart, offset: u64, size: u64, value: u64) -> None:
+    """A store to the PLIC: words only. A write of a claim register completes."""
+    if size != 4 or offset & 3 != 0:
+        hart.pending = PENDING_TRAP
+        return
+    machine = at(Machine, hart.machine)
+    plic = plic_of(machine)
+    acquire(plic)
+    if offset < PRIORITY + 4 * SOURCES:
+        if offset != 0:
+            plic.priority[offset >> 2] = u32(value) & MAX_PRIORITY
+    elif offset >= ENABLE and offset < ENABLE + 0x80 * 2 * machine.hart_count:
+        word = (offset & 0x7F) >> 2
+        if word < WORDS:
+            # source 0 does not exist
+            plic.enable[((offset - ENABLE) >> 7) * WORDS + word] = u32(value) & (~u32(0) if word != 0 else ~u32(1))
+    elif offset >= THRESHOLD and offset < THRESHOLD + 0x1000 * 2 * machine.hart_count:
+        context = (offset - THRESHOLD) >> 12
+        if offset & 0xFFF == 0:
+            plic.threshold[context] = u32(value) & MAX_PRIORITY
+        elif offset & 0xFFF == 4:
+            complete(plic, context, value)
+    update_lines(machine, plic)
+    release(plic)
