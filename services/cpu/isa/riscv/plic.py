@@ -6,30 +6,12 @@ Context 2n is hart n in machine mode, 2n + 1 in supervisor mode. Any thread may 
 from __future__ import annotations
 
 from ...native.lang import (
-    Ptr, Record, array, at, atomic_store, compare_exchange, cpu_relax, ctz, export, inline, native, ref, u32, u64,
+    at, atomic_store, compare_exchange, cpu_relax, ctz, export, inline, native, ref, u32, u64,
 )  # fmt: skip
 from .attention import set_line
 from .csr_bits import MEIP, SEIP
+from .plic_layout import ENABLE, MAX_PRIORITY, PENDING, PRIORITY, SOURCES, THRESHOLD, WORDS, Plic
 from .state import PENDING_TRAP, Hart, Machine
-
-SOURCES = 96
-WORDS = SOURCES // 32
-CONTEXTS = 1024
-PRIORITY, PENDING, ENABLE, THRESHOLD, END = 0x0, 0x1000, 0x2000, 0x20_0000, 0x60_0000
-MAX_PRIORITY = 7
-
-
-class Plic(Record):
-    """The interrupt controller's registers; bit s % 32 of word s // 32 belongs to source s."""
-
-    lock: u64
-    priority: Ptr[u32] = array(u32, SOURCES)
-    level: Ptr[u32] = array(u32, WORDS)
-    pending: Ptr[u32] = array(u32, WORDS)
-    claimed: Ptr[u32] = array(u32, WORDS)
-    enable: Ptr[u32] = array(u32, WORDS * CONTEXTS)
-    threshold: Ptr[u32] = array(u32, CONTEXTS)
-
 
 @inline
 def plic_of(machine: Machine) -> Plic:

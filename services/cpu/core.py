@@ -1,0 +1,107 @@
+"""The native core: built once from the ISA's descriptions, kept in the cache folder, loaded in milliseconds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import struct
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+MAGIC = b"VMESHCORE1\0\0\0\0\0\0"
+_HEADER = struct.Struct("<16s32sQ")
+
+
+class CoreError(Exception):
+    """The native core cannot be built or loaded; says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class CoreImage:
+    """Machine code, its symbols, and the handlers' symbols in the order of their numbers ('' for none)."""
+
+    image: bytes
+    symbols: dict[str, int]
+    handlers: list[str]
+
+
+def cache_folder() -> Path:
+    """Where compiled code is kept (XDG base directory specification)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vmesh" / "native"
+
+
+def _host() -> str:
+    """What of the host shapes the code: architecture and processor features."""
+    try:
+        info = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+        kept = [line for line in info.splitlines() if line.startswith(("flags", "Features", "model\t", "cpu family", "vendor_id"))]
+        return platform.machine() + "\n".join(kept)
+    except OSError:
+        return platform.machine() + platform.processor()
+
+
+def key() -> str:
+    """Names the core by all that shapes it: our sources, LLVM (through llvmlite's version) and the host's processor."""
+    from importlib.metadata import version
+
+    digest = hashlib.blake2b(digest_size=16)
+    here = Path(__file__).parent
+    for path in sorted([*here.glob("native/*.py"), *here.glob("isa/**/*.py")]):
+        digest.update(path.relative_to(here).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    digest.update(version("llvmlite").encode() + _host().encode())
+    return digest.hexdigest()
+
+
+def build_core() -> CoreImage:
+    """Compiles the core: a few seconds."""
+    from .isa.riscv.interpreter import Interpreter
+    from .native.build import build
+
+    text, handlers = Interpreter().emit()
+    code = build(text)
+    return CoreImage(code.image, code.symbols, handlers)
+
+
+def _pack(core: CoreImage) -> bytes:
+    head = json.dumps({"symbols": core.symbols, "handlers": core.handlers}).encode()
+    body = head + core.image
+    return _HEADER.pack(MAGIC, hashlib.blake2b(body, digest_size=32).digest(), len(head)) + body
+
+
+def _unpack(data: bytes) -> CoreImage | None:
+    """The core in a cache file; None if it is damaged."""
+    if len(data) < _HEADER.size:
+        return None
+    magic, digest, length = _HEADER.unpack_from(data)
+    body = data[_HEADER.size :]
+    if magic != MAGIC or hashlib.blake2b(body, digest_size=32).digest() != digest:
+        return None
+    head = json.loads(body[:length])
+    return CoreImage(body[length:], head["symbols"], head["handlers"])
+
+
+def load_core() -> CoreImage:
+    """The core from the cache; built and kept there if it is not there or is damaged."""
+    path = cache_folder() / f"{key()}.core"
+    try:
+        core = _unpack(path.read_bytes())
+        if core is not None:
+            return core
+    except OSError:
+        pass
+    core = build_core()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(_pack(core))
+        os.replace(file.name, path)
+    except OSError:
+        pass  # a cache that cannot be written costs time, nothing else
+    return core
+
+
+if __name__ == "__main__":
+    load_core()

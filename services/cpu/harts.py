@@ -1,0 +1,145 @@
+"""The machine's harts in this process: their records, TLBs and code pages, and the native functions that run them."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import time
+from typing import Any
+
+from .core import CoreImage
+from .isa.riscv.csr_bits import ADUE, SXL, UXL
+from .isa.riscv.features import FEATURE_BIT
+from .isa.riscv.plic_layout import Plic
+from .isa.riscv.state import (
+    ATTENTION_STOP, CODE_HASH, CODE_PAGE_STRIDE, CONTEXTS, DEVICE_ACLINT, DEVICE_PLIC, MACHINE, MODES, REGIONS, SEGMENTS, Hart, Machine,
+    Tlb,
+)  # fmt: skip
+from .native.blob import Blob
+from .native.view import view
+
+_libc = ctypes.CDLL(None)
+_FUTEX = {"x86_64": 202}
+#: Code pages that a hart keeps decoded (64 KiB of address space each, touched as used).
+CODE_PAGES = 4096
+NEVER = (1 << 64) - 1
+MISA_MXL64 = 2 << 62
+
+
+def _address(memory: mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+class Harts:
+    """All harts of a machine.
+
+    ``segments``: (guest base, size, host address, host address of page flags or 0, writable). Devices are added by ``add_region``
+    before the first ``run``. ``machine`` and ``hart[i]`` are the records, shared with native code.
+    """
+
+    def __init__(self, core: CoreImage, count: int, features: set[str], segments: list[tuple[int, int, int, int, bool]]) -> None:
+        self.blob = Blob(core.image, core.symbols)
+        self._records = mmap.mmap(-1, Machine.size + Plic.size + count * Hart.size)
+        base = _address(self._records)
+        self.machine: Any = view(Machine, self._records)
+        machine = self.machine
+        machine.hart_count = count
+        machine.plic = base + Machine.size
+        machine.clock_gettime = ctypes.cast(_libc.clock_gettime, ctypes.c_void_p).value
+        machine.syscall = ctypes.cast(_libc.syscall, ctypes.c_void_p).value
+        machine.futex_number = _FUTEX["x86_64"]
+        machine.time_base = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        machine.features = sum(1 << FEATURE_BIT[name] for name in features)
+        if len(segments) > SEGMENTS:
+            raise ValueError(f"expected at most {SEGMENTS} memory segments, got {len(segments)}")
+        for number, (guest, size, host, flags, writable) in enumerate(segments):
+            segment = machine.segments[number]
+            segment.base, segment.size, segment.host, segment.flags, segment.writable = guest, size, host, flags, writable
+        machine.segment_count = len(segments)
+        for number, name in enumerate(core.handlers):
+            machine.handlers[number] = self.blob.address(name) if name else 0
+        machine.decode_handler = self.blob.address("op_decode")
+        machine.page_end_handler = self.blob.address("op_page_end")
+        machine.straddle_handler = self.blob.address("op_straddle")
+        self.misa = MISA_MXL64 | sum(1 << (ord(f) - ord("a")) for f in features if len(f) == 1) | 1 << 18 | 1 << 20
+        self._run = self.blob.function("run", 1)
+        self._reset_tlbs = self.blob.function("reset_tlbs", 1, result=False)
+        self._raise_attention = self.blob.function("raise_attention", 2, result=False)
+        self._set_level = self.blob.function("plic_set_level", 3, result=False)
+        self.hart: list[Any] = []
+        self.address: list[int] = []
+        self._memory: list[mmap.mmap] = []
+        for number in range(count):
+            offset = Machine.size + Plic.size + number * Hart.size
+            hart = view(Hart, self._records, offset)
+            self.hart.append(hart)
+            self.address.append(base + offset)
+            machine.harts[number] = base + offset
+            tlbs = mmap.mmap(-1, (2 + CONTEXTS * MODES) * Tlb.size)
+            pool = mmap.mmap(-1, (CODE_PAGES + 1) * CODE_PAGE_STRIDE)
+            table = mmap.mmap(-1, CODE_HASH * 8)
+            self._memory += [tlbs, pool, table]
+            hart.machine = base
+            hart.tlbs = _address(tlbs)
+            hart.code_pool = -(-_address(pool) // CODE_PAGE_STRIDE) * CODE_PAGE_STRIDE
+            hart.code_pages = CODE_PAGES
+            hart.code_hash = _address(table)
+            hart.mhartid = number
+
+    def add_region(self, base: int, size: int, device: int, index: int, kinds: int = 0, shadow: int = 0) -> None:
+        """A range of guest physical addresses that device number ``device`` answers as its region ``index``.
+
+        ``kinds`` and ``shadow`` are host addresses of ``size`` bytes each (see ``state.Region``), or 0 for all synchronous.
+        """
+        if self.machine.region_count == REGIONS:
+            raise ValueError(f"expected at most {REGIONS} device regions")
+        region = self.machine.regions[self.machine.region_count]
+        region.base, region.size, region.device, region.index = base, size, device, index
+        region.kinds, region.shadow = kinds, shadow
+        self.machine.region_count += 1
+
+    def add_irqchip(self, aclint: int, plic: int) -> None:
+        """Places the ACLINT and the PLIC."""
+        self.add_region(aclint, 0x10000, DEVICE_ACLINT, 0)
+        self.add_region(plic, 0x600000, DEVICE_PLIC, 0)
+
+    def reset(self, pc: int) -> None:
+        """All harts as at power-on (privileged specification 3.4), about to run at ``pc``; the PLIC cleared."""
+        ctypes.memset(self.machine.plic, 0, Plic.size)
+        for number, hart in enumerate(self.hart):
+            for name in ("x", "f", "pmpcfg", "pmpaddr"):
+                array = getattr(hart, name)
+                ctypes.memset(ctypes.addressof(array), 0, ctypes.sizeof(array))
+            for name in (
+                "retired", "stop_at", "attention", "waiting", "exit_reason", "cause", "trap_value", "pending", "fflags", "frm", "changed",
+                "medeleg", "mideleg", "mie", "mip", "mtvec", "mcounteren", "mscratch", "mepc", "mcause", "mtval", "stvec", "scounteren",
+                "senvcfg", "sscratch", "sepc", "scause", "stval", "satp", "cycle_offset", "instret_offset", "lines", "timers",
+                "reserved_value", "access_state", "ring_count", "ring_since", "code_used",
+            ):  # fmt: skip
+                setattr(hart, name, 0)
+            ctypes.memset(hart.code_hash, 0, CODE_HASH * 8)
+            hart.pc = pc
+            hart.privilege = MACHINE
+            hart.mstatus = UXL | SXL
+            hart.menvcfg = ADUE if self.machine.features >> FEATURE_BIT["svadu"] & 1 else 0
+            hart.misa = self.misa
+            hart.stimecmp = hart.mtimecmp = hart.deadline = hart.reserved_address = NEVER
+            self._reset_tlbs(self.address[number])
+        self.machine.time_base = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+
+    def run(self, number: int) -> int:
+        """Runs a hart in this thread until it wants Python; gives why (``state.EXIT_*``)."""
+        return self._run(self.address[number])  # type: ignore[no-any-return]
+
+    def stop(self) -> None:
+        """Asks all harts to leave native code; each ``run`` gives EXIT_STOP once."""
+        for address in self.address:
+            self._raise_attention(address, ATTENTION_STOP)
+
+    def set_level(self, source: int, level: bool) -> None:
+        """Drives a line of the PLIC."""
+        self._set_level(self.machine_address, source, int(level))
+
+    @property
+    def machine_address(self) -> int:
+        return ctypes.addressof(self.machine)
