@@ -18,6 +18,7 @@ class Loop:
         self._callbacks: dict[object, tuple[Callback | None, Callback | None]] = {}
         self._timers: dict[str, tuple[int, Callback]] = {}
         self._running = False
+        self.settle: Callback | None = None  # called after each turn, when all that was ready has been called back
 
     def watch(
         self, source: int | zmq.Socket[bytes], *, read: Callback | None = None, write: Callback | None = None
@@ -75,3 +76,5 @@ class Loop:
                 if when <= now and self._timers.get(name) == (when, callback):
                     del self._timers[name]
                     callback()
+        if self.settle is not None:
+            self.settle()

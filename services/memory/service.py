@@ -8,6 +8,7 @@ import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from google.protobuf.message import DecodeError, Message
 
@@ -123,9 +124,11 @@ class Memory(Service):
         """Nobody else will clean up: remove the machine directory, after the other services have ended."""
         lock = self._runtime.machine.path / machine.LOCK
         deadline = time.monotonic() + _OTHERS_SECONDS
+        # Every process of the machine has inherited the lock: without ours it is free when the others are gone.
+        for fd in _open_on(lock):
+            os.close(fd)
         with suppress(OSError):
             fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            # Every other process of the machine holds the lock as long as it lives.
             while not _lock(fd) and time.monotonic() < deadline:
                 time.sleep(0.02)
             machine.Machine(self._runtime.machine.path, fd).remove()
@@ -221,6 +224,16 @@ class Memory(Service):
         alive = self._runtime.server.clients
         for identity in [identity for identity in self._grants if identity not in alive]:
             del self._grants[identity]
+
+
+def _open_on(path: Path) -> list[int]:
+    """The file descriptors of this process that are open on `path`."""
+    found = []
+    for entry in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(int(entry)), path.stat()):
+                found.append(int(entry))
+    return found
 
 
 def _lock(fd: int) -> bool:

@@ -1,0 +1,21 @@
+"""`python -m services.devices.sifive_test`: the command line of the power-off register."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from services.devices.sifive_test.device import SifiveTest
+from vmesh import device, service
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the device; gives the exit status."""
+    parser = service.parser("sifive-test", "Switches the machine off, or resets it.")
+    parser.add_argument("--base", type=service.number, default=0x10_0000, metavar="ADDRESS")
+    options = parser.parse_args(argv)
+    return device.run(options, lambda runtime: SifiveTest(runtime, options.base))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,373 @@
+"""Character devices: where the bytes of a serial port go to and come from.
+
+Chosen by a specification, in QEMU's words where QEMU has it:
+    socket:PATH                  a Unix stream socket for any number of clients: all see the output, all may type; a
+                                 client that comes late first gets the last 64 KiB of output
+    unix:PATH[,server][,nowait]  one peer over a Unix stream socket; a server waits for it unless `nowait`
+    file:PATH                    output only
+    pty                          a pseudo-terminal; its name is in the log
+    stdio                        this process's own standard input and output
+    null                         nothing in, nothing kept
+`server=on`, `server=off`, `wait=on`, `wait=off` are understood too. Without a client, output is lost (but for the
+history of `socket:`). A client that does not read makes the device wait; one that is gone does not.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import termios
+import time
+import tty
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vmesh import errors
+from vmesh.log import Log
+from vmesh.loop import Callback, Loop
+
+_HISTORY_BYTES = 64 << 10
+_QUEUE_BYTES = 64 << 10  # of output that a client has not taken, before the device has to wait
+_WRITE_BYTES = 64 << 10
+_MAX_CLIENTS = 16
+_STALL_SECONDS = 2.0  # at the end: how long a client may take nothing before it is given up
+_PTY_LOOK_SECONDS = 0.25
+
+
+@dataclass(slots=True, eq=False)
+class _Client:
+    """One peer: `source` is read, `sink` is written (they may be the same file); -1 is none."""
+
+    source: int
+    sink: int
+    read: Callback = lambda: None
+    write: Callback = lambda: None
+    queue: bytearray = field(default_factory=bytearray)
+
+
+class Chardev:
+    """What a serial device talks to; as it is, `null`.
+
+    `wanted` tells how many bytes of input the device could take now, `receive` gets them (never more).
+    """
+
+    def __init__(self, loop: Loop, log: Log, wanted: Callable[[], int], receive: Callable[[bytes], None]) -> None:
+        self.lost = 0  # bytes of output that a client did not get
+        self._loop = loop
+        self._log = log
+        self._wanted = wanted
+        self._receive = receive
+        self._clients: list[_Client] = []
+
+    def start(self, lifeline: int) -> None:
+        """Begin. Raises ConfigError if that cannot be, LifelineEnded while waiting for a peer."""
+
+    def write(self, data: bytes) -> None:
+        """Send to every client what it takes, and keep the rest for it."""
+        for client in list(self._clients):
+            client.queue += data
+            self._send(client)
+
+    @property
+    def full(self) -> bool:
+        """Whether a client has so much untaken output that the device should wait; room ends in a turn of the loop."""
+        return any(len(client.queue) > _QUEUE_BYTES for client in self._clients)
+
+    def input_changed(self) -> None:
+        """`wanted` may give another number now."""
+        for client in self._clients:
+            self._watch(client)
+
+    def finish(self) -> None:
+        """Wait until the clients have taken all output, unless they take nothing for a while."""
+        progress = time.monotonic()
+        while waiting := [client for client in self._clients if client.queue]:
+            remaining = progress + _STALL_SECONDS - time.monotonic()
+            if remaining <= 0:
+                for client in waiting:
+                    self._drop(client, "does not read")
+                return
+            poller = select.poll()
+            for client in waiting:
+                poller.register(client.sink, select.POLLOUT)
+            poller.poll(remaining * 1000)
+            for client in waiting:
+                before = len(client.queue)
+                self._send(client)
+                if len(client.queue) < before:
+                    progress = time.monotonic()
+
+    def _add(self, source: int, sink: int, greeting: bytes = b"") -> _Client:
+        client = _Client(source, sink)
+        client.read = lambda: self._readable(client)
+        client.write = lambda: self._send(client)
+        client.queue += greeting
+        self._clients.append(client)
+        self._send(client)
+        return client
+
+    def _drop(self, client: _Client, reason: str) -> None:
+        """Let go of a client that is gone or failed."""
+        if client not in self._clients:
+            return
+        self._clients.remove(client)
+        if client.queue:
+            self.lost += len(client.queue)
+            self._log.warning("console output lost", bytes=len(client.queue), reason=reason)
+        for fd in {client.source, client.sink} - {-1}:
+            self._loop.watch(fd)
+            os.close(fd)
+
+    def _send(self, client: _Client) -> None:
+        try:
+            while client.queue:
+                # Copied: a bytearray cannot shrink while a view of it is out.
+                count = os.write(client.sink, bytes(client.queue[:_WRITE_BYTES]))
+                del client.queue[:count]
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            if client.source != client.sink or not isinstance(error, (BrokenPipeError, ConnectionResetError)):
+                self._log.warning("console output failed", reason=error.strerror)
+            client.queue.clear()  # nobody is there to miss it
+            self._drop(client, "")
+            return
+        self._watch(client)
+
+    def _readable(self, client: _Client) -> None:
+        count = self._wanted()
+        if count > 0:
+            try:
+                data = os.read(client.source, count)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._ended(client)
+                return
+            self._receive(data)
+        self.input_changed()
+
+    def _ended(self, client: _Client) -> None:
+        """The client will type no more. It may still read: what is sent to it shows whether it is there."""
+        if client.source != client.sink:
+            self._loop.watch(client.source)
+            os.close(client.source)
+        client.source = -1
+        self._watch(client)
+
+    def _watch(self, client: _Client) -> None:
+        read = client.read if client.source >= 0 and self._wanted() > 0 else None
+        write = client.write if client.queue else None
+        if client.source in (client.sink, -1):
+            self._loop.watch(client.sink, read=read, write=write)
+        else:
+            self._loop.watch(client.source, read=read)
+            if client.sink >= 0:
+                self._loop.watch(client.sink, write=write)
+
+
+class _File(Chardev):
+    """Output into a file, which is made anew."""
+
+    def __init__(self, path: Path, *rest: *_Rest) -> None:
+        super().__init__(*rest)
+        self._path = path
+
+    def start(self, lifeline: int) -> None:
+        try:
+            fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise errors.ConfigError(f"cannot write {self._path}: {error.strerror}") from error
+        self._add(-1, fd)
+
+    def _watch(self, client: _Client) -> None:
+        """A regular file is always ready, and epoll's and poll's answers for it mean nothing."""
+
+
+class _Stdio(Chardev):
+    """Standard input and output. Blocking: they may be shared with a shell, which would see another mode."""
+
+    def start(self, lifeline: int) -> None:
+        self._add(os.dup(0), os.dup(1))
+
+
+class _Socket(Chardev):
+    """Listens; every client gets the output, a new one first the history."""
+
+    def __init__(self, path: Path, *rest: *_Rest) -> None:
+        super().__init__(*rest)
+        self._path = path
+        self._history = bytearray()
+
+    def start(self, lifeline: int) -> None:
+        listener = _listen(self._path)
+        self._loop.watch(listener.fileno(), read=lambda: self._accept(listener))
+
+    def write(self, data: bytes) -> None:
+        self._history += data
+        del self._history[:-_HISTORY_BYTES]
+        super().write(data)
+
+    def _accept(self, listener: socket.socket) -> None:
+        with suppress(OSError):
+            connection, _ = listener.accept()
+            if len(self._clients) >= _MAX_CLIENTS:
+                for client in [client for client in self._clients if client.source < 0]:
+                    self._drop(client, "ended its input, and the place was needed")
+            if len(self._clients) >= _MAX_CLIENTS:
+                self._log.warning("console client refused", expected=f"at most {_MAX_CLIENTS}")
+                connection.close()
+                return
+            connection.setblocking(False)
+            fd = connection.detach()
+            self._add(fd, fd, bytes(self._history))
+
+
+class _Unix(Chardev):
+    """One peer at a time."""
+
+    def __init__(self, path: Path, server: bool, wait: bool, *rest: *_Rest) -> None:
+        super().__init__(*rest)
+        self._path = path
+        self._server = server
+        self._wait = wait
+
+    def start(self, lifeline: int) -> None:
+        if not self._server:
+            peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                peer.connect(str(self._path))
+            except OSError as error:
+                peer.close()
+                raise errors.ConfigError(f"cannot connect to {self._path}: {error.strerror}") from error
+            self._take(peer)
+            return
+        listener = _listen(self._path)
+        if self._wait:
+            poller = select.poll()
+            poller.register(listener, select.POLLIN)
+            if lifeline >= 0:
+                poller.register(lifeline, select.POLLIN)
+            self._log.info("waiting for a client", path=self._path)
+            if any(fd == lifeline for fd, _ in poller.poll()):
+                raise errors.LifelineEnded(f"nobody came to {self._path}")
+            self._accept(listener)
+        self._loop.watch(listener.fileno(), read=lambda: self._accept(listener))
+
+    def _accept(self, listener: socket.socket) -> None:
+        with suppress(OSError):
+            connection, _ = listener.accept()
+            for former in [client for client in self._clients if client.source < 0]:
+                self._drop(former, "ended its input, and another one came")
+            if self._clients:
+                connection.close()
+            else:
+                self._take(connection)
+
+    def _take(self, peer: socket.socket) -> None:
+        peer.setblocking(False)
+        fd = peer.detach()
+        self._add(fd, fd)
+
+
+class _Pty(Chardev):
+    """A pseudo-terminal. While nobody has it open, output is lost and there is no input to wait for."""
+
+    def start(self, lifeline: int) -> None:
+        try:
+            master, slave = os.openpty()
+        except OSError as error:
+            raise errors.ConfigError(f"cannot make a pseudo-terminal: {error.strerror}") from error
+        tty.setraw(slave, termios.TCSANOW)
+        self._log.info("pty", path=os.ttyname(slave))
+        os.close(slave)
+        os.set_blocking(master, False)
+        self._add(master, master)
+
+    def _send(self, client: _Client) -> None:
+        if self._is_open(client):
+            super()._send(client)
+        else:
+            client.queue.clear()
+            self._watch(client)
+
+    def _ended(self, client: _Client) -> None:
+        self._watch(client)
+
+    def _watch(self, client: _Client) -> None:
+        if self._is_open(client):
+            super()._watch(client)
+        else:
+            # A closed pseudo-terminal is always "readable": look again later instead.
+            self._loop.watch(client.sink)
+            self._loop.call_in("pty", _PTY_LOOK_SECONDS, self.input_changed)
+
+    def _is_open(self, client: _Client) -> bool:
+        poller = select.poll()
+        poller.register(client.sink, select.POLLIN)
+        return not any(events & select.POLLHUP for _, events in poller.poll(0))
+
+
+_Rest = tuple[Loop, Log, Callable[[], int], Callable[[bytes], None]]
+
+
+def make(
+    specification: str, loop: Loop, log: Log, wanted: Callable[[], int], receive: Callable[[bytes], None]
+) -> Chardev:
+    """The character device of that specification, not started. Raises ConfigError for what is none."""
+    rest: _Rest = (loop, log, wanted, receive)
+    kind, _, argument = specification.partition(":")
+    match kind, argument:
+        case "null", "":
+            return Chardev(*rest)
+        case "stdio", "":
+            return _Stdio(*rest)
+        case "pty", "":
+            return _Pty(*rest)
+        case "file", path if path:
+            return _File(Path(path), *rest)
+        case "socket", path if path:
+            return _Socket(Path(path), *rest)
+        case "unix", text if text:
+            path, *options = text.split(",")
+            server, wait = False, True
+            for option in options:
+                match option:
+                    case "server" | "server=on":
+                        server = True
+                    case "server=off":
+                        server = False
+                    case "nowait" | "wait=off":
+                        wait = False
+                    case "wait" | "wait=on":
+                        wait = True
+                    case _:
+                        raise errors.ConfigError(f"chardev {specification}", expected="server, nowait", got=option)
+            if path:
+                return _Unix(Path(path), server, wait, *rest)
+    raise errors.ConfigError(
+        "chardev",
+        expected="socket:PATH, unix:PATH[,server][,nowait], file:PATH, pty, stdio or null",
+        got=specification or "nothing",
+    )
+
+
+def _listen(path: Path) -> socket.socket:
+    """A listening socket that only its owner can connect to. Raises ConfigError."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    former = os.umask(0o077)
+    try:
+        path.unlink(missing_ok=True)
+        listener.bind(str(path))
+        listener.listen(8)
+    except OSError as error:
+        listener.close()
+        raise errors.ConfigError(f"cannot listen on {path}: {error.strerror or error}") from error
+    finally:
+        os.umask(former)
+    return listener

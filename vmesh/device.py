@@ -1,0 +1,456 @@
+"""The device SDK: an author writes a `Device`, and `run` makes a service of it.
+
+The SDK does the rest of proto/vmesh/v1/bus.proto: attaching, batches and their order, replays, credits, updates of
+lines and shadows, lifecycle, and the slot. services/devices/ has examples; docs/protocol.md explains what goes over the
+wire.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from google.protobuf.message import DecodeError, Message
+
+from vmesh import errors, service
+from vmesh.guest_memory import GuestMemory, LocalGuestMemory, RemoteGuestMemory
+from vmesh.service import Runtime, Service
+from vmesh.slot import Slot
+from vmesh.v1 import bus_pb2 as messages
+from vmesh.v1 import lifecycle_pb2 as lifecycle
+from vmesh.v1 import memory_pb2
+from vmesh.v1.common_pb2 import ROLE_DEVICE, ROLE_HART, ROLE_IRQCHIP, Welcome
+from vmesh.v1.packet_pb2 import Packet
+from vmesh.v1.slot_pb2 import LinkRecord, SlotRecord
+from vmesh.wire import Client
+
+WINDOW = 1024  # accesses of one hart that may be unacknowledged
+
+_MEMORY = "memory"
+_START_SECONDS = 30.0
+_RETRY_SECONDS = 0.001
+
+
+class BusError(Exception):
+    """Raised by a device's `read` or `write`: there is no such register. The guest gets an access fault."""
+
+
+class Wires:
+    """What a device drives: its interrupt lines and its shadowed registers. Only changes cost a message."""
+
+    def __init__(self) -> None:
+        self._levels: dict[int, bool] = {}
+        self._shadows: dict[tuple[int, int, int], int | None] = {}
+        self._changed_lines: set[int] = set()
+        self._changed_shadows: set[tuple[int, int, int]] = set()
+
+    @property
+    def changed(self) -> bool:
+        return bool(self._changed_lines or self._changed_shadows)
+
+    def set_line(self, line: int, level: bool) -> None:
+        """Drive a line; all are low at first."""
+        if self._levels.get(line, False) != level:
+            self._levels[line] = level
+            self._changed_lines.add(line)
+
+    def set_shadow(self, region: int, offset: int, size: int, value: int) -> None:
+        """Say what a read of this register gives until further notice."""
+        self._set_shadow((region, offset, size), value)
+
+    def withdraw_shadow(self, region: int, offset: int, size: int) -> None:
+        """The next read of this register has a side effect: let it come to the device."""
+        self._set_shadow((region, offset, size), None)
+
+    def _set_shadow(self, key: tuple[int, int, int], value: int | None) -> None:
+        if key not in self._shadows or self._shadows[key] != value:
+            self._shadows[key] = value
+            self._changed_shadows.add(key)
+
+    def fill(self, update: messages.DeviceUpdate, *, everything: bool = False) -> None:
+        """Put into `update` what changed since the last time, or all there is."""
+        for line in sorted(self._levels if everything else self._changed_lines):
+            update.lines.add(line=line, level=self._levels[line])
+        for key in sorted(self._shadows if everything else self._changed_shadows):
+            region, offset, size = key
+            value = self._shadows[key]
+            update.shadows.add(region=region, offset=offset, size=size, value=value or 0, withdrawn=value is None)
+        self._changed_lines.clear()
+        self._changed_shadows.clear()
+
+    def put_back(self, update: messages.DeviceUpdate) -> None:
+        """`update` has not reached anybody."""
+        self._changed_lines.update(each.line for each in update.lines)
+        self._changed_shadows.update((each.region, each.offset, each.size) for each in update.shadows)
+
+
+class Device:
+    """A device model. Override what applies; every method is called in the one thread of the service.
+
+    `state` is the type of the protobuf message that `save` gives and `load` takes, `state_version` its version.
+    """
+
+    kind: ClassVar[str]
+    state: ClassVar[type[Message]]
+    state_version: ClassVar[int] = 1
+    regions: Sequence[messages.Region] = ()
+    lines: Sequence[messages.Line] = ()
+    dma: ClassVar[bool] = False
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime  # its loop, log and notify
+        self.wires = Wires()
+        self.memory: GuestMemory | None = None  # with `dma`, from `attached` on
+
+    def start(self) -> None:
+        """Open what the device stands on. Raise a VmeshError to end the service."""
+
+    def attached(self) -> None:
+        """The device is on the address map."""
+
+    def read(self, region: int, offset: int, size: int) -> int:
+        """A read of a register; `offset` and `size` were checked against the region. May raise BusError."""
+        raise BusError
+
+    def write(self, region: int, offset: int, size: int, value: int) -> None:
+        """A write of a register; `value` fits into `size` bytes. May raise BusError."""
+        raise BusError
+
+    def flush(self) -> None:
+        """The accesses of a batch have been made."""
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the device cannot take more accesses now; when that ends, the next turn of the loop goes on."""
+        return False
+
+    def reset(self) -> None:
+        """Back to the state after power-on, lines and shadows included. Also called before the device is attached."""
+
+    def save(self) -> Message:
+        """The state, as a message of type `state`."""
+        return self.state()
+
+    def check(self, state: Message, version: int) -> None:
+        """Raises BadState for what `load` cannot take. `version` is at most `state_version`."""
+
+    def load(self, state: Message) -> None:
+        """Take a state that `check` has passed, and drive lines and shadows accordingly."""
+
+    def pause(self) -> None:
+        """Take nothing from outside until `resume`."""
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+
+    def shutdown(self) -> None:
+        """Bring out what the guest has written."""
+
+    def counters(self) -> dict[str, int]:
+        return {}
+
+
+@dataclass(slots=True, eq=False)
+class _Link:
+    """The connection with one hart. `done`, `value` and `bus_error` are the last access handled and its answer."""
+
+    hart: int
+    done: int = 0
+    value: int = 0
+    bus_error: bool = False
+    identity: bytes = b""
+    received: int = 0  # sequence number of the last access that came
+    queue: deque[Packet] = field(default_factory=deque)  # batches that wait while the device is blocked
+
+
+class DeviceService(Service):
+    """Serves one `Device`."""
+
+    def __init__(self, runtime: Runtime, device: Device) -> None:
+        self.kind = device.kind
+        self._runtime = runtime
+        self._device = device
+        self._links: dict[int, _Link] = {}
+        self._irqchip: Client | None = None
+        self._update_sequence = 0
+        self._accesses = self._batches = self._updates = self._bus_errors = 0
+        self._sizes = [(region.size, region.access_sizes) for region in device.regions]
+        self._posted = frozenset(_posted(device.regions))
+        self._slot = Slot(runtime.machine.path / f"{runtime.name}.slot", fresh=runtime.epoch == 1)
+        self._written = b""
+        self._description = messages.Description(
+            name=runtime.name,
+            kind=device.kind,
+            state_type=device.state.DESCRIPTOR.full_name,
+            state_version=device.state_version,
+            epoch=runtime.epoch,
+            endpoint=runtime.endpoint,
+            regions=device.regions,
+            lines=device.lines,
+            dma=device.dma,
+        )
+
+    def start(self) -> None:
+        self._device.start()
+        self._device.reset()
+        self._recover()
+        self._write_slot()
+        memory = self._runtime.dial(_MEMORY, ROLE_DEVICE)
+        memory.greet(_START_SECONDS)
+        answer = memory.request(memory_pb2.Attach(description=self._description), _START_SECONDS)
+        if not isinstance(answer, memory_pb2.Attached):
+            raise errors.PeerError("memory answered", expected="Attached", got=answer.DESCRIPTOR.name)
+        if not self._device.dma:
+            self._device.memory = None
+        elif answer.segments:
+            self._device.memory = LocalGuestMemory(answer.segments, answer.grants)
+        else:
+            self._device.memory = RemoteGuestMemory(memory)
+        self._device.attached()
+        self._runtime.loop.settle = self._settle
+
+    def welcome(self, client: Client) -> Welcome:
+        if client.role != ROLE_HART:
+            return Welcome()
+        link = self._links.setdefault(client.hart, _Link(client.hart))
+        # A new connection of the same hart: it replays what was not acknowledged.
+        link.identity, link.received = client.identity, link.done
+        link.queue.clear()
+        return Welcome(window=WINDOW, done=link.done)
+
+    def greeted(self, client: Client) -> None:
+        if client.role == ROLE_IRQCHIP:
+            self._irqchip = client
+            self._send_update(everything=True)
+
+    def handle(self, client: Client, packet: Packet) -> Message | None:
+        if packet.WhichOneof("body") != "access_batch":
+            return super().handle(client, packet)
+        link = self._links[client.hart]
+        try:
+            self._check_batch(client, link, packet)
+        except errors.TooMany:
+            self._runtime.server.clients.pop(client.identity, None)
+            link.queue.clear()
+            raise
+        batch = packet.access_batch
+        last = batch.sequence + len(batch.accesses) - 1
+        if last <= link.done:
+            self._answer(link, packet.id, None)
+        elif self._device.blocked or link.queue:
+            link.received = last
+            link.queue.append(packet)
+        else:
+            link.received = last
+            self._perform(link, packet)
+        return None
+
+    def pause(self) -> None:
+        self._device.pause()
+
+    def drain(self, updates: dict[str, int]) -> int:
+        # The queues are bounded by the window, so a device that is blocked can take them all.
+        self._work(even_if_blocked=True)
+        self._settle()
+        return self._update_sequence
+
+    def save(self) -> lifecycle.ServiceState:
+        return lifecycle.ServiceState(
+            type=self._description.state_type,
+            version=self._device.state_version,
+            bytes=self._device.save().SerializeToString(),
+        )
+
+    def load(self, state: lifecycle.ServiceState, check_only: bool) -> None:
+        if state.type != self._description.state_type:
+            raise errors.BadState(
+                f"state of {self._runtime.name}", expected=self._description.state_type, got=repr(state.type[:80])
+            )
+        loaded = self._parse_state(state.bytes, state.version)
+        if not check_only:
+            self._device.load(loaded)
+
+    def resume(self) -> None:
+        self._device.resume()
+
+    def reset(self) -> None:
+        self._device.reset()
+
+    def shutdown(self) -> None:
+        self._work(even_if_blocked=True)
+        self._device.shutdown()
+
+    def counters(self) -> dict[str, int]:
+        return {
+            "accesses": self._accesses,
+            "batches": self._batches,
+            "updates": self._updates,
+            "bus_errors": self._bus_errors,
+            **self._device.counters(),
+        }
+
+    def _check_batch(self, client: Client, link: _Link, packet: Packet) -> None:
+        """Raises a VmeshError for a batch that cannot be taken; nothing of it was executed."""
+        batch = packet.access_batch
+        accesses = batch.accesses
+        count = len(accesses)
+        last = batch.sequence + count - 1
+        if link.identity != client.identity:
+            raise errors.NotAllowed(f"hart {link.hart} has connected anew")
+        if batch.epoch != self._runtime.epoch:
+            raise errors.StaleEpoch("AccessBatch", expected=f"epoch {self._runtime.epoch}", got=str(batch.epoch))
+        if not packet.id or not count or not batch.sequence:
+            raise errors.BadRequest("AccessBatch", expected="a packet id, a sequence number and accesses")
+        if last > link.done:
+            expected = link.received + 1
+            # Without a queue nothing is in flight, and what was done already may come again.
+            if batch.sequence > expected or (link.queue and batch.sequence < expected):
+                raise errors.BadRequest("AccessBatch", expected=f"sequence {expected}", got=str(batch.sequence))
+            if last - link.done > WINDOW:
+                raise errors.TooMany(
+                    "AccessBatch", expected=f"at most {WINDOW} unacknowledged", got=str(last - link.done)
+                )
+        posted = self._posted
+        for index in range(count - 1):
+            access = accesses[index]
+            if not access.write or (access.region, access.offset, access.size) not in posted:
+                kind = "write" if access.write else "read"
+                raise errors.BadRequest(
+                    "AccessBatch", expected="only posted writes before the last access", got=f"a {kind} that waits"
+                )
+
+    def _perform(self, link: _Link, packet: Packet) -> None:
+        batch = packet.access_batch
+        accesses = batch.accesses
+        device, sizes = self._device, self._sizes
+        value, bus_error = 0, False
+        for index in range(max(0, link.done + 1 - batch.sequence), len(accesses)):
+            access = accesses[index]
+            region, offset, size = access.region, access.offset, access.size
+            value, bus_error = 0, False
+            try:
+                if region >= len(sizes):
+                    raise BusError
+                length, allowed = sizes[region]
+                if size not in (1, 2, 4, 8) or not size & allowed or offset % size or offset + size > length:
+                    raise BusError
+                if access.write:
+                    device.write(region, offset, size, access.value & ((1 << 8 * size) - 1))
+                else:
+                    value = device.read(region, offset, size)
+            except BusError:
+                bus_error = True
+                self._bus_errors += 1
+        self._accesses += batch.sequence + len(accesses) - 1 - link.done
+        self._batches += 1
+        link.done = batch.sequence + len(accesses) - 1
+        link.value, link.bus_error = value, bus_error
+        device.flush()
+        self._write_slot()
+        self._answer(link, packet.id, self._next_update())
+
+    def _answer(self, link: _Link, packet_id: int, update: messages.DeviceUpdate | None) -> None:
+        done = messages.BatchDone(
+            epoch=self._runtime.epoch,
+            done=link.done,
+            value=link.value,
+            bus_error=link.bus_error,
+            credits=WINDOW,
+            update=update,
+        )
+        sent = self._runtime.server.send_packet(link.identity, Packet(id=packet_id, batch_done=done))
+        if not sent and update is not None:
+            self._device.wires.put_back(update)
+
+    def _work(self, *, even_if_blocked: bool = False) -> None:
+        """Go on with the batches that wait."""
+        for link in self._links.values():
+            while link.queue and (even_if_blocked or not self._device.blocked):
+                self._perform(link, link.queue.popleft())
+
+    def _settle(self) -> None:
+        """After each turn of the loop: what came from outside becomes state in the slot, then lines and shadows."""
+        self._work()
+        self._write_slot()
+        if self._device.wires.changed:
+            self._send_update()
+
+    def _send_update(self, *, everything: bool = False) -> None:
+        if self._irqchip is None:
+            return
+        update = self._next_update(everything=everything)
+        if update is None or self._runtime.server.send(self._irqchip, update):
+            return
+        self._device.wires.put_back(update)
+        if self._irqchip.identity not in self._runtime.server.clients:
+            self._irqchip = None
+        else:
+            self._runtime.loop.call_in("update", _RETRY_SECONDS, lambda: None)  # the turn after it settles again
+
+    def _next_update(self, *, everything: bool = False) -> messages.DeviceUpdate | None:
+        if not everything and not self._device.wires.changed:
+            return None
+        self._update_sequence += 1
+        self._updates += 1
+        update = messages.DeviceUpdate(epoch=self._runtime.epoch, sequence=self._update_sequence)
+        self._device.wires.fill(update, everything=everything)
+        return update
+
+    def _write_slot(self) -> None:
+        record = SlotRecord(
+            epoch=self._runtime.epoch,
+            state_version=self._device.state_version,
+            state=self._device.save().SerializeToString(),
+            links=[
+                LinkRecord(hart=link.hart, done=link.done, value=link.value, bus_error=link.bus_error)
+                for link in self._links.values()
+            ],
+        ).SerializeToString()
+        if record != self._written:
+            self._slot.write(record)
+            self._written = record
+
+    def _recover(self) -> None:
+        """Take over from the epoch before, if there was one."""
+        written = self._slot.read()
+        if written is None:
+            return
+        try:
+            record = SlotRecord.FromString(written)
+        except DecodeError as error:
+            raise errors.BadState(f"slot of {self._runtime.name} cannot be parsed") from error
+        self._device.load(self._parse_state(record.state, record.state_version))
+        for link in record.links:
+            self._links[link.hart] = _Link(link.hart, link.done, link.value, link.bus_error, received=link.done)
+        self._runtime.log.info("recovered", epoch=self._runtime.epoch, before=record.epoch)
+
+    def _parse_state(self, data: bytes, version: int) -> Message:
+        name = f"state of {self._runtime.name}"
+        if not 1 <= version <= self._device.state_version:
+            raise errors.BadState(name, expected=f"version 1 to {self._device.state_version}", got=str(version))
+        try:
+            state = self._device.state.FromString(data)
+        except DecodeError as error:
+            raise errors.BadState(f"{name} cannot be parsed: {error}") from error
+        self._device.check(state, version)
+        return state
+
+
+def run(options: argparse.Namespace, build: Callable[[Runtime], Device]) -> int:
+    """Serve the device that `build` makes, to its end; gives the exit status."""
+
+    return service.run(options, lambda runtime: DeviceService(runtime, build(runtime)))
+
+
+def _posted(regions: Sequence[messages.Region]) -> list[tuple[int, int, int]]:
+    """Region, offset and size of every register whose writes are posted."""
+    return [
+        (number, register.offset + index * register.size, register.size)
+        for number, region in enumerate(regions)
+        for register in region.registers
+        if register.write == messages.WRITE_POSTED
+        for index in range(max(1, register.count))
+    ]

@@ -1,0 +1,64 @@
+"""The slot: a small record in a file that outlives the process, so that its next life can go on where it was killed.
+
+Two records take turns, each with its checksum and number: a process that dies while it writes one leaves the other. The
+file holds against the death of the process, not of the host.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import zlib
+from pathlib import Path
+
+from vmesh import errors
+
+_HEADER = struct.Struct("<IIQ")  # checksum of what follows it in the record, bytes of data, number of the record
+_CHECKED = struct.Struct("<IQ")
+CAPACITY = 64 << 10
+
+
+class Slot:
+    """The record at `path`. Raises ConfigError if the file cannot be made."""
+
+    def __init__(self, path: Path, *, fresh: bool) -> None:
+        self._name = path.name
+        self._number = 0
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (os.O_TRUNC if fresh else 0)
+            fd = os.open(path, flags, 0o600)
+            try:
+                os.ftruncate(fd, 2 * CAPACITY)
+                self._map = mmap.mmap(fd, 2 * CAPACITY)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise errors.ConfigError(f"cannot open the slot {path}: {error.strerror}") from error
+
+    def read(self) -> bytes | None:
+        """The last record that was written whole, or None if there is none."""
+        newest = None
+        for half in (0, CAPACITY):
+            checksum, size, number = _HEADER.unpack_from(self._map, half)
+            if number <= self._number or size > CAPACITY - _HEADER.size:
+                continue
+            start = half + _HEADER.size
+            data = self._map[start : start + size]
+            if zlib.crc32(data, zlib.crc32(_CHECKED.pack(size, number))) == checksum:
+                self._number, newest = number, data
+        return newest
+
+    def write(self, data: bytes) -> None:
+        """Replace the record. Raises HostLimit if `data` is too long."""
+        size = len(data)
+        if size > CAPACITY - _HEADER.size:
+            raise errors.HostLimit(
+                f"slot {self._name}", expected=f"at most {CAPACITY - _HEADER.size} bytes", got=str(size)
+            )
+        self._number += 1
+        half = (self._number & 1) * CAPACITY
+        start = half + _HEADER.size
+        self._map[start : start + size] = data
+        checksum = zlib.crc32(data, zlib.crc32(_CHECKED.pack(size, self._number)))
+        _HEADER.pack_into(self._map, half, checksum, size, self._number)
