@@ -32,6 +32,12 @@ def disassemble(word: int) -> str:
         (e.bne(e.A0, e.A1, 0xABE), "bne a0, a1, 0xabe"),
         (e.csrr(e.A0, e.MHARTID), "csrr a0, mhartid"),
         (e.wfi(), "wfi"),
+        (e.slli(e.A0, e.S2, 63), "slli a0, s2, 0x3f"),
+        (e.srli(e.S5, e.A4, 4), "srli s5, a4, 4"),
+        (e.add(e.A1, e.S3, e.S4), "add a1, s3, s4"),
+        (e.lw(e.A0, e.T1, -4), "lw a0, -4(t1)"),
+        (e.bltu(e.A0, e.A1, 16), "bltu a0, a1, 0x10"),
+        (e.csrw(e.MIE, e.T0), "csrw mie, t0"),
     ],
 )
 def test_encode_word_disassembles_to_its_instruction(word: int, text: str) -> None:
@@ -46,6 +52,7 @@ def test_encode_word_disassembles_to_its_instruction(word: int, text: str) -> No
         lambda: e.beq(e.A0, e.A0, 4096),
         lambda: e.jal(e.RA, 3),
         lambda: e.lui(e.A0, 1 << 20),
+        lambda: e.slli(e.A0, e.A0, 64),
     ],
 )
 def test_encode_immediate_out_of_range_raises(encode: object) -> None:

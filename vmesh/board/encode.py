@@ -12,9 +12,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 
-ZERO, RA, SP, T0, T1, T2, S0, S1 = 0, 1, 2, 5, 6, 7, 8, 9
+ZERO, RA, T0, T1, T2, S0, S1 = 0, 1, 5, 6, 7, 8, 9
 A0, A1, A2, A3, A4, A5 = 10, 11, 12, 13, 14, 15
-MHARTID = 0xF14
+S2, S3, S4, S5 = 18, 19, 20, 21
+MIE, MISA, MCYCLE, MHARTID = 0x304, 0x301, 0xB00, 0xF14
 
 
 def words(code: Iterable[int]) -> bytes:
@@ -36,6 +37,22 @@ def addi(rd: int, rs1: int, imm: int) -> int:
 
 def andi(rd: int, rs1: int, imm: int) -> int:
     return _i(0x13, 7, rd, rs1, imm)
+
+
+def slli(rd: int, rs1: int, amount: int) -> int:
+    return _i(0x13, 1, rd, rs1, _shift(amount))
+
+
+def srli(rd: int, rs1: int, amount: int) -> int:
+    return _i(0x13, 5, rd, rs1, _shift(amount))
+
+
+def add(rd: int, rs1: int, rs2: int) -> int:
+    return rs2 << 20 | rs1 << 15 | rd << 7 | 0x33
+
+
+def lw(rd: int, rs1: int, imm: int) -> int:
+    return _i(0x03, 2, rd, rs1, imm)
 
 
 def ld(rd: int, rs1: int, imm: int) -> int:
@@ -73,6 +90,15 @@ def bne(rs1: int, rs2: int, offset: int) -> int:
     return _b(1, rs1, rs2, offset)
 
 
+def bltu(rs1: int, rs2: int, offset: int) -> int:
+    return _b(6, rs1, rs2, offset)
+
+
+def csrw(csr: int, rs1: int) -> int:
+    """csrrw x0, csr, rs1."""
+    return csr << 20 | rs1 << 15 | 1 << 12 | 0x73
+
+
 def csrr(rd: int, csr: int) -> int:
     """csrrs rd, csr, x0."""
     return csr << 20 | 2 << 12 | rd << 7 | 0x73
@@ -102,6 +128,12 @@ def _b(funct3: int, rs1: int, rs2: int, offset: int) -> int:
     high = (field >> 12 & 1) << 31 | (field >> 5 & 0x3F) << 25
     low = (field >> 1 & 0xF) << 8 | (field >> 11 & 1) << 7
     return high | rs2 << 20 | rs1 << 15 | funct3 << 12 | low | 0x63
+
+
+def _shift(amount: int) -> int:
+    if not 0 <= amount < 64:
+        raise ValueError(f"immediate {amount}: expected a shift of 0 to 63")
+    return amount
 
 
 def _signed(value: int, bits: int, step: int = 1) -> int:
