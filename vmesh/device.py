@@ -52,8 +52,8 @@ class Wires:
         return bool(self._changed_lines or self._changed_shadows)
 
     def set_line(self, line: int, level: bool) -> None:
-        """Drive a line; all are low at first."""
-        if self._levels.get(line, False) != level:
+        """Drive a line. A device drives all of its lines in `reset`."""
+        if self._levels.get(line) != level:
             self._levels[line] = level
             self._changed_lines.add(line)
 

@@ -190,7 +190,7 @@ class Ns16550a(Device):
             case Offset.SCR:
                 state.scr = value
             case _:
-                pass  # Offset.LSR and MSR: factory tests in the data sheet, nothing here
+                pass  # LSR and MSR: factory tests in the data sheet, nothing here
 
     def _write_fcr(self, value: int) -> None:
         state = self._state

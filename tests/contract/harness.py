@@ -1,0 +1,238 @@
+"""Real service processes in a machine directory of their own, and the part of the cpu in front of them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import zmq
+from google.protobuf.message import Message
+
+from vmesh import wire
+from vmesh.v1 import common_pb2 as common
+from vmesh.v1 import lifecycle_pb2 as lifecycle
+from vmesh.v1.bus_pb2 import Access, AccessBatch, BatchDone, DeviceUpdate
+from vmesh.v1.packet_pb2 import Packet
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 20.0  # seconds; no test depends on how much of it is used
+RAM_BASE = 0x8000_0000
+
+
+def until(true: Callable[[], bool], what: str) -> None:
+    """Wait until `true()`; fails, saying what was waited for."""
+    deadline = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.005)
+
+
+@dataclass
+class Machine:
+    """A machine directory, the services started in it, and connections to them."""
+
+    path: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="vm-", dir="/dev/shm")))
+    processes: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
+    context: zmq.Context[zmq.Socket[bytes]] = field(default_factory=zmq.Context)
+
+    def __post_init__(self) -> None:
+        self.lifeline, self._writer = os.pipe()
+
+    def start(self, module: str, name: str, *arguments: str, epoch: int = 1) -> subprocess.Popen[str]:
+        """Start a service process; its standard error is kept for `failure`."""
+        command = [sys.executable, "-m", module, "--machine", str(self.path), "--name", name]
+        command += ["--epoch", str(epoch), "--lifeline", str(self.lifeline), *arguments]
+        process = subprocess.Popen(
+            command, cwd=ROOT, pass_fds=[self.lifeline], stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
+        )
+        self.processes[name] = process
+        return process
+
+    def start_memory(self, *arguments: str, ram: str = "16M") -> subprocess.Popen[str]:
+        return self.start("services.memory", "memory", "--ram", ram, *arguments)
+
+    def failure(self, name: str) -> str:
+        """Wait for the end of a service that fails; gives the one line it says."""
+        process = self.processes[name]
+        _, said = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 1, (process.returncode, said)
+        assert said.count("\n") == 1, said
+        return said
+
+    def dial(self, service: str, role: common.Role.ValueType, *, name: str = "test", hart: int = 0) -> wire.Peer:
+        """A connection that has said Hello."""
+        peer = self.connect(service, role, name=name, hart=hart)
+        peer.greet(PATIENCE)
+        return peer
+
+    def connect(self, service: str, role: common.Role.ValueType, *, name: str = "test", hart: int = 0) -> wire.Peer:
+        said = wire.hello(role, name, machine=self.path.name, hart=hart)
+        return wire.Peer(self.context, wire.endpoint(self.path / f"{service}.sock"), said)
+
+    def monitor(self, service: str) -> Monitor:
+        return Monitor(self.dial(service, common.ROLE_MONITOR))
+
+    def hart(self, service: str, hart: int = 0) -> Hart:
+        return Hart(self.connect(service, common.ROLE_HART, hart=hart))
+
+    def raw(self, service: str) -> zmq.Socket[bytes]:
+        """A DEALER that says nothing by itself."""
+        made: zmq.Socket[bytes] = self.context.socket(zmq.DEALER)
+        made.setsockopt(zmq.LINGER, 0)
+        made.setsockopt(zmq.RCVTIMEO, int(PATIENCE * 1000))
+        made.setsockopt(zmq.RECONNECT_IVL, 5)
+        made.connect(wire.endpoint(self.path / f"{service}.sock"))
+        return made
+
+    def kill(self, name: str) -> None:
+        process = self.processes.pop(name)
+        process.send_signal(signal.SIGKILL)
+        process.wait(PATIENCE)
+
+    def cut_lifeline(self) -> None:
+        if self._writer >= 0:
+            os.close(self._writer)
+            self._writer = -1
+
+    def close(self) -> None:
+        """End everything; a service that does not end by itself is a failure."""
+        self.cut_lifeline()
+        self.context.destroy(0)
+        os.close(self.lifeline)
+        stuck = []
+        for name, process in self.processes.items():
+            try:
+                _, said = process.communicate(timeout=PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                _, said = process.communicate()
+                stuck.append(name)
+            assert "Traceback" not in said, said
+        shutil.rmtree(self.path, ignore_errors=True)
+        assert not stuck, f"did not end with the lifeline: {stuck}"
+
+
+@dataclass
+class Monitor:
+    """The monitor's side of one service."""
+
+    peer: wire.Peer
+
+    def ask(self, body: Message) -> Message:
+        return self.peer.request(body, PATIENCE)
+
+    def health(self) -> lifecycle.HealthReport:
+        answer = self.ask(lifecycle.Health())
+        assert isinstance(answer, lifecycle.HealthReport)
+        return answer
+
+    def save(self) -> lifecycle.ServiceState:
+        """Pause, drain and save."""
+        self.ask(lifecycle.Pause())
+        self.ask(lifecycle.Drain())
+        state = self.ask(lifecycle.Save())
+        assert isinstance(state, lifecycle.ServiceState)
+        return state
+
+    def notice(self) -> common.Notice:
+        """The next notice."""
+        if not self.peer.unasked:
+            packet = self.peer.receive(PATIENCE)
+            assert packet is not None, "no notice came"
+            self.peer.unasked.append(packet)
+        packet = self.peer.unasked.popleft()
+        assert packet.WhichOneof("body") == "notice", packet
+        return packet.notice
+
+
+class Hart:
+    """A hart's side of one device."""
+
+    def __init__(self, peer: wire.Peer) -> None:
+        self.peer = peer
+        welcome = peer.greet(PATIENCE)
+        self.epoch = welcome.epoch
+        self.window = welcome.window
+        self.sequence = welcome.done + 1
+
+    def batch(self, *accesses: Access) -> BatchDone:
+        """Send the accesses as the next batch, and wait for its answer."""
+        sent = AccessBatch(epoch=self.epoch, sequence=self.sequence, accesses=accesses)
+        self.sequence += len(accesses)
+        return self.send(sent)
+
+    def send(self, batch: AccessBatch) -> BatchDone:
+        answer = self.peer.request(batch, PATIENCE)
+        assert isinstance(answer, BatchDone)
+        return answer
+
+    def read(self, offset: int, size: int = 1, region: int = 0) -> int:
+        done = self.batch(Access(region=region, offset=offset, size=size))
+        assert not done.bus_error, f"bus error at {offset:#x}"
+        return done.value
+
+    def write(self, offset: int, value: int, size: int = 1, region: int = 0) -> BatchDone:
+        done = self.batch(Access(region=region, offset=offset, size=size, write=True, value=value))
+        assert not done.bus_error, f"bus error at {offset:#x}"
+        return done
+
+
+class Irqchip:
+    """The irqchip's side of one device: levels and shadows as told."""
+
+    def __init__(self, machine: Machine, service: str) -> None:
+        self.peer = machine.dial(service, common.ROLE_IRQCHIP)
+        self.levels: dict[int, bool] = {}
+        self.shadows: dict[tuple[int, int, int], int | None] = {}
+        self.sequence = 0
+
+    def apply(self, update: DeviceUpdate) -> None:
+        assert update.sequence > self.sequence
+        self.sequence = update.sequence
+        for line in update.lines:
+            self.levels[line.line] = line.level
+        for shadow in update.shadows:
+            key = (shadow.region, shadow.offset, shadow.size)
+            self.shadows[key] = None if shadow.withdrawn else shadow.value
+
+    def until(self, true: Callable[[], bool], what: str) -> None:
+        """Apply updates until `true()`."""
+        deadline = time.monotonic() + PATIENCE
+        while not true():
+            packet: Packet | None
+            if self.peer.unasked:
+                packet = self.peer.unasked.popleft()
+            else:
+                packet = self.peer.receive(max(0.0, deadline - time.monotonic()))
+            assert packet is not None, f"waited in vain for {what}: {self.levels}, {self.shadows}"
+            assert packet.WhichOneof("body") == "device_update", packet
+            self.apply(packet.device_update)
+
+
+def console(path: Path) -> socket.socket:
+    """Connect to a console socket, when it is there."""
+    until(path.exists, f"{path}")
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    client.settimeout(PATIENCE)
+    client.connect(str(path))
+    return client
+
+
+def receive(client: socket.socket, count: int) -> bytes:
+    """Exactly `count` bytes, or what came before the end."""
+    data = b""
+    while len(data) < count:
+        piece = client.recv(count - len(data))
+        if not piece:
+            break
+        data += piece
+    return data
