@@ -39,6 +39,7 @@ def main(argv: list[str]) -> int:
         reboot=not arguments.no_reboot,
         health_interval=arguments.health_interval,
         health_limit=arguments.health_limit,
+        start_limit=arguments.start_limit,
     )
     output = Output(log, sys.stderr if arguments.warnings else None)
     supervisor = Supervisor(machine, arguments.service, settings, log, output)
@@ -121,6 +122,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--no-reboot", action="store_true", help="end when the guest asks for a reset")
     add("--health-interval", type=float, default=1.0, metavar="SECONDS", help="between two looks at a service")
     add("--health-limit", type=float, default=10.0, metavar="SECONDS", help="without an answer: it hangs")
+    add("--start-limit", type=float, default=60.0, metavar="SECONDS", help="for all services to get ready")
     add("--warnings", action="store_true", help="copy the services' warnings and errors to stderr")
     add("--startup", action="store_true", help="say on stderr how long each phase of the start took")
     add("--began", type=int, default=0, metavar="NS", help="CLOCK_MONOTONIC when the user's command began")

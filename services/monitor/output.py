@@ -51,7 +51,7 @@ class Output:
         text = line[logged.end() :] if logged else f"{service}: {line}"
         self._last[service] = text[:_SHOWN_LIMIT]
         if not logged:
-            self._log.warning("output", service=service, text=line)
+            self._log.info("output", service=service, text=line)
         if self._mirror is not None:
             with suppress(OSError):
                 print(text, file=self._mirror, flush=True)

@@ -29,7 +29,6 @@ from vmesh.spawn import Child, ServiceCommand, describe_exit, start_service
 from vmesh.v1 import common_pb2, gateway_pb2, lifecycle_pb2
 from vmesh.v1.packet_pb2 import Packet
 
-START_LIMIT = 60.0  # seconds for a service to say Welcome and to get ready
 END_LIMIT = 3.0  # seconds for an orderly end; what then still lives is killed
 FAILED_END_LIMIT = 1.0  # the same after a failure
 _START_INTERVAL = 0.02  # seconds between two looks at a service that is not ready yet
@@ -59,6 +58,7 @@ class Settings:
     reboot: bool = True
     health_interval: float = 1.0
     health_limit: float = 10.0
+    start_limit: float = 60.0
 
 
 @dataclass(slots=True, eq=False)
@@ -341,8 +341,8 @@ class Supervisor:
             names = [run.requests[place].service for place in run.open]
             self._advance(run, RequestError(f"no answer from {', '.join(names)} for {self._settings.health_limit:g} s"))
         for service in self.services.values():
-            if not service.ready and self.uptime > START_LIMIT:
-                self._hung(service, f"is not ready {START_LIMIT:g} s after its start")
+            if not service.ready and self.uptime > self._settings.start_limit:
+                self._hung(service, f"is not ready {self._settings.start_limit:g} s after its start")
                 return
             if service.asked_at is not None and now - service.asked_at > self._settings.health_limit:
                 self._hung(service, f"hangs: it owes an answer for {self._settings.health_limit:g} s")
@@ -475,7 +475,7 @@ class Supervisor:
         self._end_deadline = float("inf")
         for service in self.services.values():
             if service.alive:
-                self._log.warning("killed, as it did not end in time", service=service.command.name)
+                self._log.info("killed, as it did not end in time", service=service.command.name)
                 _kill(service)
 
     def _record(self) -> None:

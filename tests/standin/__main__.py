@@ -1,13 +1,15 @@
 """A service process that only knows the lifecycle, for tests of the monitor.
 
-It stands on pyzmq and the generated code, nothing of vmesh. Lines in the file `<machine>/<name>.do` make it misbehave
-or act as a guest would: exit N, hang, say TEXT, poweroff N, reset, fault TEXT, garbage, slow SECONDS (it answers Drain
-that late). What it was asked for goes to `<machine>/../<name>.asked`, a line each.
+It stands on pyzmq and the generated code, nothing of vmesh. A ns16550a has a console that greets and echoes. Lines in
+the file `<machine>/<name>.do` make it misbehave or act as a guest would: exit N, hang, say TEXT (on stderr), write TEXT
+(10,000 times, to the console), poweroff N, reset, fault TEXT, garbage (to the monitor), slow SECONDS (before it answers
+Drain). What it was asked for goes to `<machine>/../<name>.asked`, a line each.
 """
 
 import argparse
 import os
 import select
+import socket
 import sys
 import time
 from pathlib import Path
@@ -41,6 +43,12 @@ class StandIn:
         self.monitors: set[bytes] = set()
         self.slow = 0.0
         self.ends = False
+        self.console: socket.socket | None = None
+        self.user: socket.socket | None = None
+        if arguments.kind == "ns16550a":
+            self.console = socket.socket(socket.AF_UNIX)
+            self.console.bind(str(arguments.machine / f"{arguments.name}.console"))
+            self.console.listen()
         self.asked = arguments.machine.parent / f"{arguments.name}.asked"
         self.orders = arguments.machine / f"{arguments.name}.do"
 
@@ -52,12 +60,22 @@ class StandIn:
                 return 0
             if poller.poll(20):
                 self.answer(*self.socket.recv_multipart())
+            self.serve_console()
             if self.orders.exists():
                 orders = self.orders.read_text().splitlines()
                 self.orders.unlink()
                 for order in orders:
                     self.follow(*order.split(" ", 1))
         return 0
+
+    def serve_console(self) -> None:
+        """Greet whoever connects, then echo, marking the end of what came."""
+        if self.console is not None and self.user is None and select.select([self.console], [], [], 0)[0]:
+            self.user, _ = self.console.accept()
+            self.user.sendall(b"guest is up\n")
+        if self.user is not None and select.select([self.user], [], [], 0)[0]:
+            data = self.user.recv(4096)
+            self.user.sendall(b"<" + data + b">")
 
     def follow(self, verb: str, rest: str = "") -> None:
         match verb:
@@ -75,6 +93,8 @@ class StandIn:
                 self.notice(reset_request=common_pb2.ResetRequest())
             case "fault":
                 self.notice(fault=common_pb2.Fault(service=self.arguments.name, reason=rest))
+            case "write" if self.user is not None:
+                self.user.sendall(rest.encode() * 10_000)
             case "garbage":
                 for peer in self.monitors:
                     self.socket.send_multipart([peer, b"\xff" * 100])

@@ -33,10 +33,10 @@ _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 class Console:
     """Runs the terminal until the machine has ended.
 
-    `monitor` is its process. The end of a stdin that is no terminal becomes a Ctrl-D, once the guest is silent. `scripted`
-    says that the guest is known to power off at Ctrl-D: then it gets one whenever it falls silent, since one that comes
-    before the guest has opened its serial port is lost; for the same reason what is to be read from stdin then waits for
-    the first silence.
+    `monitor` is its process. The end of a stdin that is no terminal becomes a Ctrl-D, once the guest is silent.
+    `scripted` says that the guest is known to power off at Ctrl-D: then it gets one whenever it falls silent, as one
+    that comes before the guest has opened its serial port is lost; and for the same reason what is to be read from stdin
+    waits for the first silence.
     """
 
     def __init__(self, machine: Machine, serial: Serial, prompt: bool, monitor: Child, scripted: bool) -> None:

@@ -52,6 +52,7 @@ class Serial:
     target: str = ""
     mux: bool = False  # stdio: Ctrl-A keys and the monitor prompt on the same terminal
     server: bool = False  # unix: listen there instead of connecting
+    wait: bool = True  # unix server: the machine starts when somebody has connected
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,16 +290,16 @@ def _serial(options: RunOptions, text: str) -> RunOptions:
             serial = Serial("file", str(Path(target).absolute()))
         case "unix" if target:
             path, *flags = target.split(",")
-            server = False
+            server, wait = False, True
             for flag in flags:
                 match flag:
-                    case "server" | "server=on":
-                        server = True
-                    case "server=off" | "nowait" | "wait=off":
-                        pass
+                    case "server" | "server=on" | "server=off":
+                        server = flag != "server=off"
+                    case "wait" | "wait=on" | "wait=off" | "nowait":
+                        wait = flag in ("wait", "wait=on")
                     case _:
                         raise ValueError(f"expected unix:PATH[,server=on][,wait=off], got '{flag}'")
-            serial = Serial("unix", str(Path(path).absolute()), server=server)
+            serial = Serial("unix", str(Path(path).absolute()), server=server, wait=wait)
         case _:
             raise ValueError(
                 "expected stdio, mon:stdio, null, none, pty, file:PATH or unix:PATH[,server=on][,wait=off]"

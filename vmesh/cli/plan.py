@@ -15,6 +15,7 @@ from vmesh.machine import Machine
 from vmesh.spawn import ServiceCommand
 
 _FILES = {"the device tree": "dtb", "the reset vector": "reset"}  # blobs of the boot plan in the machine directory
+_SERIAL = "uart0"
 _DEFAULT_RAM = 128 * MEBIBYTE  # QEMU's default for `virt`
 _DEFAULT_GUEST_RAM = 512 * MEBIBYTE
 
@@ -71,6 +72,8 @@ def monitor_command(services: Sequence[ServiceCommand], options: RunOptions, mac
     if "startup" in options.log_items:
         arguments.append("--startup")
     arguments += ["--health-interval", f"{options.health_interval:g}", "--health-limit", f"{options.health_limit:g}"]
+    if options.console.kind == "unix" and options.console.server and options.console.wait:
+        arguments += ["--start-limit", "inf"]
     return ServiceCommand("monitor", "monitor", "services.monitor", tuple(arguments))
 
 
@@ -90,7 +93,7 @@ def _services(options: RunOptions, board: Board, booted: BootPlan, machine: Mach
     images = [f"{load.address:#x}={load.path.absolute()}@{load.offset}:{load.size}" for load in booted.loads]
     images += [f"{blob.address:#x}={machine.path / _FILES[blob.name]}" for blob in booted.blobs]
     place = ("--machine", str(machine.path))
-    devices = _devices(options.console, place)
+    devices = _devices(options.console, machine, place)
     memory = [*place, "--ram", str(board.ram_size), "--ram-base", f"{virt.DRAM_BASE:#x}", "--rom", _range(virt.MROM)]
     memory += ["--reserve", f"clint={_range(virt.CLINT)}", "--reserve", f"plic={_range(virt.PLIC)}"]
     memory += ["--expect", ",".join(device.name for device in devices)]
@@ -106,19 +109,31 @@ def _services(options: RunOptions, board: Board, booted: BootPlan, machine: Mach
     )
 
 
-def _devices(serial: Serial, place: tuple[str, ...]) -> list[ServiceCommand]:
-    uart = (*place, "--name", "uart0", "--base", f"{virt.UART0.base:#x}", "--irq", str(virt.UART0.irq))
+def _devices(serial: Serial, machine: Machine, place: tuple[str, ...]) -> list[ServiceCommand]:
+    uart = (*place, "--name", _SERIAL, "--base", f"{virt.UART0.base:#x}", "--irq", str(virt.UART0.irq))
+    uart += ("--chardev", _chardev(serial, machine))
     rtc = (*place, "--name", "rtc", "--base", f"{virt.RTC.base:#x}", "--irq", str(virt.RTC.irq))
     test = (*place, "--name", "test", "--base", f"{virt.TEST.base:#x}")
     return [
-        ServiceCommand("uart0", "ns16550a", "services.devices.ns16550a", (*uart, *_chardev(serial))),
+        ServiceCommand(_SERIAL, "ns16550a", "services.devices.ns16550a", uart),
         ServiceCommand("rtc", "goldfish-rtc", "services.devices.goldfish_rtc", rtc),
         ServiceCommand("test", "sifive-test", "services.devices.sifive_test", test),
     ]
 
 
-def _chardev(serial: Serial) -> tuple[str, ...]:
-    return ()
+def _chardev(serial: Serial, machine: Machine) -> str:
+    """The serial port's other end, as the device's --chardev takes it."""
+    match serial.kind:
+        case "stdio":
+            return f"socket:{machine.console(_SERIAL)}"  # the launcher connects the terminal there
+        case "none" | "null":
+            return "null"
+        case "unix" if serial.server:
+            return f"unix:{serial.target},server" + ("" if serial.wait else ",nowait")
+        case "unix" | "file":
+            return f"{serial.kind}:{serial.target}"
+        case other:
+            return other
 
 
 def _range(region: virt.Region) -> str:

@@ -1,0 +1,113 @@
+"""A machine of stand-ins under its real launcher and monitor, and what must be left of it: nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from vmesh.machine import Machine, MachineError, MachineRecord
+
+DEADLINE = 30.0  # seconds; generous, as nothing here is about speed
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    """Poll until `condition` holds; fails with `what` if it never does."""
+    end = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < end, f"waited {DEADLINE:g} s for {what}"
+        time.sleep(0.01)
+
+
+class Rig:
+    """Starts machines in a runtime directory of its own, by which their processes are known too."""
+
+    def __init__(self, runtime: Path, root: Path) -> None:
+        self.runtime = runtime
+        self.machine = Machine(runtime / "m")
+        self.environment = {**os.environ, "VMESH_RUNTIME": str(runtime)}
+        self._root = root
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def start(self, *flags: str) -> subprocess.Popen[bytes]:
+        """`vmesh run` of stand-ins; its stdin stays open."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.standin.launch", "-name", "m", *flags],
+            cwd=self._root,
+            env=self.environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        self._started.append(process)
+        return process
+
+    def record(self) -> MachineRecord | None:
+        try:
+            return self.machine.read_record()
+        except MachineError:
+            return None
+
+    def wait_running(self, state: str = "running") -> MachineRecord:
+        def reached() -> bool:
+            record = self.record()
+            return record is not None and record.state == state
+
+        wait_for(reached, f"the machine to be {state}")
+        record = self.record()
+        assert record is not None
+        return record
+
+    def order(self, service: str, text: str) -> None:
+        """Have a stand-in misbehave, see tests/standin."""
+        fresh = self.runtime / f"{service}.order"
+        fresh.write_text(text)
+        fresh.rename(self.machine.path / f"{service}.do")
+
+    def asked(self, service: str) -> list[str]:
+        """What a stand-in was asked for."""
+        try:
+            return (self.runtime / f"{service}.asked").read_text().split()
+        except FileNotFoundError:
+            return []
+
+    def processes(self) -> list[int]:
+        """The living processes that have this runtime directory in their environment."""
+        mark = f"VMESH_RUNTIME={self.runtime}".encode()
+        return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _lives_with(pid, mark)]
+
+    def wait_clean(self) -> None:
+        """Wait until no process and no machine directory is left."""
+        wait_for(lambda: not self.processes(), "all processes to end")
+        assert not self.machine.path.exists(), list(self.machine.path.iterdir())
+
+    def close(self) -> None:
+        for process in self._started:
+            process.kill()
+            process.communicate()
+        wait_for(lambda: not self.processes(), "all processes to end")
+        shutil.rmtree(self.runtime, ignore_errors=True)
+
+
+def _lives_with(pid: int, mark: bytes) -> bool:
+    try:
+        if b"State:\tZ" in Path(f"/proc/{pid}/status").read_bytes():
+            return False
+        return mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def rig(root: Path) -> Iterator[Rig]:
+    # Not pytest's tmp_path: it is too long for a socket's path.
+    made = Rig(Path(tempfile.mkdtemp(prefix="vmesh-faults-")), root)
+    yield made
+    made.close()

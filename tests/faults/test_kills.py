@@ -1,0 +1,112 @@
+"""Whoever is killed, and whenever: one clear line where somebody is left to say it, and nothing else is left."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+
+import pytest
+
+from tests.faults.conftest import Rig, wait_for
+
+SERVICES = ("memory", "cpu", "uart0", "test")
+
+
+def _kill(*pids: int) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("victim", SERVICES)
+def test_service_killed_is_named_and_nothing_is_left(rig: Rig, victim: str) -> None:
+    launcher = rig.start()
+    pids = {service.name: service.pid for service in rig.wait_running().services}
+    _kill(pids[victim])
+    _, stderr = launcher.communicate()
+    assert stderr.decode() == (
+        f"vmesh run: machine 'm': service '{victim}' (pid {pids[victim]}) was killed by SIGKILL\n"
+    )
+    assert launcher.returncode == 1
+    rig.wait_clean()
+
+
+def test_monitor_killed_is_named_and_nothing_is_left(rig: Rig) -> None:
+    launcher = rig.start()
+    monitor = rig.wait_running().pid
+    _kill(monitor)
+    _, stderr = launcher.communicate()
+    assert stderr.decode() == f"vmesh run: machine 'm': the monitor (pid {monitor}) was killed by SIGKILL\n"
+    assert launcher.returncode == 1
+    rig.wait_clean()
+
+
+def test_launcher_killed_leaves_nothing(rig: Rig) -> None:
+    launcher = rig.start()
+    rig.wait_running()
+    _kill(launcher.pid)
+    launcher.communicate()
+    rig.wait_clean()
+
+
+def test_launcher_and_monitor_killed_leaves_nothing(rig: Rig) -> None:
+    launcher = rig.start()
+    _kill(launcher.pid, rig.wait_running().pid)
+    launcher.communicate()
+    rig.wait_clean()
+
+
+def test_launcher_and_monitor_killed_before_a_stopped_service_leaves_nothing(rig: Rig) -> None:
+    launcher = rig.start()
+    record = rig.wait_running()
+    os.kill(next(service.pid for service in record.services if service.name == "uart0"), signal.SIGSTOP)
+    _kill(launcher.pid, record.pid)
+    launcher.communicate()
+    rig.wait_clean()
+
+
+def test_monitor_and_memory_killed_leaves_nothing(rig: Rig) -> None:
+    launcher = rig.start()
+    record = rig.wait_running()
+    _kill(record.pid, *(service.pid for service in record.services if service.name == "memory"))
+    launcher.communicate()
+    assert launcher.returncode == 1
+    rig.wait_clean()
+
+
+@pytest.mark.parametrize("round_", range(6))
+def test_anyone_killed_at_a_random_moment_leaves_nothing(rig: Rig, round_: int) -> None:
+    seed = secrets.randbits(32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    launcher = rig.start()
+    time.sleep(chance.uniform(0.05, 0.8))
+    alive = rig.processes()
+    _kill(*chance.sample(alive, k=min(len(alive), chance.choice((1, 1, 2)))))
+    time.sleep(chance.uniform(0.0, 0.3))
+    launcher.send_signal(signal.SIGTERM)
+    launcher.wait()
+    wait_for(lambda: not rig.processes(), "all processes to end")
+    # A launcher that is killed before it has started anybody leaves an empty directory to the next vmesh command.
+    subprocess.run([sys.executable, "-m", "vmesh.cli", "ps"], env=rig.environment, check=True)
+    rig.wait_clean()
+
+
+def test_name_is_free_again_after_everything_was_killed(rig: Rig) -> None:
+    first = rig.start()
+    before = rig.wait_running()
+    _kill(*rig.processes())
+    first.communicate()
+    assert rig.machine.path.exists()
+    second = rig.start()
+    wait_for(lambda: (record := rig.record()) is not None and record.pid != before.pid, "the second machine")
+    rig.wait_running()
+    rig.order("test", "poweroff 0")
+    assert second.wait() == 0
+    rig.wait_clean()

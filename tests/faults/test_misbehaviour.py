@@ -1,0 +1,175 @@
+"""Services that hang, fail or talk nonsense, and nonsense at the gateway's socket."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import signal
+import socket
+import time
+
+import pytest
+
+from tests.faults.conftest import Rig, wait_for
+from vmesh.client import GatewayError, MachineClient
+from vmesh.v1 import gateway_pb2
+
+QUICK = ("-health-interval", "0.1", "-health-limit", "1")
+
+
+@pytest.mark.parametrize("victim", ["cpu", "uart0"])
+def test_hanging_service_is_named_with_its_last_words_and_killed(rig: Rig, victim: str) -> None:
+    launcher = rig.start(*QUICK)
+    rig.wait_running()
+    rig.order(victim, "say about to think\nhang")
+    _, stderr = launcher.communicate()
+    (line,) = stderr.decode().splitlines()
+    assert f"service '{victim}' (pid " in line
+    assert "hangs" in line
+    assert "about to think" in line
+    assert launcher.returncode == 1
+    rig.wait_clean()
+
+
+def test_failing_service_is_named_with_status_and_last_words(rig: Rig) -> None:
+    launcher = rig.start()
+    rig.wait_running()
+    rig.order("test", "say \x1b[2Jthe disk is on fire\nexit 7")
+    _, stderr = launcher.communicate()
+    (line,) = stderr.decode().splitlines()
+    assert "service 'test'" in line
+    assert "ended with status 7" in line
+    assert "the disk is on fire" in line
+    assert "\x1b" not in line
+    rig.wait_clean()
+
+
+def test_fault_notice_ends_the_machine_with_its_reason(rig: Rig) -> None:
+    launcher = rig.start()
+    rig.wait_running()
+    rig.order("cpu", "fault the blob does not load")
+    _, stderr = launcher.communicate()
+    assert stderr.decode() == "vmesh run: machine 'm': service 'cpu': the blob does not load\n"
+    assert launcher.returncode == 1
+    rig.wait_clean()
+
+
+@pytest.mark.parametrize("status", [0, 5, 255])
+def test_guest_power_off_gives_the_exit_status_and_all_output(rig: Rig, status: int) -> None:
+    launcher = rig.start()
+    rig.wait_running()
+    rig.order("uart0", "write 0123456789")
+    rig.order("test", f"poweroff {status}")
+    stdout, stderr = launcher.communicate()
+    assert (launcher.returncode, stderr) == (status, b"")
+    assert stdout.startswith(b"guest is up\n")
+    rig.wait_clean()
+
+
+def test_guest_reset_resets_every_service_in_order_and_goes_on(rig: Rig) -> None:
+    launcher = rig.start()
+    rig.wait_running()
+    rig.order("test", "reset")
+    wait_for(lambda: rig.asked("cpu")[-1:] == ["resume"], "the cpu to go on")
+    assert rig.asked("cpu") == ["hello", "pause", "drain", "reset", "resume"]
+    assert rig.asked("uart0") == ["hello", "pause", "drain", "reset", "resume"]
+    rig.order("test", "poweroff 0")
+    assert launcher.wait() == 0
+    rig.wait_clean()
+
+
+def test_guest_reset_with_no_reboot_ends(rig: Rig) -> None:
+    launcher = rig.start("-no-reboot")
+    rig.wait_running()
+    rig.order("test", "reset")
+    assert launcher.wait() == 0
+    assert rig.asked("cpu") == ["hello", "shutdown"]
+    rig.wait_clean()
+
+
+def test_unparsable_packets_from_a_service_are_survived(rig: Rig) -> None:
+    launcher = rig.start()
+    rig.wait_running()
+    rig.order("uart0", "garbage")
+    with MachineClient(rig.machine) as client:
+        wait_for(lambda: not (rig.machine.path / "uart0.do").exists(), "the stand-in to follow")
+        assert client.status().state == gateway_pb2.MACHINE_RUNNING
+        client.quit()
+    assert launcher.wait() == 0
+
+
+def test_garbage_at_the_gateway_is_survived(rig: Rig) -> None:
+    seed = secrets.randbits(32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    launcher = rig.start()
+    rig.wait_running()
+    with MachineClient(rig.machine) as client:
+        client.status()
+        for _ in range(20):
+            with socket.socket(socket.AF_UNIX) as peer:
+                peer.connect(os.fspath(rig.machine.gateway))
+                preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" if chance.random() < 0.5 else b""
+                peer.sendall(preface + chance.randbytes(chance.randrange(1, 5000)))
+        assert client.status().state == gateway_pb2.MACHINE_RUNNING
+        client.quit()
+    assert launcher.wait() == 0
+    rig.wait_clean()
+
+
+def test_gateway_pauses_resumes_and_refuses(rig: Rig) -> None:
+    launcher = rig.start("-S")
+    rig.wait_running("paused")
+    with MachineClient(rig.machine) as client:
+        assert client.status().state == gateway_pb2.MACHINE_PAUSED
+        client.reset()
+        assert client.status().state == gateway_pb2.MACHINE_PAUSED
+        client.resume()
+        assert client.status().state == gateway_pb2.MACHINE_RUNNING
+        assert [hart.pc for hart in client.status().harts] == [0x1000]
+        client.pause()
+        client.pause()
+        status = client.status()
+        assert {service.name: service.state for service in status.services} == dict.fromkeys(
+            ("memory", "cpu", "uart0", "test"), "paused"
+        )
+        with pytest.raises(GatewayError, match="there is 1 hart"):
+            client.registers(7)
+        client.quit()
+    assert launcher.wait() == 0
+    rig.wait_clean()
+
+
+def test_sigterm_ends_the_machine_in_order(rig: Rig) -> None:
+    launcher = rig.start()
+    rig.wait_running()
+    launcher.send_signal(signal.SIGTERM)
+    _, stderr = launcher.communicate()
+    assert (launcher.returncode, stderr) == (0, b"vmesh: terminated by SIGTERM\n")
+    assert rig.asked("cpu") == ["hello", "shutdown"]
+    rig.wait_clean()
+
+
+def test_a_name_in_use_is_refused(rig: Rig) -> None:
+    first = rig.start()
+    rig.wait_running()
+    second = rig.start()
+    _, stderr = second.communicate()
+    assert second.returncode == 1
+    assert stderr == b"vmesh run: machine name 'm' is in use (vmesh ps lists the machines)\n"
+    first.send_signal(signal.SIGTERM)
+    first.wait()
+    rig.wait_clean()
+
+
+def test_a_stopped_monitor_blames_nobody_when_it_goes_on(rig: Rig) -> None:
+    launcher = rig.start(*QUICK)
+    monitor = rig.wait_running().pid
+    os.kill(monitor, signal.SIGSTOP)
+    time.sleep(2.5)  # longer than the health limit
+    os.kill(monitor, signal.SIGCONT)
+    with MachineClient(rig.machine) as client:
+        assert client.status().state == gateway_pb2.MACHINE_RUNNING
+        client.quit()
+    assert launcher.wait() == 0
