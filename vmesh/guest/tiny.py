@@ -1,4 +1,4 @@
-"""A bare-metal guest that the project builds itself: a banner and a shell on the serial port, in M-mode without firmware.
+"""A bare-metal guest that the project builds itself: a banner and a shell on the serial port, in M-mode, no firmware.
 
 For hosts without apt, and for tests that want a guest at once: it needs the UART, the PLIC (a hart that waits for a key
 sleeps in WFI) and the test device. Ctrl-D on an empty line powers off, so it ends at the end of input.
