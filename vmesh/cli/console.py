@@ -34,9 +34,9 @@ class Console:
     """Runs the terminal until the machine has ended.
 
     `monitor` is its process. The end of a stdin that is no terminal becomes a Ctrl-D, once the guest is silent.
-    `scripted` says that the guest is known to power off at Ctrl-D: then it gets one whenever it falls silent, as one
-    that comes before the guest has opened its serial port is lost; and for the same reason what is to be read from stdin
-    waits for the first silence.
+    `scripted` says that the guest is known to power off at Ctrl-D: then it gets one whenever it falls silent, because
+    one that comes before the guest has opened its serial port is lost; what is to be read from stdin likewise waits for
+    the first silence.
     """
 
     def __init__(self, machine: Machine, serial: Serial, prompt: bool, monitor: Child, scripted: bool) -> None:

@@ -111,8 +111,8 @@ def _fork_monitor(machine: Machine, planned: MachinePlan, options: RunOptions) -
     watched, lifeline = os.pipe()
     report, reports = os.pipe()
     command = monitor_command(planned.services, options, machine)
-    own = ("--lifeline", str(watched), "--lock", str(machine.lock_fd), "--report", str(reports))
-    own += ("--began", str(_process_start_ns()))
+    own = ["--lifeline", str(watched), "--lock", str(machine.lock_fd), "--report", str(reports)]
+    own += ["--began", str(_process_start_ns())]
 
     def run_monitor() -> int:
         close_all_but({0, 1, 2, watched, machine.lock_fd, reports})

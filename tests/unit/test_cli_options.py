@@ -1,0 +1,156 @@
+"""QEMU's flags: what they mean, and one line for what cannot be followed."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmesh.cli.options import (
+    OPTIONS,
+    HelpRequested,
+    OptionError,
+    RunOptions,
+    Serial,
+    hart_count,
+    memory_bytes,
+    parse,
+    usage,
+)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> str:
+    path = tmp_path / "Image"
+    path.write_bytes(b"\0")
+    return str(path)
+
+
+def test_no_flags_boot_the_default_guest_on_the_terminal() -> None:
+    options = parse([])
+    assert options == RunOptions()
+    assert options.boots_default_guest
+    assert options.console == Serial("stdio", mux=True)
+
+
+def test_a_qemu_command_line_is_understood(image: str) -> None:
+    line = "-machine virt -m 1G -smp 4 -cpu rv64,zba=off -bios none -append a,b=c -nographic -name guest=x,process=y"
+    options = parse([*line.split(), "-kernel", image, "-S", "-no-reboot", "-d", "startup"])
+    assert options.memory_bytes == 1 << 30
+    assert (options.harts, options.cpu, options.bios, options.append) == (4, "rv64,zba=off", "none", "a,b=c")
+    assert options.kernel == Path(image)
+    assert (options.name, options.paused, options.reboot) == ("x", True, False)
+    assert options.log_items == {"startup"}
+    assert not options.boots_default_guest
+
+
+def test_two_dashes_are_as_good_as_one() -> None:
+    assert parse(["--smp", "2", "--nographic"]) == parse(["-smp", "2", "-nographic"])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("512", 512 << 20), ("512M", 512 << 20), ("2g", 2 << 30), ("size=64k", 64 << 10), ("1.5G", 3 << 29)],
+)
+def test_memory_sizes(text: str, expected: int) -> None:
+    assert memory_bytes(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "-1", "abc", "1X", "1k", "inf", "nan", "1.5.5G", "512,slots=2", "²", "1_0e9.0"]
+)
+def test_memory_size_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        memory_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("4", 4), ("cpus=2", 2), ("sockets=2,cores=3", 6), ("4,maxcpus=4", 4), ("8,sockets=2,cores=2,threads=2", 8)],
+)
+def test_hart_counts(text: str, expected: int) -> None:
+    assert hart_count(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "x", "513", "1,maxcpus=2", "3,cores=2", "4,foo=1", "²", "1e1"])
+def test_hart_count_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        hart_count(text)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["-nographic"], Serial("stdio", mux=True)),
+        (["-nographic", "-monitor", "none"], Serial("stdio")),
+        (["-display", "none"], Serial("null")),
+        (["-display", "none", "-nographic"], Serial("stdio", mux=True)),
+        (["-serial", "stdio"], Serial("stdio")),
+        (["-serial", "mon:stdio"], Serial("stdio", mux=True)),
+        (["-serial", "none"], Serial("none")),
+        (["-serial", "file:/x"], Serial("file", "/x")),
+        (["-serial", "unix:/x"], Serial("unix", "/x")),
+        (["-serial", "unix:/x,server=on,wait=off"], Serial("unix", "/x", server=True, wait=False)),
+        (["-serial", "unix:/x,server"], Serial("unix", "/x", server=True)),
+    ],
+)
+def test_serial_ports(flags: list[str], expected: Serial) -> None:
+    assert parse(flags).console == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["-frobnicate"], "unknown flag '-frobnicate'"),
+        (["-kernal", "x"], "did you mean -kernel"),
+        (["-m"], "-m: expected"),
+        (["-m", "lots"], "-m lots: expected a size"),
+        (["disk.img"], "unexpected argument 'disk.img'"),
+        (["-machine", "q35"], "expected virt"),
+        (["-machine", "virt,foo=1"], "got 'foo'"),
+        (["-accel", "kvm"], "expected tcg"),
+        (["-kernel", "/does/not/exist"], "expected a file"),
+        (["-kernel", "/"], "a directory"),
+        (["-initrd", "/etc/hostname"], "-initrd: expected -kernel"),
+        (["-serial", "tcp:localhost:1"], "expected stdio, mon:stdio"),
+        (["-serial", "null", "-serial", "null"], "one serial port"),
+        (["-serial", "stdio", "-monitor", "stdio"], "mon:stdio"),
+        (["-monitor", "telnet::1"], "expected none or stdio"),
+        (["-display", "gtk"], "expected none"),
+        (["-d", "in_asm"], "not traced yet"),
+        (["-d", "nonsense"], "expected items of"),
+        (["-device", "virtio-blk-device,drive=d"], "no device 'virtio-blk-device'"),
+        (["-health-limit", "0"], "above 0"),
+        (["-health-limit", "nan"], "above 0"),
+    ],
+)
+def test_bad_flag_is_one_line_that_says_what_was_expected(flags: list[str], words: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        parse(flags)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("flags", [["--help"], ["-h"], ["-machine", "help"], ["-accel", "help"], ["-d", "help"]])
+def test_help_is_no_error(flags: list[str]) -> None:
+    with pytest.raises(HelpRequested):
+        parse(flags)
+
+
+def test_help_and_the_manual_have_every_flag(root: Path) -> None:
+    manual = (root / "docs" / "cli.md").read_text()
+    for option in OPTIONS:
+        for name in option.names:
+            assert name in usage()
+            assert f"`{name}" in manual, f"docs/cli.md does not have {name}"
+
+
+@given(
+    st.lists(st.one_of(st.sampled_from([name for o in OPTIONS for name in o.names]), st.text(max_size=12)), max_size=8)
+)
+def test_any_command_line_is_followed_or_refused(arguments: list[str]) -> None:
+    with suppress(HelpRequested, OptionError):  # and nothing else
+        parse(arguments)

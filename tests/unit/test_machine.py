@@ -1,0 +1,142 @@
+"""Machine directories: names, locks, what is in use and what is left over."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vmesh import machine
+from vmesh.machine import MachineError, MachineRecord, ServiceRecord
+
+
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="vmesh-") as directory:
+        path = Path(directory) / "run"
+        monkeypatch.setenv("VMESH_RUNTIME", str(path))
+        yield path
+
+
+def test_created_machine_is_private_listed_and_found(runtime: Path) -> None:
+    made = machine.create("m")
+    assert made.path == runtime / "m"
+    assert runtime.stat().st_mode & 0o777 == made.path.stat().st_mode & 0o777 == 0o700
+    assert [found.name for found in machine.machines()] == ["m"]
+    assert machine.find("m").read_record().state == "starting"
+    made.remove()
+    os.close(made.lock_fd)
+    assert machine.machines() == []
+
+
+def test_name_in_use_is_refused(runtime: Path) -> None:
+    made = machine.create("m")
+    with pytest.raises(MachineError, match="'m' is in use"):
+        machine.create("m")
+    os.close(made.lock_fd)
+
+
+def test_machine_without_a_name_gets_one_of_its_own(runtime: Path) -> None:
+    first, second = machine.create(), machine.create()
+    assert first.name != second.name
+    for made in (first, second):
+        os.close(made.lock_fd)
+
+
+def test_directory_of_the_dead_is_reaped(runtime: Path) -> None:
+    made = machine.create("m")
+    (made.path / "ram.seg").write_bytes(b"x")
+    os.close(made.lock_fd)
+    again = machine.create("m")
+    assert not (again.path / "ram.seg").exists()
+    os.close(again.lock_fd)
+    machine.reap()
+    assert not made.path.exists()
+
+
+def test_lock_in_a_child_keeps_the_name(runtime: Path) -> None:
+    made = machine.create("m")
+    kept = os.dup(made.lock_fd)
+    os.close(made.lock_fd)
+    assert machine.find("m").alive()
+    os.close(kept)
+    with pytest.raises(MachineError, match="none is running"):
+        machine.find("m")
+
+
+def test_remove_spares_a_new_machine_of_the_same_name(runtime: Path) -> None:
+    old = machine.create("m")
+    machine.Machine(old.path).remove()
+    new = machine.create("m")
+    old.remove()
+    assert new.path.exists()
+    new.remove()
+    assert not new.path.exists()
+    for made in (old, new):
+        os.close(made.lock_fd)
+
+
+def test_adopt_takes_the_lock_or_refuses(runtime: Path) -> None:
+    made = machine.create("m")
+    with pytest.raises(MachineError, match="in use by a running machine"):
+        machine.adopt(made.path)
+    os.close(made.lock_fd)
+    adopted = machine.adopt(made.path)
+    assert adopted.alive()
+    os.close(adopted.lock_fd)
+    with pytest.raises(MachineError, match="No such file"):
+        machine.adopt(runtime / "other")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-x", "a b", "x" * 33, "ä", "a\n"])
+def test_name_that_is_none_is_refused(runtime: Path, name: str) -> None:
+    with pytest.raises(MachineError, match="cannot name a machine"):
+        machine.create(name)
+
+
+def test_runtime_that_others_may_enter_is_refused(runtime: Path) -> None:
+    runtime.mkdir(mode=0o755)
+    runtime.chmod(0o755)
+    with pytest.raises(MachineError, match="mode 0700"):
+        machine.create("m")
+
+
+def test_runtime_that_is_a_link_is_refused(runtime: Path) -> None:
+    runtime.symlink_to("/tmp")
+    with pytest.raises(MachineError, match="not a directory"):
+        machine.create("m")
+
+
+def test_runtime_too_deep_for_sockets_is_refused(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VMESH_RUNTIME", str(runtime / ("x" * 90)))
+    with pytest.raises(MachineError, match="shorter"):
+        machine.create("m")
+
+
+def test_record_comes_back_as_written(runtime: Path) -> None:
+    made = machine.create("m")
+    record = MachineRecord("m", 1, 2.5, "running", (ServiceRecord("uart0", "ns16550a", 3, 1, "running"),))
+    made.write_record(record)
+    assert made.read_record() == record
+    os.close(made.lock_fd)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"name": "m"}', '{"services": [1]}', "\xff"])
+def test_record_that_is_none_is_one_line(runtime: Path, text: str) -> None:
+    made = machine.create("m")
+    (made.path / machine.RECORD).write_bytes(text.encode("latin-1"))
+    with pytest.raises(MachineError) as caught:
+        made.read_record()
+    assert "\n" not in str(caught.value)
+    os.close(made.lock_fd)
+
+
+def test_listing_does_not_disturb_who_takes_the_lock(runtime: Path) -> None:
+    made = machine.create("m")
+    machine.machines()
+    fcntl.flock(made.lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(made.lock_fd)

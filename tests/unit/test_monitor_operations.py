@@ -1,0 +1,106 @@
+"""The lifecycle's sequences, with the services played by a function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from services.monitor import operations
+from services.monitor.operations import Board, Operation, Request, RequestError
+from vmesh.v1 import cpu_pb2, lifecycle_pb2
+from vmesh.v1.packet_pb2 import Packet
+
+BOARD = Board("memory", "cpu", ("uart0", "rtc"))
+Play = Callable[[Request], Packet]
+
+
+def carry_out(operation: Operation, play: Play) -> list[list[tuple[str, str]]]:
+    """The batches of (service, request) that an operation made."""
+    batches: list[list[tuple[str, str]]] = []
+    try:
+        batch = next(operation)
+        while True:
+            batches.append([(request.service, request.body.DESCRIPTOR.name) for request in batch])
+            try:
+                answers = [play(request) for request in batch]
+            except RequestError as error:
+                batch = operation.throw(error)
+            else:
+                batch = operation.send(answers)
+    except StopIteration:
+        return batches
+
+
+def willing(request: Request) -> Packet:
+    packet = Packet()
+    if isinstance(request.body, lifecycle_pb2.Drain):
+        packet.drained.update_sequence = len(request.service)
+    return packet
+
+
+def names(batches: list[list[tuple[str, str]]]) -> list[str]:
+    return [f"{body} {','.join(service for service, _ in batch)}" for batch in batches for body in {batch[0][1]}]
+
+
+def test_pause_stops_harts_first_and_drains_before_it_looks() -> None:
+    assert names(carry_out(operations.pause(BOARD), willing)) == [
+        "Pause cpu",
+        "Pause uart0,rtc,memory",
+        "Drain uart0,rtc,memory",
+        "Drain cpu",
+        "Health uart0,rtc,memory,cpu",
+    ]
+
+
+def test_pause_tells_the_cpu_which_updates_to_wait_for() -> None:
+    seen: list[lifecycle_pb2.Drain] = []
+
+    def play(request: Request) -> Packet:
+        if request.service == "cpu" and isinstance(request.body, lifecycle_pb2.Drain):
+            seen.append(request.body)
+        return willing(request)
+
+    carry_out(operations.pause(BOARD), play)
+    assert [dict(drain.updates) for drain in seen] == [{"uart0": 5, "rtc": 3}]
+
+
+@pytest.mark.parametrize("refused", ["Pause", "Drain"])
+def test_pause_that_fails_lets_all_go_on(refused: str) -> None:
+    asked: list[str] = []
+
+    def play(request: Request) -> Packet:
+        asked.append(f"{request.body.DESCRIPTOR.name} {request.service}")
+        if request.service == "rtc" and request.body.DESCRIPTOR.name == refused:
+            raise RequestError("rtc: no")
+        return willing(request)
+
+    with pytest.raises(RequestError, match="rtc: no"):
+        carry_out(operations.pause(BOARD), play)
+    assert [entry for entry in asked if entry.startswith("Resume")] == [
+        "Resume uart0",
+        "Resume rtc",
+        "Resume memory",
+        "Resume cpu",
+    ]
+
+
+@pytest.mark.parametrize("stay_paused", [False, True])
+def test_reset_restores_memory_before_the_harts_and_resumes_harts_last(stay_paused: bool) -> None:
+    batches = names(carry_out(operations.reset(BOARD, stay_paused=stay_paused), willing))
+    assert batches[5:8] == ["Reset uart0,rtc", "Reset memory", "Reset cpu"]
+    resumed = ["Resume uart0,rtc,memory", "Resume cpu", "Health uart0,rtc,memory,cpu"]
+    assert batches[8:] == ([] if stay_paused else resumed)
+
+
+def test_cpu_that_does_not_answer_leaves_its_status_empty() -> None:
+    def play(request: Request) -> Packet:
+        raise RequestError("cpu: busy")
+
+    status = cpu_pb2.CpuStatus()
+    carry_out(operations.cpu_status(BOARD, status), play)
+    assert status == cpu_pb2.CpuStatus()
+
+
+def test_writers_are_shut_down_before_those_they_write_to() -> None:
+    assert BOARD.shutdown_order() == (("cpu",), ("uart0", "rtc"), ("memory",))
