@@ -7,6 +7,7 @@ import hashlib
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,12 +57,14 @@ class LocalApt:
 
     def describe(self, packages: Sequence[str]) -> tuple[Deb, ...]:
         paths = [self.debs[name] for name in packages]
-        return tuple(Deb(p.name, p.stat().st_size, hashlib.sha256(p.read_bytes()).hexdigest()) for p in paths)
+        return tuple(
+            Deb(p.as_uri(), p.name, p.stat().st_size, hashlib.sha256(p.read_bytes()).hexdigest()) for p in paths
+        )
 
-    def download(self, packages: Sequence[str], folder: Path, on_progress: Callable[[int], None]) -> None:
-        self.downloads.append(list(packages))
-        for name in packages:
-            (folder / self.debs[name].name).write_bytes(self.debs[name].read_bytes())
+    def download(self, debs: Sequence[Deb], folder: Path, on_progress: Callable[[int], None]) -> None:
+        self.downloads.append([deb.name for deb in debs])
+        for deb in debs:
+            (folder / deb.file).write_bytes(self.debs[deb.name].read_bytes())
         on_progress(1)
 
 
@@ -187,7 +190,7 @@ def test_parse_printed_uris_gives_names_versions_sizes_and_hashes() -> None:
 
     (deb,) = parse_printed_uris(printed, 1)
 
-    assert deb == Deb("busybox-static_1%3a1.37.0-6_riscv64.deb", 941532, HASH)
+    assert deb == Deb("uri:/a%3a1_r.deb", "busybox-static_1%3a1.37.0-6_riscv64.deb", 941532, HASH)
     assert (deb.name, deb.version) == ("busybox-static", "1:1.37.0-6")
 
 
@@ -225,8 +228,27 @@ def test_update_of_a_mirror_that_is_not_there_is_refused(peer: Callable[[str], s
         Apt(tmp_path / "state", "trixie", "riscv64", f"file:{tmp_path}/none").update()
 
 
-def test_host_mirror_is_debians_own_and_not_the_security_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(apt_module, "KEYRING", tmp_path)
+@pytest.mark.peer
+def test_download_goes_on_with_a_part_and_checks_the_hash(peer: Callable[[str], str], tmp_path: Path) -> None:
+    peer("apt-get")
+    source = tmp_path / "x_1_all.deb"
+    source.write_bytes(b"package" * 1000)
+    good = Deb(
+        source.as_uri().replace("file://", "copy:"), source.name, 7000, hashlib.sha256(source.read_bytes()).hexdigest()
+    )
+    folder = tmp_path / "debs"
+    folder.mkdir()
+    (folder / good.file).write_bytes(source.read_bytes()[:3000])
+    apt = Apt(tmp_path / "state", "trixie", "riscv64", "unused")
+
+    apt.download([good], folder, lambda _: None)
+
+    assert (folder / good.file).read_bytes() == source.read_bytes()
+    with pytest.raises(GuestError, match="apt-helper failed"):
+        apt.download([replace(good, file="y_1_all.deb", sha256=HASH)], folder, lambda _: None)
+
+
+def test_host_mirror_is_debians_own_and_not_the_security_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(apt_module, "KEYRING", Path(__file__))
     listed = "Other stable uri:/other\nDebian bookworm-security uri:/sec\nDebian bookworm uri:/debian\n"
     monkeypatch.setattr(apt_module, "_output", lambda _: listed)

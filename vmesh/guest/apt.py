@@ -16,6 +16,7 @@ from pathlib import Path
 
 from vmesh.guest.errors import GuestError
 
+HELPER = Path("/usr/lib/apt/apt-helper")  # unlike `apt-get download` it goes on with a file that is there in part
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 _PRINTED_URI = re.compile(r"^'(?P<uri>[^']+)' (?P<file>[^\s/]+) (?P<size>\d+) SHA256:(?P<sha256>[0-9a-f]{64})$")
@@ -26,6 +27,7 @@ _POLL_SECONDS = 0.2
 class Deb:
     """A package file as the signed lists describe it; `size` in bytes."""
 
+    uri: str
     file: str
     size: int
     sha256: str
@@ -69,23 +71,27 @@ class Apt:
         printed = self._run("apt-get", "--print-uris", "download", *packages)
         return tuple(parse_printed_uris(printed, len(packages)))
 
-    def download(self, packages: Sequence[str], folder: Path, on_progress: Callable[[int], None]) -> None:
-        """Fetch the files of `packages` into `folder`, going on with what is there in part.
+    def download(self, debs: Sequence[Deb], folder: Path, on_progress: Callable[[int], None]) -> None:
+        """Fetch `debs` into `folder`, going on with what is there in part.
 
         `on_progress` is told from time to time how many bytes `folder` holds. Raises GuestError.
         """
-        command = self._command("apt-get", "download", *packages)
+        wanted = [word for deb in debs for word in (deb.uri, str(folder / deb.file), f"SHA256:{deb.sha256}")]
+        command = self._command(str(HELPER), "download-file", *wanted)
         with subprocess.Popen(
-            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         ) as process:
-            while True:
-                try:
-                    _, complaint = process.communicate(timeout=_POLL_SECONDS)
-                    break
-                except subprocess.TimeoutExpired:
-                    on_progress(_bytes_in(folder))
+            complaint: str | None = None
+            try:
+                while complaint is None:
+                    try:
+                        _, complaint = process.communicate(timeout=_POLL_SECONDS)
+                    except subprocess.TimeoutExpired:
+                        on_progress(_bytes_in(folder))
+            finally:
+                process.terminate()  # where this was interrupted; else it has ended
         if process.returncode:
-            raise GuestError(f"apt-get download failed: {_reason(complaint)}")
+            raise GuestError(f"apt-helper failed: {_reason(complaint)}")
         on_progress(_bytes_in(folder))
 
     @property
@@ -135,7 +141,9 @@ def host_mirror() -> str:
 
 def require_apt() -> None:
     """Raises GuestError, with what to do instead, on a host without apt."""
-    missing = [program for program in ("apt-get", "apt-cache", "dpkg-deb") if shutil.which(program) is None]
+    missing = [
+        program for program in ("apt-get", "apt-cache", "dpkg-deb", str(HELPER)) if shutil.which(program) is None
+    ]
     if missing:
         raise GuestError(
             f"this host has no {missing[0]}: Debian's guest is fetched with apt, so on a Debian or Ubuntu host; "
@@ -152,7 +160,7 @@ def parse_printed_uris(text: str, expected: int) -> Iterator[Deb]:
             f"apt-get --print-uris: expected {expected} files with SHA256, got {len(found)}: {text.strip()[:200]!r}"
         )
     for match in found:
-        yield Deb(match["file"], int(match["size"]), match["sha256"])
+        yield Deb(match["uri"], match["file"], int(match["size"]), match["sha256"])
 
 
 def _output(command: Sequence[str]) -> str:

@@ -108,7 +108,7 @@ def _download(apt: Apt, debs: Sequence[Deb], folder: Path, report: Report) -> No
     total = sum(deb.size for deb in debs)
     missing = [deb for deb in debs if not _matches(folder / deb.file, deb)]
     if missing:
-        apt.download([deb.name for deb in missing], folder, lambda done: report("packages", min(done, total), total))
+        apt.download(missing, folder, lambda done: report("packages", min(done, total), total))
     for deb in missing:
         if not _matches(folder / deb.file, deb):
             raise GuestError(f"{folder / deb.file}: expected SHA256 {deb.sha256}, the file has another")
@@ -116,9 +116,11 @@ def _download(apt: Apt, debs: Sequence[Deb], folder: Path, report: Report) -> No
 
 
 def _install(cache: Path, debs: Sequence[Deb], folder: Path, report: Report) -> None:
-    """Unpack the images beside the ones in use, then make the manifest name the new ones."""
+    """Unpack the images beside the ones in use, unless those are of the same packages; then name them in the manifest."""
     previous = read_manifest(cache)
     directory = "images-" + hashlib.sha256("".join(sorted(deb.sha256 for deb in debs)).encode()).hexdigest()[:12]
+    if previous is not None and previous.directory == directory:
+        return
     for leaving in cache.glob("new-*"):
         shutil.rmtree(leaving)
     fresh = cache / f"new-{directory}"
