@@ -116,7 +116,7 @@ def _download(apt: Apt, debs: Sequence[Deb], folder: Path, report: Report) -> No
 
 
 def _install(cache: Path, debs: Sequence[Deb], folder: Path, report: Report) -> None:
-    """Unpack the images beside the ones in use, unless those are of the same packages; then name them in the manifest."""
+    """Unpack the images beside the ones in use and name them in the manifest, unless those are of the same packages."""
     previous = read_manifest(cache)
     directory = "images-" + hashlib.sha256("".join(sorted(deb.sha256 for deb in debs)).encode()).hexdigest()[:12]
     if previous is not None and previous.directory == directory:
