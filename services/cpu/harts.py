@@ -33,7 +33,7 @@ def _address(memory: mmap.mmap) -> int:
 class Harts:
     """All harts of a machine.
 
-    ``segments``: (guest base, size, host address, host address of page flags or 0, writable). Devices are added by ``add_region``
+    ``segments``: (guest base, size, host address, host address of dirty flags or 0, writable). Devices are added by ``add_region``
     before the first ``run``. ``machine`` and ``hart[i]`` are the records, shared with native code.
     """
 
@@ -52,9 +52,9 @@ class Harts:
         machine.features = sum(1 << FEATURE_BIT[name] for name in features)
         if len(segments) > SEGMENTS:
             raise ValueError(f"expected at most {SEGMENTS} memory segments, got {len(segments)}")
-        for number, (guest, size, host, flags, writable) in enumerate(segments):
+        for number, (guest, size, host, dirty, writable) in enumerate(segments):
             segment = machine.segments[number]
-            segment.base, segment.size, segment.host, segment.flags, segment.writable = guest, size, host, flags, writable
+            segment.base, segment.size, segment.host, segment.dirty, segment.writable = guest, size, host, dirty, writable
         machine.segment_count = len(segments)
         for number, name in enumerate(core.handlers):
             machine.handlers[number] = self.blob.address(name) if name else 0

@@ -21,7 +21,7 @@ from .plic import plic_read, plic_write
 from .state import (
     ACCESS_DONE, ACCESS_FAILED, ACCESS_NONE, ACCESS_WANTED, CODE_HASH, CODE_PAGE_STRIDE, CONTEXTS, DEVICE_ACLINT, DEVICE_PLIC,
     DEVICE_UNMAPPED, EXIT_ACCESS, EXIT_FLUSH, FETCH_ENTRIES, MACHINE, MODES, PAGE_SLOTS, PENDING_EXIT, PENDING_NONE, PENDING_TRAP,
-    PMP_ENTRIES, POSTED, RING_ENTRIES, SHADOW, SUPERVISOR, TLB_ENTRIES, USER, CodePage, Context, Hart, Machine, Posted, Region, Segment,
+    PMP_ENTRIES, RING_ENTRIES, SHADOW_SHIFT, SUPERVISOR, TLB_ENTRIES, USER, CodePage, Context, Hart, Machine, Posted, Region, Segment,
     Tlb, TlbEntry,
 )  # fmt: skip
 
@@ -173,12 +173,9 @@ def walk(hart: Hart, address: u64, kind: u64, privilege: u64) -> u64:
 
 @inline
 def mark_dirty(segment: Segment, physical: u64) -> None:
-    """Sets the page flags of a page that is about to be written (the layout is that of ram.flags)."""
-    if segment.flags != 0:
-        page = (physical - segment.base) >> 12
-        pages = segment.size >> 12
-        poke(u8, segment.flags + pages + page, 1)
-        poke(u8, segment.flags + 2 * pages + page, 1)
+    """Sets the dirty flag of a page that is about to be written."""
+    if segment.dirty != 0:
+        poke(u8, segment.dirty + ((physical - segment.base) >> 12), 1)
 
 
 @native
@@ -398,7 +395,7 @@ def device_read(hart: Hart, address: u64, physical: u64, size: u64) -> u64:
         if hart.pending != PENDING_NONE:
             return fault(hart, READ, address, False)
         return value
-    if region.kinds != 0 and peek(u8, region.kinds + offset) & SHADOW != 0:
+    if region.kinds != 0 and (u64(peek(u8, region.kinds + offset)) >> SHADOW_SHIFT) & size != 0:
         hart.count_shadow += 1
         return peek_sized(region.shadow + offset, size)
     hart.count_sync += 1
@@ -425,7 +422,7 @@ def device_write(hart: Hart, address: u64, physical: u64, size: u64, value: u64)
         if hart.pending != PENDING_NONE:
             fault(hart, WRITE, address, False)
         return
-    if region.kinds != 0 and peek(u8, region.kinds + offset) & POSTED != 0:
+    if region.kinds != 0 and u64(peek(u8, region.kinds + offset)) & size != 0:
         if hart.ring_count == RING_ENTRIES:
             hart.exit_reason = EXIT_FLUSH
             hart.pending = PENDING_EXIT

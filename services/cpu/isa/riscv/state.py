@@ -62,21 +62,21 @@ class Context(Record):
 
 
 class Segment(Record):
-    """A range of guest physical addresses backed by host memory. ``flags`` is the host address of its page flags, or 0."""
+    """A range of guest physical addresses backed by host memory. ``dirty`` is the host address of its dirty flags, or 0."""
 
     base: u64
     size: u64
     host: u64
-    flags: u64
+    dirty: u64
     writable: u64
 
 
 class Region(Record):
     """A range of guest physical addresses answered by a device.
 
-    ``kinds`` is the host address of one byte per offset: bit 0 a write there is posted, bit 1 a read there is from the shadow;
-    ``shadow`` holds the shadow values at the same offsets. ``device`` numbers the owner: ``DEVICE_ACLINT`` and ``DEVICE_PLIC`` are
-    answered in native code.
+    ``kinds`` is the host address of one byte per offset (or 0): its low nibble has the access sizes (1, 2, 4, 8) with which a write there
+    is posted, its high nibble those with which a read comes from ``shadow``, which holds the values at the same offsets. ``device``
+    numbers the owner: ``DEVICE_ACLINT`` and ``DEVICE_PLIC`` are answered in native code.
     """
 
     base: u64
@@ -88,7 +88,7 @@ class Region(Record):
 
 
 DEVICE_ACLINT, DEVICE_PLIC, DEVICE_UNMAPPED = 0xFFFF_FFFF, 0xFFFF_FFFE, 0xFFFF_FFFD
-POSTED, SHADOW = 1, 2
+SHADOW_SHIFT = 4
 
 
 class Slot(Record):

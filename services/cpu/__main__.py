@@ -1,0 +1,46 @@
+"""`python -m services.cpu`: the command line of the cpu service."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from vmesh import service
+
+from .isa.riscv.features import FEATURES
+from .service import Cpu, Plan
+
+MOST_HARTS = 512
+
+
+def _features(text: str) -> frozenset[str]:
+    names = frozenset(text.split(","))
+    unknown = sorted(names - set(FEATURES))
+    if unknown:
+        raise argparse.ArgumentTypeError(f"unknown feature '{unknown[0]}': expected some of {','.join(FEATURES)}")
+    return names
+
+
+def _harts(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_HARTS:
+        raise argparse.ArgumentTypeError(f"'{text}': expected 1 to {MOST_HARTS} harts")
+    return int(text)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the cpu service; gives the exit status."""
+    parser = service.parser("cpu", "Runs the machine's harts; holds its clock, ACLINT and PLIC.")
+    parser.add_argument("--harts", type=_harts, default=1, metavar="N", help="how many (default: %(default)s)")
+    parser.add_argument("--features", type=_features, required=True, metavar="NAME,NAME,...", help="ISA extensions and translation modes")
+    parser.add_argument("--reset-pc", type=service.number, required=True, metavar="ADDRESS", help="where all harts start")
+    parser.add_argument("--aclint", type=service.number, default=0x200_0000, metavar="ADDRESS")
+    parser.add_argument("--plic", type=service.number, default=0xC00_0000, metavar="ADDRESS")
+    parser.add_argument("--paused", action="store_true", help="wait for the monitor to resume (-S)")
+    options = parser.parse_args(argv)
+    plan = Plan(options.harts, options.features, options.reset_pc, options.aclint, options.plic, options.paused)
+    return service.run(options, lambda runtime: Cpu(runtime, plan))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

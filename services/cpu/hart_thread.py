@@ -1,0 +1,164 @@
+"""A hart's thread: native code most of the time, and the bus accesses that native code asks for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from vmesh import errors
+from vmesh.v1 import bus_pb2 as messages
+
+from .bus import Counters, Ending, Link, now_ns
+from .harts import Harts
+from .isa.riscv.state import ACCESS_DONE, ACCESS_FAILED, DEVICE_UNMAPPED, EXIT_ACCESS, EXIT_FLUSH, EXIT_STOP
+
+
+class Gate:
+    """Where harts wait while the machine is paused."""
+
+    def __init__(self, harts: int, closed: bool) -> None:
+        self._condition = threading.Condition()
+        self._harts = harts
+        self._closed = closed
+        self._parked = 0
+        self.ending = threading.Event()
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def close(self) -> None:
+        with self._condition:
+            self._closed = True
+
+    def open(self) -> None:
+        with self._condition:
+            self._closed = False
+            self._condition.notify_all()
+
+    def end(self) -> None:
+        self.ending.set()
+        self.open()
+
+    def wait_parked(self, timeout: float) -> bool:
+        """Waits until every hart is at the gate."""
+        with self._condition:
+            return self._condition.wait_for(lambda: self._parked == self._harts, timeout)
+
+    def park(self) -> None:
+        """A hart waits here until the gate opens."""
+        with self._condition:
+            self._parked += 1
+            self._condition.notify_all()
+            self._condition.wait_for(lambda: not self._closed)
+            self._parked -= 1
+
+    def leave(self) -> None:
+        """A hart ends and counts as parked from now on."""
+        with self._condition:
+            self._parked += 1
+            self._condition.notify_all()
+
+
+class HartThread(threading.Thread):
+    """Runs hart ``number``. ``connect`` makes its link to a device; ``report`` and ``unmapped`` tell the service, from this thread."""
+
+    def __init__(
+        self,
+        harts: Harts,
+        number: int,
+        gate: Gate,
+        connect: Callable[[int, Counters], Link],
+        unmapped: Callable[[int, int, int, bool], None],
+        report: Callable[[str], None],
+    ) -> None:
+        super().__init__(name=f"hart {number}", daemon=True)
+        self.counters = Counters()
+        self.waits_for = ""
+        self._harts = harts
+        self._number = number
+        self._hart: Any = harts.hart[number]
+        self._gate = gate
+        self._connect = connect
+        self._unmapped = unmapped
+        self._report = report
+        self._links: dict[int, Link] = {}
+
+    def run(self) -> None:
+        try:
+            while not self._gate.ending.is_set():
+                if self._gate.closed:
+                    self._settle()
+                    self._gate.park()
+                    continue
+                reason = self._harts.run(self._number)
+                if reason == EXIT_ACCESS:
+                    self._access()
+                elif reason in (EXIT_FLUSH, EXIT_STOP):
+                    self._flush()
+        except Ending:
+            pass
+        except errors.LifelineEnded:
+            pass
+        except errors.VmeshError as error:
+            self._report(f"hart {self._number} stopped: {error}")
+        finally:
+            for link in self._links.values():
+                link.close()
+            self._gate.leave()
+
+    def _link(self, device: int) -> Link:
+        link = self._links.get(device)
+        if link is None:
+            link = self._links[device] = self._connect(device, self.counters)
+        return link
+
+    def _take_ring(self) -> dict[int, list[messages.Access]]:
+        """The posted writes of the ring by device, in program order."""
+        hart = self._hart
+        posted: dict[int, list[messages.Access]] = {}
+        ring = hart.ring
+        for index in range(hart.ring_count):
+            entry = ring[index]
+            access = messages.Access(region=entry.region, offset=entry.offset, size=entry.size, write=True, value=entry.value)
+            posted.setdefault(entry.device, []).append(access)
+        hart.ring_count = 0
+        return posted
+
+    def _flush(self) -> None:
+        for device, accesses in self._take_ring().items():
+            self._link(device).post(accesses, now_ns())
+
+    def _settle(self) -> None:
+        self._flush()
+        for link in self._links.values():
+            link.settle()
+
+    def _access(self) -> None:
+        """Makes the access that native code waits for."""
+        hart = self._hart
+        number = hart.access_device
+        write = bool(hart.access_write)
+        if number == DEVICE_UNMAPPED:
+            self.counters.faults += 1
+            self._unmapped(hart.access_offset, hart.access_size, hart.pc, write)
+            hart.access_state = ACCESS_FAILED
+            return
+        posted = self._take_ring()
+        before = posted.pop(number, [])
+        for device, accesses in posted.items():
+            self._link(device).post(accesses, now_ns())
+        value = hart.access_value if write else 0
+        access = messages.Access(
+            region=hart.access_region, offset=hart.access_offset, size=hart.access_size, write=write, value=value
+        )
+        self.waits_for = str(number)
+        answer = self._link(number).access(before, access, now_ns())
+        self.waits_for = ""
+        if answer.bus_error:
+            self.counters.faults += 1
+            hart.access_state = ACCESS_FAILED
+        else:
+            hart.access_value = answer.value
+            hart.access_state = ACCESS_DONE

@@ -1,0 +1,238 @@
+"""The cpu service: its harts, its side of the bus, and what the monitor asks of it."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import queue
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from google.protobuf.message import Message
+
+from vmesh import errors, segment, wire
+from vmesh.service import Runtime, Service
+from vmesh.v1 import bus_pb2, common_pb2, cpu_pb2, memory_pb2
+from vmesh.v1.packet_pb2 import Packet
+from vmesh.wire import Client
+
+from .bus import GREETING_LIMIT, Counters, Device, Link, dial
+from .core import load_core
+from .hart_thread import Gate, HartThread
+from .harts import Harts
+from .registers import registers
+
+#: A Python thread that wants the interpreter gets it this soon, in seconds: harts in Python code are rare and short.
+SWITCH_INTERVAL = 0.0002
+PAUSE_LIMIT = 10.0
+_LOGGED_ADDRESSES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the command line asks for; addresses are guest physical."""
+
+    harts: int
+    features: frozenset[str]
+    reset_pc: int
+    aclint: int
+    plic: int
+    paused: bool = False
+
+
+class Cpu(Service):
+    """Runs the machine's harts."""
+
+    kind = "cpu"
+
+    def __init__(self, runtime: Runtime, plan: Plan) -> None:
+        self._runtime = runtime
+        self._plan = plan
+        self._gate = Gate(plan.harts, closed=plan.paused)
+        self._core = load_core()
+        self._mapped: list[mmap.mmap] = []
+        self._devices: list[Device] = []
+        self._irqchip: list[wire.Peer] = []
+        self._threads: list[HartThread] = []
+        self._paused_at = time.clock_gettime_ns(time.CLOCK_MONOTONIC) if plan.paused else 0
+        self._said: set[int] = set()
+        # what hart threads want done in the service's thread
+        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def start(self) -> None:
+        sys.setswitchinterval(SWITCH_INTERVAL)
+        memory = self._runtime.dial("memory", common_pb2.ROLE_CPU)
+        memory.greet(GREETING_LIMIT)
+        answer = memory.request(memory_pb2.MapRequest(), GREETING_LIMIT)
+        if not isinstance(answer, memory_pb2.AddressMap):
+            raise wire.mismatch(memory.address, "AddressMap", answer)
+        segments = [self._map(each) for each in answer.segments]
+        self._harts = Harts(self._core, self._plan.harts, set(self._plan.features), segments)
+        self._harts.add_irqchip(self._plan.aclint, self._plan.plic)
+        self._harts.reset(self._plan.reset_pc)
+        for number, description in enumerate(answer.devices):
+            self._add_device(number, description)
+        self._runtime.loop.watch(self._wake, read=self._run_calls)
+        for number in range(self._plan.harts):
+            unmapped = partial(self._call, self._unmapped)
+            thread = HartThread(
+                self._harts, number, self._gate, partial(self._connect, number), unmapped, partial(self._call, self._hart_failed)
+            )
+            self._threads.append(thread)
+            thread.start()
+
+    def handle(self, client: Client, packet: Packet) -> Message | None:
+        match packet.WhichOneof("body"):
+            case "cpu_status_request":
+                return self._status()
+            case "hart_registers_request":
+                return self._registers(packet.hart_registers_request.hart)
+            case _:
+                return super().handle(client, packet)
+
+    def pause(self) -> None:
+        """Harts stop at an instruction, with nothing of theirs on the bus. Guest time stops too."""
+        if not self._paused_at:
+            self._paused_at = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        self._gate.close()
+        self._harts.stop()
+        if not self._gate.wait_parked(PAUSE_LIMIT):
+            waiting = [self._devices[int(t.waits_for)].name for t in self._threads if t.waits_for]
+            raise errors.VmeshError(f"a hart did not stop within {PAUSE_LIMIT:g} s", got=f"it waits for {waiting or 'itself'}")
+
+    def drain(self, updates: dict[str, int]) -> int:
+        deadline = time.monotonic() + PAUSE_LIMIT
+        for number, device in enumerate(self._devices):
+            while device.last_update < updates.get(device.name, 0):
+                if time.monotonic() > deadline:
+                    expected = f"update {updates[device.name]} of {device.name}"
+                    raise errors.VmeshError("the bus did not drain", expected=expected, got=str(device.last_update))
+                self._take_update(number, 0.05)
+        return 0
+
+    def resume(self) -> None:
+        if self._paused_at:
+            self._harts.machine.time_base += time.clock_gettime_ns(time.CLOCK_MONOTONIC) - self._paused_at
+            self._paused_at = 0
+        self._gate.open()
+
+    def reset(self) -> None:
+        self._harts.reset(self._plan.reset_pc)
+        if self._paused_at:
+            self._paused_at = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+
+    def shutdown(self) -> None:
+        self._gate.end()
+        if self._threads:
+            self._harts.stop()
+        for thread in self._threads:
+            thread.join(1.0)
+
+    def orphaned(self) -> None:
+        self.shutdown()
+
+    def counters(self) -> dict[str, int]:
+        bus = self._bus_counters()
+        return {name.name: getattr(bus, name.name) for name in bus.DESCRIPTOR.fields}
+
+    def _map(self, found: memory_pb2.Segment) -> tuple[int, int, int, int, bool]:
+        memory = segment.attach(self._runtime.machine.path / found.path, writable=True)
+        dirty = 0
+        if found.flags_path:
+            flags = segment.attach(self._runtime.machine.path / found.flags_path, writable=True)
+            self._mapped.append(flags)
+            dirty = _address(flags) + segment.FLAG_DIRTY * found.flags_stride
+        self._mapped.append(memory)
+        return found.base, found.size, _address(memory), dirty, found.writable
+
+    def _add_device(self, number: int, description: bus_pb2.Description) -> None:
+        device = Device(number, description, self._harts.set_level)
+        self._devices.append(device)
+        for index, region in enumerate(description.regions):
+            table = device.tables[index]
+            self._harts.add_region(region.base, region.size, number, index, table.kinds, table.values)
+        peer = dial(self._runtime.context, description, self._runtime.name, self._runtime.machine.name, self._runtime.lifeline)
+        peer.greet(GREETING_LIMIT)
+        for packet in peer.unasked:
+            device.apply(packet.device_update)
+        peer.unasked.clear()
+        self._irqchip.append(peer)
+        self._runtime.loop.watch(peer.socket, read=partial(self._take_updates, number))
+
+    def _take_updates(self, number: int) -> None:
+        while self._take_update(number, 0.0):
+            pass
+
+    def _take_update(self, number: int, timeout: float) -> bool:
+        packet = self._irqchip[number].receive(timeout)
+        if packet is not None and packet.WhichOneof("body") == "device_update":
+            self._devices[number].apply(packet.device_update)
+        return packet is not None
+
+    def _connect(self, hart: int, device: int, counters: Counters) -> Link:
+        runtime, target = self._runtime, self._devices[device]
+        peer = dial(runtime.context, target.description, runtime.name, runtime.machine.name, runtime.lifeline, hart)
+        return Link(peer, target, counters, self._gate.ending)
+
+    def _call(self, function: Callable[..., None], *args: object) -> None:
+        self._calls.put(partial(function, *args))
+        os.eventfd_write(self._wake, 1)
+
+    def _run_calls(self) -> None:
+        os.eventfd_read(self._wake)
+        while not self._calls.empty():
+            self._calls.get()()
+
+    def _unmapped(self, address: int, size: int, pc: int, write: bool) -> None:
+        """Logs an access to no memory and no device, once an address."""
+        if address in self._said or len(self._said) == _LOGGED_ADDRESSES:
+            return
+        self._said.add(address)
+        kind = "write" if write else "read"
+        self._runtime.log.warning("access fault: nothing is mapped there", access=kind, address=f"{address:#x}", size=size, pc=f"{pc:#x}")
+
+    def _hart_failed(self, reason: str) -> None:
+        fault = common_pb2.Fault(service=self._runtime.name, reason=reason)
+        self._runtime.notify(common_pb2.SEVERITY_ERROR, reason, fault)
+
+    def _bus_counters(self) -> cpu_pb2.BusCounters:
+        counters = cpu_pb2.BusCounters()
+        for thread in self._threads:
+            counters.sync_round_trips += thread.counters.round_trips
+            counters.batches += thread.counters.batches
+            counters.faults += thread.counters.faults
+        for hart in self._harts.hart if self._threads else ():
+            counters.posted_accesses += hart.count_posted
+            counters.shadow_reads += hart.count_shadow
+            counters.local_accesses += hart.count_local
+        return counters
+
+    def _status(self) -> cpu_pb2.CpuStatus:
+        status = cpu_pb2.CpuStatus(bus=self._bus_counters())
+        for number, (hart, thread) in enumerate(zip(self._harts.hart, self._threads, strict=True)):
+            state = cpu_pb2.HART_RUNNING
+            if self._gate.closed:
+                state = cpu_pb2.HART_PAUSED
+            elif thread.waits_for:
+                state = cpu_pb2.HART_BUS
+            elif hart.waiting:
+                state = cpu_pb2.HART_WAITING
+            status.harts.add(hart=number, state=state, pc=hart.pc, privilege=hart.privilege, retired=hart.retired)  # type: ignore[arg-type]
+        return status
+
+    def _registers(self, number: int) -> cpu_pb2.HartRegisters:
+        if number >= len(self._harts.hart):
+            raise errors.BadRequest("hart", expected=f"0 to {len(self._harts.hart) - 1}", got=str(number))
+        answer = cpu_pb2.HartRegisters(hart=number)
+        for name, value in registers(self._harts.hart[number]):
+            answer.registers.add(name=name, value=value)
+        return answer
+
+
+def _address(memory: mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
