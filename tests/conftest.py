@@ -19,7 +19,7 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def peer() -> Callable[[str], str]:
-    """Path of a peer program; the test skips, naming it, where it is not installed (`make test-peers` installs them)."""
+    """Path of a peer program; where it is not installed (`make test-peers` does that) the test skips, naming it."""
 
     def find(program: str) -> str:
         path = shutil.which(program)

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import unicorn
+from unicorn import riscv_const
 
 from vmesh.board import boot, cpu_model, virt
 from vmesh.board.boot import BootFiles, BootPlan, resolve
@@ -78,6 +80,23 @@ def test_resolve_reset_vector_hands_over_to_firmware_and_kernel(tmp_path: Path) 
 
     assert plan.start_pc == 0x1000
     assert reset_record(plan) == (0x8000_0000, plan.dtb.address, 0x4942534F, 2, 0x8020_0000, 1, 0, 0)
+
+
+def test_reset_vector_runs_as_firmware_expects_it() -> None:
+    start, dtb, kernel = 0x8000_0000, 0x9FE0_0000, 0x8020_0000
+    hart = unicorn.Uc(unicorn.UC_ARCH_RISCV, unicorn.UC_MODE_RISCV64)
+    hart.mem_map(virt.MROM.base, virt.MROM.size)
+    hart.mem_map(start, 4096)
+    vector = boot.reset_vector(start, dtb, kernel)
+    hart.mem_write(virt.MROM.base, vector)
+
+    hart.emu_start(virt.MROM.base, start, count=20)
+
+    assert hart.reg_read(riscv_const.UC_RISCV_REG_PC) == start
+    assert hart.reg_read(riscv_const.UC_RISCV_REG_A0) == 0
+    assert hart.reg_read(riscv_const.UC_RISCV_REG_A1) == dtb
+    info = hart.reg_read(riscv_const.UC_RISCV_REG_A2) - virt.MROM.base
+    assert struct.unpack_from("<6Q", vector, info) == (0x4942534F, 2, kernel, 1, 0, 0)
 
 
 def test_resolve_large_file_is_not_read(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from vmesh import guest
+from vmesh.board import cpu_model, devicetree
+from vmesh.board.devicetree import Board
 from vmesh.guest import tiny
 
 pytestmark = pytest.mark.peer
@@ -93,4 +96,21 @@ def test_debian_shell_has_job_control_and_ends_at_end_of_input(peer: Callable[[s
 
     assert "[1]+  Running" in output
     assert "can't access tty" not in output
+    assert output.rstrip().endswith("reboot: Power down")
+
+
+def test_debian_finds_its_way_by_our_device_tree(
+    peer: Callable[[str], str], debian: guest.Guest, tmp_path: Path
+) -> None:
+    ours = tmp_path / "ours.dtb"
+    cpu = cpu_model.parse("rv64,zicbom=off,zicboz=off,svadu=off")  # the oldest QEMU we meet has none of these
+    ours.write_bytes(devicetree.build(Board(512 << 20, 2, cpu)))
+    command = 'vmesh.run="cat /proc/interrupts /proc/cpuinfo; ls /sys/class/rtc; nproc"'
+
+    output = run_in_qemu(peer("qemu-system-riscv64"), [*flags(debian, command), "-smp", "2", "-dtb", str(ours)])
+
+    assert re.search(r"riscv-timer|RISC-V INTC", output)
+    assert re.search(r"SiFive PLIC +10 .*ttyS0", output)
+    assert "rtc0\r\n2\r\n" in output
+    assert cpu.isa.split("_")[0] in output
     assert output.rstrip().endswith("reboot: Power down")
