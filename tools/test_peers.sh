@@ -2,11 +2,12 @@
 # Install the programs that tests and benchmarks compare vmesh with. Where that is not allowed, say so and go on:
 # the tests that need them skip by name.
 set -eu
-packages="qemu-system-misc opensbi u-boot-qemu gdb-multiarch device-tree-compiler"
-
 missing=""
-for package in $packages; do
-  dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
+for wanted in qemu-system-riscv64:qemu-system-misc gdb-multiarch:gdb-multiarch; do
+  command -v "${wanted%%:*}" >/dev/null || missing="$missing ${wanted##*:}"
+done
+for wanted in /usr/lib/riscv64-linux-gnu/opensbi:opensbi /usr/lib/u-boot/qemu-riscv64_smode:u-boot-qemu; do
+  [ -e "${wanted%%:*}" ] || missing="$missing ${wanted##*:}"
 done
 [ -n "$missing" ] || exit 0
 if ! command -v apt-get >/dev/null || [ "$(id -u)" -ne 0 ]; then
@@ -14,5 +15,9 @@ if ! command -v apt-get >/dev/null || [ "$(id -u)" -ne 0 ]; then
   exit 0
 fi
 export DEBIAN_FRONTEND=noninteractive
-apt-get -q update </dev/null && apt-get -q install -y --no-install-recommends $missing </dev/null ||
-  echo "test_peers: apt could not install:$missing" >&2
+apt-get -q update </dev/null || true
+# From Debian 13 on, QEMU's RISC-V machines may be in a package of their own.
+case "$missing" in *qemu-system-misc*)
+  apt-cache show qemu-system-riscv >/dev/null 2>&1 && missing="$missing qemu-system-riscv" ;;
+esac
+apt-get -q install -y --no-install-recommends $missing </dev/null || echo "test_peers: apt could not install:$missing" >&2
