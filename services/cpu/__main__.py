@@ -32,8 +32,16 @@ def main(argv: Sequence[str]) -> int:
     """Run the cpu service; gives the exit status."""
     parser = service.parser("cpu", "Runs the machine's harts; holds its clock, ACLINT and PLIC.")
     parser.add_argument("--harts", type=_harts, default=1, metavar="N", help="how many (default: %(default)s)")
-    parser.add_argument("--features", type=_features, required=True, metavar="NAME,NAME,...", help="ISA extensions and translation modes")
-    parser.add_argument("--reset-pc", type=service.number, required=True, metavar="ADDRESS", help="where all harts start")
+    parser.add_argument(
+        "--features",
+        type=_features,
+        required=True,
+        metavar="NAME,NAME,...",
+        help="ISA extensions and translation modes",
+    )
+    parser.add_argument(
+        "--reset-pc", type=service.number, required=True, metavar="ADDRESS", help="where all harts start"
+    )
     parser.add_argument("--aclint", type=service.number, default=0x200_0000, metavar="ADDRESS")
     parser.add_argument("--plic", type=service.number, default=0xC00_0000, metavar="ADDRESS")
     parser.add_argument("--paused", action="store_true", help="wait for the monitor to resume (-S)")

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import zmq
+
 from vmesh import errors, wire
 from vmesh.v1 import bus_pb2 as messages
 from vmesh.v1 import common_pb2 as common
@@ -34,7 +36,9 @@ class RegisterTable:
             for index in range(register.count or 1):
                 offset = register.offset + index * register.size
                 if register.size not in (1, 2, 4, 8) or offset + register.size > size:
-                    raise errors.BadRequest(f"register {register.name} of {region.name}", expected=f"inside {size:#x} bytes")
+                    raise errors.BadRequest(
+                        f"register {register.name} of {region.name}", expected=f"inside {size:#x} bytes"
+                    )
                 if register.write == messages.WRITE_POSTED:
                     self._kinds[offset] |= register.size
                 if register.read == messages.READ_SHADOW:
@@ -197,7 +201,9 @@ class Link:
         if done.epoch != self._epoch or not self._done <= done.done < self._next:
             expected = f"epoch {self._epoch}, an access from {self._done} to {self._next - 1}"
             raise errors.PeerError(
-                f"{self._device.name} acknowledged what was not sent", expected=expected, got=f"epoch {done.epoch}, {done.done}"
+                f"{self._device.name} acknowledged what was not sent",
+                expected=expected,
+                got=f"epoch {done.epoch}, {done.done}",
             )
         self._done = done.done
         self._credits = max(1, min(done.credits, 1 << 20))
@@ -207,7 +213,12 @@ class Link:
 
 
 def dial(
-    context: wire.zmq.Context[wire.zmq.Socket[bytes]], description: messages.Description, name: str, machine: str, lifeline: int, hart: int = -1
+    context: zmq.Context[zmq.Socket[bytes]],
+    description: messages.Description,
+    name: str,
+    machine: str,
+    lifeline: int,
+    hart: int = -1,
 ) -> wire.Peer:
     """A connection to a device: of a hart, or of the irqchip when ``hart`` is -1."""
     role = common.ROLE_IRQCHIP if hart < 0 else common.ROLE_HART

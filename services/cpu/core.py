@@ -37,7 +37,11 @@ def _host() -> str:
     """What of the host shapes the code: architecture and processor features."""
     try:
         info = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
-        kept = [line for line in info.splitlines() if line.startswith(("flags", "Features", "model\t", "cpu family", "vendor_id"))]
+        kept = [
+            line
+            for line in info.splitlines()
+            if line.startswith(("flags", "Features", "model\t", "cpu family", "vendor_id"))
+        ]
         return platform.machine() + "\n".join(kept)
     except OSError:
         return platform.machine() + platform.processor()

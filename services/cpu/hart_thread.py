@@ -62,7 +62,8 @@ class Gate:
 
 
 class HartThread(threading.Thread):
-    """Runs hart ``number``. ``connect`` makes its link to a device; ``report`` and ``unmapped`` tell the service, from this thread."""
+    """Runs hart ``number``. ``connect`` makes its link to a device; ``report`` and ``unmapped`` tell the service,
+    from this thread."""
 
     def __init__(
         self,
@@ -121,7 +122,9 @@ class HartThread(threading.Thread):
         ring = hart.ring
         for index in range(hart.ring_count):
             entry = ring[index]
-            access = messages.Access(region=entry.region, offset=entry.offset, size=entry.size, write=True, value=entry.value)
+            access = messages.Access(
+                region=entry.region, offset=entry.offset, size=entry.size, write=True, value=entry.value
+            )
             posted.setdefault(entry.device, []).append(access)
         hart.ring_count = 0
         return posted

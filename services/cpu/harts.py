@@ -12,7 +12,18 @@ from .isa.riscv.csr_bits import ADUE, SXL, UXL
 from .isa.riscv.features import FEATURE_BIT
 from .isa.riscv.plic_layout import Plic
 from .isa.riscv.state import (
-    ATTENTION_STOP, CODE_HASH, CODE_PAGE_STRIDE, CONTEXTS, DEVICE_ACLINT, DEVICE_PLIC, MACHINE, MODES, REGIONS, SEGMENTS, Hart, Machine,
+    ATTENTION_STOP,
+    CODE_HASH,
+    CODE_PAGE_STRIDE,
+    CONTEXTS,
+    DEVICE_ACLINT,
+    DEVICE_PLIC,
+    MACHINE,
+    MODES,
+    REGIONS,
+    SEGMENTS,
+    Hart,
+    Machine,
     Tlb,
 )  # fmt: skip
 from .native.blob import Blob
@@ -33,11 +44,14 @@ def _address(memory: mmap.mmap) -> int:
 class Harts:
     """All harts of a machine.
 
-    ``segments``: (guest base, size, host address, host address of dirty flags or 0, writable). Devices are added by ``add_region``
+    ``segments``: (guest base, size, host address, host address of dirty flags or 0, writable). Devices are added by
+    ``add_region``
     before the first ``run``. ``machine`` and ``hart[i]`` are the records, shared with native code.
     """
 
-    def __init__(self, core: CoreImage, count: int, features: set[str], segments: list[tuple[int, int, int, int, bool]]) -> None:
+    def __init__(
+        self, core: CoreImage, count: int, features: set[str], segments: list[tuple[int, int, int, int, bool]]
+    ) -> None:
         self.blob = Blob(core.image, core.symbols)
         self._records = mmap.mmap(-1, Machine.size + Plic.size + count * Hart.size)
         base = _address(self._records)
@@ -54,7 +68,13 @@ class Harts:
             raise ValueError(f"expected at most {SEGMENTS} memory segments, got {len(segments)}")
         for number, (guest, size, host, dirty, writable) in enumerate(segments):
             segment = machine.segments[number]
-            segment.base, segment.size, segment.host, segment.dirty, segment.writable = guest, size, host, dirty, writable
+            segment.base, segment.size, segment.host, segment.dirty, segment.writable = (
+                guest,
+                size,
+                host,
+                dirty,
+                writable,
+            )
         machine.segment_count = len(segments)
         for number, name in enumerate(core.handlers):
             machine.handlers[number] = self.blob.address(name) if name else 0
@@ -89,7 +109,8 @@ class Harts:
     def add_region(self, base: int, size: int, device: int, index: int, kinds: int = 0, shadow: int = 0) -> None:
         """A range of guest physical addresses that device number ``device`` answers as its region ``index``.
 
-        ``kinds`` and ``shadow`` are host addresses of ``size`` bytes each (see ``state.Region``), or 0 for all synchronous.
+        ``kinds`` and ``shadow`` are host addresses of ``size`` bytes each (see ``state.Region``), or 0 for all
+        synchronous.
         """
         if self.machine.region_count == REGIONS:
             raise ValueError(f"expected at most {REGIONS} device regions")
@@ -111,9 +132,12 @@ class Harts:
                 array = getattr(hart, name)
                 ctypes.memset(ctypes.addressof(array), 0, ctypes.sizeof(array))
             for name in (
-                "retired", "stop_at", "attention", "waiting", "exit_reason", "cause", "trap_value", "pending", "fflags", "frm", "changed",
-                "medeleg", "mideleg", "mie", "mip", "mtvec", "mcounteren", "mscratch", "mepc", "mcause", "mtval", "stvec", "scounteren",
-                "senvcfg", "sscratch", "sepc", "scause", "stval", "satp", "cycle_offset", "instret_offset", "lines", "timers",
+                "retired", "stop_at", "attention", "waiting", "exit_reason", "cause", "trap_value", "pending",
+                "fflags", "frm", "changed",
+                "medeleg", "mideleg", "mie", "mip", "mtvec", "mcounteren", "mscratch", "mepc", "mcause", "mtval",
+                "stvec", "scounteren",
+                "senvcfg", "sscratch", "sepc", "scause", "stval", "satp", "cycle_offset", "instret_offset", "lines",
+                "timers",
                 "reserved_value", "access_state", "ring_count", "ring_since", "code_used",
             ):  # fmt: skip
                 setattr(hart, name, 0)

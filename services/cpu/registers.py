@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 X_NAMES = (
-    "zero", "ra", "sp", "gp", "tp", "t0", "t1", "t2", "s0", "s1", "a0", "a1", "a2", "a3", "a4", "a5", "a6", "a7", "s2", "s3", "s4", "s5", "s6",
+    "zero", "ra", "sp", "gp", "tp", "t0", "t1", "t2", "s0", "s1", "a0", "a1", "a2", "a3", "a4", "a5", "a6", "a7",
+    "s2", "s3", "s4", "s5", "s6",
     "s7", "s8", "s9", "s10", "s11", "t3", "t4", "t5", "t6",
 )  # fmt: skip
 CSR_FIELDS = (
-    "fflags", "frm", "mstatus", "misa", "medeleg", "mideleg", "mie", "mtvec", "mcounteren", "menvcfg", "mscratch", "mepc", "mcause", "mtval",
+    "fflags", "frm", "mstatus", "misa", "medeleg", "mideleg", "mie", "mtvec", "mcounteren", "menvcfg", "mscratch",
+    "mepc", "mcause", "mtval",
     "stvec", "scounteren", "senvcfg", "sscratch", "sepc", "scause", "stval", "satp", "stimecmp", "mhartid",
 )  # fmt: skip
 

@@ -81,7 +81,12 @@ class Cpu(Service):
         for number in range(self._plan.harts):
             unmapped = partial(self._call, self._unmapped)
             thread = HartThread(
-                self._harts, number, self._gate, partial(self._connect, number), unmapped, partial(self._call, self._hart_failed)
+                self._harts,
+                number,
+                self._gate,
+                partial(self._connect, number),
+                unmapped,
+                partial(self._call, self._hart_failed),
             )
             self._threads.append(thread)
             thread.start()
@@ -103,7 +108,9 @@ class Cpu(Service):
         self._harts.stop()
         if not self._gate.wait_parked(PAUSE_LIMIT):
             waiting = [self._devices[int(t.waits_for)].name for t in self._threads if t.waits_for]
-            raise errors.VmeshError(f"a hart did not stop within {PAUSE_LIMIT:g} s", got=f"it waits for {waiting or 'itself'}")
+            raise errors.VmeshError(
+                f"a hart did not stop within {PAUSE_LIMIT:g} s", got=f"it waits for {waiting or 'itself'}"
+            )
 
     def drain(self, updates: dict[str, int]) -> int:
         deadline = time.monotonic() + PAUSE_LIMIT
@@ -156,7 +163,9 @@ class Cpu(Service):
         for index, region in enumerate(description.regions):
             table = device.tables[index]
             self._harts.add_region(region.base, region.size, number, index, table.kinds, table.values)
-        peer = dial(self._runtime.context, description, self._runtime.name, self._runtime.machine.name, self._runtime.lifeline)
+        peer = dial(
+            self._runtime.context, description, self._runtime.name, self._runtime.machine.name, self._runtime.lifeline
+        )
         peer.greet(GREETING_LIMIT)
         for packet in peer.unasked:
             device.apply(packet.device_update)
@@ -194,7 +203,9 @@ class Cpu(Service):
             return
         self._said.add(address)
         kind = "write" if write else "read"
-        self._runtime.log.warning("access fault: nothing is mapped there", access=kind, address=f"{address:#x}", size=size, pc=f"{pc:#x}")
+        self._runtime.log.warning(
+            "access fault: nothing is mapped there", access=kind, address=f"{address:#x}", size=size, pc=f"{pc:#x}"
+        )
 
     def _hart_failed(self, reason: str) -> None:
         fault = common_pb2.Fault(service=self._runtime.name, reason=reason)
@@ -222,7 +233,7 @@ class Cpu(Service):
                 state = cpu_pb2.HART_BUS
             elif hart.waiting:
                 state = cpu_pb2.HART_WAITING
-            status.harts.add(hart=number, state=state, pc=hart.pc, privilege=hart.privilege, retired=hart.retired)  # type: ignore[arg-type]
+            status.harts.add(hart=number, state=state, pc=hart.pc, privilege=hart.privilege, retired=hart.retired)
         return status
 
     def _registers(self, number: int) -> cpu_pb2.HartRegisters:

@@ -31,9 +31,11 @@ class Field:
 class Instruction:
     """One instruction.
 
-    ``semantics`` is an inlined native function. Its parameters name its operands (``rs1``, ``imm``, ``pc`` ...; see the ISA's
+    ``semantics`` is an inlined native function. Its parameters name its operands (``rs1``, ``imm``, ``pc`` ...; see
+    the ISA's
     ``operands``); what it returns is written to ``result`` (``rd``, ``frd``, ``branch`` for taken or not, or None).
-    ``extension`` is the ISA extension that must be on. ``system`` instructions may change what later instructions mean: state is
+    ``extension`` is the ISA extension that must be on. ``system`` instructions may change what later instructions
+    mean: state is
     brought up to date before and read again after them. ``length`` is in bytes.
     """
 

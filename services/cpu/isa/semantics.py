@@ -1,6 +1,7 @@
 """What instruction semantics may say beyond plain computation: guest memory, control flow, traps.
 
-These are hooks: an interpreter and a translator give each its own meaning. An instruction whose memory access or trap is
+These are hooks: an interpreter and a translator give each its own meaning. An instruction whose memory access or trap
+is
 abandoned has not happened: no operand was written, and it will run again or be reported at its own pc.
 """
 

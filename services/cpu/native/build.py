@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 import llvmlite.binding as llvm
 from elftools.elf.elffile import ELFFile
@@ -71,7 +72,7 @@ def link(data: bytes) -> Code:
             image.extend(bytes(-len(image) % align))
             placed[index] = len(image)
             image.extend(section.data())
-    table = elf.get_section_by_name(".symtab")
+    table: Any = elf.get_section_by_name(".symtab")
     symbols: dict[str, int] = {}
     for symbol in table.iter_symbols():
         if symbol["st_shndx"] in placed and symbol["st_info"]["type"] == "STT_FUNC":

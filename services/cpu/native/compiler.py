@@ -1,6 +1,7 @@
 """Compiles native functions (see ``lang``) to LLVM IR text.
 
-``Module`` collects functions and tables; ``Builder`` emits one IR function; ``Frame`` is one Python function being compiled into
+``Module`` collects functions and tables; ``Builder`` emits one IR function; ``Frame`` is one Python function being
+compiled into
 it (an inlined one has a frame of its own). Variables are allocas, which LLVM's sroa turns into registers.
 """
 
@@ -12,11 +13,11 @@ import inspect
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any, Protocol
 
 from . import lang
-from .lang import ArrayType, Dispatch, Hook, IntType, Intrinsic, NativeFunction, PtrType, Record, Table, Type, size_of
+from .lang import ArrayType, Dispatch, Hook, Intrinsic, IntType, NativeFunction, PtrType, Record, Table, Type, size_of
 
 BOOLEAN: IntType = lang.boolean  # type: ignore[assignment]
 U8: IntType = lang.u8  # type: ignore[assignment]
@@ -73,7 +74,7 @@ class Module:
     _keep: list[Any] = field(default_factory=list)
     _queue: list[NativeFunction] = field(default_factory=list)
 
-    def symbol(self, item: NativeFunction | Table, prefix: str) -> str:
+    def symbol(self, item: Any, prefix: str) -> str:
         """The IR name of a function or table, made on first use."""
         if (known := self._symbols.get(id(item))) is not None:
             return known
@@ -84,7 +85,7 @@ class Module:
         self._keep.append(item)
         return name
 
-    def function(self, item: NativeFunction) -> str:
+    def function(self, item: Any) -> str:
         """The IR name of a native function, which is compiled if it has not been yet."""
         known = id(item) in self._symbols
         name = self.symbol(item, item.name)
@@ -98,9 +99,8 @@ class Module:
         name = self.symbol(item, "table")
         if not known:
             values = ", ".join(f"{item.element.ir} {value}" for value in item.values)
-            self.constants.append(
-                f"{name} = internal constant [{len(item.values)} x {item.element.ir}] [{values}], align {size_of(item.element)}"
-            )
+            shape = f"[{len(item.values)} x {item.element.ir}]"
+            self.constants.append(f"{name} = internal constant {shape} [{values}], align {size_of(item.element)}")
         return name
 
     def compile(self) -> None:
@@ -119,7 +119,9 @@ class Module:
             result_ir = result.ir if result is not None else "void"
             attributes = "noinline cold #0" if item.cold else "#0"
             name = self._symbols[id(item)]
-            self.functions.append(f"define {linkage} {result_ir} {name}({head}) {attributes} {{\n{builder.text()}\n}}\n")
+            self.functions.append(
+                f"define {linkage} {result_ir} {name}({head}) {attributes} {{\n{builder.text()}\n}}\n"
+            )
 
     def text(self) -> str:
         """The whole module."""
@@ -133,7 +135,11 @@ class Module:
 
 
 INTRINSIC_DECLARATIONS = [
-    *(f"declare i{bits} @llvm.{name}.i{bits}(i{bits}, i1)" for name in ("ctlz", "cttz") for bits in (8, 16, 32, 64, 128)),
+    *(
+        f"declare i{bits} @llvm.{name}.i{bits}(i{bits}, i1)"
+        for name in ("ctlz", "cttz")
+        for bits in (8, 16, 32, 64, 128)
+    ),
     *(f"declare i{bits} @llvm.ctpop.i{bits}(i{bits})" for bits in (8, 16, 32, 64, 128)),
     *(f"declare i{bits} @llvm.bswap.i{bits}(i{bits})" for bits in (16, 32, 64)),
 ]
@@ -294,7 +300,9 @@ class Builder:
     def element(self, base: Value, index: Any) -> Value:
         """A pointer to an element of an array."""
         target = base.type.target
-        number = self.convert(index, U64) if isinstance(index, int) else self.convert(index, IntType(64, index.type.signed))
+        number = (
+            self.convert(index, U64) if isinstance(index, int) else self.convert(index, IntType(64, index.type.signed))
+        )
         if isinstance(target, IntType):
             return self.value(base.type, f"getelementptr {target.ir}, ptr {base.ref}, i64 {number.ref}")
         scaled = self.value(U64, f"mul i64 {number.ref}, {size_of(target)}")
@@ -316,7 +324,7 @@ class Builder:
         offset, type_ = record.fields[name]
         return self.offset(base, offset, type_.element if isinstance(type_, ArrayType) else type_)
 
-    def call(self, function: NativeFunction, args: Sequence[Any]) -> Value | None:
+    def call(self, function: Any, args: Sequence[Any]) -> Value | None:
         """A call of a native function; inlined if it says so."""
         parameters, result = signature(function)
         if len(args) != len(parameters):
@@ -333,7 +341,6 @@ class Builder:
             self.line(f"call void {text}")
             return None
         return self.value(result, f"call {result.ir} {text}")
-
 
     def dispatch(self, table: Dispatch, number: Any, args: Sequence[Any]) -> Value | None:
         """A switch over the cases of a :class:`Dispatch`."""
@@ -357,19 +364,23 @@ class Builder:
 BINARY = {"+": "add", "-": "sub", "*": "mul", "/": "div", "//": "div", "%": "rem", "&": "and", "|": "or", "^": "xor"}
 COMPARE = {"==": "eq", "!=": "ne", "<": "lt", "<=": "le", ">": "gt", ">=": "ge"}
 SYMBOLS: dict[type[ast.AST], str] = {
-    ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.FloorDiv: "//", ast.Mod: "%", ast.BitAnd: "&", ast.BitOr: "|",
-    ast.BitXor: "^", ast.LShift: "<<", ast.RShift: ">>", ast.Eq: "==", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">",
+    ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.FloorDiv: "//", ast.Mod: "%", ast.BitAnd: "&",
+    ast.BitOr: "|",
+    ast.BitXor: "^", ast.LShift: "<<", ast.RShift: ">>", ast.Eq: "==", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=",
+    ast.Gt: ">",
     ast.GtE: ">=",
 }  # fmt: skip
 CONSTANT: dict[str, Callable[[Any, Any], Any]] = {
-    "+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "/": lambda a, b: a // b, "//": lambda a, b: a // b,
-    "%": lambda a, b: a % b, "&": lambda a, b: a & b, "|": lambda a, b: a | b, "^": lambda a, b: a ^ b, "<<": lambda a, b: a << b,
+    "+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "/": lambda a, b: a // b, "//": lambda
+    a, b: a // b,
+    "%": lambda a, b: a % b, "&": lambda a, b: a & b, "|": lambda a, b: a | b, "^": lambda a, b: a ^ b, "<<": lambda
+    a, b: a << b,
     ">>": lambda a, b: a >> b, "==": lambda a, b: a == b, "!=": lambda a, b: a != b, "<": lambda a, b: a < b,
     "<=": lambda a, b: a <= b, ">": lambda a, b: a > b, ">=": lambda a, b: a >= b,
 }  # fmt: skip
 
 
-@lru_cache(maxsize=None)
+@cache
 def parse(function: NativeFunction) -> ast.FunctionDef:
     """The syntax tree of a native function, with the line numbers of its file."""
     lines, first = inspect.getsourcelines(function.python)
@@ -380,7 +391,7 @@ def parse(function: NativeFunction) -> ast.FunctionDef:
     return node
 
 
-@lru_cache(maxsize=None)
+@cache
 def scope(function: NativeFunction) -> dict[str, Any]:
     """The names a native function sees from outside: of its module and its closure."""
     python = function.python
@@ -395,7 +406,7 @@ def scope(function: NativeFunction) -> dict[str, Any]:
     return names
 
 
-@lru_cache(maxsize=None)
+@cache
 def signature(function: NativeFunction) -> tuple[list[tuple[str, Any]], Any]:
     """The parameters (name, type) and the result's type (None for no result)."""
     names = scope(function)
@@ -618,10 +629,10 @@ class Frame:
                 self.condition(operand, no, yes)
             case _:
                 item = self.expression(test)
-                value = builder.truth(item)
+                truth = builder.truth(item)
                 if isinstance(item, Value):
-                    value.hint = item.hint
-                builder.branch(value, yes, no)
+                    truth.hint = item.hint
+                builder.branch(truth, yes, no)
 
     def give(self, node: ast.expr | None) -> None:
         builder = self.builder
@@ -655,7 +666,11 @@ class Frame:
     def assign_name(self, name: str, item: Any) -> None:
         variable = self.names.get(name)
         if variable is None:
-            value = item if isinstance(item, Value) else self.builder.coerce(item, BOOLEAN if isinstance(item, bool) else U64)
+            value = (
+                item
+                if isinstance(item, Value)
+                else self.builder.coerce(item, BOOLEAN if isinstance(item, bool) else U64)
+            )
             variable = self.names[name] = self.builder.variable(value.type)
         self.builder.write(variable, self.builder.coerce(item, variable.type))
 
@@ -686,9 +701,10 @@ class Frame:
                 item = self.expression(base)
                 if not isinstance(item, Value):
                     return getattr(item, name)
-                if not (isinstance(item.type, PtrType) and isinstance(item.type.target, type)):
+                record = item.type.target if isinstance(item.type, PtrType) else None
+                if not (isinstance(record, type) and issubclass(record, Record)):
                     raise NativeError(f"{item.type} has no fields")
-                return self.fetch(builder.field(item, name), item.type.target.fields[name][1])
+                return self.fetch(builder.field(item, name), record.fields[name][1])
             case ast.Subscript(value=base, slice=index):
                 return self.subscript(self.expression(base), self.expression(index))
             case ast.BinOp(left=left, op=op, right=right):
@@ -736,7 +752,7 @@ class Frame:
     def unary(self, op: ast.unaryop, item: Any) -> Any:
         builder = self.builder
         if not isinstance(item, Value):
-            return {ast.USub: lambda: -item, ast.Invert: lambda: ~item, ast.Not: lambda: not item}[type(op)]()  # type: ignore[index]
+            return UNARY[type(op)](item)
         match op:
             case ast.USub():
                 return builder.value(item.type, f"sub {item.type.ir} 0, {item.ref}")
@@ -842,7 +858,9 @@ def _poke(builder: Builder, args: list[Any], order: str = "") -> None:
 def _rmw(builder: Builder, args: list[Any]) -> Value:
     operation, type_, address, item = args
     value = builder.coerce(item, type_)
-    return builder.value(type_, f"atomicrmw {operation} ptr {_pointer(builder, address)}, {type_.ir} {value.ref} seq_cst")
+    return builder.value(
+        type_, f"atomicrmw {operation} ptr {_pointer(builder, address)}, {type_.ir} {value.ref} seq_cst"
+    )
 
 
 def _compare_exchange(builder: Builder, args: list[Any]) -> Value:

@@ -1,15 +1,21 @@
 """The language of native functions: a typed subset of Python.
 
-A function under :func:`native` is ordinary Python to the reader, to ruff and to mypy, but its source is compiled to LLVM IR
+A function under :func:`native` is ordinary Python to the reader, to ruff and to mypy, but its source is compiled to
+LLVM IR
 and never run by the interpreter. What it may use:
 
-* integers of a fixed width (``u8`` ... ``i128``), ``boolean``, pointers (``Ptr[T]``) and records (:class:`Record`). Arithmetic wraps;
-  ``/``, ``//`` and ``%`` are the machine's truncating division; signedness belongs to the type. Operands of different types are refused;
-  ``u32(x)`` converts (zero- or sign-extending by the type of ``x``). Literals take the type of the other operand; a variable has the
+* integers of a fixed width (``u8`` ... ``i128``), ``boolean``, pointers (``Ptr[T]``) and records (:class:`Record`).
+Arithmetic wraps;
+  ``/``, ``//`` and ``%`` are the machine's truncating division; signedness belongs to the type. Operands of different
+  types are refused;
+  ``u32(x)`` converts (zero- or sign-extending by the type of ``x``). Literals take the type of the other operand; a
+  variable has the
   type of its first assignment (``u64`` for a literal). A shift count must be below the width.
-* ``if``, ``while``, ``for i in range(...)``, ``break``, ``continue``, ``return``, ``and``/``or``/``not``, ``a if c else b``, augmented assignment,
+* ``if``, ``while``, ``for i in range(...)``, ``break``, ``continue``, ``return``, ``and``/``or``/``not``, ``a if c
+else b``, augmented assignment,
   annotated assignment, ``raise`` (only where the environment defines it: in instruction semantics).
-* names of the enclosing function or module: constants, types, other native functions, intrinsics. A test that is known when
+* names of the enclosing function or module: constants, types, other native functions, intrinsics. A test that is
+known when
   compiling (``if DOUBLE:``) keeps only the branch that is taken.
 
 To mypy all integer types are ``int``: the compiler checks widths itself, and says file and line of what it refuses.
@@ -19,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeAlias, TypeVar, cast
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -86,11 +92,22 @@ def size_of(type_: Any) -> int:
 
 
 if TYPE_CHECKING:
-    u8 = u16 = u32 = u64 = u128 = i8 = i16 = i32 = i64 = i128 = int
-    boolean = bool
+    u8: TypeAlias = int
+    u16: TypeAlias = int
+    u32: TypeAlias = int
+    u64: TypeAlias = int
+    u128: TypeAlias = int
+    i8: TypeAlias = int
+    i16: TypeAlias = int
+    i32: TypeAlias = int
+    i64: TypeAlias = int
+    i128: TypeAlias = int
+    boolean: TypeAlias = bool
 
     class Ptr(Generic[T]):
         """A typed address. ``p[i]`` is element i: its value, or, for records, a pointer to it."""
+
+        def __init__(self, address: int) -> None: ...
 
         def __getitem__(self, index: int) -> T: ...
 
@@ -245,7 +262,8 @@ def atomic_store(type_: type[int], address: int, value: int) -> None:
 
 @_intrinsic
 def atomic_rmw(operation: str, type_: type[int], address: int, value: int) -> int:
-    """LLVM's atomicrmw (xchg, add, and, or, xor, max, min, umax, umin), sequentially consistent; gives the old value."""
+    """LLVM's atomicrmw (xchg, add, and, or, xor, max, min, umax, umin), sequentially consistent; gives the old
+    value."""
     raise NativeOnly
 
 
@@ -322,7 +340,8 @@ class Table:
 
 @dataclass(frozen=True, eq=False)
 class Dispatch:
-    """Native functions by number: ``DISPATCH(number, *args)`` calls the one of that number, or ``default``, with ``args``."""
+    """Native functions by number: ``DISPATCH(number, *args)`` calls the one of that number, or ``default``, with
+    ``args``."""
 
     cases: dict[int, Any]
     default: Any

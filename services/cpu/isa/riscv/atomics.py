@@ -1,4 +1,5 @@
-"""The A extension (unprivileged specification, chapter 13): all are sequentially consistent, which every aq and rl allows."""
+"""The A extension (unprivileged specification, chapter 13): all are sequentially consistent, which every aq and rl
+allows."""
 
 from __future__ import annotations
 

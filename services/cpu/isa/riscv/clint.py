@@ -1,4 +1,5 @@
-"""Guest time and the ACLINT: software interrupts and machine timers (RISC-V ACLINT specification 1.0, SiFive CLINT layout)."""
+"""Guest time and the ACLINT: software interrupts and machine timers (RISC-V ACLINT specification 1.0, SiFive CLINT
+layout)."""
 
 from __future__ import annotations
 

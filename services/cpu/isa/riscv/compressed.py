@@ -1,6 +1,7 @@
 """The C extension: each 16-bit encoding stands for a 32-bit instruction (unprivileged specification, chapter 26).
 
-``COMPRESSED`` describes them; ``expansion_table`` gives the 32-bit instruction of every 16-bit encoding, for the decoder.
+``COMPRESSED`` describes them; ``expansion_table`` gives the 32-bit instruction of every 16-bit encoding, for the
+decoder.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ RETURN_ADDRESS, STACK = 1, 2
 class Compressed:
     """A 16-bit encoding, from the highest bit down, and what it stands for.
 
-    ``uimm[5:3|2]`` and ``simm[...]`` are bits of an unsigned or signed immediate. ``operands`` gives the expansion's operands: a number,
+    ``uimm[5:3|2]`` and ``simm[...]`` are bits of an unsigned or signed immediate. ``operands`` gives the expansion's
+    operands: a number,
     or the name of a field. Encodings in which a field of ``nonzero`` is 0 are reserved.
     """
 

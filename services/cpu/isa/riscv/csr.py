@@ -12,13 +12,44 @@ from typing import Any
 from ...native.lang import Dispatch, inline, native, u8, u32, u64
 from .clint import guest_time, look_at_clock
 from .csr_bits import (
-    ADUE, ASID_MASK, CBCFE, CBIE, CBZE, FIOM, FS, FS_DIRTY, MEIP, MIE, MPIE, MPP, MPP_SHIFT, MPRV, MSIP, MTIP, MXR, PBMTE, PMP_A_SHIFT,
-    PMP_L, PMP_TOR, PPN_MASK, SATP_ASID_SHIFT, SATP_MODE_SHIFT, SD, SEIP, SIE, SPIE, SPP, SSIP, STCE, STIP, SUM, SXL, TSR, TVM, TW,
+    ADUE,
+    CBCFE,
+    CBIE,
+    CBZE,
+    FIOM,
+    FS,
+    FS_DIRTY,
+    MEIP,
+    MIE,
+    MPIE,
+    MPP,
+    MPP_SHIFT,
+    MPRV,
+    MSIP,
+    MTIP,
+    MXR,
+    PBMTE,
+    PMP_A_SHIFT,
+    PMP_L,
+    PMP_TOR,
+    SATP_MODE_SHIFT,
+    SD,
+    SEIP,
+    SIE,
+    SPIE,
+    SPP,
+    SSIP,
+    STCE,
+    STIP,
+    SUM,
+    TSR,
+    TVM,
+    TW,
     UXL,
 )  # fmt: skip
 from .features import FEATURE_BIT, has_feature
 from .memory import flush_all, select_context
-from .state import MACHINE, PMP_ENTRIES, SUPERVISOR, USER, Hart
+from .state import MACHINE, PMP_ENTRIES, SUPERVISOR, Hart
 from .trap import interrupts_pending
 
 ALL = (1 << 64) - 1
@@ -27,7 +58,8 @@ COUNTER_CYCLE, COUNTER_TIME, COUNTER_INSTRET = 0, 1, 2
 
 @dataclass(frozen=True)
 class Csr:
-    """One register. ``read(hart) -> u64``, ``write(hart, value)``, and ``allowed(hart) -> bool`` beyond what its number says."""
+    """One register. ``read(hart) -> u64``, ``write(hart, value)``, and ``allowed(hart) -> bool`` beyond what its
+    number says."""
 
     number: int
     name: str
@@ -356,7 +388,14 @@ def trap_vector(number: int, name: str) -> None:
 
 trap_vector(0x305, "mtvec")
 trap_vector(0x105, "stvec")
-for _number, _name in ((0x340, "mscratch"), (0x342, "mcause"), (0x343, "mtval"), (0x140, "sscratch"), (0x142, "scause"), (0x143, "stval")):
+for _number, _name in (
+    (0x340, "mscratch"),
+    (0x342, "mcause"),
+    (0x343, "mtval"),
+    (0x140, "sscratch"),
+    (0x142, "scause"),
+    (0x143, "stval"),
+):
     field(_number, _name)
 field(0x341, "mepc", ALL & ~1)
 field(0x141, "sepc", ALL & ~1)
@@ -476,9 +515,9 @@ def read_pmpcfg(hart: Hart, first: u64) -> u64:
 def write_pmpaddr(hart: Hart, index: u64, value: u64) -> None:
     if pmp_locked(hart, index):
         return
-    if index + 1 < PMP_ENTRIES and pmp_locked(hart, index + 1):
-        if (hart.pmpcfg[index + 1] >> PMP_A_SHIFT) & 3 == PMP_TOR:
-            return
+    above = hart.pmpcfg[index + 1] if index + 1 < PMP_ENTRIES else u8(0)
+    if above & PMP_L != 0 and (above >> PMP_A_SHIFT) & 3 == PMP_TOR:
+        return
     hart.pmpaddr[index] = value & ((1 << 54) - 1)
     flush_all(hart)
     hart.changed = 1

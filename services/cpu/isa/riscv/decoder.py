@@ -67,12 +67,20 @@ def immediate(word: u32, form: u8) -> i32:
     if form == FORMAT_S:
         return ((signed >> 25) << 5) | i32((word >> 7) & 31)
     if form == FORMAT_B:
-        return ((signed >> 31) << 12) | i32(((word >> 7) & 1) << 11) | i32(((word >> 25) & 63) << 5) | i32(((word >> 8) & 15) << 1)
+        return (
+            ((signed >> 31) << 12)
+            | i32(((word >> 7) & 1) << 11)
+            | i32(((word >> 25) & 63) << 5)
+            | i32(((word >> 8) & 15) << 1)
+        )
     if form == FORMAT_U:
         return i32(word & 0xFFFFF000)
     if form == FORMAT_J:
         return (
-            ((signed >> 31) << 20) | i32(word & 0xFF000) | i32(((word >> 20) & 1) << 11) | i32(((word >> 21) & 1023) << 1)
+            ((signed >> 31) << 20)
+            | i32(word & 0xFF000)
+            | i32(((word >> 20) & 1) << 11)
+            | i32(((word >> 21) & 1023) << 1)
         )
     if form == FORMAT_SHAMT6:
         return i32((word >> 20) & 63)
@@ -131,4 +139,3 @@ def instruction_bits(hart: Hart, slot: u64) -> u64:
 
 #: Index in ``Hart.scratch`` of the bits of the instruction in the scratch slot.
 SCRATCH_BITS = 8
-

@@ -17,7 +17,8 @@ def by_name() -> dict[str, Instruction]:
     return {instruction.name: instruction for instruction in INSTRUCTIONS}
 
 
-#: Immediate fields: (lowest bit, width, alignment) of the range, and the pieces (from bit, width, to bit) of each field.
+#: Immediate fields: (lowest bit, width, alignment) of the range, and the pieces (from bit, width, to bit) of each
+#: field.
 _IMMEDIATES: dict[str, tuple[tuple[int, int, int], ...]] = {
     "imm12": ((0, 12, 20),),
     "simm7": ((5, 7, 25),),
@@ -31,7 +32,8 @@ _IMMEDIATES: dict[str, tuple[tuple[int, int, int], ...]] = {
 }
 #: What an immediate may be: (least, most, multiple of), by the field that tells the format.
 _RANGES = {
-    "imm12": (-2048, 2047, 1), "simm7": (-2048, 2047, 1), "bimm7": (-4096, 4094, 2), "uimm20": (-(1 << 31), (1 << 31) - 4096, 4096),
+    "imm12": (-2048, 2047, 1), "simm7": (-2048, 2047, 1), "bimm7": (-4096, 4094, 2), "uimm20": (-(1 << 31), (1 << 31)
+    - 4096, 4096),
     "jimm20": (-(1 << 20), (1 << 20) - 2, 2), "shamt6": (0, 63, 1), "shamt5": (0, 31, 1),
 }  # fmt: skip
 
@@ -50,7 +52,9 @@ def encode(name: str, **operands: int) -> int:
             if field.name in _RANGES:
                 least, most, step = _RANGES[field.name]
                 if not least <= value <= most or value % step:
-                    raise OperandError(f"{name}: expected an immediate from {least} to {most} in steps of {step}, got {value}")
+                    raise OperandError(
+                        f"{name}: expected an immediate from {least} to {most} in steps of {step}, got {value}"
+                    )
             for low, width, to in _IMMEDIATES[field.name]:
                 word |= (value >> low & ((1 << width) - 1)) << to
         else:

@@ -1,19 +1,44 @@
-"""How a hart goes on: entry from Python, the look at the clock and at requests, fetches, single instructions across pages."""
+"""How a hart goes on: entry from Python, the look at the clock and at requests, fetches, single instructions across
+pages."""
 
 from __future__ import annotations
 
 from ...native.lang import (
-    Ptr, at, atomic_load, atomic_rmw, atomic_store, call_host, cold, export, native, peek, ref, u16, u32, u64,
+    Ptr,
+    at,
+    atomic_load,
+    atomic_rmw,
+    atomic_store,
+    call_host,
+    cold,
+    export,
+    native,
+    peek,
+    ref,
+    u16,
+    u32,
+    u64,
 )  # fmt: skip
-from .attention import FUTEX_WAIT_PRIVATE
+from .attention import FUTEX_WAIT_PRIVATE, raise_attention
 from .clint import NEVER, TICK, look_at_clock
 from .decoder import SCRATCH_BITS, decode
 from .memory import FETCH, OFFSET, code_page, fault, flush_all, host_address, machine_of, select_context, select_tlb
 from .plic import plic_set_level
-from .attention import raise_attention
 from .state import (
-    ACCESS_NONE, ATTENTION_STOP, CODE_PAGE_STRIDE, EXIT_FLUSH, EXIT_NONE, EXIT_STOP, FETCH_ENTRIES, PENDING_EXIT, PENDING_NONE,
-    PENDING_TRAP, CodePage, Hart, Slot, Tlb,
+    ACCESS_NONE,
+    ATTENTION_STOP,
+    CODE_PAGE_STRIDE,
+    EXIT_FLUSH,
+    EXIT_NONE,
+    EXIT_STOP,
+    FETCH_ENTRIES,
+    PENDING_EXIT,
+    PENDING_NONE,
+    PENDING_TRAP,
+    CodePage,
+    Hart,
+    Slot,
+    Tlb,
 )  # fmt: skip
 from .trap import interrupts_pending, take_interrupt, take_trap
 
@@ -71,7 +96,9 @@ def sleep(hart: Hart) -> None:
             length = (hart.deadline - now) * TICK
     hart.timespec[0] = length // 1_000_000_000
     hart.timespec[1] = length % 1_000_000_000
-    call_host(machine.syscall, machine.futex_number, ref(hart.attention), FUTEX_WAIT_PRIVATE, 0, ref(hart.timespec), 0, 0)
+    call_host(
+        machine.syscall, machine.futex_number, ref(hart.attention), FUTEX_WAIT_PRIVATE, 0, ref(hart.timespec), 0, 0
+    )
 
 
 @native
@@ -103,9 +130,8 @@ def go(hart: Hart) -> None:
         if hart.exit_reason != EXIT_NONE:
             return
         if hart.access_state == ACCESS_NONE:
-            if hart.waiting != 0:
-                if not wait(hart):
-                    return
+            if hart.waiting != 0 and not wait(hart):
+                return
             take_interrupt(hart)
         select_tlb(hart)
         slot = locate(hart, hart.pc)

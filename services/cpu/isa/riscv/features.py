@@ -6,7 +6,8 @@ from ...native.lang import at, inline, u64
 from .state import Hart, Machine
 
 FEATURES = (
-    "i", "m", "a", "f", "d", "c", "zicsr", "zifencei", "zicntr", "zihpm", "zicbom", "zicboz", "zihintpause", "zba", "zbb", "zbc", "zbs", "sstc",
+    "i", "m", "a", "f", "d", "c", "zicsr", "zifencei", "zicntr", "zihpm", "zicbom", "zicboz", "zihintpause", "zba",
+    "zbb", "zbc", "zbs", "sstc",
     "svadu", "svinval", "svpbmt", "sv39", "sv48", "sv57",
 )  # fmt: skip
 FEATURE_BIT = {name: number for number, name in enumerate(FEATURES)}

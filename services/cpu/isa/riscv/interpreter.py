@@ -1,8 +1,11 @@
 """The interpreter (tier 0): one threaded handler per instruction and variant, generated from the descriptions.
 
-A handler is a function of (hart, ip, bias, tlb, retired) that ends in a tail call of the handler in the next slot. ``ip`` is the
-address of the instruction's slot; its guest pc is ``ip / 8 + bias``, since a slot of 16 bytes stands for 2 bytes of code. Fast handlers
-call nothing: where the TLB does not answer they tail-call their slow twin, which runs the same semantics with calls. Anything out of
+A handler is a function of (hart, ip, bias, tlb, retired) that ends in a tail call of the handler in the next slot.
+``ip`` is the
+address of the instruction's slot; its guest pc is ``ip / 8 + bias``, since a slot of 16 bytes stands for 2 bytes of
+code. Fast handlers
+call nothing: where the TLB does not answer they tail-call their slow twin, which runs the same semantics with calls.
+Anything out of
 the ordinary leaves through ``go``, which finds from the hart's record where to go on.
 """
 
@@ -11,11 +14,36 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ...native.compiler import BOOLEAN, I64, LIKELY, U8, U32, U64, UNLIKELY, Builder, Frame, Lazy, Module, Value, parse, signature
+from ...native.compiler import (
+    BOOLEAN,
+    I64,
+    LIKELY,
+    U8,
+    U32,
+    U64,
+    UNLIKELY,
+    Builder,
+    Frame,
+    Lazy,
+    Module,
+    Value,
+    parse,
+    signature,
+)
 from ...native.lang import IntType, PtrType
 from ..description import Instruction
 from .decoder import (
-    BACKWARD, FAR, FORWARD, HANDLER_BASE, HANDLER_COUNT, RAW, SHORT_OFFSET, SHORT_TARGETS, format_of, instruction_bits, is_relative,
+    BACKWARD,
+    FAR,
+    FORWARD,
+    HANDLER_BASE,
+    HANDLER_COUNT,
+    RAW,
+    SHORT_OFFSET,
+    SHORT_TARGETS,
+    format_of,
+    instruction_bits,
+    is_relative,
 )  # fmt: skip
 from .execution import EXPORTS, attention, decode_slot, enter, go, single
 from .instructions import INSTRUCTIONS
@@ -67,7 +95,9 @@ class Handler:
 
     def tail(self, target: str, ip: str = "%ip", bias: str = "%bias", tlb: str = "%tlb", n: str = "%n") -> None:
         """Ends the handler in another one."""
-        self.builder.line(f"musttail call preserve_nonecc void {target}(ptr %hart, ptr {ip}, i64 {bias}, ptr {tlb}, i64 {n})")
+        self.builder.line(
+            f"musttail call preserve_nonecc void {target}(ptr %hart, ptr {ip}, i64 {bias}, ptr {tlb}, i64 {n})"
+        )
         self.builder.end("ret void")
 
     def dispatch(self, ip: str, n: str, bias: str = "%bias", tlb: str = "%tlb") -> None:
@@ -202,7 +232,8 @@ class Handler:
         return value
 
     def hook_store_conditional(self, type_: IntType, address: Value, value: Value) -> Value:
-        """Stores if memory still holds what LR saw (as QEMU does): ABA is not noticed, no other hart is ever stopped."""
+        """Stores if memory still holds what LR saw (as QEMU does): ABA is not noticed, no other hart is ever
+        stopped."""
         b = self.builder
         pointer = b.pointer(self.locate(type_, address, WRITE), type_)
         valid = b.compare("==", self.get("reserved_address"), address)
@@ -423,4 +454,3 @@ class Interpreter:
                     names[HANDLER_BASE[item.name] + variant] = handler_name(item, variant)
                     self.plain(item, length, handler_name(item, variant))
         return self.module.text(), names
-

@@ -18,7 +18,8 @@ from __future__ import annotations
 from ..description import InstructionSet
 
 WIDTHS = {
-    "rd": 5, "rs1": 5, "rs2": 5, "rs3": 5, "rm": 3, "aq": 1, "rl": 1, "imm12": 12, "simm7": 7, "simm5": 5, "bimm7": 7, "bimm5": 5,
+    "rd": 5, "rs1": 5, "rs2": 5, "rs3": 5, "rm": 3, "aq": 1, "rl": 1, "imm12": 12, "simm7": 7, "simm5": 5, "bimm7": 7,
+    "bimm5": 5,
     "uimm20": 20, "jimm20": 20, "shamt6": 6, "shamt5": 5, "csr12": 12, "zimm5": 5, "fm4": 4, "pred4": 4, "succ4": 4,
 }  # fmt: skip
 
@@ -26,7 +27,8 @@ instruction = InstructionSet(WIDTHS)
 
 # exception causes (privileged specification, table of mcause)
 (
-    FETCH_MISALIGNED, FETCH_ACCESS, ILLEGAL, BREAKPOINT, LOAD_MISALIGNED, LOAD_ACCESS, STORE_MISALIGNED, STORE_ACCESS, ECALL_USER,
+    FETCH_MISALIGNED, FETCH_ACCESS, ILLEGAL, BREAKPOINT, LOAD_MISALIGNED, LOAD_ACCESS, STORE_MISALIGNED, STORE_ACCESS,
+    ECALL_USER,
     ECALL_SUPERVISOR,
 ) = range(10)  # fmt: skip
 ECALL_MACHINE, FETCH_PAGE, LOAD_PAGE, STORE_PAGE = 11, 12, 13, 15

@@ -1,28 +1,104 @@
 """Guest memory as a hart sees it: PMP, page walks, TLBs and the slow path of every access.
 
-Privileged specification: 3.7 (physical memory protection), 12.2 to 12.6 (supervisor memory management, Sv39 to Sv57), 11 (Svadu),
+Privileged specification: 3.7 (physical memory protection), 12.2 to 12.6 (supervisor memory management, Sv39 to Sv57),
+11 (Svadu),
 14 (Svpbmt). The fast path is in the interpreter: a TLB entry of exactly the page that the access is in.
 """
 
 from __future__ import annotations
 
 from ...native.lang import (
-    Ptr, at, byte_swap, cold, compare_exchange, i64, inline, native, peek, peek_aligned, poke, poke_aligned, ref, u8, u16, u32, u64,
+    Ptr,
+    at,
+    cold,
+    compare_exchange,
+    i64,
+    inline,
+    native,
+    peek,
+    peek_aligned,
+    poke,
+    ref,
+    u8,
+    u16,
+    u32,
+    u64,
     unlikely,
 )  # fmt: skip
 from .clint import aclint_read, aclint_write
 from .csr_bits import (
-    ADUE, ASID_MASK, MPP, MPP_SHIFT, MPRV, MXR, PBMTE, PMP_A_SHIFT, PMP_L, PMP_NA4, PMP_NAPOT, PMP_OFF, PMP_TOR, PPN_MASK, PTE_A, PTE_D,
-    PTE_G, PTE_NAPOT, PTE_PBMT_SHIFT, PTE_PPN_SHIFT, PTE_R, PTE_RESERVED, PTE_U, PTE_V, PTE_W, PTE_X, SATP_ASID_SHIFT, SATP_MODE_SHIFT,
+    ADUE,
+    ASID_MASK,
+    MPP,
+    MPP_SHIFT,
+    MPRV,
+    MXR,
+    PBMTE,
+    PMP_A_SHIFT,
+    PMP_L,
+    PMP_NA4,
+    PMP_NAPOT,
+    PMP_OFF,
+    PMP_TOR,
+    PPN_MASK,
+    PTE_A,
+    PTE_D,
+    PTE_NAPOT,
+    PTE_PBMT_SHIFT,
+    PTE_PPN_SHIFT,
+    PTE_R,
+    PTE_RESERVED,
+    PTE_U,
+    PTE_V,
+    PTE_W,
+    PTE_X,
+    SATP_ASID_SHIFT,
+    SATP_MODE_SHIFT,
     SUM,
 )  # fmt: skip
-from .isa import FETCH_ACCESS, FETCH_PAGE, LOAD_ACCESS, LOAD_MISALIGNED, LOAD_PAGE, STORE_ACCESS, STORE_MISALIGNED, STORE_PAGE
+from .isa import (
+    FETCH_ACCESS,
+    FETCH_PAGE,
+    LOAD_ACCESS,
+    LOAD_MISALIGNED,
+    LOAD_PAGE,
+    STORE_ACCESS,
+    STORE_MISALIGNED,
+    STORE_PAGE,
+)
 from .plic import plic_read, plic_write
 from .state import (
-    ACCESS_DONE, ACCESS_FAILED, ACCESS_NONE, ACCESS_WANTED, CODE_HASH, CODE_PAGE_STRIDE, CONTEXTS, DEVICE_ACLINT, DEVICE_PLIC,
-    DEVICE_UNMAPPED, EXIT_ACCESS, EXIT_FLUSH, FETCH_ENTRIES, MACHINE, MODES, PAGE_SLOTS, PENDING_EXIT, PENDING_NONE, PENDING_TRAP,
-    PMP_ENTRIES, RING_ENTRIES, SHADOW_SHIFT, SUPERVISOR, TLB_ENTRIES, USER, CodePage, Context, Hart, Machine, Posted, Region, Segment,
-    Tlb, TlbEntry,
+    ACCESS_FAILED,
+    ACCESS_NONE,
+    ACCESS_WANTED,
+    CODE_HASH,
+    CODE_PAGE_STRIDE,
+    CONTEXTS,
+    DEVICE_ACLINT,
+    DEVICE_PLIC,
+    DEVICE_UNMAPPED,
+    EXIT_ACCESS,
+    EXIT_FLUSH,
+    FETCH_ENTRIES,
+    MACHINE,
+    MODES,
+    PAGE_SLOTS,
+    PENDING_EXIT,
+    PENDING_NONE,
+    PENDING_TRAP,
+    PMP_ENTRIES,
+    RING_ENTRIES,
+    SHADOW_SHIFT,
+    SUPERVISOR,
+    TLB_ENTRIES,
+    USER,
+    CodePage,
+    Hart,
+    Machine,
+    Region,
+    Segment,
+    Tlb,
+    TlbEntry,
 )  # fmt: skip
 
 READ, WRITE, FETCH = 0, 1, 2
@@ -182,7 +258,8 @@ def mark_dirty(segment: Segment, physical: u64) -> None:
 def host_address(hart: Hart, address: u64, size: u64, kind: u64) -> u64:
     """The host address of a virtual one, and a TLB entry for it.
 
-    0 if an exception is pending, or if no memory is there (then ``hart.physical`` is the device's address). ``size`` bytes must be in
+    0 if an exception is pending, or if no memory is there (then ``hart.physical`` is the device's address). ``size``
+    bytes must be in
     one page.
     """
     privilege = u64(hart.privilege) if kind == FETCH else data_privilege(hart)

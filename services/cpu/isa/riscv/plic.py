@@ -6,12 +6,23 @@ Context 2n is hart n in machine mode, 2n + 1 in supervisor mode. Any thread may 
 from __future__ import annotations
 
 from ...native.lang import (
-    at, atomic_store, compare_exchange, cpu_relax, ctz, export, inline, native, ref, u32, u64,
+    at,
+    atomic_store,
+    compare_exchange,
+    cpu_relax,
+    ctz,
+    export,
+    inline,
+    native,
+    ref,
+    u32,
+    u64,
 )  # fmt: skip
 from .attention import set_line
 from .csr_bits import MEIP, SEIP
 from .plic_layout import ENABLE, MAX_PRIORITY, PENDING, PRIORITY, SOURCES, THRESHOLD, WORDS, Plic
 from .state import PENDING_TRAP, Hart, Machine
+
 
 @inline
 def plic_of(machine: Machine) -> Plic:
@@ -31,7 +42,8 @@ def release(plic: Plic) -> None:
 
 @native
 def best_source(plic: Plic, context: u64) -> u64:
-    """The pending, enabled source of the highest priority above the threshold; the lowest number of equals; 0 for none."""
+    """The pending, enabled source of the highest priority above the threshold; the lowest number of equals; 0 for
+    none."""
     best = u64(0)
     highest = plic.threshold[context]
     for word in range(WORDS):
@@ -56,7 +68,8 @@ def update_lines(machine: Machine, plic: Plic) -> None:
 
 @export
 def plic_set_level(machine: Machine, source: u64, level: u64) -> None:
-    """A device drives interrupt line ``source`` (1 to 95). A level-triggered gateway: a request once made stays pending."""
+    """A device drives interrupt line ``source`` (1 to 95). A level-triggered gateway: a request once made stays
+    pending."""
     if source == 0 or source >= SOURCES:
         return
     plic = plic_of(machine)

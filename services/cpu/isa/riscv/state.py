@@ -35,7 +35,8 @@ SEGMENTS = 8
 
 
 class TlbEntry(Record):
-    """A page of guest virtual memory: ``tag`` is its address (all ones when free); host address = guest address + ``addend``.
+    """A page of guest virtual memory: ``tag`` is its address (all ones when free); host address = guest address +
+    ``addend``.
 
     In a fetch TLB ``addend`` is the host address of the page's decoded slots.
     """
@@ -62,7 +63,8 @@ class Context(Record):
 
 
 class Segment(Record):
-    """A range of guest physical addresses backed by host memory. ``dirty`` is the host address of its dirty flags, or 0."""
+    """A range of guest physical addresses backed by host memory. ``dirty`` is the host address of its dirty flags, or
+    0."""
 
     base: u64
     size: u64
@@ -74,8 +76,10 @@ class Segment(Record):
 class Region(Record):
     """A range of guest physical addresses answered by a device.
 
-    ``kinds`` is the host address of one byte per offset (or 0): its low nibble has the access sizes (1, 2, 4, 8) with which a write there
-    is posted, its high nibble those with which a read comes from ``shadow``, which holds the values at the same offsets. ``device``
+    ``kinds`` is the host address of one byte per offset (or 0): its low nibble has the access sizes (1, 2, 4, 8) with
+    which a write there
+    is posted, its high nibble those with which a read comes from ``shadow``, which holds the values at the same
+    offsets. ``device``
     numbers the owner: ``DEVICE_ACLINT`` and ``DEVICE_PLIC`` are answered in native code.
     """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...native.lang import inline, native, u32, u64
-from .csr_bits import INTERRUPT, MEIP, MIE, MPIE, MPP, MPP_SHIFT, MPRV, MSIP, MTIP, SEIP, SIE, SPIE, SPP, SSIP, STIP
+from .csr_bits import INTERRUPT, MEIP, MIE, MPIE, MPP, MPP_SHIFT, MPRV, MSIP, MTIP, SEIP, SIE, SPIE, SPP, SSIP
 from .state import MACHINE, SUPERVISOR, USER, Hart
 
 
