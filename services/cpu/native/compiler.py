@@ -379,6 +379,12 @@ CONSTANT: dict[str, Callable[[Any, Any], Any]] = {
     "<=": lambda a, b: a <= b, ">": lambda a, b: a > b, ">=": lambda a, b: a >= b,
 }  # fmt: skip
 
+UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {
+    ast.USub: lambda item: -item,
+    ast.Invert: lambda item: ~item,
+    ast.Not: lambda item: not item,
+}
+
 
 @cache
 def parse(function: NativeFunction) -> ast.FunctionDef:
