@@ -144,7 +144,7 @@ class Server:
                 identity = self.socket.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return None
-            frame = self.socket.recv(zmq.NOBLOCK) if self.socket.rcvmore else b""
+            frame = self.socket.recv(zmq.NOBLOCK)
             if self.socket.rcvmore:
                 self.socket.recv_multipart(zmq.NOBLOCK)
                 self._refuse(identity, 0, "frames", "one frame", "several")

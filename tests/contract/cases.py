@@ -1,0 +1,59 @@
+"""The devices that the contract is tested with. A new device adds a line here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from harness import Machine
+
+
+@dataclass(frozen=True)
+class Case:
+    """A device, and a register of it that keeps what is written (none: `offset` is -1) and is `initial` after reset."""
+
+    name: str
+    module: str
+    kind: str
+    arguments: tuple[str, ...]
+    base: int
+    irqs: tuple[int, ...]
+    offset: int = -1
+    size: int = 1
+    values: tuple[int, int] = (0, 0)
+    initial: int = 0
+
+    def start(self, machine: Machine, *, epoch: int = 1) -> None:
+        machine.start(self.module, self.name, "--base", hex(self.base), *self.arguments, epoch=epoch)
+
+
+UART = Case(
+    name="uart0",
+    module="services.devices.ns16550a",
+    kind="ns16550a",
+    arguments=("--irq", "10"),
+    base=0x1000_0000,
+    irqs=(10,),
+    offset=7,
+    values=(0x5A, 0xA5),
+)
+RTC = Case(
+    name="rtc",
+    module="services.devices.goldfish_rtc",
+    kind="goldfish-rtc",
+    arguments=("--irq", "11"),
+    base=0x10_1000,
+    irqs=(11,),
+    offset=0x0C,
+    size=4,
+    values=(0x1234_5678, 0x8765_4321),
+)
+TEST = Case(
+    name="test",
+    module="services.devices.sifive_test",
+    kind="sifive-test",
+    arguments=(),
+    base=0x10_0000,
+    irqs=(),
+)
+ALL = (UART, RTC, TEST)
+WITH_STATE = tuple(case for case in ALL if case.offset >= 0)

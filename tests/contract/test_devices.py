@@ -1,0 +1,275 @@
+"""What every device has to do, whatever it is: attach, access, replay, reset, save and load, kill and restart."""
+
+from __future__ import annotations
+
+import pytest
+from cases import ALL, UART, WITH_STATE, Case
+from harness import PATIENCE, Hart, Irqchip, Machine, until
+
+from vmesh import errors
+from vmesh.v1 import common_pb2 as common
+from vmesh.v1 import lifecycle_pb2 as lifecycle
+from vmesh.v1.bus_pb2 import Access, AccessBatch, BatchDone, Description
+from vmesh.v1.memory_pb2 import AddressMap, MapRequest
+from vmesh.v1.packet_pb2 import Packet
+
+every_device = pytest.mark.parametrize("case", ALL, ids=lambda case: case.name)
+every_device_with_state = pytest.mark.parametrize("case", WITH_STATE, ids=lambda case: case.name)
+
+
+def attach(machine: Machine, case: Case) -> Description:
+    """Start memory and the device; gives what the cpu is told of it."""
+    machine.start_memory("--expect", case.name)
+    case.start(machine)
+    answer = machine.dial("memory", common.ROLE_CPU, name="cpu").request(MapRequest(), PATIENCE)
+    assert isinstance(answer, AddressMap)
+    return answer.devices[0]
+
+
+def store(hart: Hart, case: Case, value: int) -> BatchDone:
+    return hart.write(case.offset, value, case.size)
+
+
+def stored(hart: Hart, case: Case) -> int:
+    return hart.read(case.offset, case.size)
+
+
+@every_device
+def test_attach(machine: Machine, case: Case) -> None:
+    description = attach(machine, case)
+    assert (description.name, description.kind, description.epoch) == (case.name, case.kind, 1)
+    assert description.regions[0].base == case.base
+    assert tuple(line.irq for line in description.lines) == case.irqs
+    assert description.endpoint == f"ipc://{machine.path}/{case.name}.sock"
+    assert description.state_type.startswith("vmesh.v1.")
+    health = machine.monitor(case.name).health()
+    assert (health.phase, health.kind) == (lifecycle.SERVICE_RUNNING, case.kind)
+
+
+@every_device
+def test_socket_is_its_owners_only(machine: Machine, case: Case) -> None:
+    attach(machine, case)
+    for entry in machine.path.iterdir():
+        assert entry.stat().st_mode & 0o077 == 0, entry
+
+
+@every_device
+def test_irqchip_is_told_everything(machine: Machine, case: Case) -> None:
+    attach(machine, case)
+    irqchip = Irqchip(machine, case.name)
+    irqchip.until(lambda: irqchip.sequence > 0, "the first update")
+    assert irqchip.levels == dict.fromkeys(range(len(case.irqs)), False)
+
+
+@every_device
+def test_sizes_and_offsets(machine: Machine, case: Case) -> None:
+    region = attach(machine, case).regions[0]
+    hart = machine.hart(case.name)
+    for write in (False, True):
+        for size in (0, 1, 2, 3, 4, 8, 16, 0xFFFF_FFFF):
+            for offset in (0, 1, 2, 3, 0x20, region.size - 4, region.size - 1, region.size, 1 << 63, (1 << 64) - 1):
+                done = hart.batch(Access(offset=offset, size=size, write=write, value=0))
+                fits = size in (1, 2, 4, 8) and size & region.access_sizes != 0
+                fits = fits and offset % size == 0 and offset + size <= region.size
+                assert done.bus_error is not fits, (write, hex(offset), size)
+    assert hart.batch(Access(region=1, offset=0, size=4)).bus_error
+    assert hart.batch(Access(region=0xFFFF_FFFF, offset=0, size=4)).bus_error
+
+
+@every_device
+def test_values_wider_than_the_access_are_cut(machine: Machine, case: Case) -> None:
+    attach(machine, case)
+    hart = machine.hart(case.name)
+    offset, size = max(case.offset, 0x10), case.size if case.offset >= 0 else 4
+    assert not hart.batch(Access(offset=offset, size=size, write=True, value=(1 << 64) - 1)).bus_error
+    assert hart.read(offset, size) < 1 << 8 * size
+
+
+@every_device_with_state
+def test_replay_is_not_executed_twice(machine: Machine, case: Case) -> None:
+    attach(machine, case)
+    hart = machine.hart(case.name)
+    first, second = case.values
+    write = Access(offset=case.offset, size=case.size, write=True, value=first)
+    old = AccessBatch(epoch=1, sequence=1, accesses=[write])
+    assert hart.batch(write).done == 1
+    store(hart, case, second)
+    assert hart.send(old).done == 2
+    assert stored(hart, case) == second
+
+
+@every_device_with_state
+def test_replay_gives_the_answer_again(machine: Machine, case: Case) -> None:
+    attach(machine, case)
+    hart = machine.hart(case.name)
+    store(hart, case, case.values[0])
+    read = AccessBatch(epoch=1, sequence=2, accesses=[Access(offset=case.offset, size=case.size)])
+    first, again = hart.send(read), hart.send(read)
+    assert first.value == again.value == case.values[0]
+    assert first.done == again.done == 2
+
+
+@every_device_with_state
+def test_a_hart_that_connects_anew_goes_on(machine: Machine, case: Case) -> None:
+    attach(machine, case)
+    store(machine.hart(case.name), case, case.values[0])
+    again = machine.hart(case.name)
+    assert again.sequence == 2
+    assert stored(again, case) == case.values[0]
+    assert machine.hart(case.name, hart=1).sequence == 1
+
+
+@every_device
+def test_bad_batches_are_refused_and_change_nothing(machine: Machine, case: Case) -> None:
+    attach(machine, case)
+    hart = machine.hart(case.name)
+    read = Access(offset=0, size=4)
+    bad = [
+        AccessBatch(epoch=1, sequence=1),
+        AccessBatch(epoch=1, sequence=0, accesses=[read]),
+        AccessBatch(epoch=1, sequence=2, accesses=[read]),
+        AccessBatch(epoch=1, sequence=(1 << 64) - 1, accesses=[read]),
+        AccessBatch(epoch=1, sequence=1, accesses=[read, read]),
+        AccessBatch(epoch=1, sequence=1, accesses=[Access(offset=8, size=4, write=True), read]),
+    ]
+    for batch in bad:
+        with pytest.raises(errors.BadRequest):
+            hart.send(batch)
+    with pytest.raises(errors.StaleEpoch):
+        hart.send(AccessBatch(epoch=2, sequence=1, accesses=[read]))
+    hart.peer.send_packet(Packet(id=0, access_batch=AccessBatch(epoch=1, sequence=1, accesses=[read])))
+    assert hart.batch(read).done == 1
+    assert machine.monitor(case.name).health().counters["refused"] == len(bad) + 2
+
+
+@every_device
+def test_requests_of_another_role_are_refused(machine: Machine, case: Case) -> None:
+    attach(machine, case)
+    hart = machine.hart(case.name)
+    with pytest.raises(errors.NotAllowed):
+        hart.peer.request(lifecycle.Shutdown(), PATIENCE)
+    with pytest.raises(errors.NotAllowed):
+        machine.dial(case.name, common.ROLE_MONITOR).request(AccessBatch(), PATIENCE)
+    with pytest.raises(errors.BadRequest):
+        machine.dial(case.name, common.ROLE_CPU).request(MapRequest(), PATIENCE)
+
+
+@every_device_with_state
+def test_reset(machine: Machine, case: Case) -> None:
+    attach(machine, case)
+    hart, monitor = machine.hart(case.name), machine.monitor(case.name)
+    store(hart, case, case.values[0])
+    monitor.ask(lifecycle.Reset())
+    assert stored(hart, case) == case.initial
+
+
+@every_device
+def test_lifecycle_order(machine: Machine, case: Case) -> None:
+    attach(machine, case)
+    monitor = machine.monitor(case.name)
+    for early in (lifecycle.Drain(), lifecycle.Save()):
+        with pytest.raises(errors.BadRequest):
+            monitor.ask(early)
+    state = monitor.save()
+    monitor.ask(lifecycle.Pause())
+    assert monitor.health().phase == lifecycle.SERVICE_PAUSED
+    monitor.ask(lifecycle.Load(state=state))
+    monitor.ask(lifecycle.Resume())
+    monitor.ask(lifecycle.Resume())
+    assert monitor.health().phase == lifecycle.SERVICE_RUNNING
+    with pytest.raises(errors.BadRequest):
+        monitor.ask(lifecycle.Load(state=state))
+
+
+@every_device_with_state
+def test_save_and_load(machine: Machine, case: Case) -> None:
+    attach(machine, case)
+    hart, monitor = machine.hart(case.name), machine.monitor(case.name)
+    store(hart, case, case.values[0])
+    state = monitor.save()
+    store(hart, case, case.values[1])
+    monitor.ask(lifecycle.Load(state=state, check_only=True))
+    assert stored(hart, case) == case.values[1]
+    monitor.ask(lifecycle.Load(state=state))
+    assert stored(hart, case) == case.values[0]
+    assert monitor.ask(lifecycle.Save()) == state
+
+
+@every_device
+def test_bad_states_are_refused_and_change_nothing(machine: Machine, case: Case) -> None:
+    attach(machine, case)
+    monitor = machine.monitor(case.name)
+    state = monitor.save()
+    wrong = [
+        lifecycle.ServiceState(type="vmesh.v1.Hello", version=state.version, bytes=state.bytes),
+        lifecycle.ServiceState(type=state.type, version=state.version + 1, bytes=state.bytes),
+        lifecycle.ServiceState(type=state.type, version=0, bytes=state.bytes),
+        lifecycle.ServiceState(type=state.type, version=state.version, bytes=b"\xff" * 9),
+    ]
+    for each in wrong:
+        for check_only in (True, False):
+            with pytest.raises(errors.BadState):
+                monitor.ask(lifecycle.Load(state=each, check_only=check_only))
+    assert monitor.ask(lifecycle.Save()) == state
+
+
+@every_device_with_state
+def test_killed_and_started_again(machine: Machine, case: Case) -> None:
+    attach(machine, case)
+    hart = machine.hart(case.name)
+    store(hart, case, case.values[0])
+    machine.kill(case.name)
+    case.start(machine, epoch=2)
+    monitor = machine.monitor(case.name)
+    until(lambda: monitor.health().phase == lifecycle.SERVICE_RUNNING, "the second life")
+    again = machine.hart(case.name)
+    assert (again.epoch, again.sequence) == (2, 2)
+    assert stored(again, case) == case.values[0]
+    with pytest.raises(errors.StaleEpoch):
+        again.send(AccessBatch(epoch=1, sequence=3, accesses=[Access(offset=0, size=4)]))
+
+
+@every_device
+def test_shutdown_ends_the_process(machine: Machine, case: Case) -> None:
+    attach(machine, case)
+    assert isinstance(machine.monitor(case.name).ask(lifecycle.Shutdown()), common.Done)
+    assert machine.processes[case.name].wait(PATIENCE) == 0
+
+
+@every_device
+def test_terminate_ends_the_process(machine: Machine, case: Case) -> None:
+    attach(machine, case)
+    machine.monitor(case.name).health()
+    machine.processes[case.name].terminate()
+    assert machine.processes[case.name].wait(PATIENCE) == 0
+
+
+def test_more_than_the_window_is_refused(machine: Machine) -> None:
+    attach(machine, UART)
+    hart = machine.hart("uart0")
+    write = Access(offset=0, size=1, write=True, value=65)
+    with pytest.raises(errors.TooMany):
+        hart.send(AccessBatch(epoch=1, sequence=1, accesses=[write] * (hart.window + 1)))
+    with pytest.raises(errors.PeerError, match="Hello first"):
+        hart.batch(write)
+    assert machine.hart("uart0").batch(*[write] * hart.window).done == hart.window
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("--base", "0x80000000"), "RAM"),
+        (("--base", "0x10000004"), "uart0 registers"),
+        (("--base", "0x10001000", "--irq", "10"), "uart0 interrupt"),
+        (("--base", "0x10001001", "--irq", "12"), "multiple of 4"),
+        (("--base", "0x10001000", "--irq", "0"), "1 to 1023"),
+    ],
+)
+def test_a_device_that_cannot_attach_ends_with_one_line(
+    machine: Machine, arguments: tuple[str, ...], named: str
+) -> None:
+    attach(machine, UART)
+    machine.start(UART.module, "uart1", *arguments)
+    said = machine.failure("uart1")
+    assert named in said, said
+    assert "uart1" in said
