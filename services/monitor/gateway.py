@@ -69,7 +69,8 @@ class _Machine(MachineServicer):
         except FutureTimeoutError:
             _refuse(context, grpc.StatusCode.UNAVAILABLE, "the monitor has ended")
         status.harts.extend(cpu.harts)
-        status.bus.CopyFrom(cpu.bus)
+        if cpu.HasField("bus"):
+            status.bus.CopyFrom(cpu.bus)
         return status
 
     def Pause(self, request: gateway_pb2.PauseRequest, context: grpc.ServicerContext) -> gateway_pb2.PauseReply:

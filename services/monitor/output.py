@@ -12,7 +12,7 @@ from vmesh.log import Log
 _LINE_LIMIT = 4096  # bytes
 _SHOWN_LIMIT = 300  # characters
 # A service has written the lines of vmesh.log to the machine's log itself.
-_LOGGED = re.compile(r"\S+Z (?=(info|warning|error) )")
+_LOGGED = re.compile(r"\S+Z (info|warning|error) \S+ ")
 
 
 class Output:
@@ -48,13 +48,13 @@ class Output:
         if not line:
             return
         logged = _LOGGED.match(line)
-        text = line[logged.end() :] if logged else f"{service}: {line}"
+        text = line[logged.end() :] if logged else line
         self._last[service] = text[:_SHOWN_LIMIT]
         if not logged:
             self._log.info("output", service=service, text=line)
         if self._mirror is not None:
             with suppress(OSError):
-                print(text, file=self._mirror, flush=True)
+                print(f"{service}: {text}", file=self._mirror, flush=True)
 
 
 def one_line(text: str, limit: int = _SHOWN_LIMIT) -> str:

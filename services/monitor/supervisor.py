@@ -22,7 +22,7 @@ from services.monitor import operations
 from services.monitor.link import Link
 from services.monitor.operations import Board, Operation, Request, RequestError
 from services.monitor.output import Output, one_line
-from vmesh.errors import PeerError
+from vmesh.errors import PeerError, from_message
 from vmesh.log import Log
 from vmesh.machine import Machine, MachineRecord, ServiceRecord
 from vmesh.spawn import Child, ServiceCommand, describe_exit, start_service
@@ -430,7 +430,7 @@ class Supervisor:
         name = run.requests[place].service
         match packet.WhichOneof("body"):
             case "error":
-                text = f"service '{name}': {one_line(packet.error.text)}"
+                text = f"service '{name}': {one_line(str(from_message(packet.error)))}"
                 bad_request = packet.error.code == common_pb2.ERROR_BAD_REQUEST
                 self._advance(run, RequestError(text, callers_fault=bad_request))
                 return

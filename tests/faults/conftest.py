@@ -32,14 +32,25 @@ class Rig:
     def __init__(self, runtime: Path, root: Path) -> None:
         self.runtime = runtime
         self.machine = Machine(runtime / "m")
-        self.environment = {**os.environ, "VMESH_RUNTIME": str(runtime)}
+        self.environment = {
+            **os.environ,
+            "VMESH_RUNTIME": str(runtime),
+            "XDG_CACHE_HOME": str(runtime / "cache"),
+        }
         self._root = root
         self._started: list[subprocess.Popen[bytes]] = []
 
     def start(self, *flags: str) -> subprocess.Popen[bytes]:
         """`vmesh run` of stand-ins; its stdin stays open."""
+        return self._start("tests.standin.launch", *flags)
+
+    def start_real(self, *flags: str) -> subprocess.Popen[bytes]:
+        """`vmesh run` of the real services with the guest that needs no files."""
+        return self._start("vmesh.cli", "run", *flags)
+
+    def _start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.standin.launch", "-name", "m", *flags],
+            [sys.executable, "-m", module, *arguments, "-name", "m"],
             cwd=self._root,
             env=self.environment,
             stdin=subprocess.PIPE,

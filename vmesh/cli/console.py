@@ -60,6 +60,7 @@ class Console:
         self._held = scripted and not self._from_terminal
         self._last_output = 0.0  # when the guest last wrote; 0 before it has, and once its silence was answered
         self._end_told = False
+        self._mid_line = False
         self._end_requests = 0
         self._close_by = float("inf")  # when to stop waiting for the rest of the console's bytes
         self._status: int | None = None
@@ -78,6 +79,8 @@ class Console:
                     self._show_prompt()
                 while self._status is None or self._socket is not None or (self._to_user and self._stdout_open):
                     self._step(reader)
+                if self._mid_line and self._stdout_open and os.isatty(STDOUT):
+                    os.write(STDOUT, b"\n")
         finally:
             signal.set_wakeup_fd(former_fd)
             for number, handler in former:
@@ -150,6 +153,7 @@ class Console:
                 if not data:
                     raise ConnectionResetError
                 self._to_user += data
+                self._mid_line = not data.endswith(b"\n")
                 self._last_output = time.monotonic()
         except BlockingIOError:
             pass
@@ -192,7 +196,8 @@ class Console:
                 case Action.SWITCH:
                     self._switch()
                 case bytes() if self._at_prompt:
-                    self._edit(piece)
+                    for key in piece:  # one by one, so that of several lines each is followed by its answer
+                        self._edit(bytes([key]))
                 case bytes():
                     self._to_guest += piece
 

@@ -22,10 +22,11 @@ _DEFAULT_GUEST_RAM = 512 * MEBIBYTE
 
 @dataclass(frozen=True, slots=True)
 class MachinePlan:
-    """A machine before it starts. `files` are those that its directory must hold, by name."""
+    """A machine before it starts. `files` are those that its directory must hold, by name; `note` is for the user."""
 
     services: tuple[ServiceCommand, ...]
     files: dict[str, bytes]
+    note: str = ""
 
     def write(self, machine: Machine) -> None:
         """Put the files where the command lines say."""
@@ -42,7 +43,10 @@ def plan(options: RunOptions, machine: Machine) -> MachinePlan:
     files, firmware = _boot_files(options, machine.path)
     booted = boot.resolve(board, files, scratch=machine.path, firmware=firmware)
     services = _services(options, board, booted, machine)
-    return MachinePlan(services, {_FILES[blob.name]: blob.data for blob in booted.blobs})
+    note = ""
+    if options.boots_default_guest and guest.find() is None:
+        note = "booting the small built-in guest (`vmesh guest fetch` gets Debian's)"
+    return MachinePlan(services, {_FILES[blob.name]: blob.data for blob in booted.blobs}, note)
 
 
 def board_of(options: RunOptions) -> Board:

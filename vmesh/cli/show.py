@@ -18,6 +18,7 @@ _HART_STATES = {
     cpu_pb2.HART_PAUSED: "paused",
     cpu_pb2.HART_BUS: "waiting for a device",
 }
+_BUS_FIELDS = cpu_pb2.BusCounters.DESCRIPTOR.fields
 _PRIVILEGES = {cpu_pb2.PRIVILEGE_USER: "U", cpu_pb2.PRIVILEGE_SUPERVISOR: "S", cpu_pb2.PRIVILEGE_MACHINE: "M"}
 
 
@@ -48,11 +49,11 @@ def machine(status: gateway_pb2.MachineStatus) -> str:
         )
         for hart in status.harts
     ]
-    bus = [(field.name.replace("_", " "), f"{value:,}") for field, value in status.bus.ListFields()]
+    bus = [(field.name.replace("_", " "), f"{getattr(status.bus, field.name):,}") for field in _BUS_FIELDS]
     parts = [state(status), services(status)]
     if harts:
         parts.append(_table(("hart", "state", "mode", "pc", "instructions retired"), harts))
-    if bus:
+    if status.HasField("bus"):
         parts.append(_table(("bus", "count"), bus))
     return "\n\n".join(parts)
 
