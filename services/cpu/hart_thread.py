@@ -11,7 +11,7 @@ from vmesh.v1 import bus_pb2 as messages
 
 from .bus import Counters, Ending, Link, now_ns
 from .harts import Harts
-from .isa.riscv.state import ACCESS_DONE, ACCESS_FAILED, DEVICE_UNMAPPED, EXIT_ACCESS, EXIT_FLUSH, EXIT_STOP
+from .isa.riscv.state import ACCESS_DONE, ACCESS_FAILED, ACCESS_NONE, DEVICE_UNMAPPED, EXIT_ACCESS, EXIT_FLUSH, EXIT_STOP
 
 
 class Gate:
@@ -89,7 +89,7 @@ class HartThread(threading.Thread):
     def run(self) -> None:
         try:
             while not self._gate.ending.is_set():
-                if self._gate.closed:
+                if self._gate.closed and self._hart.access_state == ACCESS_NONE:
                     self._settle()
                     self._gate.park()
                     continue

@@ -56,6 +56,7 @@ class Harts:
         self._records = mmap.mmap(-1, Machine.size + Plic.size + count * Hart.size)
         base = _address(self._records)
         self.machine: Any = view(Machine, self._records)
+        self.plic: Any = view(Plic, self._records, Machine.size)
         machine = self.machine
         machine.hart_count = count
         machine.plic = base + Machine.size
@@ -150,6 +151,13 @@ class Harts:
             hart.stimecmp = hart.mtimecmp = hart.deadline = hart.reserved_address = NEVER
             self._reset_tlbs(self.address[number])
         self.machine.time_base = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+
+    def state_loaded(self) -> None:
+        """The harts' records were changed by Python: frees what was derived from them, and drives the PLIC's outputs
+        anew."""
+        for address in self.address:
+            self._reset_tlbs(address)
+        self._set_level(self.machine_address, 1, int(bool(self.plic.level[0] >> 1 & 1)))
 
     def run(self, number: int) -> int:
         """Runs a hart in this thread until it wants Python; gives why (``state.EXIT_*``)."""

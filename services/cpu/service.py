@@ -12,14 +12,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from vmesh import errors, segment, wire
 from vmesh.service import Runtime, Service
-from vmesh.v1 import bus_pb2, common_pb2, cpu_pb2, memory_pb2
+from vmesh.v1 import bus_pb2, common_pb2, cpu_pb2, lifecycle_pb2, memory_pb2
 from vmesh.v1.packet_pb2 import Packet
 from vmesh.wire import Client
 
+from . import state
 from .bus import GREETING_LIMIT, Counters, Device, Link, dial
 from .core import load_core
 from .hart_thread import Gate, HartThread
@@ -121,6 +122,25 @@ class Cpu(Service):
                     raise errors.VmeshError("the bus did not drain", expected=expected, got=str(device.last_update))
                 self._take_update(number, 0.05)
         return 0
+
+    def save(self) -> lifecycle_pb2.ServiceState:
+        message = state.save(self._harts, self._paused_at)
+        return lifecycle_pb2.ServiceState(
+            type=message.DESCRIPTOR.full_name, version=state.VERSION, bytes=message.SerializeToString()
+        )
+
+    def load(self, saved: lifecycle_pb2.ServiceState, check_only: bool) -> None:
+        wanted = cpu_pb2.CpuState.DESCRIPTOR.full_name
+        if saved.type != wanted or not 1 <= saved.version <= state.VERSION:
+            got = f"{saved.type[:80]} {saved.version}"
+            raise errors.BadState("state of cpu", expected=f"{wanted} {state.VERSION}", got=got)
+        try:
+            message = cpu_pb2.CpuState.FromString(saved.bytes)
+        except DecodeError as error:
+            raise errors.BadState("state of cpu cannot be parsed") from error
+        state.check(self._harts, message)
+        if not check_only:
+            self._paused_at = state.load(self._harts, message)
 
     def resume(self) -> None:
         if self._paused_at:
@@ -226,14 +246,14 @@ class Cpu(Service):
     def _status(self) -> cpu_pb2.CpuStatus:
         status = cpu_pb2.CpuStatus(bus=self._bus_counters())
         for number, (hart, thread) in enumerate(zip(self._harts.hart, self._threads, strict=True)):
-            state = cpu_pb2.HART_RUNNING
+            doing = cpu_pb2.HART_RUNNING
             if self._gate.closed:
-                state = cpu_pb2.HART_PAUSED
+                doing = cpu_pb2.HART_PAUSED
             elif thread.waits_for:
-                state = cpu_pb2.HART_BUS
+                doing = cpu_pb2.HART_BUS
             elif hart.waiting:
-                state = cpu_pb2.HART_WAITING
-            status.harts.add(hart=number, state=state, pc=hart.pc, privilege=hart.privilege, retired=hart.retired)
+                doing = cpu_pb2.HART_WAITING
+            status.harts.add(hart=number, state=doing, pc=hart.pc, privilege=hart.privilege, retired=hart.retired)
         return status
 
     def _registers(self, number: int) -> cpu_pb2.HartRegisters:
