@@ -805,6 +805,8 @@ class Frame:
             if callee.name == "ref":
                 return self.reference(nodes[0])
             return INTRINSICS[callee.name](builder, [self.expression(node) for node in nodes])
+        if isinstance(callee, NativeFunction) and callee.inline:
+            return builder.call(callee, [self.argument(node) for node in nodes])
         args = [self.expression(node) for node in nodes]
         if isinstance(callee, IntType):
             return builder.convert(args[0], callee)
@@ -821,6 +823,11 @@ class Frame:
         if not any(isinstance(arg, Value) for arg in args) and callable(callee):
             return callee(*args)
         raise NativeError(f"cannot call {callee!r} with values")
+
+    def argument(self, node: ast.expr) -> Any:
+        """An argument of an inlined function: what is lazy stays so."""
+        item = self.names.get(node.id) if isinstance(node, ast.Name) else None
+        return item if isinstance(item, Lazy) else self.expression(node)
 
     def hook(self, name: str, args: list[Any]) -> Value | None:
         if self.builder.environment is None:
