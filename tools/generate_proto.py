@@ -46,13 +46,20 @@ def generate(out: Path) -> None:
 
 def main() -> None:
     target = ROOT / PACKAGE
-    # Made aside and moved, so that a failed or interrupted run leaves the former code, and no stale file stays.
+    # Made aside, and only what changed is replaced: a failed run leaves the former code, a running process finds it whole.
     with tempfile.TemporaryDirectory(dir=ROOT, prefix=".proto-") as work:
         generate(Path(work))
         made = Path(work) / PACKAGE
         (made / "__init__.py").write_text('"""Generated from proto/vmesh/v1 by tools/generate_proto.py."""\n')
-        shutil.rmtree(target, ignore_errors=True)
-        made.rename(target)
+        target.mkdir(exist_ok=True)
+        fresh = {path.name for path in made.iterdir()}
+        for path in target.iterdir():
+            if path.is_file() and path.name not in fresh:
+                path.unlink()
+        for path in made.iterdir():
+            former = target / path.name
+            if not former.exists() or former.read_bytes() != path.read_bytes():
+                path.replace(former)
 
 
 if __name__ == "__main__":

@@ -289,6 +289,7 @@ class DeviceService(Service):
             "batches": self._batches,
             "updates": self._updates,
             "bus_errors": self._bus_errors,
+            "batches_waiting": sum(len(link.queue) for link in self._links.values()),
             **self._device.counters(),
         }
 

@@ -222,8 +222,8 @@ def console(path: Path) -> socket.socket:
     """Connect to a console socket, when it is there."""
     until(path.exists, f"{path}")
     client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    client.settimeout(PATIENCE)
     client.connect(str(path))
+    client.settimeout(PATIENCE)
     return client
 
 
