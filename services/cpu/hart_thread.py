@@ -11,7 +11,15 @@ from vmesh.v1 import bus_pb2 as messages
 
 from .bus import Counters, Ending, Link, now_ns
 from .harts import Harts
-from .isa.riscv.state import ACCESS_DONE, ACCESS_FAILED, ACCESS_NONE, DEVICE_UNMAPPED, EXIT_ACCESS, EXIT_FLUSH, EXIT_STOP
+from .isa.riscv.state import (
+    ACCESS_DONE,
+    ACCESS_FAILED,
+    ACCESS_NONE,
+    DEVICE_UNMAPPED,
+    EXIT_ACCESS,
+    EXIT_FLUSH,
+    EXIT_STOP,
+)
 
 
 class Gate:
