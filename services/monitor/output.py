@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from contextlib import suppress
@@ -12,6 +13,7 @@ from vmesh.log import Log
 _LINE_LIMIT = 4096  # bytes
 _SHOWN_LIMIT = 300  # characters
 # A service has written the lines of vmesh.log to the machine's log itself.
+_REASON = re.compile(r'reason=("(?:[^"\\]|\\.)*"|\S+)')
 _LOGGED = re.compile(r"\S+Z (info|warning|error) \S+ ")
 
 
@@ -49,12 +51,21 @@ class Output:
             return
         logged = _LOGGED.match(line)
         text = line[logged.end() :] if logged else line
-        self._last[service] = text[:_SHOWN_LIMIT]
+        reason = _REASON.search(text) if logged else None
+        self._last[service] = _unquoted(reason[1] if reason else text)[:_SHOWN_LIMIT]
         if not logged:
             self._log.info("output", service=service, text=line)
         if self._mirror is not None:
             with suppress(OSError):
                 print(f"{service}: {text}", file=self._mirror, flush=True)
+
+
+def _unquoted(text: str) -> str:
+    """A value of a vmesh.log line as it was before it was quoted."""
+    with suppress(ValueError):
+        if text.startswith('"'):
+            return str(json.loads(text))
+    return text
 
 
 def one_line(text: str, limit: int = _SHOWN_LIMIT) -> str:

@@ -24,6 +24,7 @@ from services.monitor.operations import Board, Operation, Request, RequestError
 from services.monitor.output import Output, one_line
 from vmesh.errors import PeerError, from_message
 from vmesh.log import Log
+from vmesh.loop import Loop
 from vmesh.machine import Machine, MachineRecord, ServiceRecord
 from vmesh.spawn import Child, ServiceCommand, describe_exit, start_service
 from vmesh.v1 import common_pb2, gateway_pb2, lifecycle_pb2
@@ -31,7 +32,8 @@ from vmesh.v1.packet_pb2 import Packet
 
 END_LIMIT = 3.0  # seconds for an orderly end; what then still lives is killed
 FAILED_END_LIMIT = 1.0  # the same after a failure
-_START_INTERVAL = 0.02  # seconds between two looks at a service that is not ready yet
+_TICK = 0.2  # seconds between two looks at the deadlines
+_QUICK_TICK = 0.02  # the same while the machine starts or ends
 
 _STATES = {
     lifecycle_pb2.SERVICE_STARTING: "starting",
@@ -75,7 +77,7 @@ class Service:
     welcomed: bool = False
     alive: bool = True
     asked_at: float | None = None  # when the question about its health was sent that is still open
-    report_at: float = 0.0  # when to ask next
+    ask_at: float = 0.0  # when to ask next
 
     @property
     def ready(self) -> bool:
@@ -116,8 +118,8 @@ class Supervisor:
         self._began = time.monotonic()
         self._created = time.time()
         self._recorded: MachineRecord | None = None
-        self._poll = zmq.Poller()
-        self._readers: dict[int, Callable[[], None]] = {}
+        self._loop = Loop()
+        self._ticked = self._began
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._runs: list[_Run] = []
@@ -147,7 +149,7 @@ class Supervisor:
             link = Link(context, self.machine, command.name, partial(self._notice, command.name))
             service = Service(command, child, link)
             self.services[command.name] = service
-            self._poll.register(link.socket, zmq.POLLIN)
+            self._loop.watch(link.socket, read=link.receive)
             self.watch(child.pidfd, partial(self._dead, service))
             self.watch(child.output, partial(self._drain, service))
             link.hello(partial(self._welcome, service))
@@ -155,30 +157,15 @@ class Supervisor:
 
     def watch(self, fd: int, ready: Callable[[], None]) -> None:
         """Call `ready` in the loop whenever `fd` is readable, until `unwatch`."""
-        self._readers[fd] = ready
-        self._poll.register(fd, zmq.POLLIN)
+        self._loop.watch(fd, read=ready)
 
     def unwatch(self, fd: int) -> None:
-        if self._readers.pop(fd, None):
-            self._poll.unregister(fd)
+        self._loop.watch(fd)
 
     def run(self) -> int:
         """Loop until no service is left. Returns the exit status of the machine."""
-        last = time.monotonic()
-        while any(service.alive for service in self.services.values()):
-            wait = min(max(self._next_timer() - time.monotonic(), 0.0), self._settings.health_interval)
-            for source, _ in self._poll.poll(int(wait * 1000) + 1):
-                if isinstance(source, int):
-                    if reader := self._readers.get(source):
-                        reader()
-                else:
-                    next(service.link for service in self.services.values() if service.link.socket is source).receive()
-            now = time.monotonic()
-            if (lost := now - last) > 2 * max(self._settings.health_interval, 1.0):
-                self._forgive(lost)  # this process was stopped: the services owe nothing for that time
-            last = now
-            self._tick(now)
-            self._record()
+        self._tick()
+        self._loop.run()
         return self._exit_status
 
     def submit(self, operation: Operation, *, exclusive: bool) -> Future[None]:
@@ -248,14 +235,14 @@ class Supervisor:
     def _report(self, service: Service, packet: Packet) -> None:
         service.asked_at = None
         if packet.WhichOneof("body") != "health_report":
-            service.report_at = time.monotonic() + self._settings.health_interval
+            service.ask_at = time.monotonic() + self._settings.health_interval
             return
         report = packet.health_report
         was_ready = service.ready
         service.epoch = report.epoch
         service.state = _STATES.get(report.phase, "starting")
         service.counters = dict(report.counters)
-        service.report_at = time.monotonic() + (self._settings.health_interval if service.ready else _START_INTERVAL)
+        service.ask_at = time.monotonic() + (self._settings.health_interval if service.ready else 0.0)
         if service.ready and not was_ready:
             self.on_phase(f"{service.command.name} {service.state}")
             self._maybe_started()
@@ -313,6 +300,8 @@ class Supervisor:
             self._shut_down()
         else:
             self._fail(service, how)
+        if not any(service.alive for service in self.services.values()):
+            self._loop.stop()
 
     def _fail(self, service: Service, how: str) -> None:
         """The machine ends because of `service`: one line that says which, how, and what it said last."""
@@ -325,18 +314,22 @@ class Supervisor:
 
     # Time
 
-    def _next_timer(self) -> float:
-        if self.state == gateway_pb2.MACHINE_ENDING:
-            return self._end_deadline
-        idle = [service for service in self.services.values() if service.welcomed and service.asked_at is None]
-        times = [service.report_at for service in idle] + [run.deadline for run in self._runs]
-        return min(times, default=float("inf"))
-
-    def _tick(self, now: float) -> None:
+    def _tick(self) -> None:
+        """Look at all deadlines, some times a second, more often while the machine starts or ends."""
+        now = time.monotonic()
+        if (lost := now - self._ticked) > 2 * max(self._settings.health_interval, 1.0):
+            self._forgive(lost)  # this process was stopped: the services owe nothing for that time
+        self._ticked = now
         if self.state == gateway_pb2.MACHINE_ENDING:
             if now >= self._end_deadline:
                 self._kill_all()
-            return
+        else:
+            self._check(now)
+        self._record()
+        settled = self.state in (gateway_pb2.MACHINE_RUNNING, gateway_pb2.MACHINE_PAUSED)
+        self._loop.call_in("tick", min(_TICK, self._settings.health_interval) if settled else _QUICK_TICK, self._tick)
+
+    def _check(self, now: float) -> None:
         for run in [run for run in self._runs if now >= run.deadline]:
             names = [run.requests[place].service for place in run.open]
             self._advance(run, RequestError(f"no answer from {', '.join(names)} for {self._settings.health_limit:g} s"))
@@ -347,7 +340,7 @@ class Supervisor:
             if service.asked_at is not None and now - service.asked_at > self._settings.health_limit:
                 self._hung(service, f"hangs: it owes an answer for {self._settings.health_limit:g} s")
                 return
-            if service.welcomed and service.asked_at is None and now >= service.report_at:
+            if service.welcomed and service.asked_at is None and now >= service.ask_at:
                 self._ask_health(service)
 
     def _ask_health(self, service: Service) -> None:
