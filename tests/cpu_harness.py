@@ -1,0 +1,200 @@
+"""Harts in this process, for tests: machine code and registers in, registers and memory out.
+
+A run ends at a load of one of two addresses where no memory is: ``END`` (``END_WORD``, a program's own last instruction)
+and ``TRAPPED`` (``TRAP_WORD``, which lies where mtvec points after ``reset``). Other accesses outside of RAM are asked of
+``Cpu.device``; without one they are bus errors, hence access faults in the guest.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import struct
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from services.cpu.core import CoreImage, load_core
+from services.cpu.harts import Harts
+from services.cpu.isa.riscv.encoding import encode
+from services.cpu.isa.riscv.features import FEATURES
+from services.cpu.isa.riscv.state import (
+    ACCESS_DONE,
+    ACCESS_FAILED,
+    ACCESS_NONE,
+    EXIT_ACCESS,
+    EXIT_STOP,
+    FETCH_ENTRIES,
+    SINK,
+    Tlb,
+)
+
+BASE = 0x8000_0000
+TRAPPED, END = 0, 8
+TRAP_WORD, END_WORD = encode("lb", imm=TRAPPED), encode("lb", imm=END)
+FS_DIRTY = 3 << 13
+
+
+@cache
+def core() -> CoreImage:
+    """The native core, loaded or built once per test process."""
+    return load_core()
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """An access that no memory answers. ``device`` and ``region`` are those of ``Harts.add_region``."""
+
+    device: int
+    region: int
+    offset: int
+    size: int
+    write: bool
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Why a run ended: ``end``, ``trapped`` (pc, cause, value: mepc, mcause, mtval) or ``timeout``; and where."""
+
+    why: str
+    pc: int
+    cause: int = 0
+    value: int = 0
+
+
+class Cpu:
+    """``count`` harts over ``size`` bytes of RAM at ``base``, whose first 16 bytes hold the trap handler that ends a run."""
+
+    def __init__(self, size: int = 1 << 20, features: set[str] | None = None, count: int = 1, base: int = BASE) -> None:
+        self.base, self.size = base, size
+        self.ram = mmap.mmap(-1, size)
+        host = ctypes.addressof(ctypes.c_char.from_buffer(self.ram))
+        known = set(FEATURES) if features is None else features
+        self.harts = Harts(core(), count, known, [(base, size, host, 0, True)])
+        self.hart: Any = self.harts.hart[0]
+        #: Answers accesses outside of RAM: gives the value read, or None for a bus error.
+        self.device: Callable[[Access], int | None] = lambda access: None
+        self._deadlines: dict[int, float] = {}
+        _watched.add(self)
+        _watchdog()
+        self.reset()
+
+    # memory
+
+    def write(self, address: int, data: bytes) -> None:
+        """Writes guest memory behind the harts' backs; what they had decoded is forgotten."""
+        self.ram[address - self.base : address - self.base + len(data)] = data
+        self.forget_code()
+
+    def read(self, address: int, size: int) -> bytes:
+        return self.ram[address - self.base : address - self.base + size]
+
+    def place(self, address: int, *words: int) -> int:
+        """Writes 32-bit instructions; gives the address behind them."""
+        self.write(address, struct.pack(f"<{len(words)}I", *words))
+        return address + 4 * len(words)
+
+    def forget_code(self) -> None:
+        """What FENCE.I does, for machine mode (``forget`` does it for all)."""
+        for hart in self.harts.hart:
+            hart.code_epoch += 1
+            ctypes.memset(hart.tlbs + Tlb.offset_of("fetch"), 0xFF, FETCH_ENTRIES * 16)
+
+    def forget(self) -> None:
+        """Empties all TLBs: after satp, PMP or page tables were changed from Python."""
+        for address in self.harts.address:
+            self.harts._reset_tlbs(address)
+
+    # state
+
+    def reset(self, pc: int | None = None) -> None:
+        """All harts as at power-on, floating point on, traps to machine mode going to the handler that ends a run."""
+        self.harts.reset(self.base + 16 if pc is None else pc)
+        self.place(self.base, TRAP_WORD)
+        for hart in self.harts.hart:
+            hart.mtvec = self.base
+            hart.mstatus |= FS_DIRTY
+
+    def set(
+        self, pc: int, x: Mapping[int, int] | None = None, f: Mapping[int, int] | None = None, **fields: int
+    ) -> None:
+        """Sets pc, some registers and some fields of hart 0's record."""
+        hart = self.hart
+        for number, value in (x or {}).items():
+            if number:
+                hart.x[number] = value
+        for number, value in (f or {}).items():
+            hart.f[number] = value
+        for name, value in fields.items():
+            setattr(hart, name, value)
+        hart.pc = pc
+
+    def x(self, number: int = 0) -> list[int]:
+        """The integer registers of a hart."""
+        return [0, *self.harts.hart[number].x[1:SINK]]
+
+    def f(self, number: int = 0) -> list[int]:
+        """The raw bits of a hart's floating-point registers."""
+        return list(self.harts.hart[number].f)
+
+    # running
+
+    def run(self, number: int = 0, seconds: float = 20.0) -> Stop:
+        """Runs a hart in this thread until it ends or traps, or for ``seconds`` of real time."""
+        hart = self.harts.hart[number]
+        self._deadlines[number] = time.monotonic() + seconds
+        try:
+            while True:
+                reason = self.harts.run(number)
+                if reason == EXIT_ACCESS:
+                    stop = self._access(hart)
+                    if stop is not None:
+                        return stop
+                elif reason == EXIT_STOP and time.monotonic() >= self._deadlines[number]:
+                    return Stop("timeout", hart.pc)
+        finally:
+            del self._deadlines[number]
+
+    def _access(self, hart: Any) -> Stop | None:
+        access = Access(
+            hart.access_device,
+            hart.access_region,
+            hart.access_offset,
+            hart.access_size,
+            bool(hart.access_write),
+            hart.access_value,
+        )
+        if access.size == 1 and not access.write and access.offset in (TRAPPED, END):
+            hart.access_state = ACCESS_NONE
+            if access.offset == END:
+                return Stop("end", hart.pc)
+            return Stop("trapped", hart.mepc, hart.mcause, hart.mtval)
+        answer = self.device(access)
+        hart.access_state = ACCESS_FAILED if answer is None else ACCESS_DONE
+        if answer is not None:
+            hart.access_value = answer
+        return None
+
+
+_watched: weakref.WeakSet[Cpu] = weakref.WeakSet()
+
+
+@cache
+def _watchdog() -> threading.Thread:
+    """The thread that stops harts which run for too long."""
+
+    def watch() -> None:
+        while True:
+            time.sleep(0.05)
+            for cpu in list(_watched):
+                if any(time.monotonic() >= deadline for deadline in list(cpu._deadlines.values())):
+                    cpu.harts.stop()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
