@@ -187,6 +187,7 @@ class Runtime:
             self.phase = lifecycle.SERVICE_RUNNING
             self.log.info("started", kind=service.kind, epoch=self.epoch, pid=os.getpid())
             self.loop.run()
+            self.log.info("counted", **self._counters())
         except errors.LifelineEnded:
             self._orphaned()
 
@@ -258,15 +259,17 @@ class Runtime:
             raise errors.BadRequest(f"{request} to {self.name}", expected=f"{before} before it")
 
     def _health(self) -> lifecycle.HealthReport:
-        counters = {**self.server.counters, **self._service.counters()}
         return lifecycle.HealthReport(
             phase=self.phase,
             name=self.name,
             kind=self._service.kind,
             epoch=self.epoch,
             pid=os.getpid(),
-            counters=counters,
+            counters=self._counters(),
         )
+
+    def _counters(self) -> dict[str, int]:
+        return {**self.server.counters, **self._service.counters()}
 
     def _end(self) -> None:
         self.phase = lifecycle.SERVICE_STOPPING
