@@ -1,8 +1,8 @@
 """Harts in this process, for tests: machine code and registers in, registers and memory out.
 
-A run ends at a load of one of two addresses where no memory is: ``END`` (``END_WORD``, a program's own last instruction)
-and ``TRAPPED`` (``TRAP_WORD``, which lies where mtvec points after ``reset``). Other accesses outside of RAM are asked of
-``Cpu.device``; without one they are bus errors, hence access faults in the guest.
+A run ends at a load of one of two addresses where no memory is: ``END`` (``END_WORD``, a program's own last
+instruction) and ``TRAPPED`` (``TRAP_WORD``, which lies where mtvec points after ``reset``). Other accesses outside of
+RAM are asked of ``Cpu.device``; without one they are bus errors, hence access faults in the guest.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Stop:
 
 
 class Cpu:
-    """``count`` harts over ``size`` bytes of RAM at ``base``, whose first 16 bytes hold the trap handler that ends a run."""
+    """``count`` harts over ``size`` bytes of RAM at ``base``; the trap handler that ends a run is in the first 16."""
 
     def __init__(self, size: int = 1 << 20, features: set[str] | None = None, count: int = 1, base: int = BASE) -> None:
         self.base, self.size = base, size
