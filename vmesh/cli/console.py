@@ -14,14 +14,13 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from vmesh.cli.keys import Action, KeyMux, LineEditor, key_help
+from vmesh.cli.keys import Action, KeyMux, LineEditor, PromptWatch, key_help
 from vmesh.cli.options import Serial
 from vmesh.cli.terminal import RawTerminal, write_piece
 from vmesh.machine import Machine
 from vmesh.spawn import Child
 
 STDIN, STDOUT = 0, 1
-SILENCE = 0.5  # seconds without output after which the guest is taken to wait for input
 _CONNECT_INTERVAL = 0.005  # seconds between two tries to reach the console before the device listens
 _BACKLOG = 256 << 10  # bytes not taken yet by one side, beyond which the other is not read
 _CLOSE_LIMIT = 2.0  # seconds that the console has to end after the monitor has
@@ -33,10 +32,9 @@ _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 class Console:
     """Runs the terminal until the machine has ended.
 
-    `monitor` is its process. The end of a stdin that is no terminal becomes a Ctrl-D, once the guest is silent.
-    `scripted` says that the guest is known to power off at Ctrl-D: then it gets one whenever it falls silent, because
-    one that comes before the guest has opened its serial port is lost; what is to be read from stdin likewise waits for
-    the first silence.
+    `monitor` is its process. `scripted` says that the guest is known to give a prompt and to power off at Ctrl-D. Then,
+    where stdin is no terminal, what is to be read from it waits for the first prompt, and its end becomes a Ctrl-D at
+    every later one. Other guests are sent what comes when it comes, and nothing at its end, as by QEMU.
     """
 
     def __init__(self, machine: Machine, serial: Serial, prompt: bool, monitor: Child, scripted: bool) -> None:
@@ -44,7 +42,6 @@ class Console:
         self._machine = machine
         self._serial = serial
         self._monitor = monitor
-        self._scripted = scripted
         self._terminal = RawTerminal(STDIN, signals=not serial.mux)
         self._mux = KeyMux()
         self._editor = LineEditor()
@@ -57,10 +54,9 @@ class Console:
         self._stdin_open = self._path is not None or prompt
         self._stdout_open = True
         self._from_terminal = os.isatty(STDIN)
-        self._held = scripted and not self._from_terminal
-        self._last_output = 0.0  # when the guest last wrote; 0 before it has, and once its silence was answered
-        self._end_told = False
-        self._mid_line = False
+        self._scripted = scripted and not self._from_terminal
+        self._held = self._scripted
+        self._guest_prompt = PromptWatch()
         self._end_requests = 0
         self._close_by = float("inf")  # when to stop waiting for the rest of the console's bytes
         self._status: int | None = None
@@ -79,7 +75,7 @@ class Console:
                     self._show_prompt()
                 while self._status is None or self._socket is not None or (self._to_user and self._stdout_open):
                     self._step(reader)
-                if self._mid_line and self._stdout_open and os.isatty(STDOUT):
+                if self._guest_prompt.mid_line and self._stdout_open and os.isatty(STDOUT):
                     os.write(STDOUT, b"\n")
         finally:
             signal.set_wakeup_fd(former_fd)
@@ -118,14 +114,14 @@ class Console:
         if self._socket is not None and time.monotonic() > self._close_by:
             self._close()
         self._connect()
-        self._answer_silence()
+        self._answer_prompt()
 
     def _timeout(self) -> float:
         """Seconds until there is something to do though nothing happens."""
         if self._path is not None and self._socket is None and self._status is None:
             return _CONNECT_INTERVAL
-        if self._last_output and (self._held or not self._stdin_open):
-            return max(0.0, self._last_output + SILENCE - time.monotonic())
+        if self._answers_prompt and (due := self._guest_prompt.due) is not None:
+            return max(0.0, due - time.monotonic())
         return 1.0
 
     # The guest's side
@@ -153,8 +149,7 @@ class Console:
                 if not data:
                     raise ConnectionResetError
                 self._to_user += data
-                self._mid_line = not data.endswith(b"\n")
-                self._last_output = time.monotonic()
+                self._guest_prompt.output(data, time.monotonic())
         except BlockingIOError:
             pass
         except OSError:
@@ -166,16 +161,19 @@ class Console:
             self._socket.close()
             self._socket = None
 
-    def _answer_silence(self) -> None:
-        if not self._last_output or time.monotonic() < self._last_output + SILENCE or self._to_user:
+    @property
+    def _answers_prompt(self) -> bool:
+        """Whether there is something to do here when the guest waits for input."""
+        return self._scripted and (self._held or not (self._stdin_open or self._to_guest))
+
+    def _answer_prompt(self) -> None:
+        due = self._guest_prompt.due
+        if not self._answers_prompt or due is None or time.monotonic() < due:
             return
-        if self._held:
-            self._held = False
-        elif not self._stdin_open and not self._from_terminal and not self._to_guest:
-            self._last_output = 0.0
-            if self._scripted or not self._end_told:
-                self._end_told = True
-                self._to_guest += _END_OF_TRANSMISSION
+        if not self._held:
+            self._to_guest += _END_OF_TRANSMISSION
+            self._guest_prompt.answered()
+        self._held = False
 
     # The user's side
 
