@@ -17,6 +17,7 @@ from .isa.riscv.state import (
     ACCESS_NONE,
     DEVICE_UNMAPPED,
     EXIT_ACCESS,
+    EXIT_DRAIN,
     EXIT_FLUSH,
     EXIT_STOP,
 )
@@ -98,12 +99,14 @@ class HartThread(threading.Thread):
         try:
             while not self._gate.ending.is_set():
                 if self._gate.closed and self._hart.access_state == ACCESS_NONE:
-                    self._settle()
+                    self._drain()
                     self._gate.park()
                     continue
                 reason = self._harts.run(self._number)
                 if reason == EXIT_ACCESS:
                     self._access()
+                elif reason == EXIT_DRAIN:
+                    self._drain()
                 elif reason in (EXIT_FLUSH, EXIT_STOP):
                     self._flush()
         except Ending:
@@ -141,7 +144,8 @@ class HartThread(threading.Thread):
         for device, accesses in self._take_ring().items():
             self._link(device).post(accesses, now_ns())
 
-    def _settle(self) -> None:
+    def _drain(self) -> None:
+        """Returns when every posted write has been handled."""
         self._flush()
         for link in self._links.values():
             link.settle()

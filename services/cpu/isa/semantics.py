@@ -48,6 +48,13 @@ def store_conditional(type_: type[int], address: int, value: int) -> int:
 
 
 @hook
+def drain_posted() -> None:
+    """Waits until the hart's posted writes have reached their devices; before it, the instruction must not have done
+    anything."""
+    raise NativeOnly
+
+
+@hook
 def jump(target: int) -> None:
     """Goes on at a guest virtual address once the result is written."""
     raise NativeOnly

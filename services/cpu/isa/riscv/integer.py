@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from ...native.lang import fence, i8, i16, i32, i64, i128, inline, u8, u16, u32, u64, u128
-from ..semantics import Trap, jump, load, store
+from ..semantics import Trap, drain_posted, jump, load, store
 from .isa import BREAKPOINT, ECALL_USER, ILLEGAL, instruction
 from .memory import flush_fetch
 from .state import Hart
 
 BASE, MUL = "i", "m"
-PRED_W, SUCC_R = 1 << 24, 1 << 21
+PRED_O, PRED_W, SUCC_R = 1 << 26, 1 << 24, 1 << 21
 
 
 @inline
@@ -270,6 +270,9 @@ def fence_(insn: u64) -> None:
     # the host orders as x86 does: only a store before a load (W in pred, R in succ) needs a fence of its own
     if insn & (PRED_W | SUCC_R) == PRED_W | SUCC_R:
         fence()
+    # what another hart does to a device after it has seen our later writes must come after our posted ones
+    if insn & PRED_O != 0:
+        drain_posted()
 
 
 @instruction("fence.i", "imm12 rs1 001 rd 0001111", BASE, system=True)

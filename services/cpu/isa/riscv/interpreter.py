@@ -48,7 +48,7 @@ from .decoder import (
 from .execution import EXPORTS, attention, decode_slot, enter, go, single
 from .instructions import INSTRUCTIONS
 from .memory import OFFSET, READ, WRITE, memory_locate, memory_read, memory_write
-from .state import FETCH_ENTRIES, PENDING_TRAP, TLB_ENTRIES, Hart, Slot, Tlb
+from .state import EXIT_DRAIN, FETCH_ENTRIES, PENDING_EXIT, PENDING_TRAP, TLB_ENTRIES, Hart, Slot, Tlb
 
 SIGNATURE = "(ptr %hart, ptr %ip, i64 %bias, ptr %tlb, i64 %n)"
 SLOT = Slot.size
@@ -173,6 +173,18 @@ class Handler:
         self.set("trap_value", self.builder.convert(value, U64))
         self.set("pending", PENDING_TRAP)
         self.leave()
+
+    def hook_drain_posted(self) -> None:
+        b = self.builder
+        waiting = b.truth(self.get("ring_count"))
+        waiting.hint = UNLIKELY
+        out, on = b.fresh("drain"), b.fresh("on")
+        b.branch(waiting, out, on)
+        b.block(out)
+        self.set("exit_reason", EXIT_DRAIN)
+        self.set("pending", PENDING_EXIT)
+        self.leave()
+        b.block(on)
 
     def hook_jump(self, target: Value) -> None:
         self.target = target

@@ -14,7 +14,7 @@ USER, SUPERVISOR, MACHINE = 0, 1, 3
 PENDING_NONE, PENDING_TRAP, PENDING_EXIT = 0, 1, 2
 
 #: Why ``run`` came back to Python.
-EXIT_NONE, EXIT_ACCESS, EXIT_FLUSH, EXIT_STOP, EXIT_BREAKPOINT, EXIT_WFI = 0, 1, 2, 3, 4, 5
+EXIT_NONE, EXIT_ACCESS, EXIT_FLUSH, EXIT_DRAIN, EXIT_STOP = range(5)
 
 #: Progress of the access in ``Hart.access_*`` that Python makes for the hart.
 ACCESS_NONE, ACCESS_WANTED, ACCESS_DONE, ACCESS_FAILED = 0, 1, 2, 3
