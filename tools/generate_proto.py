@@ -46,7 +46,7 @@ def generate(out: Path) -> None:
 
 def main() -> None:
     target = ROOT / PACKAGE
-    # Made aside, and only what changed is replaced: a failed run leaves the former code, a running process finds it whole.
+    # Made aside, then only what changed is replaced: a failed run harms nothing, nor does one beside running tests.
     with tempfile.TemporaryDirectory(dir=ROOT, prefix=".proto-") as work:
         generate(Path(work))
         made = Path(work) / PACKAGE

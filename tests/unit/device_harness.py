@@ -1,0 +1,73 @@
+"""A device model without a process: what it drives, and a clock and timers that the test moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vmesh.device import Device
+from vmesh.log import Log
+from vmesh.v1.bus_pb2 import DeviceUpdate
+
+
+@dataclass
+class FakeRuntime:
+    """Stands for vmesh.service.Runtime: keeps notices and timers."""
+
+    log: Log = field(default_factory=lambda: Log("device", Path("/dev/null")))
+    lifeline: int = -1
+    notices: list[tuple[str, object]] = field(default_factory=list)
+    timers: dict[str, tuple[int, Callable[[], None]]] = field(default_factory=dict)
+
+    @property
+    def loop(self) -> Any:
+        return self
+
+    def notify(self, severity: int, text: str, event: object = None) -> None:
+        self.notices.append((text, event))
+
+    def watch(self, *_arguments: object, **_callbacks: object) -> None:
+        raise AssertionError("no files here")
+
+    def call_at(self, name: str, when_ns: int, callback: Callable[[], None]) -> None:
+        self.timers[name] = (when_ns, callback)
+
+    def cancel(self, name: str) -> None:
+        self.timers.pop(name, None)
+
+    def fire(self, name: str) -> None:
+        self.timers.pop(name)[1]()
+
+
+class Bench:
+    """A device after reset, with its lines and shadows."""
+
+    def __init__(self, device: Device, size: int) -> None:
+        self.device = device
+        self.size = size
+        device.reset()
+
+    def read(self, offset: int) -> int:
+        return self.device.read(0, offset, self.size)
+
+    def write(self, offset: int, value: int) -> None:
+        self.device.write(0, offset, self.size, value)
+        self.device.flush()
+
+    def wires(self) -> DeviceUpdate:
+        update = DeviceUpdate()
+        self.device.wires.fill(update, everything=True)
+        return update
+
+    @property
+    def line(self) -> bool:
+        return next(each.level for each in self.wires().lines if each.line == 0)
+
+    def shadow(self, offset: int) -> int | None:
+        """What the cpu answers by itself; None: it asks the device."""
+        for each in self.wires().shadows:
+            if each.offset == offset:
+                return None if each.withdrawn else each.value
+        return None

@@ -1,0 +1,159 @@
+"""What a device drives, and what memory and the log make of odd input, without processes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import pytest
+
+from services.memory.layout import Image, Range, image_argument, place_images, range_argument, reservation_argument
+from vmesh import errors, segment, service
+from vmesh.device import Wires
+from vmesh.guest_memory import LocalGuestMemory
+from vmesh.log import Log
+from vmesh.loop import Loop
+from vmesh.v1.bus_pb2 import DeviceUpdate
+from vmesh.v1.memory_pb2 import Grant, Segment
+
+
+def changes(wires: Wires, *, everything: bool = False) -> tuple[dict[int, bool], dict[int, int | None]]:
+    update = DeviceUpdate()
+    wires.fill(update, everything=everything)
+    shadows = {each.offset: None if each.withdrawn else each.value for each in update.shadows}
+    return {each.line: each.level for each in update.lines}, shadows
+
+
+def test_only_changes_are_sent() -> None:
+    wires = Wires()
+    wires.set_line(0, False)
+    wires.set_shadow(0, 5, 1, 0x60)
+    assert wires.changed
+    assert changes(wires) == ({0: False}, {5: 0x60})
+    assert not wires.changed
+    wires.set_line(0, False)
+    wires.set_shadow(0, 5, 1, 0x60)
+    assert not wires.changed
+    wires.set_line(0, True)
+    wires.withdraw_shadow(0, 5, 1)
+    assert changes(wires) == ({0: True}, {5: None})
+    assert changes(wires, everything=True) == ({0: True}, {5: None})
+
+
+def test_what_was_not_sent_comes_again_with_its_newest_value() -> None:
+    wires = Wires()
+    wires.set_line(0, True)
+    wires.set_shadow(1, 8, 4, 1)
+    update = DeviceUpdate()
+    wires.fill(update)
+    wires.set_shadow(1, 8, 4, 2)
+    wires.put_back(update)
+    assert changes(wires) == ({0: True}, {8: 2})
+
+
+def test_image_arguments() -> None:
+    assert image_argument("0x80000000=/a b@c") == Image(0x8000_0000, Path("/a b@c"))
+    assert image_argument("4096=x@0x10:32") == Image(4096, Path("x"), 16, 32)
+    for text in ("", "0x1000", "=x", "0x1000=", "zero=x", "0x1000=x@1:z"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            image_argument(text)
+
+
+def test_range_arguments() -> None:
+    assert range_argument("0x1000:64K") == Range("", 0x1000, 65536)
+    assert reservation_argument("plic=0xc000000:6M") == Range("plic", 0xC00_0000, 6 << 20)
+    for text in ("", "0x1000", "0x1000:0", "0x1000:-1", "x:1"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            range_argument(text)
+    for text in ("0x1000:1", "=0x1000:1"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            reservation_argument(text)
+
+
+def test_sizes() -> None:
+    assert [service.size(text) for text in ("1", "4k", "512M", "2G", "0x10")] == [1, 4096, 512 << 20, 2 << 30, 16]
+    for text in ("", "M", "0", "-1", "1.5G", "1Z"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            service.size(text)
+
+
+def test_images_may_touch_but_not_overlap(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(bytes(16))
+    memory = [Range("RAM", 0x1000, 0x1000)]
+    first, second = Image(0x1000, tmp_path / "a"), Image(0x1010, tmp_path / "a")
+    assert [image.size for image in place_images([first, second], memory)] == [16, 16]
+    with pytest.raises(errors.ImageError, match="overlaps"):
+        place_images([second, Image(0x100F, tmp_path / "a", 0, 2)], memory)
+    assert place_images([Image(0x5000, tmp_path / "a", 3, 0)], memory) == []
+
+
+def test_segments_are_sparse_and_limited(tmp_path: Path) -> None:
+    path = tmp_path / "seg"
+    segment.create(path, 1 << 20)
+    assert (path.stat().st_size, path.stat().st_blocks, path.stat().st_mode & 0o777) == (1 << 20, 0, 0o600)
+    with pytest.raises(errors.ConfigError, match="File exists"):
+        segment.create(path, 4096)
+    with pytest.raises(errors.HostLimit, match="too little memory"):
+        segment.create(tmp_path / "huge", 1 << 60)
+    assert segment.flags_stride(4096) == 4096
+    assert segment.flags_stride(4097 * 4096) == 8192
+
+
+def test_segments_that_are_not_what_they_say(tmp_path: Path) -> None:
+    segment.create(tmp_path / "ram", 8192)
+    segment.create(tmp_path / "flags", 4096)
+    ram = Segment(name="ram", path=str(tmp_path / "ram"), base=0, size=8192, writable=True)
+    grant = Grant(base=0, size=8192, writable=True)
+    LocalGuestMemory([ram], [grant]).write(0, b"x")
+    for change in (
+        {"size": 4096},
+        {"path": str(tmp_path / "none")},
+        {"flags_path": str(tmp_path / "flags"), "flags_stride": 4096},
+    ):
+        wrong = Segment()
+        wrong.CopyFrom(ram)
+        wrong.MergeFrom(Segment(**change))
+        with pytest.raises(errors.ConfigError):
+            LocalGuestMemory([wrong], [grant])
+
+
+def test_a_read_only_grant(tmp_path: Path) -> None:
+    segment.create(tmp_path / "ram", 8192)
+    ram = Segment(name="ram", path=str(tmp_path / "ram"), base=0, size=8192, writable=True)
+    memory = LocalGuestMemory([ram], [Grant(base=4096, size=16)])
+    assert memory.read(4096, 16) == bytes(16)
+    for address, size in ((4096, 17), (4095, 1)):
+        with pytest.raises(errors.OutsideGrant):
+            memory.read(address, size)
+    with pytest.raises(errors.OutsideGrant, match="read only"):
+        memory.write(4096, b"x")
+
+
+def test_log_lines_stay_lines(tmp_path: Path) -> None:
+    log = Log("uart0", tmp_path / "log")
+    log.info("event", plain="a/b:1", text='say "hi"\nand more\x1b[2J', long="x" * 5000)
+    (line,) = (tmp_path / "log").read_text().splitlines()
+    assert ' info uart0 event plain=a/b:1 text="say \\"hi\\"\\nand more\\u001b[2J" long=xxx' in line
+    assert len(line) < 600
+
+
+def test_loop_calls_back_what_is_ready_in_order() -> None:
+    loop, seen = Loop(), []
+    reader, writer = os.pipe()
+
+    def readable() -> None:
+        seen.append(os.read(reader, 10))
+        loop.watch(reader)
+        loop.call_in("stop", 0, loop.stop)
+
+    loop.watch(reader, read=readable)
+    loop.call_in("write", 0, lambda: os.write(writer, b"x") and None)
+    loop.call_in("never", 3600, lambda: seen.append(b"never"))
+    loop.call_in("replaced", 3600, lambda: None)
+    loop.call_in("replaced", 0, lambda: seen.append(b"replaced"))
+    loop.settle = lambda: seen.append(b"settled") if seen[-1:] == [b"x"] else None
+    loop.run()
+    assert seen == [b"replaced", b"x", b"settled"]
+    os.close(reader)
+    os.close(writer)

@@ -1,0 +1,177 @@
+"""Packets, errors on the wire, and the refusals of a server, without a service behind them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+
+from vmesh import errors, wire
+from vmesh.log import Log
+from vmesh.v1 import common_pb2 as common
+from vmesh.v1.common_pb2 import Hello, Welcome
+from vmesh.v1.lifecycle_pb2 import Health, Pause
+from vmesh.v1.packet_pb2 import Packet
+
+SECONDS = 10.0
+
+
+def test_every_body_travels() -> None:
+    for field in Packet.DESCRIPTOR.oneofs_by_name["body"].fields:
+        body = getattr(Packet(), field.name)
+        packet = wire.parse(wire.make(body, 7).SerializeToString())
+        assert packet.id == 7
+        assert packet.WhichOneof("body") == field.name
+        assert wire.body_of(packet) == body
+    assert wire.body_of(Packet(id=3)) is None
+
+
+def test_what_is_no_packet() -> None:
+    with pytest.raises(errors.BadRequest, match="3 bytes"):
+        wire.parse(b"\xff\xff\xff")
+
+
+@pytest.mark.parametrize(
+    "kind", [k for k in vars(errors).values() if isinstance(k, type) and k.__module__ == "vmesh.errors"]
+)
+def test_errors_survive_the_wire(kind: type[errors.VmeshError]) -> None:
+    sent = kind("it failed", expected="this", got="that")
+    came = errors.from_message(sent.message())
+    assert str(came) == str(sent) == "it failed: expected this, got that"
+    if kind.code != common.ERROR_INTERNAL:
+        assert type(came) is kind
+
+
+def test_an_error_is_one_line() -> None:
+    assert str(errors.BadRequest("a\nb", got="c\n d")) == "a b: got c d"
+
+
+class Listener:
+    """A server, and peers that it answers when asked to."""
+
+    def __init__(self, directory: Path) -> None:
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.greeted: list[wire.Client] = []
+        self.refuse: errors.VmeshError | None = None
+        self.path = directory / "one.sock"
+        self.server = wire.Server(
+            self.context, self.path, "one", Log("one", directory / "log"), self.greet, self.greeted.append
+        )
+
+    def greet(self, client: wire.Client) -> Welcome:
+        if self.refuse:
+            raise self.refuse
+        return Welcome(kind="test", epoch=3)
+
+    def peer(self, said: Hello) -> wire.Peer:
+        return wire.Peer(self.context, wire.endpoint(self.path), said)
+
+    def ask(self, peer: wire.Peer, packet: Packet) -> Packet:
+        """What the server answers by itself."""
+        peer.send_packet(packet)
+        assert self.server.socket.poll(SECONDS * 1000)
+        assert self.server.receive() is None
+        answer = peer.receive(SECONDS)
+        assert answer is not None
+        return answer
+
+    def welcome(self, role: common.Role.ValueType, **fields: int) -> wire.Peer:
+        peer = self.peer(wire.hello(role, "peer"))
+        answer = self.ask(peer, wire.make(wire.hello(role, "peer", **fields), 1))
+        assert answer.welcome.name == "one", answer
+        return peer
+
+
+@pytest.fixture
+def listener(tmp_path: Path) -> Iterator[Listener]:
+    made = Listener(tmp_path)
+    yield made
+    made.context.destroy(0)
+
+
+def test_welcome_and_what_follows(listener: Listener) -> None:
+    peer = listener.welcome(common.ROLE_MONITOR)
+    assert [client.name for client in listener.greeted] == ["peer"]
+    number = peer.send(Health())
+    assert listener.server.socket.poll(SECONDS * 1000)
+    received = listener.server.receive()
+    assert received is not None
+    client, packet = received
+    assert (client.role, packet.id, packet.WhichOneof("body")) == (common.ROLE_MONITOR, number, "health")
+
+
+def test_the_socket_is_its_owners_only(listener: Listener) -> None:
+    assert os.stat(listener.path).st_mode & 0o077 == 0
+
+
+def test_the_greeter_may_refuse(listener: Listener) -> None:
+    listener.refuse = errors.BadRequest("not you", expected="another", got="you")
+    peer = listener.peer(wire.hello(common.ROLE_HART, "peer"))
+    answer = listener.ask(peer, wire.make(wire.hello(common.ROLE_HART, "peer"), 1))
+    assert answer.refused.reason == "not you: expected another, got you"
+    assert not listener.server.clients
+
+
+def test_roles(listener: Listener) -> None:
+    hart = listener.welcome(common.ROLE_HART)
+    answer = listener.ask(hart, wire.make(Pause(), 2))
+    assert (answer.id, answer.error.code) == (2, common.ERROR_NOT_ALLOWED)
+    answer = listener.ask(hart, wire.make(Welcome(), 3))
+    assert (answer.id, answer.error.code) == (3, common.ERROR_BAD_REQUEST)
+    assert listener.server.counters["refused"] == 2
+
+
+def test_a_client_that_is_gone_is_forgotten(listener: Listener) -> None:
+    peer = listener.welcome(common.ROLE_MONITOR)
+    client = listener.greeted[0]
+    peer.socket.close(0)
+    while client.identity in listener.server.clients:
+        listener.server.send(client, Health())
+
+
+def test_connections_are_bounded_and_those_of_the_gone_are_used_again(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "_MAX_CLIENTS", 3)
+    peers = [listener.welcome(common.ROLE_MONITOR) for _ in range(3)]
+    said = wire.hello(common.ROLE_MONITOR, "peer")
+    one_more = listener.peer(said)
+    assert listener.ask(one_more, wire.make(said, 1)).refused.expected == "at most 3 connections"
+    peers[0].socket.close(0)
+    for _ in range(1000):
+        answer = listener.ask(one_more, wire.make(said, 1))
+        if answer.WhichOneof("body") == "welcome":
+            break
+    assert answer.welcome.name == "one"
+
+
+def test_refusals_are_logged_at_powers_of_ten(listener: Listener, tmp_path: Path) -> None:
+    for _ in range(1234):
+        listener.server.note_refusal("cause", "text")
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert [line.split("count=")[1].split()[0] for line in lines] == ["1", "10", "100", "1000"]
+
+
+def test_a_peer_waits_no_longer_than_told(listener: Listener) -> None:
+    with pytest.raises(errors.PeerTimeout, match="Hello"):
+        listener.peer(wire.hello(common.ROLE_MONITOR, "peer")).greet(0.01)
+
+
+def test_a_peer_ends_with_its_lifeline(listener: Listener) -> None:
+    reader, writer = os.pipe()
+    said = wire.hello(common.ROLE_MONITOR, "peer")
+    peer = wire.Peer(listener.context, wire.endpoint(listener.path), said, lifeline=reader)
+    os.close(writer)
+    with pytest.raises(errors.LifelineEnded):
+        peer.greet(SECONDS)
+    os.close(reader)
+
+
+def test_a_place_that_cannot_be_bound(tmp_path: Path) -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    with pytest.raises(errors.ConfigError, match="cannot listen"):
+        wire.Server(context, tmp_path / "none" / "x.sock", "x", Log("x"), lambda client: Welcome(), lambda client: None)
+    context.destroy(0)
