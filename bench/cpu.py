@@ -1,0 +1,86 @@
+"""Plain loops in a paged guest (S-mode, Sv39, 4 KiB pages), timed by the guest itself.
+
+The guest is in bench/guest/; ziglang cross-compiles it.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bench import harness
+from bench.harness import BenchError
+from bench.report import Report, Row, Sample, held
+
+MIPS_BAR = 300.0
+
+_SOURCES = Path(__file__).with_name("guest")
+_TICK = 1e-7  # seconds; the board's timebase is 10 MHz
+_PLAIN = {"alu": "arithmetic", "memory": "loads and stores over 4 pages", "branch": "data-dependent branches",
+          "call": "calls and returns"}  # fmt: skip
+_DOUBLE = "double"
+_DEVICES = {"shadow": "read of a shadow register (LSR)", "sync": "read that only the device answers (RTC)"}
+
+
+def build(directory: Path) -> Path:
+    """The guest's ELF. Raises BenchError."""
+    elf = directory / "loops.elf"
+    flags = [
+        "-target",
+        "riscv64-freestanding-none",
+        "-mcpu=baseline_rv64",
+        "-mcmodel=medany",
+        "-nostdlib",
+        "-static",
+        "-O1",
+    ]
+    files = [_SOURCES / "loops.S", _SOURCES / "main.c"]
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "ziglang",
+        "cc",
+        *flags,
+        f"-Wl,-T,{_SOURCES / 'link.ld'}",
+        *files,
+        "-o",
+        elf,
+    ]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise BenchError(f"the guest does not compile: {done.stderr.strip()}")
+    return elf
+
+
+def measure(runs: int) -> Report:
+    with harness.scratch() as scratch:
+        flags = ("-bios", "none", "-kernel", str(build(scratch)))
+        ours, theirs = harness.by_turns(lambda: _run(harness.ours(*flags)), lambda: _run(harness.theirs(*flags)), runs)
+    rows = []
+    for name, what in {**_PLAIN, _DOUBLE: "floating point, double"}.items():
+        rate, their_rate = (_sample(each, name, lambda seconds: 1e-6 / seconds) for each in (ours, theirs))
+        bar = held(f"at least {MIPS_BAR:g}", rate.median >= MIPS_BAR) if name in _PLAIN else ""
+        rows.append(Row(what, "MIPS", rate, their_rate, digits=0, bar=bar))
+    for name, what in _DEVICES.items():
+        time, their_time = (_sample(each, name, lambda seconds: 1e6 * seconds) for each in (ours, theirs))
+        rows.append(Row(what, "µs", time, their_time, digits=3))
+    notes = ["QEMU compiles these loops to host code (TCG); vmesh interprets them: there is no translator yet."]
+    return Report(f"Plain loops in a paged guest, {runs} runs of 3 passes", rows, notes)
+
+
+def _run(command: Sequence[str]) -> dict[str, list[float]]:
+    """Seconds for one piece of work, of each pass, by loop."""
+    output = harness.run(command, {}).output.decode()
+    results: dict[str, list[float]] = {}
+    for words in map(str.split, output.splitlines()):
+        if len(words) == 3:
+            results.setdefault(words[0], []).append(int(words[2]) * _TICK / int(words[1]))
+    if results.keys() != {*_PLAIN, _DOUBLE, *_DEVICES}:
+        raise BenchError(f"unexpected output: {output!r}")
+    return results
+
+
+def _sample(runs: Sequence[dict[str, list[float]]], name: str, convert: Callable[[float], float]) -> Sample:
+    return Sample(tuple(convert(seconds) for run in runs for seconds in run[name]))
