@@ -248,11 +248,14 @@ class Ns16550a(Device):
         self._drive()
 
     def _push(self, value: int) -> None:
+        """A character arrives whether there is room or not (data sheet, 8.6.3: OE)."""
         state = self._state
         if len(state.receive) < (FIFO if state.fcr & FCR_ENABLE else 1):
             state.receive += bytes((value,))
-        else:
-            state.overrun = True
+            return
+        state.overrun = True
+        if not state.fcr & FCR_ENABLE:
+            state.receive = bytes((value,))  # without a FIFO it destroys the one before; with one it is lost itself
 
     def _drive(self) -> None:
         """Bring line and shadows up to date with the registers."""
