@@ -255,6 +255,8 @@ class DeviceService(Service):
         # The queues are bounded by the window, so a device that is blocked can take them all.
         self._work(even_if_blocked=True)
         self._settle()
+        if self._irqchip is not None and self._device.wires.changed:
+            raise errors.PeerError(f"{self._irqchip.name} does not read the updates of {self._runtime.name}")
         return self._update_sequence
 
     def save(self) -> lifecycle.ServiceState:
@@ -364,7 +366,7 @@ class DeviceService(Service):
         )
         sent = self._runtime.server.send_packet(link.identity, Packet(id=packet_id, batch_done=done))
         if not sent and update is not None:
-            self._device.wires.put_back(update)
+            self._take_back(update)
 
     def _work(self, *, even_if_blocked: bool = False) -> None:
         """Go on with the batches that wait."""
@@ -385,7 +387,7 @@ class DeviceService(Service):
         update = self._next_update(everything=everything)
         if update is None or self._runtime.server.send(self._irqchip, update):
             return
-        self._device.wires.put_back(update)
+        self._take_back(update)
         if self._irqchip.identity not in self._runtime.server.clients:
             self._irqchip = None
         else:
@@ -399,6 +401,12 @@ class DeviceService(Service):
         update = messages.DeviceUpdate(epoch=self._runtime.epoch, sequence=self._update_sequence)
         self._device.wires.fill(update, everything=everything)
         return update
+
+    def _take_back(self, update: messages.DeviceUpdate) -> None:
+        """`update`, the last one made, has not gone out: neither has its number, which Drained must not name."""
+        self._device.wires.put_back(update)
+        self._update_sequence -= 1
+        self._updates -= 1
 
     def _write_slot(self) -> None:
         record = SlotRecord(
