@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
     supervisor.watch(signals, lambda: supervisor.end(0))
     if arguments.lifeline is not None:
         supervisor.watch(arguments.lifeline, lambda: _launcher_gone(supervisor, arguments.lifeline))
-    supervisor.on_ready = lambda: threading.Thread(target=_open_gateway, args=(supervisor,), daemon=True).start()
+    supervisor.open_gateway = lambda: threading.Thread(target=_open_gateway, args=(supervisor,), daemon=True).start()
     status = supervisor.run()
     os.close(ours)
     machine.remove()

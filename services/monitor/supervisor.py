@@ -33,6 +33,7 @@ from vmesh.v1.packet_pb2 import Packet
 END_LIMIT = 3.0  # seconds for an orderly end; what then still lives is killed
 FAILED_END_LIMIT = 1.0  # the same after a failure
 _TICK = 0.2  # seconds between two looks at the deadlines
+_GATEWAY_DELAY = 2.0  # seconds after which the gateway opens though the machine is not ready
 _QUICK_TICK = 0.02  # the same while the machine starts or ends
 
 _STATES = {
@@ -109,7 +110,7 @@ class Supervisor:
         self.failure = ""
         self.board = _board(commands)
         self.services: dict[str, Service] = {}
-        self.on_ready: Callable[[], None] = lambda: None
+        self.open_gateway: Callable[[], None] = lambda: None
         self.on_phase: Callable[[str], None] = lambda phase: None
         self._commands = commands
         self._settings = settings
@@ -120,6 +121,7 @@ class Supervisor:
         self._recorded: MachineRecord | None = None
         self._loop = Loop()
         self._ticked = self._began
+        self._gateway_opened = False
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._runs: list[_Run] = []
@@ -252,8 +254,14 @@ class Supervisor:
             return
         self._observe_state()
         self.on_phase("machine " + _MACHINE_STATES[self.state])
-        self.on_ready()
+        self._open_gateway()
         self._next_exclusive()
+
+    def _open_gateway(self) -> None:
+        """Once, when the machine runs, or takes long to: to open it earlier would cost the start."""
+        if not self._gateway_opened:
+            self._gateway_opened = True
+            self.open_gateway()
 
     def _observe_state(self) -> None:
         paused = bool(self.board.cpu) and self.services[self.board.cpu].state == "paused"
@@ -325,6 +333,8 @@ class Supervisor:
                 self._kill_all()
         else:
             self._check(now)
+            if self.uptime > _GATEWAY_DELAY:
+                self._open_gateway()
         self._record()
         settled = self.state in (gateway_pb2.MACHINE_RUNNING, gateway_pb2.MACHINE_PAUSED)
         self._loop.call_in("tick", min(_TICK, self._settings.health_interval) if settled else _QUICK_TICK, self._tick)

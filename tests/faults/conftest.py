@@ -102,7 +102,7 @@ class Rig:
     def close(self) -> None:
         for process in self._started:
             process.kill()
-            process.communicate()
+            process.wait()
         wait_for(lambda: not self.processes(), "all processes to end")
         shutil.rmtree(self.runtime, ignore_errors=True)
 

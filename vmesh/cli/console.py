@@ -54,7 +54,7 @@ class Console:
         self._stdin_open = self._path is not None or prompt
         self._stdout_open = True
         self._from_terminal = os.isatty(STDIN)
-        self._scripted = scripted and not self._from_terminal
+        self._scripted = scripted and self._path is not None and not self._from_terminal
         self._held = self._scripted
         self._guest_prompt = PromptWatch()
         self._end_requests = 0
@@ -93,8 +93,8 @@ class Console:
         reads_input = self._stdin_open and not self._held and len(self._to_guest) < _BACKLOG and self._foreground()
         if reads_input:
             poll.register(STDIN, select.POLLIN)
-        if self._to_user and self._stdout_open:
-            poll.register(STDOUT, select.POLLOUT)
+        if self._stdout_open:  # without output too: poll tells when it was closed
+            poll.register(STDOUT, select.POLLOUT if self._to_user else 0)
         if self._socket is not None:
             reads_guest = len(self._to_user) < _BACKLOG or self._status is not None
             wanted = (select.POLLIN if reads_guest else 0) | (select.POLLOUT if self._to_guest else 0)
@@ -105,8 +105,8 @@ class Console:
             self._signalled(os.read(signals, 64))
         if STDIN in ready:
             self._typed()
-        if STDOUT in ready:
-            self._flush()
+        if STDOUT in ready and self._stdout_open:
+            self._flush(ready[STDOUT])
         if self._socket is not None and (events := ready.get(self._socket.fileno())):
             self._exchange(events)
         if self._status is None and self._monitor.pidfd in ready:
@@ -227,8 +227,10 @@ class Console:
     def _say(self, text: str) -> None:
         self._to_user += text.encode()
 
-    def _flush(self) -> None:
+    def _flush(self, events: int) -> None:
         try:
+            if events & (select.POLLERR | select.POLLHUP):
+                raise BrokenPipeError
             del self._to_user[: write_piece(STDOUT, bytes(self._to_user[:4096]), 0.0)]
         except OSError:
             self._stdout_open = False

@@ -42,7 +42,7 @@ def _print_table(records: list[MachineRecord]) -> None:
         return
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("machine", "state", "up", "service", "kind", "pid", "epoch", "state"):
-        table.add_column(column, justify="right" if column in ("pid", "epoch", "up") else "left", no_wrap=True)
+        table.add_column(column, justify="right" if column in ("pid", "epoch", "up") else "left", overflow="fold")
     for record in records:
         head = [record.name, record.state, _duration(time.time() - record.created)]
         table.add_row(*head, "monitor", "monitor", str(record.pid), "1", record.state)
@@ -50,9 +50,8 @@ def _print_table(records: list[MachineRecord]) -> None:
             cells = (service.name, service.kind, str(service.pid), str(service.epoch), service.state)
             table.add_row("", "", "", *cells)
         table.add_section()
-    console = Console()
-    # Lines are for grep where nobody looks at them.
-    console.print(table, width=None if console.is_terminal else 160)
+    # Where no terminal limits them, lines are as wide as they need to be.
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def _duration(seconds: float) -> str:

@@ -1,0 +1,73 @@
+"""The `vmesh` command itself: what it says to somebody who asks, and to somebody who errs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from vmesh.cli.main import COMMANDS, main
+
+
+def _vmesh(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "vmesh.cli", *arguments], capture_output=True, text=True, check=False)
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name: str) -> None:
+    done = _vmesh(name, "--help")
+    assert done.returncode == 0
+    assert f"usage: vmesh {name}" in done.stdout
+    assert done.stderr == ""
+
+
+def test_help_imports_nothing_that_takes_time() -> None:
+    code = "import sys; from vmesh.cli.main import main; main(['--help']); main(['run', '--help']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert not loaded & {"zmq", "grpc", "google.protobuf", "libfdt", "rich", "numpy"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words", "status"),
+    [
+        (["frobnicate"], "expected one of run", 2),
+        (["run", "-frobnicate"], "unknown flag '-frobnicate'", 2),
+        (["run", "-m", "x"], "expected a size", 2),
+        (["run", "-name", "a/b"], "cannot name a machine", 1),
+        (["run", "-cpu", "rv32"], "rv32", 1),
+        (["status"], "NAME", 2),
+        (["status", "there-is-none"], "no machine 'there-is-none' is running", 1),
+        (["registers", "x", "--hart", "y"], "invalid int value", 2),
+        (["guest", "frobnicate"], "invalid choice", 2),
+    ],
+)
+def test_error_is_one_line_and_no_traceback(arguments: list[str], words: str, status: int) -> None:
+    done = _vmesh(*arguments)
+    assert done.returncode == status
+    assert len(done.stderr.splitlines()) == 1
+    assert words in done.stderr
+    assert done.stdout == ""
+
+
+def test_print_commands_names_every_process_and_starts_none() -> None:
+    done = _vmesh("run", "-print-commands", "-bios", "none", "-kernel", __file__, "-name", "n", "-smp", "3")
+    lines = done.stdout.splitlines()
+    modules = [line.split(" -m ")[1].split()[0] for line in lines]
+    assert modules == [
+        "services.monitor",
+        "services.memory",
+        "services.cpu",
+        "services.devices.ns16550a",
+        "services.devices.goldfish_rtc",
+        "services.devices.sifive_test",
+    ]
+    assert all("/n " in line for line in lines)
+    assert "--harts 3" in lines[2]
