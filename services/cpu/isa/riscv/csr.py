@@ -249,7 +249,7 @@ def set_status(hart: Hart, value: u64, mask: u64) -> None:
     hart.mstatus = new
     if (old ^ new) & MXR != 0:
         flush_all(hart)
-    if (old ^ new) & (SIE | MIE | SUM | MPRV | MPP) != 0:
+    if (old ^ new) & (SIE | MIE | SUM | MXR | MPRV | MPP) != 0:
         hart.changed = 1
 
 

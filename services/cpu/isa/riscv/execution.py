@@ -127,6 +127,9 @@ def go(hart: Hart) -> None:
         if hart.pending == PENDING_TRAP:
             hart.pending = PENDING_NONE
             take_trap(hart, hart.cause, hart.trap_value)
+        if hart.retired >= hart.stop_at:
+            # a handler that traps at its first instruction comes through here only
+            attention(hart)
         if hart.exit_reason != EXIT_NONE:
             return
         if hart.access_state == ACCESS_NONE:

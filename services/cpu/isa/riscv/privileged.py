@@ -14,6 +14,8 @@ from .trap import return_from_machine, return_from_supervisor
 ZICSR, S = "zicsr", "i"
 BLOCK = 64
 SCHED_YIELD = 24
+#: PAUSEs of a hart between two offers of its host core to others: fewer lose the core to strangers, more waste it.
+PAUSES = 16
 
 
 def _csr(name: str, funct3: str, operation: str, immediate: bool) -> None:
@@ -143,5 +145,6 @@ def cbo_zero(hart: Hart, insn: u64, rs1: u64) -> None:
 @instruction("pause", "0000 0001 0000 00000 000 00000 0001111", "zihintpause", system=True)
 def pause(hart: Hart) -> None:
     machine = at(Machine, hart.machine)
-    if machine.hart_count > 1:
+    hart.pauses += 1
+    if machine.hart_count > 1 and hart.pauses % PAUSES == 0:
         call_host(machine.syscall, SCHED_YIELD, 0, 0, 0, 0, 0, 0)

@@ -258,6 +258,7 @@ class Hart(Record):
     machine_tlb_used: u64
     scratch: Ptr[u64] = array(u64, 16)
     timespec: Ptr[u64] = array(u64, 2)
+    pauses: u64
     # counters
     count_sync: u64
     count_posted: u64
