@@ -9,9 +9,13 @@ import signal
 import socket
 import time
 
+import grpc
 import pytest
+from google.protobuf.descriptor_pool import DescriptorPool
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from tests.faults.conftest import Rig, wait_for
+from tests.faults.conftest import DEADLINE, Rig, wait_for
 from vmesh.client import GatewayError, MachineClient
 from vmesh.v1 import gateway_pb2
 
@@ -172,4 +176,29 @@ def test_a_stopped_monitor_blames_nobody_when_it_goes_on(rig: Rig) -> None:
     with MachineClient(rig.machine) as client:
         assert client.status().state == gateway_pb2.MACHINE_RUNNING
         client.quit()
+    assert launcher.wait() == 0
+
+
+def test_gateway_has_the_standard_health_service_and_reflection(rig: Rig) -> None:
+    launcher = rig.start()
+    rig.wait_running()
+    wait_for(rig.machine.gateway.exists, "the gateway")
+    assert rig.machine.gateway.stat().st_mode & 0o077 == 0
+    with grpc.insecure_channel(f"unix:{rig.machine.gateway}") as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        for service in ("", "vmesh.v1.Machine"):
+            answer = health.Check(health_pb2.HealthCheckRequest(service=service), wait_for_ready=True, timeout=DEADLINE)
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        database = ProtoReflectionDescriptorDatabase(channel)
+        assert "vmesh.v1.Machine" in database.get_services()
+        described = DescriptorPool(database).FindServiceByName("vmesh.v1.Machine")
+        assert {method.name for method in described.methods} == {
+            "Status",
+            "Pause",
+            "Resume",
+            "Reset",
+            "Quit",
+            "Registers",
+        }
+    launcher.send_signal(signal.SIGTERM)
     assert launcher.wait() == 0
