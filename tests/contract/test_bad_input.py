@@ -63,23 +63,14 @@ def test_another_minor_version_is_welcome(machine: Machine, service: str) -> Non
     assert answer_to_hello(machine, service, minor=99).welcome.name == service
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("role", 0),
-        ("role", 77),
-        ("name", ""),
-        ("name", "a b"),
-        ("name", "x" * 65),
-        ("machine", "other"),
-        ("hart", 4096),
-    ],
-)
-def test_hellos_that_are_refused(machine: Machine, service: str, field: str, value: object) -> None:
-    answer = answer_to_hello(machine, service, **{f"{field}_": value})
-    assert answer.WhichOneof("body") == "refused"
-    assert answer.refused.expected
-    assert refused(machine, service) == 1
+def test_hellos_that_are_refused(machine: Machine, service: str) -> None:
+    wrong = [("role", 0), ("role", 77), ("name", ""), ("name", "a b"), ("name", "x" * 65), ("machine", "other")]
+    wrong.append(("hart", 4096))
+    for field, value in wrong:
+        answer = answer_to_hello(machine, service, **{f"{field}_": value})
+        assert answer.WhichOneof("body") == "refused", (field, value)
+        assert answer.refused.expected
+    assert refused(machine, service) == len(wrong)
 
 
 def test_nothing_before_hello(machine: Machine, service: str) -> None:
@@ -121,9 +112,17 @@ def test_random_bytes(machine: Machine, service: str) -> None:
     assert refused(machine, service) > ROUNDS // 2
 
 
-@pytest.mark.parametrize("role", [role for role in common.Role.values() if role], ids=common.Role.Name)
-def test_random_packets(machine: Machine, service: str, role: common.Role.ValueType) -> None:
-    """Packets that parse and mean nothing, from a peer that has said a good Hello."""
+def test_random_packets(machine: Machine, service: str) -> None:
+    """Packets that parse and mean nothing, from peers that have said a good Hello."""
+    before = 0
+    for role in filter(None, common.Role.values()):
+        send_random_packets(machine, service, role)
+        after = refused(machine, service)
+        assert after > before, common.Role.Name(role)
+        before = after
+
+
+def send_random_packets(machine: Machine, service: str, role: common.Role.ValueType) -> None:
     chance = random.Random(role)
     peer = machine.dial(service, role, name="fuzz")
     bodies = [field.name for field in Packet.DESCRIPTOR.oneofs_by_name["body"].fields if field.name not in POWERFUL]
@@ -138,7 +137,6 @@ def test_random_packets(machine: Machine, service: str, role: common.Role.ValueT
     while (answer := peer.receive(PATIENCE)) is not None and answer.id != 4711:
         pass
     assert answer is not None
-    assert refused(machine, service) > 0
 
 
 def fill(message: Message, chance: random.Random, depth: int) -> None:
