@@ -1,8 +1,8 @@
 """Harts in this process, for tests: machine code and registers in, registers and memory out.
 
-A run ends at a load of one of two addresses where no memory is: ``END`` (``END_WORD``, a program's own last
-instruction) and ``TRAPPED`` (``TRAP_WORD``, which lies where mtvec points after ``reset``). Other accesses outside of
-RAM are asked of ``Cpu.device``; without one they are bus errors, hence access faults in the guest.
+A run ends at ``END_WORD``: a load from an address where no memory is. A program can have one as its last instruction; one
+lies where mtvec points after ``reset``, so that a trap ends the run too. Other accesses outside of RAM are asked of
+``Cpu.device``; without one they are bus errors, hence access faults in the guest.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ from services.cpu.isa.riscv.state import (
 )
 
 BASE = 0x8000_0000
-TRAPPED, END = 0, 8
-TRAP_WORD, END_WORD = encode("lb", imm=TRAPPED), encode("lb", imm=END)
+#: An address that no program under test loads from.
+END = (1 << 64) - 1999
+END_WORD = encode("lb", imm=-1999)
 FS_DIRTY = 3 << 13
 
 
@@ -115,7 +116,7 @@ class Cpu:
     def reset(self, pc: int | None = None) -> None:
         """All harts as at power-on, floating point on, traps to machine mode going to the handler that ends a run."""
         self.harts.reset(self.base + 16 if pc is None else pc)
-        self.place(self.base, TRAP_WORD)
+        self.place(self.base, END_WORD)
         for hart in self.harts.hart:
             hart.mtvec = self.base
             hart.mstatus |= FS_DIRTY
@@ -169,9 +170,9 @@ class Cpu:
             bool(hart.access_write),
             hart.access_value,
         )
-        if access.size == 1 and not access.write and access.offset in (TRAPPED, END):
+        if access.size == 1 and not access.write and access.offset == END:
             hart.access_state = ACCESS_NONE
-            if access.offset == END:
+            if hart.pc != self.base:
                 return Stop("end", hart.pc)
             return Stop("trapped", hart.mepc, hart.mcause, hart.mtval)
         answer = self.device(access)
