@@ -470,7 +470,9 @@ class Supervisor:
         while self._to_shut_down and not any(self.services[name].alive for name in self._shutting_down):
             self._shutting_down = self._to_shut_down.popleft()
             for service in (self.services[name] for name in self._shutting_down):
-                if service.alive:
+                if service.alive and not service.welcomed:
+                    _kill(service)  # it waits for others to start, and has nothing to bring to an end
+                elif service.alive:
                     with suppress(PeerError):  # it will then be killed
                         service.link.ask(lifecycle_pb2.Shutdown(), lambda packet: None)
 
