@@ -62,6 +62,17 @@ def test_irqchip_is_told_everything(machine: Machine, case: Case) -> None:
 
 
 @every_device
+def test_a_new_irqchip_is_told_everything_again(machine: Machine, case: Case) -> None:
+    attach(machine, case)
+    first = Irqchip(machine, case.name)
+    first.until(lambda: first.sequence > 0, "the first update")
+    first.peer.close()
+    second = Irqchip(machine, case.name)
+    second.until(lambda: second.sequence > first.sequence, "a later update")
+    assert (second.levels, second.shadows) == (first.levels, first.shadows)
+
+
+@every_device
 def test_sizes_and_offsets(machine: Machine, case: Case) -> None:
     region = attach(machine, case).regions[0]
     hart = machine.hart(case.name)
@@ -242,6 +253,24 @@ def test_terminate_ends_the_process(machine: Machine, case: Case) -> None:
     machine.monitor(case.name).health()
     machine.processes[case.name].terminate()
     assert machine.processes[case.name].wait(PATIENCE) == 0
+
+
+def test_drained_names_the_last_update(machine: Machine) -> None:
+    """The monitor hands this number to the cpu, which waits until it has applied it: it must have been sent."""
+    attach(machine, UART)
+    hart, irqchip, monitor = machine.hart("uart0"), Irqchip(machine, "uart0"), machine.monitor("uart0")
+    irqchip.until(lambda: irqchip.sequence > 0, "the first update")
+    for value in (2, 0, 2):
+        irqchip.apply(hart.write(1, value).update)
+    irqchip.peer.close()
+    monitor.ask(lifecycle.Pause())
+    for _ in range(3):
+        monitor.ask(lifecycle.Reset())  # changes that nobody is there to hear
+    drained = monitor.ask(lifecycle.Drain())
+    assert isinstance(drained, lifecycle.Drained)
+    last = machine.hart("uart0", hart=1).read(2) and Irqchip(machine, "uart0")
+    last.until(lambda: last.sequence > 0, "everything")
+    assert drained.update_sequence < last.sequence <= drained.update_sequence + 2
 
 
 def test_more_than_the_window_is_refused(machine: Machine) -> None:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from services.memory import service as memory_service
 from services.memory.layout import Image, Range, image_argument, place_images, range_argument, reservation_argument
 from vmesh import errors, segment, service
 from vmesh.device import Wires
 from vmesh.guest_memory import LocalGuestMemory
 from vmesh.log import Log
 from vmesh.loop import Loop
+from vmesh.machine import Machine
 from vmesh.v1.bus_pb2 import DeviceUpdate
 from vmesh.v1.memory_pb2 import Grant, Segment
 
@@ -128,6 +135,35 @@ def test_a_read_only_grant(tmp_path: Path) -> None:
             memory.read(address, size)
     with pytest.raises(errors.OutsideGrant, match="read only"):
         memory.write(4096, b"x")
+
+
+def test_memory_removes_the_directory_when_the_others_have_let_go_of_its_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "machine"
+    path.mkdir()
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"import fcntl; f = open('{path}/lock', 'w'); fcntl.flock(f, 2); print(flush=True); input()",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    os.open(path / "lock", os.O_RDWR)  # memory's own copy does not count
+    monkeypatch.setattr(memory_service, "_OTHERS_SECONDS", 1e6)
+    memory = memory_service.Memory.__new__(memory_service.Memory)
+    memory._runtime = SimpleNamespace(machine=Machine(path))  # type: ignore[assignment]
+    thread = threading.Thread(target=memory.orphaned)
+    thread.start()
+    time.sleep(0.1)  # long enough to see it if memory did not wait
+    assert path.exists()
+    holder.communicate(b"\n")
+    thread.join(20)
+    assert not path.exists()
 
 
 def test_log_lines_stay_lines(tmp_path: Path) -> None:
