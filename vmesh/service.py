@@ -74,6 +74,7 @@ class Service:
     """What the runtime asks of a service. A method that raises a VmeshError answers the request with it."""
 
     kind = "service"
+    begins_paused = False  # as after `pause`, until the monitor says Resume
 
     def start(self) -> None:
         """The ROUTER listens: connect to others, attach. An error ends the service."""
@@ -184,7 +185,7 @@ class Runtime:
         self.loop.watch(self.server.socket, read=self._receive)
         try:
             service.start()
-            self.phase = lifecycle.SERVICE_RUNNING
+            self.phase = lifecycle.SERVICE_PAUSED if service.begins_paused else lifecycle.SERVICE_RUNNING
             self.log.info("started", kind=service.kind, epoch=self.epoch, pid=os.getpid())
             self.loop.run()
             self.log.info("counted", **self._counters())

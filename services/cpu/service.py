@@ -53,6 +53,7 @@ class Cpu(Service):
     def __init__(self, runtime: Runtime, plan: Plan) -> None:
         self._runtime = runtime
         self._plan = plan
+        self.begins_paused = plan.paused
         self._gate = Gate(plan.harts, closed=plan.paused)
         self._core = load_core()
         self._mapped: list[mmap.mmap] = []
