@@ -255,6 +255,22 @@ def test_terminate_ends_the_process(machine: Machine, case: Case) -> None:
     assert machine.processes[case.name].wait(PATIENCE) == 0
 
 
+def test_of_a_batch_that_overlaps_only_the_new_part_is_executed(machine: Machine) -> None:
+    machine.start_memory()
+    machine.start(UART.module, "uart0", "--chardev", f"file:{machine.path}/out")
+    hart = machine.hart("uart0")
+
+    def text(sequence: int, written: bytes) -> AccessBatch:
+        accesses = [Access(offset=0, size=1, write=True, value=byte) for byte in written]
+        return AccessBatch(epoch=1, sequence=sequence, accesses=accesses)
+
+    assert hart.send(text(1, b"abc")).done == 3
+    assert hart.send(text(2, b"XYde")).done == 5
+    assert hart.send(text(1, b"UVWXY")).done == 5
+    assert hart.send(text(6, b"f")).done == 6
+    assert (machine.path / "out").read_bytes() == b"abcdef"
+
+
 def test_drained_names_the_last_update(machine: Machine) -> None:
     """The monitor hands this number to the cpu, which waits until it has applied it: it must have been sent."""
     attach(machine, UART)

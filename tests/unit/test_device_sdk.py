@@ -13,16 +13,23 @@ from types import SimpleNamespace
 
 import pytest
 
+from services.devices.ns16550a.device import Ns16550a
 from services.memory import service as memory_service
 from services.memory.layout import Image, Range, image_argument, place_images, range_argument, reservation_argument
 from vmesh import errors, segment, service
-from vmesh.device import Wires
+from vmesh.device import DeviceService, Wires
 from vmesh.guest_memory import LocalGuestMemory
 from vmesh.log import Log
 from vmesh.loop import Loop
 from vmesh.machine import Machine
-from vmesh.v1.bus_pb2 import DeviceUpdate
+from vmesh.slot import Slot
+from vmesh.v1.bus_pb2 import Access, AccessBatch, DeviceUpdate
+from vmesh.v1.common_pb2 import ROLE_HART
+from vmesh.v1.devices_pb2 import Ns16550aState
 from vmesh.v1.memory_pb2 import Grant, Segment
+from vmesh.v1.packet_pb2 import Packet
+from vmesh.v1.slot_pb2 import LinkRecord, SlotRecord
+from vmesh.wire import Client
 
 
 def changes(wires: Wires, *, everything: bool = False) -> tuple[dict[int, bool], dict[int, int | None]]:
@@ -57,6 +64,29 @@ def test_what_was_not_sent_comes_again_with_its_newest_value() -> None:
     wires.set_shadow(1, 8, 4, 2)
     wires.put_back(update)
     assert changes(wires) == ({0: True}, {8: 2})
+
+
+def test_the_slot_is_written_before_the_answer_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed at the moment of the answer, a device has the access in its slot, with the answer it gives again."""
+    runtime = service.Runtime(argparse.Namespace(machine=tmp_path, name="uart0", epoch=1, lifeline=-1))
+    made = DeviceService(runtime, Ns16550a(runtime, 0x1000_0000, 10, "null"))
+    hart = Client(b"identity", ROLE_HART, "cpu", 3)
+    made.welcome(hart)
+    seen = []
+
+    def send_packet(identity: bytes, packet: Packet) -> bool:
+        written = Slot(tmp_path / "uart0.slot", fresh=False).read()
+        assert written is not None
+        record = SlotRecord.FromString(written)
+        seen.append((packet.batch_done.value, record.links[0], Ns16550aState.FromString(record.state).scr))
+        return True
+
+    monkeypatch.setattr(runtime.server, "send_packet", send_packet)
+    for sequence, access in enumerate((Access(offset=7, size=1, write=True, value=9), Access(offset=7, size=1)), 1):
+        batch = AccessBatch(epoch=1, sequence=sequence, accesses=[access])
+        made.handle(hart, Packet(id=1, access_batch=batch))
+    assert seen == [(0, LinkRecord(hart=3, done=1), 9), (9, LinkRecord(hart=3, done=2, value=9), 9)]
+    runtime.close()
 
 
 def test_image_arguments() -> None:
