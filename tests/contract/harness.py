@@ -108,16 +108,16 @@ class Machine:
         self.cut_lifeline()
         self.context.destroy(0)
         os.close(self.lifeline)
-        stuck = []
+        said, stuck = "", []
         for name, process in self.processes.items():
             try:
-                _, said = process.communicate(timeout=PATIENCE)
+                said += process.communicate(timeout=PATIENCE)[1]
             except subprocess.TimeoutExpired:
                 process.kill()
-                _, said = process.communicate()
+                said += process.communicate()[1]
                 stuck.append(name)
-            assert "Traceback" not in said, said
         shutil.rmtree(self.path, ignore_errors=True)
+        assert "Traceback" not in said, said
         assert not stuck, f"did not end with the lifeline: {stuck}"
 
 
