@@ -127,8 +127,8 @@ def go(hart: Hart) -> None:
         if hart.pending == PENDING_TRAP:
             hart.pending = PENDING_NONE
             take_trap(hart, hart.cause, hart.trap_value)
-        if hart.retired >= hart.stop_at:
-            # a handler that traps at its first instruction comes through here only
+        if hart.access_state == ACCESS_NONE and hart.retired >= hart.stop_at:
+            # a handler that traps at its first instruction comes through here only; an access that was made ends first
             attention(hart)
         if hart.exit_reason != EXIT_NONE:
             return
