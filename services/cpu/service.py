@@ -30,6 +30,7 @@ from .registers import registers
 #: A Python thread that wants the interpreter gets it this soon, in seconds: harts in Python code are rare and short.
 SWITCH_INTERVAL = 0.0002
 PAUSE_LIMIT = 10.0
+SHUTDOWN_LIMIT = 0.5
 _LOGGED_ADDRESSES = 256
 
 
@@ -155,14 +156,19 @@ class Cpu(Service):
             self._paused_at = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
 
     def shutdown(self) -> None:
+        # Devices end next: what harts have written must have been handled, unless one of them does not answer.
+        self._gate.close()
+        if self._threads:
+            self._harts.stop()
+            self._gate.wait_parked(SHUTDOWN_LIMIT)
+        self.orphaned()
+
+    def orphaned(self) -> None:
         self._gate.end()
         if self._threads:
             self._harts.stop()
         for thread in self._threads:
             thread.join(1.0)
-
-    def orphaned(self) -> None:
-        self.shutdown()
 
     def counters(self) -> dict[str, int]:
         bus = self._bus_counters()
