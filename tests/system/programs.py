@@ -1,0 +1,97 @@
+"""Small bare-metal guests, for `-bios none -kernel FILE`: made here, so that no cross compiler is needed."""
+
+from __future__ import annotations
+
+import struct
+
+from vmesh.board import encode as e
+from vmesh.board import virt
+from vmesh.guest.tiny import Program
+
+MCAUSE, MTVEC = 0x342, 0x305
+_LSR, _SEND_EMPTY = 5, 0x20
+_ELF_HEADER, _PROGRAM_HEADER = 64, 56
+
+
+def elf(code: bytes, entry: int = virt.DRAM_BASE) -> bytes:
+    """An ELF file that has `code` at the start of RAM (System V ABI, chapters 4 and 5; machine 243 is RISC-V)."""
+    offset = _ELF_HEADER + _PROGRAM_HEADER
+    ident = b"\x7fELF" + bytes([2, 1, 1]) + bytes(9)
+    header = struct.pack(
+        "<HHIQQQIHHHHHH", 2, 243, 1, entry, _ELF_HEADER, 0, 0, _ELF_HEADER, _PROGRAM_HEADER, 1, 0, 0, 0
+    )
+    size = len(code)
+    segment = struct.pack("<IIQQQQQQ", 1, 7, offset, virt.DRAM_BASE, virt.DRAM_BASE, size, size, 1)
+    return ident + header + segment + code
+
+
+def fail(code: int) -> bytes:
+    """Ends with `code`: the test device's failure."""
+    program = Program()
+    _finish(program, code << 16 | 0x3333)
+    return program.assemble()
+
+
+def sleep(a0: int) -> bytes:
+    """Sleeps for ever, with a0 set."""
+    program = Program()
+    program.emit(e.addi(e.A0, e.ZERO, a0))
+    program.label("park")
+    program.emit(e.wfi())
+    program.jump("park")
+    return program.assemble()
+
+
+def touch(address: int) -> bytes:
+    """Reads where nothing is, a multiple of 4 KiB, twice; then ends with the trap's cause as the failure code."""
+    program = Program()
+    program.address(e.T0, "trapped")
+    program.emit(e.csrw(MTVEC, e.T0), e.addi(e.S2, e.ZERO, 0), e.lui(e.T0, address >> 12))
+    program.label("again")
+    program.emit(e.lw(e.T1, e.T0, 0))
+    program.label("trapped")
+    program.emit(e.addi(e.S2, e.S2, 1), e.addi(e.T1, e.ZERO, 2), e.lui(e.T0, address >> 12))
+    program.to("again", lambda offset: e.bne(e.S2, e.T1, offset))
+    program.emit(e.csrr(e.T1, MCAUSE), e.slli(e.T1, e.T1, 16), *_load(e.T2, 0x3333), e.add(e.T1, e.T1, e.T2))
+    program.emit(e.lui(e.T0, virt.TEST.base >> 12), e.sw(e.T1, e.T0, 0))
+    program.label("park")
+    program.jump("park")
+    return program.assemble()
+
+
+def count(lines: int) -> bytes:
+    """Prints the numbers from 0 to `lines` - 1, a line of eight hexadecimal digits each, and powers off."""
+    program = Program()
+    program.emit(e.lui(e.S0, virt.UART0.base >> 12), e.addi(e.S1, e.ZERO, 0), *_load(e.S2, lines))
+    program.label("line")
+    program.emit(e.slli(e.S4, e.S1, 32), e.addi(e.A2, e.ZERO, 8))
+    program.label("digit")
+    program.emit(e.srli(e.A0, e.S4, 60), e.slli(e.S4, e.S4, 4), e.addi(e.T0, e.ZERO, 10), e.addi(e.A2, e.A2, -1))
+    program.to("decimal", lambda offset: e.bltu(e.A0, e.T0, offset))
+    program.emit(e.addi(e.A0, e.A0, ord("a") - ord("0") - 10))
+    program.label("decimal")
+    program.emit(e.addi(e.A0, e.A0, ord("0")))
+    program.call("put")
+    program.to("digit", lambda offset: e.bne(e.A2, e.ZERO, offset))
+    program.emit(e.addi(e.A0, e.ZERO, ord("\n")))
+    program.call("put")
+    program.emit(e.addi(e.S1, e.S1, 1))
+    program.to("line", lambda offset: e.bne(e.S1, e.S2, offset))
+    _finish(program, virt.TEST_POWER_OFF)
+    program.label("put")
+    program.emit(e.lbu(e.T0, e.S0, _LSR), e.andi(e.T0, e.T0, _SEND_EMPTY))
+    program.to("put", lambda offset: e.beq(e.T0, e.ZERO, offset))
+    program.emit(e.sb(e.A0, e.S0, 0), e.jalr(e.ZERO, e.RA, 0))
+    return program.assemble()
+
+
+def _finish(program: Program, value: int) -> None:
+    program.emit(e.lui(e.T0, virt.TEST.base >> 12), *_load(e.T1, value), e.sw(e.T1, e.T0, 0))
+    program.label("finished")
+    program.jump("finished")
+
+
+def _load(register: int, value: int) -> tuple[int, int]:
+    """lui and addi for a value below 2**31."""
+    low = (value & 0xFFF ^ 0x800) - 0x800
+    return e.lui(register, (value - low) >> 12), e.addi(register, register, low)

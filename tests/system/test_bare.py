@@ -1,0 +1,209 @@
+"""Guests without firmware: what they do reaches the user, whatever the serial port is connected to."""
+
+from __future__ import annotations
+
+import os
+import socket
+import termios
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.system import programs
+from tests.system.conftest import LIMIT, Host, Terminal, counters
+from vmesh.client import MachineClient
+from vmesh.guest import tiny
+from vmesh.machine import Machine
+
+pytestmark = pytest.mark.system
+
+Run = Callable[..., Terminal]
+LINES = 3000
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Callable[[bytes], tuple[str, ...]]:
+    """Flags that run this code in a machine without firmware."""
+
+    def flags(code: bytes) -> tuple[str, ...]:
+        path = tmp_path / "guest.elf"
+        path.write_bytes(programs.elf(code))
+        return "-bios", "none", "-kernel", str(path)
+
+    return flags
+
+
+Image = Callable[[bytes], tuple[str, ...]]
+
+
+def numbers(count: int) -> str:
+    return "".join(f"{number:08x}\n" for number in range(count))
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {LIMIT:g} s for {what}"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("code", [1, 7, 255])
+def test_failure_code_becomes_the_exit_status(run: Run, image: Image, code: int) -> None:
+    machine = run(*image(programs.fail(code)), pipes=True)
+
+    assert machine.wait() == code
+    assert machine.output == ""
+
+
+def test_an_access_to_nothing_is_a_fault_and_logged_once(run: Run, image: Image, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    machine = run(*image(programs.touch(0x3000_0000)), "-d", "guest_errors", "-D", str(log), pipes=True)
+
+    assert machine.wait() == 5  # load access fault
+    assert machine.output.count("access fault: nothing is mapped there") == 1
+    assert "address=0x30000000" in machine.output
+    assert counters(log, "cpu")["faults"] == 2
+
+
+def test_output_is_complete_and_in_order(run: Run, image: Image) -> None:
+    machine = run(*image(programs.count(LINES)), pipes=True)
+
+    assert machine.wait() == 0
+    assert machine.output == numbers(LINES)
+
+
+def test_output_is_complete_however_often_it_is_paused(host: Host, run: Run, image: Image) -> None:
+    machine = run(*image(programs.count(20 * LINES)), "-name", "printer", "-S", pipes=True)
+    wait_for(lambda: host.ps().get("printer", {}).get("state") == "paused", "the machine to be paused")
+    retired = []
+    with MachineClient(Machine(host.runtime / "printer")) as client:
+        for _ in range(10):
+            client.resume()
+            client.pause()
+            retired += [hart.retired for hart in client.status().harts]
+        client.resume()
+
+    assert machine.wait() == 0
+    assert machine.output == numbers(20 * LINES)
+    assert len(set(retired)) == len(retired)  # it came on each time, and had not ended before the last
+
+
+def test_paused_start_runs_nothing_until_resume(host: Host, run: Run, image: Image) -> None:
+    machine = run(*image(programs.count(LINES)), "-name", "late", "-S", pipes=True)
+    wait_for(lambda: host.ps().get("late", {}).get("state") == "paused", "the machine to be paused")
+
+    with MachineClient(Machine(host.runtime / "late")) as client:
+        assert [(hart.pc, hart.retired) for hart in client.status().harts] == [(0x1000, 0)]
+    assert machine.output == ""
+
+    host.vmesh("resume", "late")
+    assert machine.wait() == 0
+    assert machine.output == numbers(LINES)
+
+
+def test_registers_are_the_guests(host: Host, run: Run, image: Image) -> None:
+    run(*image(programs.sleep(a0=1234)), "-name", "sleeper", pipes=True)
+
+    def registers() -> dict[str, int]:
+        with MachineClient(Machine(host.runtime / "sleeper")) as client:
+            return {each.name: each.value for each in client.registers().registers}
+
+    wait_for(lambda: "sleeper" in host.ps(), "the machine")
+    wait_for(lambda: registers()["a0"] == 1234, "the guest to set a0")
+    assert 0x8000_0000 <= registers()["pc"] < 0x8000_0010
+    assert "no machine 'nobody' is running" in host.vmesh("registers", "nobody", status=1)
+    assert host.vmesh("registers", "sleeper", "--hart", "3", status=1).count("\n") == 1
+    host.vmesh("stop", "sleeper")
+
+
+def test_two_machines_at_once(host: Host, run: Run, image: Image) -> None:
+    flags = image(tiny.build())
+    first, second = (run(*flags, "-name", name) for name in ("first", "second"))
+    for machine in (first, second):
+        machine.expect(tiny.PROMPT)
+    assert {"first", "second"} <= host.ps().keys()
+
+    first.type("only here\r")
+    first.expect("only here\nonly here\n> ")
+    for machine in (first, second):
+        machine.type("poweroff\r")
+        assert machine.wait() == 0
+    assert "only here" not in second.output
+
+
+def test_the_built_in_guest_where_no_other_is(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "vmesh").mkdir()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    (tmp_path / "vmesh" / "native").symlink_to(cache / "vmesh" / "native")
+
+    machine = run(XDG_CACHE_HOME=str(tmp_path))
+
+    assert "booting the small built-in guest" in machine.expect("a machine made of processes")
+    machine.expect(tiny.PROMPT)
+    assert "mhartid 0000000000000000\n" in machine.ask("info", tiny.PROMPT)
+    machine.type("\x04")
+    assert machine.wait() == 0
+    assert "Power off." in machine.output
+
+
+def test_ctrl_a_x_ends_and_gives_the_terminal_back(run: Run, image: Image) -> None:
+    machine = run(*image(tiny.build()))
+    machine.expect(tiny.PROMPT)
+    assert not machine.terminal_modes() & termios.ECHO
+
+    machine.type("\x01x")
+
+    assert machine.wait() == 0
+    assert "terminated by Ctrl-A x" in machine.output
+    assert machine.terminal_modes() & termios.ECHO
+
+
+def test_serial_to_a_file(run: Run, image: Image, tmp_path: Path) -> None:
+    path = tmp_path / "console"
+
+    assert run(*image(programs.count(LINES)), "-serial", f"file:{path}", pipes=True).wait() == 0
+
+    assert path.read_text() == numbers(LINES)
+
+
+def test_serial_to_nowhere(run: Run, image: Image) -> None:
+    machine = run(*image(programs.count(LINES)), "-serial", "null", pipes=True)
+
+    assert machine.wait() == 0
+    assert machine.output == ""
+
+
+def test_serial_on_a_socket_waits_for_its_peer(run: Run, image: Image, tmp_path: Path) -> None:
+    path = tmp_path / "console.sock"
+    machine = run(*image(programs.count(LINES)), "-serial", f"unix:{path},server=on", pipes=True)
+    wait_for(path.exists, "the socket")
+
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.settimeout(LIMIT)
+        wait_for(lambda: peer.connect_ex(str(path)) == 0, "the device to listen")
+        output = b""
+        while part := peer.recv(65536):
+            output += part
+
+    assert machine.wait() == 0
+    assert output.decode() == numbers(LINES)
+
+
+def test_serial_on_a_pseudo_terminal(run: Run, image: Image, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    machine = run(*image(tiny.build()), "-serial", "pty", "-D", str(log), pipes=True)
+    wait_for(lambda: log.exists() and " pty path=" in log.read_text(), "the pseudo-terminal")
+    path = log.read_text().partition(" pty path=")[2].split()[0]
+
+    port = os.open(path, os.O_RDWR | os.O_NOCTTY)
+    try:
+        os.write(port, b"hello\rpoweroff\r")
+        output = b""
+        while b"Power off." not in output:
+            output += os.read(port, 65536)
+        assert b"hello\r\nhello\r\n" in output
+    finally:
+        os.close(port)
+    assert machine.wait() == 0
