@@ -353,7 +353,9 @@ class DeviceService(Service):
         link.value, link.bus_error = value, bus_error
         device.flush()
         self._write_slot()
-        self._answer(link, packet.id, self._next_update())
+        # Nobody may be waiting for the answer to posted writes: what they changed goes to the irqchip, which listens.
+        waited_for = (access.region, access.offset, access.size) not in self._posted or not access.write
+        self._answer(link, packet.id, self._next_update() if waited_for else None)
 
     def _answer(self, link: _Link, packet_id: int, update: messages.DeviceUpdate | None) -> None:
         done = messages.BatchDone(
