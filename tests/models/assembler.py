@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from services.cpu.isa.riscv.csr import CSRS
 from services.cpu.isa.riscv.encoding import by_name, encode
 
-_ABI = "zero ra sp gp tp t0 t1 t2 s0 s1 a0 a1 a2 a3 a4 a5 a6 a7 s2 s3 s4 s5 s6 s7 s8 s9 s10 s11 t3 t4 t5 t6".split()
+_ABI = (
+    *("zero", "ra", "sp", "gp", "tp", "t0", "t1", "t2", "s0", "s1"), *(f"a{n}" for n in range(8)),
+    *(f"s{n}" for n in range(2, 12)), *(f"t{n}" for n in range(3, 7)),
+)  # fmt: skip
 REGISTERS = {name: number for number, name in enumerate(_ABI)} | {f"x{n}": n for n in range(32)} | {"fp": 8}
 CSR_NUMBERS = {csr.name: number for number, csr in CSRS.items()}
 _LOADS = {"lb", "lh", "lw", "ld", "lbu", "lhu", "lwu", "jalr"}
@@ -102,7 +105,9 @@ class _Line:
         if name == ".word":
             return [self.number(item) & 0xFFFF_FFFF for item in args]
         if name == ".dword":
-            return [word for a in args for word in struct.unpack("<2I", struct.pack("<Q", self.number(a) & (1 << 64) - 1))]
+            return [
+                word for a in args for word in struct.unpack("<2I", struct.pack("<Q", self.number(a) & (1 << 64) - 1))
+            ]
         if name == ".zero":
             return [0] * (self.number(args[0]) // 4)
         if name == "li":
@@ -138,7 +143,9 @@ class _Line:
         elif insn.has("uimm20"):
             value = self.number(args.pop()) << 12
             operands["imm"] = (value ^ 1 << 31) - (1 << 31) if value < 1 << 32 else value
-        elif name not in _LOADS and (insn.has("imm12") or insn.has("shamt6") or insn.has("shamt5")) and name != "fence.i":
+        elif (
+            name not in _LOADS and (insn.has("imm12") or insn.has("shamt6") or insn.has("shamt5")) and name != "fence.i"
+        ):
             operands["imm"] = self.number(args.pop())
         if args and (found := _MEMORY.match(args[-1])):
             args.pop()
@@ -163,7 +170,7 @@ def assemble(text: str, base: int, **symbols: int) -> Program:
         if line:
             lines.append((None, line))
     labels: dict[str, int] = {}
-    for attempt in range(2):
+    for _ in range(2):
         code: list[int] = []
         for label, line in lines:
             pc = base + 4 * len(code)
@@ -171,6 +178,6 @@ def assemble(text: str, base: int, **symbols: int) -> Program:
                 labels[label] = pc
             else:
                 # first pass: a label that is not known yet is near
-                known = {**{name: pc for name, _ in lines if name} , **labels, **symbols}
+                known = {**{name: pc for name, _ in lines if name}, **labels, **symbols}
                 code += _Line(line, pc, known).words()
     return Program(base, struct.pack(f"<{len(code)}I", *code), labels)

@@ -1,7 +1,9 @@
-"""A hart whose memory system is under test: places for code, tables and data, and a way to run one instruction anywhere.
+"""A hart whose memory system is under test: places for code, tables and data, and a way to run one instruction
+anywhere.
 
-Code lies in one page, which every address space maps twice (for supervisor and for user mode) at fixed addresses, so that the test may do
-anything with the rest. ``step`` runs one of the prepared instructions (``GADGETS``) and gives how it ended.
+Code lies in one page, which every address space maps twice (for supervisor and for user mode) at fixed addresses, so
+that the test may do anything with the rest. ``step`` runs one of the prepared instructions (``GADGETS``) and gives
+how it ended.
 """
 
 from __future__ import annotations
@@ -35,8 +37,9 @@ GADGETS = {
     "lr.w": "lr.w a2, (a0)", "lr.d": "lr.d a2, (a0)", "sc.w": "sc.w a2, a1, (a0)", "sc.d": "sc.d a2, a1, (a0)",
     "amoadd.w": "amoadd.w a2, a1, (a0)", "amoswap.d": "amoswap.d a2, a1, (a0)", "jump": "jalr x0, 0(a0)",
     "satp": "csrw satp, a0", "sstatus": "csrw sstatus, a0", "fence": "sfence.vma", "fence.asid": "sfence.vma x0, a1",
-    "fence.va": "sfence.vma a0, x0", "fence.both": "sfence.vma a0, a1", "ecall": "ecall", "sinval": "sinval.vma x0, x0",
-    "sinval.asid": "sinval.vma x0, a1", "sinval.va": "sinval.vma a0, x0", "sinval.both": "sinval.vma a0, a1", "nop": "nop",
+    "fence.va": "sfence.vma a0, x0", "fence.both": "sfence.vma a0, a1", "sinval": "sinval.vma",
+    "sinval.asid": "sinval.vma x0, a1", "sinval.va": "sinval.vma a0, x0", "sinval.both": "sinval.vma a0, a1",
+    "ecall": "ecall", "nop": "nop",
 }  # fmt: skip
 
 SOURCE = """
@@ -48,6 +51,7 @@ enter:
     csrw pmpcfg2, t4
     csrw satp, t0
     sfence.vma
+switch:
     csrw mepc, t3
     csrw mstatus, t1
     bnez t5, direct
@@ -128,13 +132,29 @@ class PagedHart:
 
     # running
 
-    def enter(self, *, satp: int, mstatus: int, menvcfg: int, pmpcfg2: int, pc: int, machine: bool, count: int) -> Ended:
+    def enter(
+        self, *, satp: int, mstatus: int, menvcfg: int, pmpcfg2: int, pc: int, machine: bool, count: int
+    ) -> Ended:
         """Runs machine-mode code that sets these CSRs, fences, goes to ``pc`` and runs on from there."""
         x = self.hart.x
         x[5], x[6], x[7], x[28], x[29], x[30] = satp, mstatus, menvcfg, pc, pmpcfg2, machine
         self.hart.privilege = 3
         self.hart.pc = self.program.labels["enter"]
         return self.run(pc, count)
+
+    def switch(self, privilege: int, mstatus: int, satp: int | None = None) -> None:
+        """Goes to a privilege (and address space) by instructions alone, without a fence: by ECALL, CSRs and MRET."""
+        ended = self.step("ecall")
+        assert (ended.how, ended.cause) in (("trap", 8), ("trap", 9), ("trap", 11)), ended
+        if satp is not None:
+            assert self.step("satp", satp).how == "done"
+        mode = self.hart.satp >> 60
+        start = self.code_at(mode, privilege) + (self.gadget["nop"] & 0xFFF)
+        x = self.hart.x
+        x[6], x[28], x[30] = mstatus | (privilege << 11 if privilege != 3 else 0), start, privilege == 3
+        self.hart.pc = self.program.labels["switch"]
+        assert self.run(start, 12).how == "done"
+        assert self.hart.privilege == privilege
 
     def run(self, start: int, count: int) -> Ended:
         """Runs ``count`` instructions, of which the last ones spin."""

@@ -1,7 +1,9 @@
-"""What a load, store or fetch must do, by the book and slowly: the model that tests compare a hart's memory system with.
+"""What a load, store or fetch must do, by the book and slowly: the model that tests compare a hart's memory system
+with.
 
-Written from the privileged specification alone: 3.1.6.3 (MPRV, SUM, MXR), 3.7 (PMP), 12.3.2 (the translation algorithm), 12.4 and 12.5
-(Sv48, Sv57), Svade and Svadu, Svpbmt. It knows nothing of TLBs, and reads page tables one bit at a time.
+Written from the privileged specification alone: 3.1.6.3 (MPRV, SUM, MXR), 3.7 (PMP), 12.3.2 (the translation
+algorithm), 12.4 and 12.5 (Sv48, Sv57), Svade and Svadu, Svpbmt. It knows nothing of TLBs, and reads page tables one
+bit at a time.
 """
 
 from __future__ import annotations
@@ -81,7 +83,8 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """A finished walk: the physical address, the leaf entry and where it is, its level, and the bits that the walk sets in it."""
+    """A finished walk: the physical address, the leaf entry and where it is, its level, and the bits that the walk
+    sets in it."""
 
     physical: int
     leaf: int
@@ -208,7 +211,8 @@ def translate(settings: Settings, virtual: int, kind: str) -> Translation:
 
 
 def access(settings: Settings, virtual: int, size: int, kind: str) -> Translation:
-    """An aligned access: translation, then PMP. Raises :class:`Fault` (``set_bits`` of its ``walk``: made before the fault)."""
+    """An aligned access: translation, then PMP. Raises :class:`Fault` (``set_bits`` of its ``walk``: made before the
+    fault)."""
     walk = translate(settings, virtual, kind)
     if not pmp_allows(settings, walk.physical, size, kind, effective_privilege(settings, kind)):
         fault = Fault(ACCESS_FAULT[kind], virtual)

@@ -286,8 +286,8 @@ def host_address(hart: Hart, address: u64, size: u64, kind: u64) -> u64:
         entry.tag = address & ~OFFSET
         entry.addend = host - address
         hart.count_tlb_fills += 1
-        if level != 0:
-            note_superpage(hart, address, level)
+    if level != 0:
+        note_superpage(hart, address, level)
     return host
 
 
