@@ -1,6 +1,6 @@
 """Harts in this process, for tests: machine code and registers in, registers and memory out.
 
-A run ends at ``END_WORD``: a load from an address where no memory is. A program can have one as its last instruction; one
+A run ends at ``END_WORD``: a load from an address where no memory is. It can be a program's last instruction, and it
 lies where mtvec points after ``reset``, so that a trap ends the run too. Other accesses outside of RAM are asked of
 ``Cpu.device``; without one they are bus errors, hence access faults in the guest.
 """
