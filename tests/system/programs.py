@@ -85,6 +85,19 @@ def count(lines: int) -> bytes:
     return program.assemble()
 
 
+def roll(base: int, sides: int, times: int) -> bytes:
+    """Ends with a failure code: the `sides` of the dice at `base` as read back, plus the sum of so many rolls."""
+    program = Program()
+    program.emit(e.lui(e.S0, base >> 12), e.addi(e.T0, e.ZERO, sides), e.sw(e.T0, e.S0, 4), e.lw(e.S1, e.S0, 4))
+    for _ in range(times):
+        program.emit(e.lw(e.T0, e.S0, 0), e.add(e.S1, e.S1, e.T0))
+    program.emit(e.slli(e.T1, e.S1, 16), *_load(e.T2, 0x3333), e.add(e.T1, e.T1, e.T2))
+    program.emit(e.lui(e.T0, virt.TEST.base >> 12), e.sw(e.T1, e.T0, 0))
+    program.label("park")
+    program.jump("park")
+    return program.assemble()
+
+
 def _finish(program: Program, value: int) -> None:
     program.emit(e.lui(e.T0, virt.TEST.base >> 12), *_load(e.T1, value), e.sw(e.T1, e.T0, 0))
     program.label("finished")
