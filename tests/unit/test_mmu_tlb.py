@@ -25,7 +25,7 @@ BARE = 0
 TOP = 0x4020_0000
 #: Pages that share superpages, or places in the TLBs.
 PAGES = [TOP, TOP + 0x1000, TOP + 0x1FF000, TOP + 0x200000, TOP + 0x400000, TOP + 0x401000, TOP + 0x4000_0000]
-MARK, FIRST_STORE, SECOND_STORE, LANDING = 0x10, 0x20, 0x30, 0x40
+MARK, FIRST_STORE, SECOND_STORE, FIRST_LANDING, SECOND_LANDING = 0x10, 0x20, 0x30, 0x40, 0x50
 FRAMES = [DATA, DATA + 0x1000, DATA_2M, DATA_2M + 0x1000, DATA_2M + 0x200000, END - 0x1000]
 REGIONS = [DATA_2M, DATA_2M + 0x200000, DATA_2M + 0x400000]
 
@@ -38,7 +38,8 @@ def hart() -> PagedHart:
     for frame in range(DATA, END, 0x1000):
         made.poke(frame + MARK, frame)
         code = assemble(f"lui a2, {(frame - BASE) >> 12}\nstay: j stay", 0).code
-        made.ram[frame + LANDING - BASE : frame + LANDING - BASE + 8] = code
+        for landing in (FIRST_LANDING, SECOND_LANDING):
+            made.ram[frame + landing - BASE : frame + landing - BASE + 8] = code
     return made
 
 
@@ -84,7 +85,7 @@ class Model:
     def holes(self) -> list[PmpEntry]:
         """Protected words inside of pages: what is allowed at one offset is not at another."""
         frames = self.random.sample(FRAMES, 2)
-        return [PmpEntry(0x11, frames[0] + FIRST_STORE >> 2), PmpEntry(0x1B, (frames[1] + MARK >> 2) | 1)]
+        return [PmpEntry(0x11, frames[0] + FIRST_STORE >> 2), PmpEntry(0x1B, (frames[1] + SECOND_LANDING >> 2) | 1)]
 
     def entry(self, level: int, below: int) -> int:
         """A new value for an entry of a level: mostly as a kernel would write, sometimes invalid or short of A or D."""
@@ -279,7 +280,8 @@ class Player:
         if kind == FETCH and m.privilege == M:
             kind = LOAD
         gadget = {LOAD: "ld", STORE: "sd", FETCH: "jump"}[kind]
-        offset = {LOAD: MARK, STORE: self.random.choice((FIRST_STORE, SECOND_STORE)), FETCH: LANDING}[kind]
+        places = {LOAD: (MARK,), STORE: (FIRST_STORE, SECOND_STORE), FETCH: (FIRST_LANDING, SECOND_LANDING)}
+        offset = self.random.choice(places[kind])
         self.counter += 1
         x[12] = 0
         ended = self.hart.step(gadget, page + offset, self.counter)
@@ -292,8 +294,8 @@ class Player:
         elif kind == LOAD:
             got = x[12] + MARK
         elif kind == FETCH:
-            assert ended.pc == page + LANDING + 4
-            got = x[12] + BASE + LANDING
+            assert ended.pc == page + offset + 4
+            got = x[12] + BASE + offset
         else:
             got = next(
                 (p for p in allowed if isinstance(p, int) and self.hart.peek(p) == self.counter), "a store elsewhere"
@@ -318,3 +320,44 @@ def test_random_sequences(hart: PagedHart) -> None:
             raise AssertionError(f"seed {seed}, step {len(player.log)}:\n  {last}\n{problem}") from None
         choices += player.stale
     assert alone or choices > 100, "the sequences never left the hart a choice"
+
+
+STATUS_SOURCE = """
+    csrw sstatus, s2        # another permission, without going anywhere
+    ld a0, 0(s0)            # cached now
+    sd s3, 0(s1)            # another entry
+    sfence.vma s0, x0
+    ld a1, 0(s0)
+    csrw sstatus, x0
+    ld a1, 0(s0)            # not permitted any more
+"""
+
+
+@pytest.mark.parametrize("bit", [SUM, MXR])
+def test_permissions_change_in_the_middle_of_a_run(hart: PagedHart, bit: int) -> None:
+    """What is cached under a new SUM or MXR is under the fences that follow, and ends with them."""
+    program = assemble(STATUS_SOURCE, hart.program.base + 0x400)
+    hart.ram[0x400 : 0x400 + len(program.code)] = program.code
+    hart.cpu.forget()
+    root = TABLES
+    hart.ram[root - BASE : root - BASE + 0x4000] = bytes(0x4000)
+    hart.map_code(root, 8)
+    entry, tables = root + 0x2000 + 8 * 1, root + 0x2000 + 8 * 2
+    hart.poke(root, (root + 0x1000) >> 12 << 10 | 1)
+    hart.poke(root + 0x1000, (root + 0x2000) >> 12 << 10 | 1)
+    flags = 0xDF if bit == SUM else 0xC9
+    hart.poke(entry, DATA >> 12 << 10 | flags)
+    hart.poke(tables, (root + 0x2000) >> 12 << 10 | 0xC7)
+    for at in (DATA, DATA + 0x1000):
+        hart.poke(at, at)
+    hart.hart.pmpcfg[0], hart.hart.pmpaddr[0] = 0x1F, (1 << 54) - 1
+    for number in range(1, 16):
+        hart.hart.pmpcfg[number] = 0
+    x = hart.hart.x
+    x[18], x[19], x[8], x[9] = bit, (DATA + 0x1000) >> 12 << 10 | flags, 0x1000, 0x2000 + 8
+    start = hart.code_at(8, S) + 0x400
+    ended = hart.enter(
+        satp=8 << 60 | root >> 12, mstatus=S << 11, menvcfg=0, pmpcfg2=0, pc=start, machine=False, count=30
+    )
+    assert (ended.how, ended.pc, ended.cause) == ("trap", start + 24, 13)
+    assert (x[10], x[11]) == (DATA, DATA + 0x1000)
