@@ -65,6 +65,8 @@ class Generator:
         self._next = CODE + (1 << 20)
         self._used: set[int] = set()
         self._targets: set[int] = set()
+        self._integers = [self.integer() for _ in range(1000)]
+        self._floating = [self.floating() for _ in range(32)]
 
     # values
 
@@ -153,6 +155,19 @@ class Generator:
         """Whether a jump may go to an address: C.EBREAK is there, and will be."""
         return CODE <= address < CODE + CODE_SIZE - 4 and address not in self._used
 
+    def reserve(self, address: int) -> bool:
+        """Keeps an address free for a jump to it; False if it is not."""
+        if not self.free(address):
+            return False
+        self._targets.add(address)
+        return True
+
+    def target(self) -> int:
+        """A free address anywhere, reserved."""
+        while not self.reserve(address := CODE + 2 * self.random.randrange(CODE_SIZE // 2)):
+            pass
+        return address
+
     # cases
 
     def case(self, instruction: Instruction, number: int) -> Case:
@@ -164,15 +179,10 @@ class Generator:
         opcode = instruction.match & 127
         pc = self.place()
         if instruction.result == "branch" or instruction.has("jimm20"):
-            while imm == 0 or not self.free(pc + imm):
+            while imm == 0 or not self.reserve(pc + imm):
                 imm = self.immediate(instruction)
-            self._targets.add(pc + imm)
         elif opcode == JALR:
-            target = 0
-            while not self.free(target):
-                target = CODE + 2 * r.randrange(CODE_SIZE // 2)
-            x[values["rs1"]] = (target + r.getrandbits(1) - imm) & MASK
-            self._targets.add(target)
+            x[values["rs1"]] = (self.target() + r.getrandbits(1) - imm) & MASK
         elif opcode in (LOAD, LOAD_FP, STORE, STORE_FP, AMO, MISC_MEM) and "rs1" in values:
             x[values["rs1"]] = (self.address(opcode == AMO) - imm) & MASK
         x[0] = 0
@@ -192,9 +202,8 @@ class Generator:
     def code(self, code: bytes) -> Case:
         """A case of given code with random registers."""
         pc = self.place(len(code))
-        x = [0, *(self.integer() for _ in range(31))]
-        window = self.random.randbytes(WINDOW)
-        return Case(pc, code, x, [self.floating() for _ in range(32)], 0, CENTRE - WINDOW // 2, window)
+        x = [0, *self.random.choices(self._integers, k=31)]
+        return Case(pc, code, x, self._floating, 0, CENTRE - WINDOW // 2, self.random.randbytes(WINDOW))
 
     def cases(self, instructions: Iterable[Instruction], count: int) -> list[tuple[Instruction, Case]]:
         return [(item, self.case(item, number)) for item in instructions for number in range(count)]
