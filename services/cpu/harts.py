@@ -79,6 +79,12 @@ class Harts:
         machine.segment_count = len(segments)
         for number, name in enumerate(core.handlers):
             machine.handlers[number] = self.blob.address(name) if name else 0
+            slow = f"{name}_slow"
+            machine.slow_handlers[number] = (
+                self.blob.address(slow) if slow in core.symbols else machine.handlers[number]
+            )
+        machine.attention_handler = self.blob.address("op_attention")
+        machine.go_handler = self.blob.address("op_go")
         machine.decode_handler = self.blob.address("op_decode")
         machine.page_end_handler = self.blob.address("op_page_end")
         machine.straddle_handler = self.blob.address("op_straddle")

@@ -95,3 +95,20 @@ def link(data: bytes) -> Code:
             else:
                 raise BuildError(f"expected PC-relative relocations, got type {kind} for {symbol.name}")
     return Code(bytes(image), symbols)
+
+
+def build_region(ir: str) -> Code:
+    """Compiles hot code: the passes that pay for small functions, and LLVM's quick code generator."""
+    machine = target_machine(1)
+    try:
+        module = llvm.parse_assembly(ir)
+        module.verify()
+    except RuntimeError as problem:
+        raise BuildError(str(problem)) from None
+    builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=1))
+    passes = llvm.create_new_module_pass_manager()
+    passes.add_sroa_pass()
+    passes.add_instruction_combine_pass()
+    passes.add_simplify_cfg_pass()
+    passes.run(module, builder)
+    return link(machine.emit_object(module))

@@ -53,6 +53,7 @@ from .state import MACHINE, PMP_ENTRIES, SUPERVISOR, Hart
 from .trap import interrupts_pending
 
 ALL = (1 << 64) - 1
+MIP = 0x344
 COUNTER_CYCLE, COUNTER_TIME, COUNTER_INSTRET = 0, 1, 2
 
 
@@ -340,7 +341,7 @@ def write_sip(hart: Hart, value: u64) -> None:
 
 describe(0x304, "mie", read_mie, write_mie)
 describe(0x104, "sie", read_sie, write_sie)
-describe(0x344, "mip", read_mip, write_mip)
+describe(MIP, "mip", read_mip, write_mip)
 describe(0x144, "sip", read_sip, write_sip)
 field(0x302, "medeleg", 0xB3FF)
 field(0x303, "mideleg", SUPERVISOR_INTERRUPTS)
@@ -580,6 +581,12 @@ def csr_allowed(hart: Hart, number: u64, write: bool) -> bool:
 @native
 def csr_read(hart: Hart, number: u64) -> u64:
     return CSR_READ(number, hart)  # type: ignore[no-any-return]
+
+
+@inline
+def csr_stored(hart: Hart, number: u64, read: u64) -> u64:
+    """What CSRRS and CSRRC modify: in mip only the bits that software wrote, not the lines from outside (3.1.9)."""
+    return hart.mip if number == MIP else read
 
 
 @native

@@ -34,11 +34,11 @@ def variants(instruction: Instruction) -> int:
 
 ILLEGAL_INSTRUCTION = next(item for item in INSTRUCTIONS if item.name == "illegal")
 _FIRST: list[int] = []
-_ROWS: list[Instruction] = []
+ROWS: list[Instruction] = []
 for _opcode in range(32):
-    _FIRST.append(len(_ROWS))
-    _ROWS += [i for i in INSTRUCTIONS if i.match >> 2 & 31 == _opcode and i.mask & 3 == 3 and i.match & 3 == 3]
-    _ROWS.append(ILLEGAL_INSTRUCTION)
+    _FIRST.append(len(ROWS))
+    ROWS += [i for i in INSTRUCTIONS if i.match >> 2 & 31 == _opcode and i.mask & 3 == 3 and i.match & 3 == 3]
+    ROWS.append(ILLEGAL_INSTRUCTION)
 HANDLER_BASE: dict[str, int] = {}
 _count = 0
 for _item in INSTRUCTIONS:
@@ -47,13 +47,13 @@ for _item in INSTRUCTIONS:
 HANDLER_COUNT = _count
 
 FIRST = Table(u32, tuple(_FIRST))
-MASK = Table(u32, tuple(0 if i is ILLEGAL_INSTRUCTION else i.mask for i in _ROWS))
-MATCH = Table(u32, tuple(0 if i is ILLEGAL_INSTRUCTION else i.match for i in _ROWS))
-BASE = Table(u32, tuple(HANDLER_BASE[i.name] for i in _ROWS))
-FORMAT = Table(u8, tuple(format_of(i) for i in _ROWS))
-FEATURE = Table(u8, tuple(FEATURE_BIT[i.extension] for i in _ROWS))
-RELATIVE = Table(u8, tuple(int(is_relative(i)) for i in _ROWS))
-WRITES_RD = Table(u8, tuple(int(i.result == "rd") for i in _ROWS))
+MASK = Table(u32, tuple(0 if i is ILLEGAL_INSTRUCTION else i.mask for i in ROWS))
+MATCH = Table(u32, tuple(0 if i is ILLEGAL_INSTRUCTION else i.match for i in ROWS))
+BASE = Table(u32, tuple(HANDLER_BASE[i.name] for i in ROWS))
+FORMAT = Table(u8, tuple(format_of(i) for i in ROWS))
+FEATURE = Table(u8, tuple(FEATURE_BIT[i.extension] for i in ROWS))
+RELATIVE = Table(u8, tuple(int(is_relative(i)) for i in ROWS))
+WRITES_RD = Table(u8, tuple(int(i.result == "rd") for i in ROWS))
 EXPANSION = Table(u32, expansion_table())
 SHORT_TARGETS = compressed_targets()
 

@@ -38,6 +38,21 @@ _RANGES = {
 }  # fmt: skip
 
 
+def immediate_of(word: int, form: str) -> int:
+    """The immediate of a word, whose format is named by its first immediate field; 0 without one. The inverse of
+    ``encode``."""
+    if form not in _RANGES:
+        return 0
+    fields = {"simm7": ("simm7", "simm5"), "bimm7": ("bimm7", "bimm5")}.get(form, (form,))
+    value = 0
+    for name in fields:
+        for low, width, at in _IMMEDIATES[name]:
+            value |= (word >> at & ((1 << width) - 1)) << low
+    top = max(low + width for name in fields for low, width, _ in _IMMEDIATES[name])
+    signed = _RANGES[form][0] < 0
+    return value - (1 << top) if signed and value >> top - 1 else value
+
+
 def encode(name: str, **operands: int) -> int:
     """The word of an instruction; register operands are numbers, ``imm`` is the value that the semantics see.
 

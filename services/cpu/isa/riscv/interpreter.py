@@ -124,9 +124,12 @@ class Handler:
         self.dispatch(ip, n.ref, bias)
 
     def go_far(self, target: Value) -> None:
-        """Goes to a guest address: by the fetch TLB, or by ``go``."""
+        """Goes to a guest address behind this instruction."""
+        self.go_to_address(target, self.next_count())
+
+    def go_to_address(self, target: Value, n: Value) -> None:
+        """Goes to a guest address with ``n`` instructions retired: by the fetch TLB, or by ``go``."""
         b = self.builder
-        n = self.next_count()
         index = b.binary("&", b.binary(">>", target, 8), (FETCH_ENTRIES - 1) << 4)
         entry = b.value(PtrType(U64), f"getelementptr i8, ptr %tlb, i64 {index.ref}")
         entry = b.offset(entry, Tlb.offset_of("fetch"), U64)
@@ -189,6 +192,10 @@ class Handler:
     def hook_jump(self, target: Value) -> None:
         self.target = target
 
+    def missed(self) -> None:
+        """Ends a fast handler whose address the TLB does not hold: before the instruction has done anything."""
+        self.tail(self.slow_twin)
+
     def locate(self, type_: IntType, address: Value, kind: int) -> Value:
         """The host address of a naturally aligned guest address, or no return."""
         b = self.builder
@@ -206,7 +213,8 @@ class Handler:
         found, missed = b.fresh("hit"), b.fresh("miss")
         b.branch(hit, found, missed)
         b.block(missed)
-        self.tail(self.slow_twin)
+        self.missed()
+        b.terminated = True
         b.block(found)
         return b.binary("+", address, b.load(b.offset(entry, 8, U64)))
 

@@ -561,7 +561,8 @@ def misaligned(hart: Hart, kind: u64, address: u64) -> u64:
 
 @native
 def ends_in_memory(hart: Hart, address: u64, size: u64, kind: u64) -> bool:
-    """Looks up both ends of an access that is not naturally aligned; if memory does not hold both, an exception is pending."""
+    """Looks up both ends of an access that is not naturally aligned; if memory does not hold both, an exception is
+    pending."""
     first = host_address(hart, address, 1, kind)
     last = u64(0)
     if hart.pending == PENDING_NONE:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...native.lang import at, call_host, inline, u64
 from ..semantics import Trap, jump, store
-from .csr import csr_allowed, csr_read, csr_write
+from .csr import csr_allowed, csr_read, csr_stored, csr_write
 from .csr_bits import CBCFE, CBIE, CBZE, TSR, TVM, TW
 from .isa import ILLEGAL, instruction
 from .memory import fence_vma
@@ -34,9 +34,9 @@ def _csr(name: str, funct3: str, operation: str, immediate: bool) -> None:
             if always:
                 csr_write(hart, number, operand)
             elif setting:
-                csr_write(hart, number, old | operand)
+                csr_write(hart, number, csr_stored(hart, number, old) | operand)
             else:
-                csr_write(hart, number, old & ~operand)
+                csr_write(hart, number, csr_stored(hart, number, old) & ~operand)
         return old
 
     if immediate:

@@ -155,10 +155,14 @@ class Machine(Record):
     #: Bit number = Feature: extensions that are on.
     features: u64
     handlers: Ptr[u64] = array(u64, 1024)
-    #: Handlers that are no instruction: decode, page end, straddling instruction.
+    #: The slow twins, by the same numbers; where an instruction has none, the handler itself.
+    slow_handlers: Ptr[u64] = array(u64, 1024)
+    #: Handlers that are no instruction: decode, page end, straddling instruction, attention, go.
     decode_handler: u64
     page_end_handler: u64
     straddle_handler: u64
+    attention_handler: u64
+    go_handler: u64
 
 
 class Hart(Record):

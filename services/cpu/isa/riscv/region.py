@@ -1,0 +1,411 @@
+"""Regions: hot guest code of one page as one native function, from the same descriptions as the interpreter.
+
+A region has the signature of a handler and stands in the slots of its entries, so that the interpreter enters it as it
+enters any instruction. It keeps guest registers in host registers, and leaves by dispatching a slot: another region, or
+the interpreter. What a region does not do itself (system instructions, traps, an address that the TLB does not hold)
+it leaves to the interpreter's handler of that instruction, before the instruction has done anything. So everything is
+precise at the instruction, and a region is valid exactly as long as the slots of its page are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from ...native.compiler import (
+    I64,
+    U8,
+    U64,
+    UNLIKELY,
+    Builder,
+    Frame,
+    Module,
+    NativeError,
+    Value,
+    Variable,
+    parse,
+    signature,
+)
+from ...native.lang import PtrType
+from ..description import Instruction
+from .compressed import expansion_table
+from .decoder import (
+    FIRST,
+    FORMATS,
+    HANDLER_BASE,
+    ILLEGAL_INSTRUCTION,
+    ROWS,
+    SHORT,
+    SHORT_OFFSET,
+    format_of,
+    is_relative,
+)  # fmt: skip
+from .encoding import immediate_of
+from .interpreter import HART, SIGNATURE, Handler
+from .memory import OFFSET
+from .state import CODE_PAGE_STRIDE, Machine, Slot
+
+PAGE = OFFSET + 1
+#: Instructions in a region at most: more costs LLVM more than it gains.
+LIMIT = 100
+#: Handlers of the core that regions end in, and the fields of the machine's record that have their addresses.
+CORE_HANDLERS = {"@op_attention": "attention_handler", "@op_go": "go_handler"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """An instruction at ``offset`` of its page. ``handler`` is the number of the interpreter's handler for it."""
+
+    offset: int
+    length: int
+    instruction: Instruction
+    bits: int
+    word: int
+    handler: int
+
+    @property
+    def imm(self) -> int:
+        return immediate_of(self.word, FORMATS[format_of(self.instruction)])
+
+    def register(self, operand: str) -> int:
+        """The number in a register field of the word."""
+        return self.word >> {"rd": 7, "rs1": 15, "rs2": 20, "rs3": 27}[operand] & 31
+
+    @property
+    def target(self) -> int:
+        """Where a branch or jal goes, as an offset that may be outside of the page."""
+        return self.offset + self.imm
+
+    @property
+    def next(self) -> int:
+        return self.offset + self.length
+
+
+class RegionModule(Module):
+    """A module of regions: functions of the core are out of its reach."""
+
+    def function(self, item: Any) -> str:
+        raise NativeError(f"{item.name} is a function of the core")
+
+
+@cache
+def translatable(instruction: Instruction) -> bool:
+    """Whether a region can contain an instruction: its semantics need nothing of the core."""
+    if instruction.system or instruction is ILLEGAL_INSTRUCTION:
+        return False
+    module = RegionModule()
+    emitter = _Emitter(Builder(module), frozenset())
+    emitter.builder.environment = emitter
+    emitter.step = Step(0, 4, instruction, instruction.match, instruction.match, 0)
+    try:
+        emitter.semantics()
+    except NativeError:
+        return False
+    return True
+
+
+def identify(word: int) -> Instruction:
+    """The instruction of a 32-bit word."""
+    row = FIRST.values[word >> 2 & 31]
+    while ROWS[row] is not ILLEGAL_INSTRUCTION and word & ROWS[row].mask != ROWS[row].match:
+        row += 1
+    return ROWS[row]
+
+
+@cache
+def _decoded(bits: int) -> tuple[Instruction, int]:
+    short = bits & 3 != 3
+    word = expansion_table()[bits >> 2 | (bits & 3) << 14] if short else bits
+    return identify(word), word
+
+
+def step_at(page: bytes, offset: int) -> Step | None:
+    """The instruction at ``offset`` of a page; None if it is not whole in the page."""
+    bits = int.from_bytes(page[offset : offset + 2], "little")
+    if bits & 3 == 3:
+        if offset + 4 > PAGE:
+            return None
+        bits = int.from_bytes(page[offset : offset + 4], "little")
+    instruction, word = _decoded(bits)
+    length = 4 if bits & 3 == 3 else 2
+    handler = HANDLER_BASE[instruction.name]
+    if length == 2:
+        handler += SHORT_OFFSET if is_relative(instruction) else SHORT
+    return Step(offset, length, instruction, bits, word, handler)
+
+
+@dataclass
+class Region:
+    """The instructions of a region by offset, and the offsets at which it can be entered."""
+
+    steps: dict[int, Step] = field(default_factory=dict)
+    entries: list[int] = field(default_factory=list)
+
+    @property
+    def leaders(self) -> set[int]:
+        """Where control can come from elsewhere than the instruction before."""
+        targets = {step.target for step in self.steps.values() if is_relative(step.instruction)}
+        return {*self.entries, *targets}
+
+
+def form(page: bytes, entry: int, limit: int = LIMIT) -> Region | None:
+    """The region around ``entry``: what is reached from it inside the page, calls apart; None if there is nothing to
+    gain."""
+    region = Region(entries=[entry])
+    work = [entry]
+    while work and len(region.steps) < limit:
+        offset = work.pop(0)
+        while 0 <= offset < PAGE and offset not in region.steps and len(region.steps) < limit:
+            step = step_at(page, offset)
+            if step is None or not translatable(step.instruction):
+                break
+            region.steps[offset] = step
+            name = step.instruction.name
+            if step.instruction.result == "branch":
+                work.append(step.target)
+            elif name == "jal":
+                if step.register("rd") != 0:
+                    # the return comes in by the slot behind the call
+                    region.entries.append(step.next)
+                    work.append(step.next)
+                else:
+                    work.append(step.target)
+                break
+            elif name == "jalr":
+                if step.register("rd") != 0:
+                    region.entries.append(step.next)
+                    work.append(step.next)
+                break
+            offset = step.next
+    region.entries = [e for e in dict.fromkeys(region.entries) if e in region.steps]
+    return region if entry in region.steps and len(region.steps) > 2 else None
+
+
+@dataclass
+class _Emitter(Handler):
+    """Emits a region. The hooks are the interpreter's, but a miss or a trap leaves for the interpreter."""
+
+    leaders: frozenset[int] = frozenset()
+    step: Step = None  # type: ignore[assignment]
+    variables: dict[str, Variable] = field(default_factory=dict)
+    written: set[str] = field(default_factory=set)
+
+    def __init__(self, builder: Builder, leaders: frozenset[int]) -> None:
+        super().__init__(builder, slow_twin="@miss")
+        self.leaders = leaders
+        self.variables = {}
+        self.written = set()
+        self.retired = builder.variable(U64)
+        self.exit_ip = builder.variable(U64)
+        self.exit_handler = builder.variable(PtrType(U8))
+        self.target_variable = builder.variable(U64)
+
+    # registers
+
+    def guest_register(self, name: str) -> Variable:
+        """The variable of x5 or f7; its first use makes it a register of the region."""
+        if name not in self.variables:
+            self.variables[name] = self.builder.variable(U64)
+        return self.variables[name]
+
+    def operand(self, name: str) -> Any:
+        step, b = self.step, self.builder
+        match name:
+            case "rs1" | "rs2":
+                number = step.register(name)
+                return b.read(self.guest_register(f"x{number}")) if number else Value("0", U64)
+            case "frs1" | "frs2" | "frs3":
+                return b.read(self.guest_register(f"f{step.register(name[1:])}"))
+            case "imm":
+                return Value(str(step.imm), I64)
+            case "pc":
+                return self.pc_at(step.offset)
+            case "next_pc":
+                return self.pc_at(step.next)
+            case "insn":
+                return Value(str(step.bits), U64)
+            case "rm":
+                return Value(str(step.bits >> 12 & 7), U64)
+            case "hart":
+                return HART
+        raise NativeError(f"{name} is not an operand in a region")
+
+    def semantics(self) -> Value | None:
+        function = self.step.instruction.semantics
+        bound = {name: self.operand(name) for name in self.step.instruction.operands}
+        return Frame(self.builder, function, parse(function), bound, signature(function)[1], inlined=True).run()
+
+    def pc_at(self, offset: int) -> Value:
+        return self.builder.value(U64, f"add i64 %pc_base, {offset}")
+
+    # ways out
+
+    def machine_handler(self, name: str) -> Value:
+        """The address of a handler that the machine's record names."""
+        b = self.builder
+        machine = b.pointer(self.get("machine"), Machine)
+        return b.pointer(b.load(b.field(machine, name)), U8)
+
+    def tail(self, target: str, ip: str = "%ip", bias: str = "%bias", tlb: str = "%tlb", n: str = "%n") -> None:
+        """As in the interpreter; its handlers are reached through the machine's record."""
+        if target in CORE_HANDLERS:
+            target = self.machine_handler(CORE_HANDLERS[target]).ref
+        super().tail(target, ip, bias, tlb, n)
+
+    def leave_by(self, table: str, step: Step) -> None:
+        """Leaves for a handler of ``step``'s instruction by number, not by its slot, which may hold this very
+        region."""
+        b = self.builder
+        machine = b.pointer(self.get("machine"), Machine)
+        handler = b.load(b.element(b.field(machine, table), step.handler))
+        self.go_to(step.offset, b.pointer(handler, U8))
+
+    def go_to(self, offset: int, handler: Value) -> None:
+        b = self.builder
+        b.write(self.exit_ip, b.value(U64, f"add i64 %page, {offset * Slot.size // 2}"))
+        b.write(self.exit_handler, handler)
+        b.jump("leave")
+
+    def go_to_slot(self, offset: int) -> None:
+        """Leaves for what is in a slot of the page."""
+        b = self.builder
+        address = b.value(U64, f"add i64 %page, {offset * Slot.size // 2}")
+        self.go_to(offset, b.value(PtrType(U8), f"load ptr, ptr {b.pointer(address, U8).ref}"))
+
+    def leave(self) -> None:
+        self.leave_by("handlers", self.step)
+
+    def missed(self) -> None:
+        self.leave_by("slow_handlers", self.step)
+
+    def hook_trap(self, cause: Any, value: Any) -> None:
+        self.leave()
+
+    def hook_drain_posted(self) -> None:
+        b = self.builder
+        waiting = b.truth(self.get("ring_count"))
+        waiting.hint = UNLIKELY
+        out, on = b.fresh("drain"), b.fresh("on")
+        b.branch(waiting, out, on)
+        b.block(out)
+        self.leave()
+        b.block(on)
+
+    # control flow
+
+    def flow(self, region: Region, offset: int, *, backward: bool = False) -> None:
+        """Goes on at ``offset``: in the region if it is there, otherwise by its slot, or by its address."""
+        b = self.builder
+        if offset in region.steps:
+            if backward:
+                wanted = b.value(U64, f"load atomic i64, ptr {self.hart_field('stop_at').ref} monotonic, align 8")
+                late = b.compare(">=", b.read(self.retired), wanted)
+                late.hint = UNLIKELY
+                look, on = b.fresh("look"), b.fresh("on")
+                b.branch(late, look, on)
+                b.block(look)
+                self.go_to(offset, self.machine_handler("attention_handler"))
+                b.block(on)
+            b.jump(f"at{offset}")
+        elif 0 <= offset < PAGE:
+            self.go_to_slot(offset)
+        else:
+            b.write(self.target_variable, self.pc_at(offset))
+            b.jump("far")
+
+    def emit_step(self, region: Region, step: Step) -> None:
+        b = self.builder
+        self.step, self.target = step, None
+        result = self.semantics()
+        if b.terminated:
+            return
+        b.write(self.retired, b.binary("+", b.read(self.retired), 1))
+        name = step.instruction.name
+        if step.instruction.result == "branch":
+            assert result is not None
+            taken, passed = b.fresh("taken"), b.fresh("passed")
+            b.branch(result, taken, passed)
+            b.block(taken)
+            self.flow(region, step.target, backward=step.imm <= 0)
+            b.block(passed)
+            self.flow(region, step.next)
+            return
+        if result is not None and step.instruction.result in ("rd", "frd"):
+            number = step.register("rd")
+            kind = "f" if step.instruction.result == "frd" else "x"
+            if kind == "f" or number:
+                b.write(self.guest_register(f"{kind}{number}"), result)
+                self.written.add(f"{kind}{number}")
+        if name == "jal":
+            self.flow(region, step.target, backward=step.imm <= 0)
+        elif self.target is not None:
+            b.write(self.target_variable, self.target)
+            b.jump("far")
+        else:
+            self.flow(region, step.next)
+
+
+def emit(module: Module, name: str, region: Region) -> None:
+    """Adds the function of a region to a module."""
+    builder = Builder(module)
+    emitter = _Emitter(builder, frozenset(region.leaders))
+    builder.environment = emitter
+    b = builder
+    # the body first: it tells which registers the region has
+    body_start = len(b._lines)
+    b.terminated = True
+    for offset in sorted(region.steps):
+        b.block(f"at{offset}")
+        emitter.emit_step(region, region.steps[offset])
+    body = b._lines[body_start:]
+    del b._lines[body_start:]
+    b.terminated = False
+    # entry
+    b.line("%ip_number = ptrtoint ptr %ip to i64")
+    b.line(f"%page = and i64 %ip_number, {-CODE_PAGE_STRIDE}")
+    b.line("%page_number = lshr i64 %page, 3")
+    b.line("%pc_base = add i64 %page_number, %bias")
+    b.line(f"store i64 %n, ptr {emitter.retired.ref}")
+    for register, variable in emitter.variables.items():
+        b.write(variable, b.load(_register(emitter, register)))
+    if len(region.entries) == 1:
+        b.jump(f"at{region.entries[0]}")
+    else:
+        first, *others = region.entries
+        cases = " ".join(f"i64 {e * Slot.size // 2}, label %at{e}" for e in others)
+        place = b.value(U64, "sub i64 %ip_number, %page")
+        b.end(f"switch i64 {place.ref}, label %at{first} [ {cases} ]")
+    b._lines.extend(body)
+    b.terminated = True
+    _emit_leave(emitter)
+    _emit_far(emitter)
+    module.functions.append(f"define dso_local preserve_nonecc void @{name}{SIGNATURE} #0 {{\n{b.text()}\n}}\n")
+
+
+def _register(emitter: _Emitter, register: str) -> Value:
+    return emitter.builder.element(emitter.hart_field(register[0]), int(register[1:]))
+
+
+def _write_back(emitter: _Emitter) -> None:
+    b = emitter.builder
+    for register in sorted(emitter.written):
+        b.store(_register(emitter, register), b.read(emitter.variables[register]))
+
+
+def _emit_leave(emitter: _Emitter) -> None:
+    """The way out to a handler whose slot is known."""
+    b = emitter.builder
+    b.block("leave")
+    _write_back(emitter)
+    ip = b.pointer(b.read(emitter.exit_ip), U8)
+    handler = b.read(emitter.exit_handler)
+    emitter.tail(handler.ref, ip.ref, n=b.read(emitter.retired).ref)
+
+
+def _emit_far(emitter: _Emitter) -> None:
+    """The way out to a guest address, by the fetch TLB; without an entry, by the record."""
+    b = emitter.builder
+    b.block("far")
+    _write_back(emitter)
+    emitter.go_to_address(b.read(emitter.target_variable), b.read(emitter.retired))
