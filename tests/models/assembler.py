@@ -132,6 +132,8 @@ class _Line:
         if name == "fence":
             bits = [sum(1 << "wroi".index(c) for c in item) for item in args or ["iorw", "iorw"]]
             return encode(name, pred4=bits[0], succ4=bits[1])
+        if name == "fence.i":
+            return encode(name)
         if insn.has("csr12"):
             operands["rd"] = self.register(args[0])
             operands["csr"] = CSR_NUMBERS[args[1]] if args[1] in CSR_NUMBERS else self.number(args[1])
