@@ -35,8 +35,10 @@ if [ -n "$command" ]; then
 else
     echo
     echo "Linux $(uname -r) on vmesh, $(nproc) hart(s). Ctrl-D or 'exit' powers off."
-    setsid cttyhack sh
+    # The end of the session's leader throws away what is still to be written: it waits for that (stty does) first.
+    setsid cttyhack sh -c 'sh -i; stty sane'
 fi
+stty sane
 poweroff -f
 """
 
