@@ -6,7 +6,10 @@ import random
 import struct
 from collections.abc import Iterable, Sequence
 
+import capstone
+
 from services.cpu.isa.description import Instruction
+from services.cpu.isa.riscv.instructions import INSTRUCTIONS
 
 from .oracle import CODE, CODE_SIZE, DATA, MASK, WINDOW, Case
 
@@ -209,18 +212,18 @@ class Generator:
         return [(item, self.case(item, number)) for item in instructions for number in range(count)]
 
 
-def shown(case: Case) -> str:
-    """A case for a message: its code, disassembled, and the registers that are not zero."""
-    return f"{disassemble(case.code, case.pc)} at {case.pc:#x}"
-
-
 def disassemble(code: bytes, pc: int) -> str:
-    """What Capstone reads in code, one line an instruction."""
-    import capstone
-
+    """The instructions in some code, as Capstone reads them; by our name where it knows none (Zb*)."""
     engine = capstone.Cs(capstone.CS_ARCH_RISCV, capstone.CS_MODE_RISCV64 | capstone.CS_MODE_RISCVC)
-    lines = [f"{i.address:#x}: {i.mnemonic} {i.op_str}" for i in engine.disasm(code, pc)]
-    return "; ".join(lines) or f"{code.hex()} (not known to Capstone)"
+    lines = []
+    while len(code) >= 2:
+        length = 4 if code[0] & 3 == 3 else 2
+        word = int.from_bytes(code[:length], "little")
+        known = [f"{i.mnemonic} {i.op_str}".strip() for i in engine.disasm(code[:length], pc)]
+        names = [f"{i.name} ({word:#x})" for i in INSTRUCTIONS if length == 4 and word & i.mask == i.match]
+        lines.append(f"{pc:#x}: {(known or names or [hex(word)])[0]}")
+        code, pc = code[length:], pc + length
+    return "; ".join(lines)
 
 
 def report(found: Sequence[str], limit: int = 12) -> str:

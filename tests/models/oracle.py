@@ -90,6 +90,8 @@ class Ours:
 
     def __init__(self) -> None:
         self.cpu = Cpu(SIZE)
+        #: How many instructions each case of the last run took.
+        self.retired: list[int] = []
 
     @property
     def memory(self) -> bytes:
@@ -104,6 +106,7 @@ class Ours:
         for case in cases:
             cpu.ram[case.pc - BASE : case.pc - BASE + len(case.code)] = case.code
         cpu.forget_code()
+        self.retired = []
         return [self._run(case) for case in cases]
 
     def _run(self, case: Case) -> State:
@@ -116,7 +119,9 @@ class Ours:
         start = case.address - BASE
         cpu.ram[start : start + WINDOW] = case.window
         hart.pc = case.pc
+        before = hart.retired
         stop = cpu.run(seconds=5)
+        self.retired.append(hart.retired - before)
         assert stop.why == "trapped", (stop, case)
         return State(
             (0, *hart.x[1:SINK]), tuple(hart.f), hart.frm << 5 | hart.fflags, stop.pc, stop.cause,
@@ -266,14 +271,14 @@ class Unicorn:
         self._cause = cause
         machine.emu_stop()
 
-    def run(self, cases: Sequence[Case], count: int = 1) -> list[State | None]:
-        """The states after ``count`` instructions of each case."""
+    def run(self, cases: Sequence[Case], ends: Sequence[int] | None = None) -> list[State | None]:
+        """The states after one instruction of each case, or when it reaches its end."""
         self._machine.mem_write(CODE, FILL)
         self._machine.mem_write(DATA, bytes(DATA_SIZE))
         for case in cases:
             self._machine.mem_write(case.pc, case.code)
         self._machine.ctl_flush_tb()
-        return [self._run(case, count) for case in cases]
+        return [self._run(case, ends[n] if ends else None) for n, case in enumerate(cases)]
 
     def legal(self, cases: Sequence[Case]) -> list[bool]:
         """Whether each case's first instruction is one; the first case's registers serve all."""
@@ -290,13 +295,13 @@ class Unicorn:
             found.append(self._cause != ILLEGAL)
         return found
 
-    def _run(self, case: Case, count: int) -> State | None:
+    def _run(self, case: Case, end: int | None) -> State | None:
         machine = self._machine
         machine.mem_write(case.address, case.window)
         machine.reg_write_batch(list(zip(_REGISTERS, (*case.x[1:], *case.f, case.fcsr), strict=True)))
         self._cause = BREAKPOINT
         try:
-            machine.emu_start(case.pc, NOWHERE, count=count)
+            machine.emu_start(case.pc, NOWHERE if end is None else end, count=1 if end is None else 0)
         except unicorn.UcError:
             return None
         values = machine.reg_read_batch([*_REGISTERS, riscv_const.UC_RISCV_REG_PC])

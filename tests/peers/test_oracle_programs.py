@@ -1,0 +1,47 @@
+"""Random programs of hundreds of instructions, compared at some of their instructions and at their end.
+
+``python -m bench.fuzz_cpu`` runs as many as time allows; it names a seed that differs, which ``models.programs.write``
+takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.models.oracle import BREAKPOINT, Ours, Qemu
+from tests.models.programs import ON_QEMU, ON_UNICORN, compare, placed, qemu, some, unicorn, write
+
+SEED = 1_000
+
+
+@pytest.fixture(scope="module")
+def ours() -> Ours:
+    return Ours()
+
+
+def test_programs_end_and_are_long(ours: Ours) -> None:
+    programs = [write(seed, ON_QEMU) for seed in range(SEED, SEED + 100)]
+    states = ours.run([case for _, _, case in placed(programs, some(0))])
+    assert {state.cause for state in states} == {BREAKPOINT}
+    assert min(ours.retired) > 50
+    assert sum(ours.retired) / len(ours.retired) > 250
+
+
+def test_programs_agree_with_unicorn(ours: Ours) -> None:
+    oracle = unicorn()
+    found: list[str] = []
+    for start in range(SEED, SEED + 300, 60):
+        found += compare([write(seed, ON_UNICORN) for seed in range(start, start + 60)], ours, oracle)
+    assert not found, "\n".join(found[:5])
+
+
+@pytest.mark.peer
+def test_programs_agree_with_qemu(ours: Ours, peer: Callable[[str], str]) -> None:
+    peer(Qemu.PROGRAM)
+    oracle = qemu()
+    found: list[str] = []
+    for start in range(SEED, SEED + 300, 60):
+        found += compare([write(seed, ON_QEMU) for seed in range(start, start + 60)], ours, oracle)
+    assert not found, "\n".join(found[:5])
