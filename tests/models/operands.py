@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import struct
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import capstone
 
@@ -26,6 +27,8 @@ EDGES = sorted(
     | {(1 << n) - 1 for n in (15, 16, 31, 32, 33, 63, 64)}
     | {-n & MASK for n in (1, 2, 3, 31, 32, 33, 63, 64, 128, 129, 1 << 31, (1 << 31) + 1, 1 << 15, (1 << 32) - 1)}
 )  # fmt: skip
+#: What is compared with itself and each other: around 0, and the ends of signed words and double words.
+CRITICAL = (0, 1, 2, -1, -2, (1 << 31) - 1, 1 << 31, -1 << 31, (1 << 32) - 1, 1 << 32, (1 << 63) - 1, -1 << 63)
 BOX = 0xFFFF_FFFF << 32
 SINGLES = (
     0, 1, 0x7F_FFFF, 0x80_0000, 0x3F80_0000, 0x3F80_0001, 0x3F7F_FFFF, 0x7F7F_FFFF, 0x7F80_0000, 0x7F80_0001,
@@ -173,10 +176,10 @@ class Generator:
 
     # cases
 
-    def case(self, instruction: Instruction, number: int) -> Case:
-        """A case of one instruction."""
+    def case(self, instruction: Instruction, number: int, **given: int) -> Case:
+        """A case of one instruction; ``number`` varies how its registers are chosen, ``given`` gives fields."""
         r = self.random
-        values = self.fields(instruction, number)
+        values = {**self.fields(instruction, number), **given}
         imm = self.immediate(instruction)
         x = [0, *(self.integer() for _ in range(31))]
         opcode = instruction.match & 127
@@ -194,6 +197,20 @@ class Generator:
             r.choice((0, 0, 0x1F, r.randrange(32), r.randrange(5) << 5, r.randrange(256))), CENTRE - WINDOW // 2,
             r.randbytes(WINDOW),
         )  # fmt: skip
+
+    def pairs(self, instructions: Iterable[Instruction]) -> list[tuple[Instruction, Case]]:
+        """Every pair of ``CRITICAL`` values in the two source registers of computations and branches."""
+        made = []
+        for item in instructions:
+            if not {"rs1", "rs2"} <= set(item.operands) or item.result is None or item.extension == "a":
+                continue
+            for first in CRITICAL:
+                for second in CRITICAL:
+                    case = self.case(item, 7, rd=5, rs1=6, rs2=7)
+                    x = list(case.x)
+                    x[6], x[7] = first & MASK, second & MASK
+                    made.append((item, replace(case, x=x)))
+        return made
 
     def address(self, aligned: bool) -> int:
         """An address near the page boundary in the window: aligned, or anything."""

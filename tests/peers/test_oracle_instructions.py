@@ -62,7 +62,7 @@ def test_every_instruction_has_an_oracle() -> None:
 
 def test_instructions_agree_with_unicorn(ours: Ours) -> None:
     generator = Generator(SEED)
-    made = generator.cases(ON_UNICORN, 64)
+    made = generator.cases(ON_UNICORN, 64) + generator.pairs(ON_UNICORN)
     cases = [case for _, case in made]
     found, compared = [], Counter[str]()
     for (item, case), mine, theirs in zip(made, ours.run(cases), Unicorn().run(cases), strict=True):
@@ -80,7 +80,7 @@ def test_bit_manipulation_agrees_with_the_model(ours: Ours) -> None:
     described = [item for item in INSTRUCTIONS if item.extension in ("zba", "zbb", "zbc", "zbs")]
     assert {item.name for item in described} == set(MODEL)
     generator = Generator(SEED + 1)
-    made = generator.cases(described, 128)
+    made = generator.cases(described, 96) + generator.pairs(described)
     found = []
     for (item, case), mine in zip(made, ours.run([case for _, case in made]), strict=True):
         expected = _expected_of_model(item, case)
@@ -167,7 +167,8 @@ EXCUSED: tuple[Excuse, ...] = (
 @pytest.mark.peer
 def test_instructions_agree_with_qemu(ours: Ours, peer: Callable[[str], str]) -> None:
     peer(Qemu.PROGRAM)
-    made = Generator(SEED + 3).cases(TESTED, 96)
+    generator = Generator(SEED + 3)
+    made = generator.cases(TESTED, 96) + generator.pairs(TESTED)
     cases = [case for _, case in made]
     found = []
     for (item, case), mine, theirs in zip(made, ours.run(cases), Qemu().run(cases), strict=True):
