@@ -45,8 +45,23 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--aclint", type=service.number, default=0x200_0000, metavar="ADDRESS")
     parser.add_argument("--plic", type=service.number, default=0xC00_0000, metavar="ADDRESS")
     parser.add_argument("--paused", action="store_true", help="wait for the monitor to resume (-S)")
+    parser.add_argument(
+        "--hot-samples",
+        type=int,
+        default=0,
+        metavar="N",
+        help="how often the clock must find code before it is translated; 0: interpret only (default: %(default)s)",
+    )
     options = parser.parse_args(argv)
-    plan = Plan(options.harts, options.features, options.reset_pc, options.aclint, options.plic, options.paused)
+    plan = Plan(
+        options.harts,
+        options.features,
+        options.reset_pc,
+        options.aclint,
+        options.plic,
+        options.paused,
+        options.hot_samples,
+    )
     return service.run(options, lambda runtime: Cpu(runtime, plan))
 
 

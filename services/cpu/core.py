@@ -21,11 +21,12 @@ class CoreError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class CoreImage:
-    """Machine code, its symbols, and the handlers' symbols in the order of their numbers ('' for none)."""
+    """Machine code, its symbols, and the symbols of handlers ('' for none) and functions by number."""
 
     image: bytes
     symbols: dict[str, int]
     handlers: list[str]
+    functions: list[str]
 
 
 def cache_folder() -> Path:
@@ -62,15 +63,18 @@ def key() -> str:
 def build_core() -> CoreImage:
     """Compiles the core: a few seconds."""
     from .isa.riscv.interpreter import Interpreter
+    from .isa.riscv.region import core_functions
     from .native.build import build
 
-    text, handlers = Interpreter().emit()
+    interpreter = Interpreter()
+    functions = [interpreter.module.export(function) for function in core_functions()]
+    text, handlers = interpreter.emit()
     code = build(text)
-    return CoreImage(code.image, code.symbols, handlers)
+    return CoreImage(code.image, code.symbols, handlers, functions)
 
 
 def _pack(core: CoreImage) -> bytes:
-    head = json.dumps({"symbols": core.symbols, "handlers": core.handlers}).encode()
+    head = json.dumps({"symbols": core.symbols, "handlers": core.handlers, "functions": core.functions}).encode()
     body = head + core.image
     return _HEADER.pack(MAGIC, hashlib.blake2b(body, digest_size=32).digest(), len(head)) + body
 
@@ -84,7 +88,7 @@ def _unpack(data: bytes) -> CoreImage | None:
     if magic != MAGIC or hashlib.blake2b(body, digest_size=32).digest() != digest:
         return None
     head = json.loads(body[:length])
-    return CoreImage(body[length:], head["symbols"], head["handlers"])
+    return CoreImage(body[length:], head["symbols"], head["handlers"], head["functions"])
 
 
 def load_core() -> CoreImage:

@@ -19,8 +19,10 @@ from .isa.riscv.state import (
     EXIT_ACCESS,
     EXIT_DRAIN,
     EXIT_FLUSH,
+    EXIT_REGIONS,
     EXIT_STOP,
 )
+from .regions import Regions
 
 
 class Gate:
@@ -82,6 +84,7 @@ class HartThread(threading.Thread):
         connect: Callable[[int, Counters], Link],
         unmapped: Callable[[int, int, int, bool], None],
         report: Callable[[str], None],
+        regions: Regions | None,
     ) -> None:
         super().__init__(name=f"hart {number}", daemon=True)
         self.counters = Counters()
@@ -93,6 +96,7 @@ class HartThread(threading.Thread):
         self._connect = connect
         self._unmapped = unmapped
         self._report = report
+        self._regions = regions
         self._links: dict[int, Link] = {}
 
     def run(self) -> None:
@@ -105,6 +109,8 @@ class HartThread(threading.Thread):
                 reason = self._harts.run(self._number)
                 if reason == EXIT_ACCESS:
                     self._access()
+                elif reason == EXIT_REGIONS and self._regions is not None:
+                    self._regions.serve(self._number)
                 elif reason == EXIT_DRAIN:
                     self._drain()
                 elif reason in (EXIT_FLUSH, EXIT_STOP):

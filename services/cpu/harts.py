@@ -83,6 +83,8 @@ class Harts:
             machine.slow_handlers[number] = (
                 self.blob.address(slow) if slow in core.symbols else machine.handlers[number]
             )
+        for number, name in enumerate(core.functions):
+            machine.functions[number] = self.blob.address(name)
         machine.attention_handler = self.blob.address("op_attention")
         machine.go_handler = self.blob.address("op_go")
         machine.decode_handler = self.blob.address("op_decode")
@@ -92,6 +94,7 @@ class Harts:
         self._run = self.blob.function("run", 1)
         self._reset_tlbs = self.blob.function("reset_tlbs", 1, result=False)
         self._raise_attention = self.blob.function("raise_attention", 2, result=False)
+        self._install = self.blob.function("install", 7, result=False)
         self._set_level = self.blob.function("plic_set_level", 3, result=False)
         self.hart: list[Any] = []
         self.address: list[int] = []
@@ -173,6 +176,17 @@ class Harts:
         """Asks all harts to leave native code; each ``run`` gives EXIT_STOP once."""
         for address in self.address:
             self._raise_attention(address, ATTENTION_STOP)
+
+    def raise_attention(self, number: int, bits: int) -> None:
+        """Makes a hart look at ``bits`` (``state.ATTENTION_*``) soon."""
+        self._raise_attention(self.address[number], bits)
+
+    def install(
+        self, number: int, page: int, steps: Any, step_count: int, entries: Any, entry_count: int, code: int
+    ) -> None:
+        """Puts a region into a decoded page of a hart that is not in native code (see ``execution.install``)."""
+        first, second = ctypes.addressof(steps), ctypes.addressof(entries)
+        self._install(self.address[number], page, first, step_count, second, entry_count, code)
 
     def set_level(self, source: int, level: bool) -> None:
         """Drives a line of the PLIC."""

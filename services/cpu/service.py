@@ -25,7 +25,10 @@ from .bus import GREETING_LIMIT, Counters, Device, Link, dial
 from .core import load_core
 from .hart_thread import Gate, HartThread
 from .harts import Harts
+from .region_store import RegionStore
+from .regions import Regions, Translation
 from .registers import registers
+from .translator import TranslatorProcess
 
 #: A Python thread that wants the interpreter gets it this soon, in seconds: harts in Python code are rare and short.
 SWITCH_INTERVAL = 0.0002
@@ -44,6 +47,7 @@ class Plan:
     aclint: int
     plic: int
     paused: bool = False
+    hot_samples: int = 0
 
 
 class Cpu(Service):
@@ -63,6 +67,8 @@ class Cpu(Service):
         self._threads: list[HartThread] = []
         self._paused_at = time.clock_gettime_ns(time.CLOCK_MONOTONIC) if plan.paused else 0
         self._said: set[int] = set()
+        self._regions: Regions | None = None
+        self._translator: TranslatorProcess | None = None
         # what hart threads want done in the service's thread
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -78,6 +84,9 @@ class Cpu(Service):
         self._harts = Harts(self._core, self._plan.harts, set(self._plan.features), segments)
         self._harts.add_irqchip(self._plan.aclint, self._plan.plic)
         self._harts.reset(self._plan.reset_pc)
+        if self._plan.hot_samples:
+            self._translator = TranslatorProcess(self._plan.features, self._regions_add)
+            self._regions = Regions(self._harts, self._translator, RegionStore(), self._plan.hot_samples)
         for number, description in enumerate(answer.devices):
             self._add_device(number, description)
         self._runtime.loop.watch(self._wake, read=self._run_calls)
@@ -90,9 +99,14 @@ class Cpu(Service):
                 partial(self._connect, number),
                 unmapped,
                 partial(self._call, self._hart_failed),
+                self._regions,
             )
             self._threads.append(thread)
             thread.start()
+
+    def _regions_add(self, digest: bytes, translation: Translation) -> None:
+        if self._regions is not None:
+            self._regions.add(digest, translation)
 
     def handle(self, client: Client, packet: Packet) -> Message | None:
         match packet.WhichOneof("body"):
@@ -169,6 +183,8 @@ class Cpu(Service):
             self._harts.stop()
         for thread in self._threads:
             thread.join(1.0)
+        if self._translator is not None:
+            self._translator.close()
 
     def counters(self) -> dict[str, int]:
         bus = self._bus_counters()

@@ -12,6 +12,18 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+_libc.mmap.restype = ctypes.c_void_p
+
+
+def map_executable(fd: int, size: int) -> int:
+    """Maps a file for running what is written to it through another mapping; gives the address. Never unmapped."""
+    address = _libc.mmap(None, size, PROT_READ | PROT_EXEC, mmap.MAP_SHARED, fd, 0)
+    if address is None or address == ctypes.c_void_p(-1).value:
+        raise OSError(ctypes.get_errno(), "the host refuses executable memory")
+    return int(address)
+
+
 class Blob:
     """Executable memory that holds an image; never writable and executable at once."""
 

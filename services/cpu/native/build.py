@@ -24,6 +24,8 @@ class Code:
 
     image: bytes
     symbols: dict[str, int]
+    #: Where the machine code ends and its constants begin.
+    text_size: int
 
 
 def target_machine(level: int = 2) -> llvm.TargetMachine:
@@ -64,7 +66,9 @@ def link(data: bytes) -> Code:
     elf = ELFFile(io.BytesIO(data))
     image = bytearray()
     placed: dict[int, int] = {}
-    for index, section in enumerate(elf.iter_sections()):
+    text_size = 0
+    # code first, so that a single function begins at 0
+    for index, section in sorted(enumerate(elf.iter_sections()), key=lambda item: not item[1]["sh_flags"] & 4):
         if section["sh_flags"] & 2 and section["sh_size"] and section.name != ".eh_frame":
             if section["sh_type"] == "SHT_NOBITS" or section["sh_flags"] & 1:
                 raise BuildError(f"expected code and constants only, got writable section {section.name}")
@@ -72,6 +76,8 @@ def link(data: bytes) -> Code:
             image.extend(bytes(-len(image) % align))
             placed[index] = len(image)
             image.extend(section.data())
+            if section["sh_flags"] & 4:
+                text_size = len(image)
     table: Any = elf.get_section_by_name(".symtab")
     symbols: dict[str, int] = {}
     for symbol in table.iter_symbols():
@@ -94,7 +100,7 @@ def link(data: bytes) -> Code:
                 struct.pack_into("<q", image, where, value)
             else:
                 raise BuildError(f"expected PC-relative relocations, got type {kind} for {symbol.name}")
-    return Code(bytes(image), symbols)
+    return Code(bytes(image), symbols, text_size)
 
 
 def build_region(ir: str) -> Code:

@@ -71,6 +71,7 @@ class Module:
     exports: list[str] = field(default_factory=list)
     _symbols: dict[int, str] = field(default_factory=dict)
     _names: dict[str, int] = field(default_factory=dict)
+    _exported: set[int] = field(default_factory=set)
     _keep: list[Any] = field(default_factory=list)
     _queue: list[NativeFunction] = field(default_factory=list)
 
@@ -93,6 +94,15 @@ class Module:
             self._queue.append(item)
         return name
 
+    def callee(self, builder: Builder, item: Any) -> str:
+        """What a call of a native function names."""
+        return self.function(item)
+
+    def export(self, item: Any) -> str:
+        """Makes a native function a symbol of the blob; gives the symbol."""
+        self._exported.add(id(item))
+        return self.function(item)[1:]
+
     def table(self, item: Table) -> str:
         """The IR name of a constant table."""
         known = id(item) in self._symbols
@@ -113,7 +123,7 @@ class Module:
             arguments = [Value(f"%{name}", type_) for name, type_ in parameters]
             Frame(builder, item, source, dict(zip((n for n, _ in parameters), arguments, strict=True)), result).run()
             head = ", ".join(f"{value.type.ir} {value.ref}" for value in arguments)
-            linkage = "dso_local" if item.export else "internal"
+            linkage = "dso_local" if item.export or id(item) in self._exported else "internal"
             if item.export:
                 self.exports.append(item.name)
             result_ir = result.ir if result is not None else "void"
@@ -336,7 +346,7 @@ class Builder:
             }
             return Frame(self, function, parse(function), bound, result, inlined=True).run()
         values = [self.coerce(arg, type_) for (_, type_), arg in zip(parameters, args, strict=True)]
-        text = f"{self.module.function(function)}({', '.join(f'{v.type.ir} {v.ref}' for v in values)})"
+        text = f"{self.module.callee(self, function)}({', '.join(f'{v.type.ir} {v.ref}' for v in values)})"
         if result is None:
             self.line(f"call void {text}")
             return None

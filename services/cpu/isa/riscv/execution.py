@@ -26,15 +26,19 @@ from .memory import FETCH, OFFSET, code_page, fault, flush_all, host_address, ma
 from .plic import plic_set_level
 from .state import (
     ACCESS_NONE,
+    ATTENTION_REGIONS,
     ATTENTION_STOP,
     CODE_PAGE_STRIDE,
     EXIT_FLUSH,
     EXIT_NONE,
+    EXIT_REGIONS,
     EXIT_STOP,
     FETCH_ENTRIES,
+    HOT,
     PENDING_EXIT,
     PENDING_NONE,
     PENDING_TRAP,
+    SAMPLES,
     CodePage,
     Hart,
     Slot,
@@ -102,10 +106,32 @@ def sleep(hart: Hart) -> None:
 
 
 @native
-def attention(hart: Hart) -> None:
-    """The hart looks up: clock, requests of others, the age of posted writes."""
+def sample(hart: Hart, slot: u64, hot: u64) -> None:
+    """Counts a slot that the clock found; at ``hot`` samples Python is told. A slot may take another's place."""
+    if slot - hart.code_pool >= hart.code_pages * CODE_PAGE_STRIDE:
+        return
+    found = hart.samples[(slot >> 4) % SAMPLES]
+    if found.slot != slot:
+        found.slot = slot
+        found.count = 0
+    found.count += 1
+    if found.count == hot and hart.hot_count < HOT:
+        hart.hot[hart.hot_count] = slot
+        hart.hot_count += 1
+
+
+@native
+def attention(hart: Hart, slot: u64) -> None:
+    """The hart, about to run ``slot``, looks up: clock, requests of others, the age of posted writes, hot code."""
     hart.stop_at = hart.retired + SLICE
+    hot = machine_of(hart).hot_samples
+    if hot != 0:
+        sample(hart, slot, hot)
+        if hart.hot_count != 0 or hart.fresh_count != 0:
+            hart.exit_reason = EXIT_REGIONS
     bits = atomic_rmw("xchg", u32, ref(hart.attention), 0)
+    if bits & ATTENTION_REGIONS != 0:
+        hart.exit_reason = EXIT_REGIONS
     if bits & ATTENTION_STOP != 0:
         hart.exit_reason = EXIT_STOP
     now = look_at_clock(hart)
@@ -129,7 +155,7 @@ def go(hart: Hart) -> None:
             take_trap(hart, hart.cause, hart.trap_value)
         if hart.access_state == ACCESS_NONE and hart.retired >= hart.stop_at:
             # a handler that traps at its first instruction comes through here only; an access that was made ends first
-            attention(hart)
+            attention(hart, 0)
         if hart.exit_reason != EXIT_NONE:
             return
         if hart.access_state == ACCESS_NONE:
@@ -208,6 +234,24 @@ def decode_slot(hart: Hart, slot: u64, pc: u64) -> None:
 
 
 @export
+def install(
+    hart: Hart, page: CodePage, steps: Ptr[u16], step_count: u64, entries: Ptr[u16], entry_count: u64, code: u64
+) -> None:
+    """Puts a region into the slots of its entries; ``steps`` are the offsets of its instructions.
+
+    The slots of all of them are decoded, since the region may leave at any.
+    """
+    decode_handler = machine_of(hart).decode_handler
+    for i in range(step_count):
+        offset = u64(steps[i])
+        slot = page.slots[offset >> 1]
+        if slot.handler == decode_handler:
+            decode(hart, slot, peek(u32, ref(page.copy) + offset), offset, True)
+    for i in range(entry_count):
+        page.slots[u64(entries[i]) >> 1].handler = code
+
+
+@export
 def reset_tlbs(hart: Hart) -> None:
     """Frees everything that is derived from memory: after a reset or a load of state."""
     for i in range(8):
@@ -219,4 +263,4 @@ def reset_tlbs(hart: Hart) -> None:
     select_tlb(hart)
 
 
-EXPORTS = (run, reset_tlbs, raise_attention, plic_set_level)
+EXPORTS = (run, install, reset_tlbs, raise_attention, plic_set_level)

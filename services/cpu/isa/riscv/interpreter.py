@@ -421,7 +421,7 @@ class Interpreter:
         handler = self.handler()
         handler.set("pc", handler.pc())
         handler.set("retired", Value("%n", U64))
-        handler.builder.call(attention, [HART])
+        handler.builder.call(attention, [HART, handler.builder.value(U64, "ptrtoint ptr %ip to i64")])
         handler.tail("@op_go")
         self.define("op_attention", handler)
         # page end: sequential flow into the next page

@@ -80,6 +80,7 @@ from .state import (
     EXIT_ACCESS,
     EXIT_FLUSH,
     FETCH_ENTRIES,
+    FRESH,
     MACHINE,
     MODES,
     PAGE_SLOTS,
@@ -657,6 +658,9 @@ def reset_slots(hart: Hart, page: CodePage, host: u64) -> None:
     words = at(Ptr[u64], host)
     for i in range(512):
         page.copy[i] = words[i]
+    if machine.hot_samples != 0 and hart.fresh_count < FRESH:
+        hart.fresh[hart.fresh_count] = ref(page)
+        hart.fresh_count += 1
 
 
 @native

@@ -42,6 +42,7 @@ from .decoder import (
     is_relative,
 )  # fmt: skip
 from .encoding import immediate_of
+from .instructions import INSTRUCTIONS
 from .interpreter import HART, SIGNATURE, Handler
 from .memory import OFFSET
 from .state import CODE_PAGE_STRIDE, Machine, Slot
@@ -83,26 +84,46 @@ class Step:
 
 
 class RegionModule(Module):
-    """A module of regions: functions of the core are out of its reach."""
+    """A module of regions. They reach the functions of the core through the machine's record."""
 
-    def function(self, item: Any) -> str:
-        raise NativeError(f"{item.name} is a function of the core")
+    def text(self) -> str:
+        # without jump tables a region needs no constants, and stands alone
+        return super().text() + 'attributes #1 = { nounwind "no-builtins" "no-jump-tables"="true" }\n'
+
+    def callee(self, builder: Builder, item: Any) -> str:
+        machine = builder.pointer(builder.load(builder.field(HART, "machine")), Machine)
+        number = core_functions().index(item)
+        return builder.pointer(builder.load(builder.element(builder.field(machine, "functions"), number)), U8).ref
+
+
+class _Collector(Module):
+    """Finds the functions that semantics call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[int, Any] = {}
+
+    def callee(self, builder: Builder, item: Any) -> str:
+        self.found[id(item)] = item
+        return "@unused"
 
 
 @cache
+def core_functions() -> tuple[Any, ...]:
+    """The functions of the core that regions may call, by number."""
+    module = _Collector()
+    for instruction in INSTRUCTIONS:
+        if translatable(instruction):
+            emitter = _Emitter(Builder(module), frozenset())
+            emitter.builder.environment = emitter
+            emitter.step = Step(0, 4, instruction, instruction.match, instruction.match, 0)
+            emitter.semantics()
+    return tuple(module.found.values())
+
+
 def translatable(instruction: Instruction) -> bool:
-    """Whether a region can contain an instruction: its semantics need nothing of the core."""
-    if instruction.system or instruction is ILLEGAL_INSTRUCTION:
-        return False
-    module = RegionModule()
-    emitter = _Emitter(Builder(module), frozenset())
-    emitter.builder.environment = emitter
-    emitter.step = Step(0, 4, instruction, instruction.match, instruction.match, 0)
-    try:
-        emitter.semantics()
-    except NativeError:
-        return False
-    return True
+    """Whether a region can contain an instruction: system instructions may change what the region relies on."""
+    return not instruction.system and instruction is not ILLEGAL_INSTRUCTION
 
 
 def identify(word: int) -> Instruction:
@@ -149,7 +170,7 @@ class Region:
         return {*self.entries, *targets}
 
 
-def form(page: bytes, entry: int, limit: int = LIMIT) -> Region | None:
+def form(page: bytes, entry: int, features: frozenset[str], limit: int = LIMIT) -> Region | None:
     """The region around ``entry``: what is reached from it inside the page, calls apart; None if there is nothing to
     gain."""
     region = Region(entries=[entry])
@@ -158,7 +179,7 @@ def form(page: bytes, entry: int, limit: int = LIMIT) -> Region | None:
         offset = work.pop(0)
         while 0 <= offset < PAGE and offset not in region.steps and len(region.steps) < limit:
             step = step_at(page, offset)
-            if step is None or not translatable(step.instruction):
+            if step is None or not translatable(step.instruction) or step.instruction.extension not in features:
                 break
             region.steps[offset] = step
             name = step.instruction.name
@@ -380,7 +401,7 @@ def emit(module: Module, name: str, region: Region) -> None:
     b.terminated = True
     _emit_leave(emitter)
     _emit_far(emitter)
-    module.functions.append(f"define dso_local preserve_nonecc void @{name}{SIGNATURE} #0 {{\n{b.text()}\n}}\n")
+    module.functions.append(f"define dso_local preserve_nonecc void @{name}{SIGNATURE} #1 {{\n{b.text()}\n}}\n")
 
 
 def _register(emitter: _Emitter, register: str) -> Value:

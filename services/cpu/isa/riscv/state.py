@@ -14,13 +14,13 @@ USER, SUPERVISOR, MACHINE = 0, 1, 3
 PENDING_NONE, PENDING_TRAP, PENDING_EXIT = 0, 1, 2
 
 #: Why ``run`` came back to Python.
-EXIT_NONE, EXIT_ACCESS, EXIT_FLUSH, EXIT_DRAIN, EXIT_STOP = range(5)
+EXIT_NONE, EXIT_ACCESS, EXIT_FLUSH, EXIT_DRAIN, EXIT_STOP, EXIT_REGIONS = range(6)
 
 #: Progress of the access in ``Hart.access_*`` that Python makes for the hart.
 ACCESS_NONE, ACCESS_WANTED, ACCESS_DONE, ACCESS_FAILED = 0, 1, 2, 3
 
 #: Bits of ``Hart.attention``: what other threads ask of a running hart.
-ATTENTION_INTERRUPT, ATTENTION_STOP = 1, 2
+ATTENTION_INTERRUPT, ATTENTION_STOP, ATTENTION_REGIONS = 1, 2, 4
 
 #: Entries of each software TLB (a power of two): data reads, data writes, fetches.
 TLB_ENTRIES, FETCH_ENTRIES = 1024, 512
@@ -122,6 +122,18 @@ class CodePage(Record):
     next: u64
 
 
+class Sample(Record):
+    """How often the clock found a hart about to run a slot."""
+
+    slot: u64
+    count: u64
+
+
+#: Slots counted at a time; hot slots and new pages that wait for Python.
+SAMPLES, HOT, FRESH = 256, 16, 64
+#: Functions of the core that regions may call.
+FUNCTIONS = 128
+
 CODE_PAGE_STRIDE = 65536
 CODE_HASH = 4096
 
@@ -162,6 +174,9 @@ class Machine(Record):
     page_end_handler: u64
     straddle_handler: u64
     attention_handler: u64
+    #: Samples that make a slot hot; 0: there is no translator.
+    hot_samples: u64
+    functions: Ptr[u64] = array(u64, FUNCTIONS)
     go_handler: u64
 
 
@@ -263,6 +278,12 @@ class Hart(Record):
     scratch: Ptr[u64] = array(u64, 16)
     timespec: Ptr[u64] = array(u64, 2)
     pauses: u64
+    # what the translator is told: where time goes, and which pages have been decoded anew
+    samples: Ptr[Sample] = array(Sample, SAMPLES)
+    hot_count: u64
+    hot: Ptr[u64] = array(u64, HOT)
+    fresh_count: u64
+    fresh: Ptr[u64] = array(u64, FRESH)
     # counters
     count_sync: u64
     count_posted: u64

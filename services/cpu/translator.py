@@ -1,0 +1,180 @@
+"""The translator: a process of its own that compiles hot code, since LLVM would hold up the harts.
+
+Requests and answers are frames on a socket pair: four bytes of length, then a header and bytes. It holds no state:
+killed, it is
+started again by the next request.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .regions import Translation
+
+if TYPE_CHECKING:
+    from .isa.riscv.region import Region
+
+_LENGTH = struct.Struct("<I")
+_REQUEST = struct.Struct("<16sHH")  # digest, offset of the entry, number of feature bytes; then features and the page
+_ANSWER = struct.Struct("<16sHHI")  # digest, bytes of steps, of entries, of code; then these
+#: Requests that are compiled as one module: a module costs LLVM 1 to 2 ms of its own.
+BATCH = 8
+#: Niceness of the process: harts go first.
+NICENESS = 5
+
+Answer = Callable[[bytes, Translation], None]
+
+
+def _receive(connection: socket.socket) -> bytes | None:
+    """The next frame; None at the end."""
+    data = _receive_exactly(connection, _LENGTH.size)
+    return None if data is None else _receive_exactly(connection, _LENGTH.unpack(data)[0])
+
+
+def _receive_exactly(connection: socket.socket, size: int) -> bytes | None:
+    data = bytearray()
+    while len(data) < size:
+        piece = connection.recv(size - len(data))
+        if not piece:
+            return None
+        data += piece
+    return bytes(data)
+
+
+def _send(connection: socket.socket, frame: bytes) -> None:
+    connection.sendall(_LENGTH.pack(len(frame)) + frame)
+
+
+class TranslatorProcess:
+    """The cpu's side: starts the process with the first request, and hands on what it compiles."""
+
+    def __init__(self, features: frozenset[str], answer: Answer) -> None:
+        self._features = ",".join(sorted(features)).encode()
+        self._answer = answer
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: socket.socket | None = None
+        self._lock = threading.Lock()
+
+    def request(self, digest: bytes, page: bytes, offset: int) -> None:
+        """Asks for the region at ``offset`` of a page. Never waits: what the translator has no room for is not hot
+        enough."""
+        frame = _REQUEST.pack(digest, offset, len(self._features)) + self._features + page
+        with self._lock:
+            if self._connection is None:
+                self._start()
+            assert self._connection is not None
+            try:
+                _, writable, _ = select.select([], [self._connection], [], 0)
+                if writable:
+                    _send(self._connection, frame)
+            except OSError:
+                self._connection.close()
+                self._connection = None
+
+    def close(self) -> None:
+        """Ends the process."""
+        with self._lock:
+            if self._connection is not None:
+                with contextlib.suppress(OSError):
+                    self._connection.shutdown(socket.SHUT_RDWR)
+            if self._process is not None:
+                self._process.kill()
+                self._process.wait()
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        command = [sys.executable, "-m", "services.cpu.translator", str(theirs.fileno())]
+        root = str(Path(__file__).resolve().parents[2])
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),
+        }
+        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL)
+        theirs.close()
+        self._connection = ours
+        threading.Thread(target=self._read, args=(ours,), name="translations", daemon=True).start()
+
+    def _read(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while (frame := _receive(connection)) is not None:
+                digest, steps, entries, code = _ANSWER.unpack_from(frame)
+                rest = frame[_ANSWER.size :]
+                translation = Translation(
+                    rest[:steps], rest[steps : steps + entries], rest[steps + entries : steps + entries + code]
+                )
+                self._answer(digest, translation)
+
+
+def compile_batch(requests: list[tuple[bytes, int, frozenset[str], bytes]]) -> list[tuple[bytes, Translation]]:
+    """Compiles regions given by (digest, entry offset, features, page) as one module."""
+    from .isa.riscv.region import RegionModule, emit, form
+    from .native.build import build_region
+
+    module = RegionModule()
+    regions: list[tuple[bytes, Region, str]] = []
+    for digest, offset, features, page in requests:
+        region = form(page, offset, features)
+        if region is not None:
+            name = f"r{len(regions)}"
+            emit(module, name, region)
+            regions.append((digest, region, name))
+    if not regions:
+        return []
+    code = build_region(module.text())
+    if len(code.image) > code.text_size and len(requests) > 1:
+        # constants are shared by the module's functions: these cannot be taken apart
+        return [each for request in requests for each in compile_batch([request])]
+    starts = sorted([*code.symbols.values(), len(code.image)])
+    translations = []
+    for digest, region, name in regions:
+        start = code.symbols[name]
+        end = starts[starts.index(start) + 1] if len(regions) > 1 else len(code.image)
+        steps = b"".join(offset.to_bytes(2, "little") for offset in sorted(region.steps))
+        entries = b"".join(offset.to_bytes(2, "little") for offset in region.entries)
+        translations.append((digest, Translation(steps, entries, code.image[start:end])))
+    return translations
+
+
+def serve(connection: socket.socket) -> None:
+    """Answers requests until the other side is gone."""
+    from .region_store import append
+
+    while (frame := _receive(connection)) is not None:
+        frames = [frame]
+        while len(frames) < BATCH and select.select([connection], [], [], 0)[0]:
+            more = _receive(connection)
+            if more is None:
+                return
+            frames.append(more)
+        requests = []
+        for each in frames:
+            digest, offset, length = _REQUEST.unpack_from(each)
+            features = each[_REQUEST.size : _REQUEST.size + length].decode().split(",")
+            requests.append((digest, offset, frozenset(features), each[_REQUEST.size + length :]))
+        translations = compile_batch(requests)
+        for digest, translation in translations:
+            head = _ANSWER.pack(digest, len(translation.steps), len(translation.entries), len(translation.code))
+            _send(connection, head + translation.steps + translation.entries + translation.code)
+        append(translations)
+
+
+def main(argv: list[str]) -> int:
+    """The process: ``python -m services.cpu.translator FD``."""
+    os.nice(NICENESS)
+    with socket.socket(fileno=int(argv[0])) as connection, contextlib.suppress(OSError):
+        serve(connection)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
