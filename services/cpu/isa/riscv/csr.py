@@ -423,6 +423,9 @@ def write_menvcfg(hart: Hart, value: u64) -> None:
     hart.menvcfg = (old & ~mask) | (value & mask)
     if (old ^ hart.menvcfg) & (ADUE | PBMTE) != 0:
         flush_all(hart)
+    if hart.menvcfg & STCE != 0:
+        # STIP is the timer's from now on
+        hart.mip &= ~STIP
     look_at_clock(hart)
     hart.changed = 1
 

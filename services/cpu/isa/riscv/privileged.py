@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ...native.lang import at, call_host, inline, u64
-from ..semantics import Trap, jump, store
+from ...native.lang import at, call_host, inline, native, u64
+from ..semantics import Trap, atomic, jump, store
 from .csr import csr_allowed, csr_read, csr_stored, csr_write
 from .csr_bits import CBCFE, CBIE, CBZE, TSR, TVM, TW
-from .isa import ILLEGAL, instruction
-from .memory import fence_vma
-from .state import MACHINE, SUPERVISOR, USER, Hart, Machine
+from .isa import ILLEGAL, LOAD_PAGE, STORE_ACCESS, STORE_PAGE, instruction
+from .memory import READ, fence_vma, host_address, region_of
+from .state import MACHINE, PENDING_NONE, SUPERVISOR, USER, Hart, Machine
 from .trap import return_from_machine, return_from_supervisor
 
 ZICSR, S = "zicsr", "i"
@@ -119,13 +119,26 @@ def block_allowed(hart: Hart, bits: u64) -> bool:
     return hart.menvcfg & bits != 0 and (hart.privilege == SUPERVISOR or hart.senvcfg & bits != 0)
 
 
+@native
+def block_fault(hart: Hart, address: u64) -> u64:
+    """The exception of managing the cache block of an address, or 0: whoever may load may manage (Zicbom 19.3.2)."""
+    found = host_address(hart, address & ~(BLOCK - 1), BLOCK, READ)
+    if hart.pending != PENDING_NONE:
+        hart.pending = PENDING_NONE
+        return u64(STORE_PAGE) if hart.cause == LOAD_PAGE else u64(STORE_ACCESS)
+    return u64(STORE_ACCESS) if found == 0 and region_of(hart, hart.physical, 1) == 0 else u64(0)
+
+
 def _block(name: str, funct12: str, bits: int) -> None:
     """CBO.INVAL, CBO.CLEAN and CBO.FLUSH: caches do not exist here, so memory is always up to date."""
 
     @instruction(name, f"{funct12} rs1 010 00000 0001111", "zicbom", system=True)
-    def manage(hart: Hart, insn: u64) -> None:
+    def manage(hart: Hart, insn: u64, rs1: u64) -> None:
         if not block_allowed(hart, bits):
             raise Trap(ILLEGAL, insn)
+        cause = block_fault(hart, rs1)
+        if cause != 0:
+            raise Trap(cause, rs1)
 
 
 _block("cbo.inval", "000000000000", CBIE)
@@ -138,7 +151,9 @@ def cbo_zero(hart: Hart, insn: u64, rs1: u64) -> None:
     if not block_allowed(hart, CBZE):
         raise Trap(ILLEGAL, insn)
     first = rs1 & ~(BLOCK - 1)
-    for i in range(BLOCK // 8):
+    # an atomic is refused where no memory is: what follows happens in memory
+    atomic("and", u64, first, u64(0))
+    for i in range(1, BLOCK // 8):
         store(u64, first + 8 * i, 0)
 
 
