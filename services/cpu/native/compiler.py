@@ -396,6 +396,13 @@ UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {
 }
 
 
+def symbol_of(op: ast.AST) -> str:
+    """The Python symbol of an operator."""
+    if type(op) not in SYMBOLS:
+        raise NativeError(f"operator {type(op).__name__} is not in the language")
+    return SYMBOLS[type(op)]
+
+
 @cache
 def parse(function: NativeFunction) -> ast.FunctionDef:
     """The syntax tree of a native function, with the line numbers of its file."""
@@ -529,7 +536,7 @@ class Frame:
                 self.assign(target, builder.coerce(self.expression(value), type_))
             case ast.AugAssign(target=target, op=op, value=value):
                 read = ast.copy_location(self.reading(target), target)
-                result = self.operate(SYMBOLS[type(op)], self.expression(read), self.expression(value))
+                result = self.operate(symbol_of(op), self.expression(read), self.expression(value))
                 self.assign(target, result)
             case ast.Return(value=value):
                 self.give(value)
@@ -724,12 +731,12 @@ class Frame:
             case ast.Subscript(value=base, slice=index):
                 return self.subscript(self.expression(base), self.expression(index))
             case ast.BinOp(left=left, op=op, right=right):
-                return self.operate(SYMBOLS[type(op)], self.expression(left), self.expression(right))
+                return self.operate(symbol_of(op), self.expression(left), self.expression(right))
             case ast.Compare(left=left, ops=[op], comparators=[right]):
                 a, b = self.expression(left), self.expression(right)
                 if not isinstance(a, Value) and not isinstance(b, Value):
-                    return CONSTANT[SYMBOLS[type(op)]](a, b)
-                return builder.compare(SYMBOLS[type(op)], a, b)
+                    return CONSTANT[symbol_of(op)](a, b)
+                return builder.compare(symbol_of(op), a, b)
             case ast.UnaryOp(op=op, operand=operand):
                 return self.unary(op, self.expression(operand))
             case ast.BoolOp() | ast.IfExp():
