@@ -41,11 +41,10 @@ def release(plic: Plic) -> None:
 
 
 @native
-def best_source(plic: Plic, context: u64) -> u64:
-    """The pending, enabled source of the highest priority above the threshold; the lowest number of equals; 0 for
-    none."""
+def best_source(plic: Plic, context: u64, above: u32) -> u64:
+    """The pending, enabled source of the highest priority above ``above``; the lowest number of equals; 0 for none."""
     best = u64(0)
-    highest = plic.threshold[context]
+    highest = above
     for word in range(WORDS):
         candidates = plic.pending[word] & plic.enable[context * WORDS + word]
         while candidates != 0:
@@ -58,12 +57,18 @@ def best_source(plic: Plic, context: u64) -> u64:
 
 
 @native
+def notified(plic: Plic, context: u64) -> bool:
+    """Whether a context's external interrupt is pending: the threshold masks the priorities up to it."""
+    return best_source(plic, context, plic.threshold[context]) != 0
+
+
+@native
 def update_lines(machine: Machine, plic: Plic) -> None:
     """Drives each context's external interrupt."""
     for number in range(machine.hart_count):
         hart = at(Hart, machine.harts[number])
-        set_line(hart, MEIP, best_source(plic, 2 * number) != 0)
-        set_line(hart, SEIP, best_source(plic, 2 * number + 1) != 0)
+        set_line(hart, MEIP, notified(plic, 2 * number))
+        set_line(hart, SEIP, notified(plic, 2 * number + 1))
 
 
 @export
@@ -88,7 +93,8 @@ def plic_set_level(machine: Machine, source: u64, level: u64) -> None:
 
 @native
 def claim(plic: Plic, context: u64) -> u64:
-    source = best_source(plic, context)
+    # the threshold does not matter here (1.0, chapter 9)
+    source = best_source(plic, context, u32(0))
     if source != 0:
         bit = u32(1) << (source & 31)
         plic.pending[source >> 5] &= ~bit
