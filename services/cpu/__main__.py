@@ -12,6 +12,8 @@ from .isa.riscv.features import FEATURES
 from .service import Cpu, Plan
 
 MOST_HARTS = 512
+#: At a look every 20,000 instructions: code that has run for about half a million.
+HOT_SAMPLES = 24
 
 
 def _features(text: str) -> frozenset[str]:
@@ -48,19 +50,21 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--hot-samples",
         type=int,
-        default=0,
+        default=HOT_SAMPLES,
         metavar="N",
         help="how often the clock must find code before it is translated; 0: interpret only (default: %(default)s)",
     )
+    parser.add_argument("--no-cache", action="store_true", help="neither use nor keep compiled code on disk")
     options = parser.parse_args(argv)
     plan = Plan(
-        options.harts,
-        options.features,
-        options.reset_pc,
-        options.aclint,
-        options.plic,
-        options.paused,
-        options.hot_samples,
+        harts=options.harts,
+        features=options.features,
+        reset_pc=options.reset_pc,
+        aclint=options.aclint,
+        plic=options.plic,
+        paused=options.paused,
+        hot_samples=options.hot_samples,
+        cache=not options.no_cache,
     )
     return service.run(options, lambda runtime: Cpu(runtime, plan))
 

@@ -49,11 +49,12 @@ def _scan(data: mmap.mmap | bytes, position: int = 0) -> tuple[dict[bytes, list[
 class RegionStore:
     """The records that are there when the machine starts; each is checked when it is used."""
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path | None) -> None:
+        """``path`` None: nothing is kept."""
         self._data: mmap.mmap | bytes = b""
         self.damaged = 0
         try:
-            with open(path or store_path(), "rb") as file:
+            with open(path or os.devnull, "rb") as file:
                 if os.fstat(file.fileno()).st_size:
                     self._data = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ)
         except OSError:
@@ -76,9 +77,8 @@ class RegionStore:
         return translations
 
 
-def append(translations: list[tuple[bytes, Translation]], path: Path | None = None) -> None:
+def append(translations: list[tuple[bytes, Translation]], path: Path) -> None:
     """Keeps translations for later machines. A cache that cannot be written costs time, nothing else."""
-    path = path or store_path()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b") as file:

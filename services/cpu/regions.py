@@ -13,6 +13,7 @@ import hashlib
 import mmap
 import os
 import threading
+import time
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -97,12 +98,30 @@ class Regions:
         self._asked: set[tuple[bytes, int]] = set()
         self._waiting: list[list[tuple[int, bytes]]] = [[] for _ in harts.hart]
         self._users: dict[bytes, set[tuple[int, int]]] = defaultdict(set)
-        self.installed = 0
-        self.from_store = 0
+        self._installed = self._from_store = self._translated = self._pages = 0
+        self._python_ns = 0
         harts.machine.hot_samples = hot_samples
+
+    def counters(self) -> dict[str, int]:
+        """Regions compiled now, found on disk and put into pages; bytes of code; decoded pages; time of harts spent
+        here."""
+        return {
+            "regions_translated": self._translated,
+            "regions_from_store": self._from_store,
+            "regions_installed": self._installed,
+            "region_bytes": self._arena.bytes,
+            "regions_asked": len(self._asked),
+            "code_pages": self._pages,
+            "region_service_us": self._python_ns // 1000,
+        }
 
     def serve(self, number: int) -> None:
         """Does what hart ``number`` asks for. Called by its thread."""
+        began = time.monotonic_ns()
+        self._serve(number)
+        self._python_ns += time.monotonic_ns() - began
+
+    def _serve(self, number: int) -> None:
         hart = self._harts.hart[number]
         for index in range(hart.fresh_count):
             self._fresh(number, hart.fresh[index])
@@ -123,6 +142,7 @@ class Regions:
         """Takes a compiled region, and tells the harts that run its page. Called by the translator's thread."""
         with self._lock:
             self._known.setdefault(digest, []).append(self._load(translation))
+            self._translated += 1
             users = list(self._users[digest])
             for number, physical in users:
                 self._waiting[number].append((physical, digest))
@@ -131,11 +151,12 @@ class Regions:
 
     def _fresh(self, number: int, page: int) -> None:
         digest = _digest(page)
+        self._pages += 1
         with self._lock:
             loaded = self._known.get(digest)
             if loaded is None:
                 loaded = self._known[digest] = [self._load(each) for each in self._store.find(digest)]
-                self.from_store += len(loaded)
+                self._from_store += len(loaded)
             self._users[digest].add((number, _read(page + _PHYSICAL)))
         self._install(number, page, loaded)
 
@@ -151,7 +172,7 @@ class Regions:
     def _install(self, number: int, page: int, loaded: list[_Loaded]) -> None:
         for each in loaded:
             self._harts.install(number, page, each.steps, each.step_count, each.entries, each.entry_count, each.address)
-        self.installed += len(loaded)
+        self._installed += len(loaded)
 
     def _load(self, translation: Translation) -> _Loaded:
         steps = ctypes.create_string_buffer(translation.steps, len(translation.steps))

@@ -25,7 +25,7 @@ from .bus import GREETING_LIMIT, Counters, Device, Link, dial
 from .core import load_core
 from .hart_thread import Gate, HartThread
 from .harts import Harts
-from .region_store import RegionStore
+from .region_store import RegionStore, store_path
 from .regions import Regions, Translation
 from .registers import registers
 from .translator import TranslatorProcess
@@ -48,6 +48,7 @@ class Plan:
     plic: int
     paused: bool = False
     hot_samples: int = 0
+    cache: bool = True
 
 
 class Cpu(Service):
@@ -85,8 +86,9 @@ class Cpu(Service):
         self._harts.add_irqchip(self._plan.aclint, self._plan.plic)
         self._harts.reset(self._plan.reset_pc)
         if self._plan.hot_samples:
-            self._translator = TranslatorProcess(self._plan.features, self._regions_add)
-            self._regions = Regions(self._harts, self._translator, RegionStore(), self._plan.hot_samples)
+            self._translator = TranslatorProcess(self._plan.features, self._regions_add, self._plan.cache)
+            store = RegionStore(store_path() if self._plan.cache else None)
+            self._regions = Regions(self._harts, self._translator, store, self._plan.hot_samples)
         for number, description in enumerate(answer.devices):
             self._add_device(number, description)
         self._runtime.loop.watch(self._wake, read=self._run_calls)
@@ -188,7 +190,8 @@ class Cpu(Service):
 
     def counters(self) -> dict[str, int]:
         bus = self._bus_counters()
-        return {name.name: getattr(bus, name.name) for name in bus.DESCRIPTOR.fields}
+        regions = {} if self._regions is None else self._regions.counters()
+        return {**{name.name: getattr(bus, name.name) for name in bus.DESCRIPTOR.fields}, **regions}
 
     def _map(self, found: memory_pb2.Segment) -> tuple[int, int, int, int, bool]:
         memory = segment.attach(self._runtime.machine.path / found.path, writable=True)

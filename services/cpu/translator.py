@@ -30,7 +30,7 @@ _ANSWER = struct.Struct("<16sHHI")  # digest, bytes of steps, of entries, of cod
 #: Requests that are compiled as one module: a module costs LLVM 1 to 2 ms of its own.
 BATCH = 8
 #: Niceness of the process: harts go first.
-NICENESS = 5
+NICENESS = 10
 
 Answer = Callable[[bytes, Translation], None]
 
@@ -58,7 +58,9 @@ def _send(connection: socket.socket, frame: bytes) -> None:
 class TranslatorProcess:
     """The cpu's side: starts the process with the first request, and hands on what it compiles."""
 
-    def __init__(self, features: frozenset[str], answer: Answer) -> None:
+    def __init__(self, features: frozenset[str], answer: Answer, keep: bool) -> None:
+        """``keep``: translations go to the disk too."""
+        self._keep = keep
         self._features = ",".join(sorted(features)).encode()
         self._answer = answer
         self._process: subprocess.Popen[bytes] | None = None
@@ -93,7 +95,13 @@ class TranslatorProcess:
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "services.cpu.translator", str(theirs.fileno())]
+        command = [
+            sys.executable,
+            "-m",
+            "services.cpu.translator",
+            str(theirs.fileno()),
+            *(["--keep"] if self._keep else []),
+        ]
         root = str(Path(__file__).resolve().parents[2])
         environment = {
             **os.environ,
@@ -145,8 +153,8 @@ def compile_batch(requests: list[tuple[bytes, int, frozenset[str], bytes]]) -> l
     return translations
 
 
-def serve(connection: socket.socket) -> None:
-    """Answers requests until the other side is gone."""
+def serve(connection: socket.socket, store: Path | None) -> None:
+    """Answers requests until the other side is gone; keeps translations in the file ``store``."""
     from .region_store import append
 
     while (frame := _receive(connection)) is not None:
@@ -165,14 +173,18 @@ def serve(connection: socket.socket) -> None:
         for digest, translation in translations:
             head = _ANSWER.pack(digest, len(translation.steps), len(translation.entries), len(translation.code))
             _send(connection, head + translation.steps + translation.entries + translation.code)
-        append(translations)
+        if store is not None:
+            append(translations, store)
 
 
 def main(argv: list[str]) -> int:
-    """The process: ``python -m services.cpu.translator FD``."""
+    """The process: ``python -m services.cpu.translator FD [--keep]``."""
     os.nice(NICENESS)
+    from .region_store import store_path
+
+    store = store_path() if "--keep" in argv else None
     with socket.socket(fileno=int(argv[0])) as connection, contextlib.suppress(OSError):
-        serve(connection)
+        serve(connection, store)
     return 0
 
 

@@ -62,6 +62,8 @@ class RunOptions:
     dumpdtb: Path | None = None
     memory_bytes: int | None = None
     harts: int = 1
+    translate: bool = False
+    cache: bool = True
     cpu: str | None = None
     bios: str | None = None
     kernel: Path | None = None
@@ -232,9 +234,19 @@ def _accel(options: RunOptions, text: str) -> RunOptions:
     for key, value in _properties(text, "accel").items():
         if key == "accel" and value != "tcg":
             raise ValueError("expected tcg: harts are emulated, never virtualised")
-        if key not in ("accel", "thread", "tb-size", "one-insn-per-tb", "split-wx"):
-            raise ValueError(f"expected tcg, got the property '{key}'")
+        if key == "translate":
+            options = replace(options, translate=_on_off(key, value))
+        elif key == "cache":
+            options = replace(options, cache=_on_off(key, value))
+        elif key not in ("accel", "thread", "tb-size", "one-insn-per-tb", "split-wx"):
+            raise ValueError(f"expected tcg[,translate=on|off][,cache=on|off], got the property '{key}'")
     return options
+
+
+def _on_off(key: str, value: str) -> bool:
+    if value not in ("on", "off"):
+        raise ValueError(f"expected {key}=on or {key}=off, got '{value}'")
+    return value == "on"
 
 
 def _smp(options: RunOptions, text: str) -> RunOptions:
@@ -367,7 +379,12 @@ OPTIONS: tuple[Option, ...] = (
         "The board. dumpdtb writes its device tree to FILE and ends.",
         _machine,
     ),
-    Option(("-accel",), "tcg", "Accepted for QEMU's sake: harts are always emulated.", _accel),
+    Option(
+        ("-accel",),
+        "tcg[,translate=on|off][,cache=on|off]",
+        "How harts are emulated: whether hot code is compiled, and kept on disk for later runs. Default: translate=off, cache=on.",
+        _accel,
+    ),
     Option(("-cpu",), "MODEL[,ext=on|off]", "The hart's model and extensions; -cpu help lists them.", _cpu),
     Option(("-smp",), "[cpus=]N", f"The number of harts, 1 to {MAX_HARTS}.", _smp),
     Option(

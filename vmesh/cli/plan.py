@@ -104,6 +104,10 @@ def _services(options: RunOptions, board: Board, booted: BootPlan, machine: Mach
     memory += [word for image in images for word in ("--image", image)]
     cpu = [*place, "--name", "cpu", "--harts", str(board.harts), "--features", board.cpu.option]
     cpu += ["--reset-pc", f"{booted.start_pc:#x}"]
+    if not options.translate:
+        cpu += ["--hot-samples", "0"]
+    if not options.cache:
+        cpu.append("--no-cache")
     if options.paused:
         cpu.append("--paused")
     return (
