@@ -7,14 +7,16 @@ import datetime
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
-from bench import boot, bus, cpu, harness, memory
+from bench import boot, bus, cpu, harness, memory, programs
 from bench.harness import BenchError
 from bench.report import Report
 
@@ -23,6 +25,7 @@ BENCHMARKS: Mapping[str, tuple[Callable[[int], Report], int]] = {  # what measur
     "bus": (bus.measure, 1),
     "cpu": (cpu.measure, 3),
     "memory": (memory.measure, 1),
+    "programs": (programs.measure, 5),
 }
 
 
@@ -31,6 +34,8 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; default: all of them")
     parser.add_argument("--runs", type=int, metavar="N", help="repetitions, instead of each benchmark's own number")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every value there too")
+    parser.add_argument("--only", metavar="NAME,...", help=f"programs: these alone, of {', '.join(programs.PROGRAMS)}")
+    parser.add_argument("--vmesh-flags", default="", metavar="FLAGS", help="programs: flags for `vmesh run` as well")
     arguments = parser.parse_args()
     if unknown := [name for name in arguments.names if name not in BENCHMARKS]:
         parser.error(f"expected one of {', '.join(BENCHMARKS)}, got '{unknown[0]}'")
@@ -46,6 +51,9 @@ def main() -> int:
         console.print("Medians (range); the host may be busy with other things: trust the ratios.\n", highlight=False)
         for name in arguments.names or BENCHMARKS:
             measure, runs = BENCHMARKS[name]
+            if measure is programs.measure:
+                only = arguments.only.split(",") if arguments.only else ()
+                measure = partial(measure, only=only, vmesh_flags=shlex.split(arguments.vmesh_flags))
             reports[name] = measure(arguments.runs or runs)
             reports[name].print(console)
     except BenchError as error:
