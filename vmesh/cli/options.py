@@ -382,7 +382,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         ("-accel",),
         "tcg[,translate=on|off][,cache=on|off]",
-        "How harts are emulated: whether hot code is compiled, and kept on disk for later runs. Default: translate=off, cache=on.",
+        "Whether hot code is compiled (off by default), and kept on disk for later runs (on by default).",
         _accel,
     ),
     Option(("-cpu",), "MODEL[,ext=on|off]", "The hart's model and extensions; -cpu help lists them.", _cpu),
