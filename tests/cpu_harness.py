@@ -19,7 +19,6 @@ from functools import cache
 from typing import Any
 
 from services.cpu.core import CoreImage, load_core
-from services.cpu.harts import Harts
 from services.cpu.isa.riscv.encoding import encode
 from services.cpu.isa.riscv.features import FEATURES
 from services.cpu.isa.riscv.state import (
@@ -32,6 +31,7 @@ from services.cpu.isa.riscv.state import (
     SINK,
     Tlb,
 )
+from tests.models.tiers import BOTH, INTERPRET, EagerHarts, default_mode
 
 BASE = 0x8000_0000
 #: An address that no program under test loads from.
@@ -69,14 +69,27 @@ class Stop:
 
 
 class Cpu:
-    """``count`` harts over ``size`` bytes of RAM at ``base``; the trap handler that ends a run is in the first 16."""
+    """``count`` harts over ``size`` bytes of RAM at ``base``; the trap handler that ends a run is in the first 16.
 
-    def __init__(self, size: int = 1 << 20, features: set[str] | None = None, count: int = 1, base: int = BASE) -> None:
+    ``mode``: see ``models.tiers``.
+    """
+
+    def __init__(
+        self,
+        size: int = 1 << 20,
+        features: set[str] | None = None,
+        count: int = 1,
+        base: int = BASE,
+        mode: str | None = None,
+    ) -> None:
         self.base, self.size = base, size
         self.ram = mmap.mmap(-1, size)
         host = ctypes.addressof(ctypes.c_char.from_buffer(self.ram))
         known = set(FEATURES) if features is None else features
-        self.harts = Harts(core(), count, known, [(base, size, host, 0, True)])
+        self.mode = mode or default_mode()
+        self.harts = EagerHarts(core(), count, known, [(base, size, host, 0, True)])
+        if self.mode != INTERPRET:
+            self.harts.be_eager(mixed=self.mode == BOTH)
         self.hart: Any = self.harts.hart[0]
         #: Answers accesses outside of RAM: gives the value read, or None for a bus error.
         self.device: Callable[[Access], int | None] = lambda access: None

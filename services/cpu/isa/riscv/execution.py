@@ -227,10 +227,15 @@ def decode_slot(hart: Hart, slot: u64, pc: u64) -> None:
     page = at(CodePage, base)
     offset = (slot - base) >> 3
     insn = peek(u32, ref(page.copy) + offset)
+    machine = machine_of(hart)
     if offset == OFFSET - 1 and insn & 3 == 3:
-        at(Slot, slot).handler = machine_of(hart).straddle_handler
-    else:
-        decode(hart, at(Slot, slot), insn, pc, True)
+        at(Slot, slot).handler = machine.straddle_handler
+        return
+    decode(hart, at(Slot, slot), insn, pc, True)
+    if machine.eager != 0 and hart.hot_count < HOT:
+        hart.hot[hart.hot_count] = slot
+        hart.hot_count += 1
+        hart.exit_reason = EXIT_REGIONS
 
 
 @export
@@ -241,12 +246,15 @@ def install(
 
     The slots of all of them are decoded, since the region may leave at any.
     """
-    decode_handler = machine_of(hart).decode_handler
+    machine = machine_of(hart)
+    decode_handler = machine.decode_handler
     for i in range(step_count):
         offset = u64(steps[i])
         slot = page.slots[offset >> 1]
         if slot.handler == decode_handler:
             decode(hart, slot, peek(u32, ref(page.copy) + offset), offset, True)
+            if machine.eager != 0:
+                slot.handler = decode_handler
     for i in range(entry_count):
         page.slots[u64(entries[i]) >> 1].handler = code
 

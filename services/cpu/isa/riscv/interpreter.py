@@ -448,6 +448,12 @@ class Interpreter:
         handler = self.handler()
         b = handler.builder
         b.call(decode_slot, [HART, b.value(U64, "ptrtoint ptr %ip to i64"), handler.pc()])
+        leaving = b.truth(handler.get("exit_reason"))
+        out, on = b.fresh("out"), b.fresh("on")
+        b.branch(leaving, out, on)
+        b.block(out)
+        handler.leave()
+        b.block(on)
         handler.dispatch("%ip", "%n")
         self.define("op_decode", handler)
         # enter: called by run

@@ -50,6 +50,8 @@ from .state import CODE_PAGE_STRIDE, Machine, Slot
 PAGE = OFFSET + 1
 #: Instructions in a region at most: more costs LLVM more than it gains.
 LIMIT = 100
+#: And at least: entering and leaving costs as much as a few instructions.
+LEAST = 3
 #: Handlers of the core that regions end in, and the fields of the machine's record that have their addresses.
 CORE_HANDLERS = {"@op_attention": "attention_handler", "@op_go": "go_handler"}
 
@@ -72,6 +74,11 @@ class Step:
     def register(self, operand: str) -> int:
         """The number in a register field of the word."""
         return self.word >> {"rd": 7, "rs1": 15, "rs2": 20, "rs3": 27}[operand] & 31
+
+    @property
+    def extensions(self) -> tuple[str, ...]:
+        """What must be on for this to be an instruction."""
+        return (self.instruction.extension, "c") if self.length == 2 else (self.instruction.extension,)
 
     @property
     def target(self) -> int:
@@ -122,8 +129,9 @@ def core_functions() -> tuple[Any, ...]:
 
 
 def translatable(instruction: Instruction) -> bool:
-    """Whether a region can contain an instruction: system instructions may change what the region relies on."""
-    return not instruction.system and instruction is not ILLEGAL_INSTRUCTION
+    """Whether a region can contain an instruction: system instructions may change what the region relies on, others
+    always trap."""
+    return not instruction.system and instruction is not ILLEGAL_INSTRUCTION and instruction.name != "ebreak"
 
 
 def identify(word: int) -> Instruction:
@@ -170,16 +178,16 @@ class Region:
         return {*self.entries, *targets}
 
 
-def form(page: bytes, entry: int, features: frozenset[str], limit: int = LIMIT) -> Region | None:
-    """The region around ``entry``: what is reached from it inside the page, calls apart; None if there is nothing to
-    gain."""
+def form(page: bytes, entry: int, features: frozenset[str], limit: int = LIMIT, least: int = LEAST) -> Region | None:
+    """The region around ``entry``: what is reached from it inside the page, calls apart; None if it would have less
+    than ``least`` instructions."""
     region = Region(entries=[entry])
     work = [entry]
     while work and len(region.steps) < limit:
         offset = work.pop(0)
         while 0 <= offset < PAGE and offset not in region.steps and len(region.steps) < limit:
             step = step_at(page, offset)
-            if step is None or not translatable(step.instruction) or step.instruction.extension not in features:
+            if step is None or not translatable(step.instruction) or not features.issuperset(step.extensions):
                 break
             region.steps[offset] = step
             name = step.instruction.name
@@ -200,7 +208,7 @@ def form(page: bytes, entry: int, features: frozenset[str], limit: int = LIMIT) 
                 break
             offset = step.next
     region.entries = [e for e in dict.fromkeys(region.entries) if e in region.steps]
-    return region if entry in region.steps and len(region.steps) > 2 else None
+    return region if entry in region.steps and len(region.steps) >= least else None
 
 
 @dataclass
@@ -316,9 +324,10 @@ class _Emitter(Handler):
     # control flow
 
     def flow(self, region: Region, offset: int, *, backward: bool = False) -> None:
-        """Goes on at ``offset``: in the region if it is there, otherwise by its slot, or by its address."""
+        """Goes on at ``offset``: in the region if it is there, otherwise by its slot, or by its address (which is a
+        way out that looks up)."""
         b = self.builder
-        if offset in region.steps:
+        if 0 <= offset < PAGE:
             if backward:
                 wanted = b.value(U64, f"load atomic i64, ptr {self.hart_field('stop_at').ref} monotonic, align 8")
                 late = b.compare(">=", b.read(self.retired), wanted)
@@ -328,9 +337,10 @@ class _Emitter(Handler):
                 b.block(look)
                 self.go_to(offset, self.machine_handler("attention_handler"))
                 b.block(on)
-            b.jump(f"at{offset}")
-        elif 0 <= offset < PAGE:
-            self.go_to_slot(offset)
+            if offset in region.steps:
+                b.jump(f"at{offset}")
+            else:
+                self.go_to_slot(offset)
         else:
             b.write(self.target_variable, self.pc_at(offset))
             b.jump("far")

@@ -1,0 +1,82 @@
+"""Harts that run translated code from the first instruction on: whatever is decoded is compiled before it is run.
+
+Modes: ``interpret``; ``translate`` (all that can be in a region runs from one); ``both`` (about half of it, so that
+control passes between the interpreter and regions all the time). ``VMESH_CPU_MODE`` chooses for a whole test run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import cache
+
+from services.cpu.harts import Harts
+from services.cpu.isa.riscv.features import FEATURES
+from services.cpu.isa.riscv.region import Region, RegionModule, emit, form
+from services.cpu.isa.riscv.state import CODE_PAGE_STRIDE, EXIT_REGIONS, CodePage
+from services.cpu.native.build import build_region
+from services.cpu.regions import PAGE, Arena
+
+INTERPRET, TRANSLATE, BOTH = MODES = ("interpret", "translate", "both")
+#: Instructions in a region at most: short ones meet more of each other, and compile sooner.
+LIMIT = 16
+_COPY = CodePage.offset_of("copy")
+#: What all machines of a test run share: code is bound to its place in a page and to nothing else.
+_arena = Arena()
+_compiled: dict[tuple[object, ...], int] = {}
+
+
+@cache
+def default_mode() -> str:
+    """The mode of machines that do not ask for one."""
+    mode = os.environ.get("VMESH_CPU_MODE", INTERPRET)
+    if mode not in MODES:
+        raise ValueError(f"VMESH_CPU_MODE: expected one of {', '.join(MODES)}, got '{mode}'")
+    return mode
+
+
+def compiled(region: Region) -> int:
+    """The host address of a region's code."""
+    key = (*region.entries, None, *((s.offset, s.bits) for s in region.steps.values()))
+    address = _compiled.get(key)
+    if address is None:
+        module = RegionModule()
+        emit(module, "r", region)
+        address = _compiled[key] = _arena.add(build_region(module.text()).image)
+    return address
+
+
+class EagerHarts(Harts):
+    """Harts that leave native code for each slot that is decoded, and go on with a region in it."""
+
+    #: Regions installed, and whether each second hot slot is left to the interpreter.
+    installed = 0
+    mixed = False
+    limit = LIMIT
+
+    def be_eager(self, mixed: bool, limit: int = LIMIT) -> None:
+        self.machine.eager, self.mixed, self.limit = 1, mixed, limit
+        self._features = frozenset(f for n, f in enumerate(FEATURES) if self.machine.features >> n & 1)
+
+    def run(self, number: int) -> int:
+        hart = self.hart[number]
+        while True:
+            reason = super().run(number)
+            for index in range(hart.hot_count):
+                self._translate(number, hart.hot[index])
+            hart.hot_count = 0
+            if reason != EXIT_REGIONS:
+                return reason
+
+    def _translate(self, number: int, slot: int) -> None:
+        page = slot & ~(CODE_PAGE_STRIDE - 1)
+        offset = (slot - page) >> 3
+        if self.mixed and (offset >> 1) * 0x9E37_79B1 >> 16 & 1:
+            return
+        region = form(ctypes.string_at(page + _COPY, PAGE), offset, self._features, self.limit, least=1)
+        if region is None:
+            return
+        steps = (ctypes.c_uint16 * len(region.steps))(*region.steps)
+        entries = (ctypes.c_uint16 * len(region.entries))(*region.entries)
+        self.install(number, page, steps, len(steps), entries, len(entries), compiled(region))
+        self.installed += 1
