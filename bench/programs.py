@@ -165,7 +165,10 @@ def report(names: Sequence[str], ours: Sequence[Boot], theirs: Sequence[Boot]) -
     ratios = {name: row.ratio or 0.0 for name, row in zip(names, rows, strict=True)}
     mean = statistics.geometric_mean(ratios.values())
     least = min(ratios, key=lambda name: ratios[name])
-    first = statistics.geometric_mean(_first(name, theirs) / _first(name, ours) for name in names)
+    first, fastest = (
+        statistics.geometric_mean(seconds(name, theirs) / seconds(name, ours) for name in names)
+        for seconds in (_first, _fastest)
+    )
     rows += [
         Row("geometric mean", "x QEMU", Sample((mean,)), bar=held(f"at least {MEAN_BAR}", mean >= MEAN_BAR)),
         Row(
@@ -175,6 +178,7 @@ def report(names: Sequence[str], ours: Sequence[Boot], theirs: Sequence[Boot]) -
             bar=held(f"none below {LEAST_BAR}", ratios[least] >= LEAST_BAR),
         ),
         Row("geometric mean of the first passes", "x QEMU", Sample((first,))),
+        Row("geometric mean of the fastest passes", "x QEMU", Sample((fastest,))),
         Row("guest's clock/host's clock", "", _clock(ours), _clock(theirs), digits=3),
     ]
     notes = ["Passes a second by the guest's clock; every pass of every boot computed the same on both."]
@@ -188,6 +192,11 @@ def _speeds(name: str, boots: Sequence[Boot]) -> Sample:
 def _first(name: str, boots: Sequence[Boot]) -> float:
     """Median seconds of the first pass, in which code is still to be translated."""
     return statistics.median(boot.passes[name][0].seconds for boot in boots)
+
+
+def _fastest(name: str, boots: Sequence[Boot]) -> float:
+    """Seconds of the pass that the host's other work disturbed least."""
+    return min(each.seconds for boot in boots for each in boot.passes[name])
 
 
 def _clock(boots: Sequence[Boot]) -> Sample:
