@@ -89,6 +89,8 @@ class _Line:
         self.text, self.pc, self.symbols = text, pc, symbols
 
     def number(self, text: str) -> int:
+        if text in self.symbols:
+            return self.symbols[text]
         try:
             return int(eval(text, {"__builtins__": {}}, dict(self.symbols)))
         except Exception as problem:
@@ -164,8 +166,8 @@ class _Line:
 def assemble(text: str, base: int, **symbols: int) -> Program:
     """Assembles a program to be placed at ``base``; ``symbols`` are numbers that it may name."""
     lines: list[tuple[str | None, str]] = []
-    for raw in re.split(r"[\n;]", text):
-        line = raw.split("#")[0].strip()
+    for raw in re.sub("#.*", "", text).replace(";", "\n").splitlines():
+        line = raw.strip()
         while found := re.match(r"(\w+):\s*", line):
             lines.append((found[1], ""))
             line = line[found.end() :]

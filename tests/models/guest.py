@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cpu_harness import BASE, END_WORD, Cpu, Stop
-
 from services.cpu.isa.riscv.state import ACCESS_FAILED, ATTENTION_STOP, EXIT_ACCESS, EXIT_STOP
+from tests.cpu_harness import BASE, END_WORD, Cpu, Stop
 
 from .assembler import Program, assemble
 
@@ -19,9 +18,9 @@ ALL = (1 << 64) - 1
 ACLINT, PLIC = 0x200_0000, 0xC00_0000
 
 
-def virt(count: int = 1) -> Cpu:
+def virt(count: int = 1, size: int = 1 << 20) -> Cpu:
     """Harts with the ACLINT and the PLIC."""
-    cpu = Cpu(count=count)
+    cpu = Cpu(size, count=count)
     cpu.harts.add_irqchip(ACLINT, PLIC)
     return cpu
 

@@ -12,9 +12,10 @@ import random
 from dataclasses import replace
 
 import pytest
-from models.assembler import assemble
-from models.paged import BASE, DATA, DATA_2M, END, PMP_CODE, TABLES, PagedHart
-from models.translation import FETCH, LOAD, STORE, Fault, M, PmpEntry, Pte, S, Settings, U, access
+
+from tests.models.assembler import assemble
+from tests.models.paged import BASE, DATA, DATA_2M, END, PMP_CODE, TABLES, PagedHart
+from tests.models.translation import FETCH, LOAD, STORE, Fault, M, PmpEntry, Pte, S, Settings, U, access
 
 SEQUENCES, STEPS = 40, 600
 MPRV, SUM, MXR = 1 << 17, 1 << 18, 1 << 19

@@ -9,7 +9,8 @@ import struct
 from dataclasses import dataclass
 
 import pytest
-from models.paged import (
+
+from tests.models.paged import (
     CODE_INDEX,
     DATA,
     DATA_2M,
@@ -22,7 +23,7 @@ from models.paged import (
     PagedHart,
     sign_extend,
 )
-from models.translation import (
+from tests.models.translation import (
     FETCH,
     LEVELS,
     LOAD,

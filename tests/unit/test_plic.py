@@ -6,11 +6,11 @@ from __future__ import annotations
 import random
 
 import pytest
-from cpu_harness import Cpu
-from models.guest import CODE, PLIC, M, put, run, spin, virt
-from models.interrupts import CONTEXT, ENABLE, PENDING, SOURCES, PlicModel
 
 from services.cpu.isa.riscv.plic_layout import END as PLIC_END
+from tests.cpu_harness import Cpu
+from tests.models.guest import CODE, PLIC, M, put, run, spin, virt
+from tests.models.interrupts import CONTEXT, ENABLE, PENDING, SOURCES, PlicModel
 
 MEIP, SEIP = 1 << 11, 1 << 9
 HARTS = 2

@@ -7,11 +7,11 @@ import random
 import struct
 
 import pytest
-from cpu_harness import Cpu
-from models.assembler import CSR_NUMBERS
-from models.guest import ALL, CODE, DATA, M, S, Space, U, open_pmp, put, run, spin, virt
 
 from services.cpu.isa.riscv.encoding import encode
+from tests.cpu_harness import Cpu
+from tests.models.assembler import CSR_NUMBERS
+from tests.models.guest import ALL, CODE, DATA, M, S, Space, U, open_pmp, put, run, spin, virt
 
 #: What the manual and the board's CPU promise, by number.
 EXISTING = {
@@ -83,11 +83,12 @@ def written(cpu: Cpu, name: str, value: int, **fields: int) -> int:
 
 MSTATUS_BITS = 0x7E_19AA | FS
 SSTATUS_BITS = 0xC_0122 | FS
-#: name: bits that keep what is written; bits that always read as one.
+#: name: bits that keep what is written.
 WRITABLE = {
     "mscratch": ALL, "sscratch": ALL, "mepc": ALL & ~1, "sepc": ALL & ~1, "mcause": ALL, "scause": ALL,
     "mtval": ALL, "stval": ALL, "medeleg": 0xB3FF, "mideleg": 0x222, "mie": 0xAAA,
-    "mcounteren": 0xFFFF_FFFF, "scounteren": 0xFFFF_FFFF, "mhpmcounter3": 0, "mhpmevent31": 0, "mcountinhibit": 0, "stimecmp": ALL,
+    "mcounteren": 0xFFFF_FFFF, "scounteren": 0xFFFF_FFFF, "mhpmcounter3": 0, "mhpmevent31": 0, "mcountinhibit": 0,
+    "stimecmp": ALL,
 }  # fmt: skip
 
 

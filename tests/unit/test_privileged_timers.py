@@ -6,8 +6,9 @@ import threading
 import time
 
 import pytest
-from cpu_harness import Cpu, Stop
-from models.guest import ACLINT, M, S, open_pmp, put, run, virt
+
+from tests.cpu_harness import Cpu, Stop
+from tests.models.guest import ACLINT, M, S, open_pmp, put, run, virt
 
 MSIP, MTIMECMP, MTIME = ACLINT, ACLINT + 0x4000, ACLINT + 0xBFF8
 MTIP, STIP, MSI = 1 << 7, 1 << 5, 1 << 3

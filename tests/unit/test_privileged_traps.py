@@ -7,9 +7,10 @@ import random
 from dataclasses import dataclass, replace
 
 import pytest
-from cpu_harness import Cpu
-from models.assembler import assemble
-from models.guest import CODE, DATA, M, S, Space, U, open_pmp, put, run, spin, virt
+
+from tests.cpu_harness import Cpu
+from tests.models.assembler import assemble
+from tests.models.guest import CODE, DATA, M, S, Space, U, open_pmp, put, run, spin, virt
 
 SIE, MIE, SPIE, MPIE, SPP, MPP = 1 << 1, 1 << 3, 1 << 5, 1 << 7, 1 << 8, 3 << 11
 MPRV, SUM, MXR, TVM, TW, TSR = 1 << 17, 1 << 18, 1 << 19, 1 << 20, 1 << 21, 1 << 22
