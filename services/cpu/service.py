@@ -167,9 +167,10 @@ class Cpu(Service):
         self._gate.open()
 
     def reset(self) -> None:
+        if not self._paused_at:
+            raise errors.BadRequest("Reset of a running cpu", expected="Pause before it")
         self._harts.reset(self._plan.reset_pc)
-        if self._paused_at:
-            self._paused_at = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        self._paused_at = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
 
     def shutdown(self) -> None:
         # Devices end next: what harts have written must have been handled, unless one of them does not answer.

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -59,6 +60,16 @@ class Machine:
 
     def start_memory(self, *arguments: str, ram: str = "16M") -> subprocess.Popen[str]:
         return self.start("services.memory", "memory", "--ram", ram, *arguments)
+
+    def start_cpu(self, *arguments: str, harts: int = 2) -> subprocess.Popen[str]:
+        """Memory, and a cpu whose harts count in t0 and sleep between."""
+        program = self.path / "program"
+        # addi t0, t0, 1; wfi; j back
+        program.write_bytes(struct.pack("<3I", 0x00128293, 0x10500073, 0xFF9FF06F))
+        self.start_memory("--image", f"{RAM_BASE:#x}={program}")
+        features = "i,m,a,f,d,c,zicsr,zifencei,zicntr,sstc,svadu,sv39"
+        options = ["--harts", str(harts), "--features", features, "--reset-pc", f"{RAM_BASE:#x}", *arguments]
+        return self.start("services.cpu", "cpu", *options)
 
     def failure(self, name: str) -> str:
         """Wait for the end of a service that fails; gives the one line it says."""

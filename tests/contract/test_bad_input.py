@@ -15,7 +15,7 @@ from vmesh.v1 import common_pb2 as common
 from vmesh.v1 import lifecycle_pb2 as lifecycle
 from vmesh.v1.packet_pb2 import Packet
 
-SERVICES = ["memory", *(case.name for case in ALL)]
+SERVICES = ["memory", "cpu", *(case.name for case in ALL)]
 ROUNDS = 400
 # What a peer that is believed may do: end the service, stop it.
 POWERFUL = {"shutdown", "pause"}
@@ -23,7 +23,10 @@ POWERFUL = {"shutdown", "pause"}
 
 @pytest.fixture(params=SERVICES)
 def service(request: pytest.FixtureRequest, machine: Machine) -> str:
-    machine.start_memory()
+    if request.param == "cpu":
+        machine.start_cpu()
+    else:
+        machine.start_memory()
     for case in ALL:
         if case.name == request.param:
             case.start(machine)

@@ -1,0 +1,138 @@
+"""The cpu service as the monitor meets it: pause, drain, save, load, reset, registers, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from harness import RAM_BASE, Machine, Monitor, until
+
+from vmesh import errors
+from vmesh.v1 import cpu_pb2 as cpu
+from vmesh.v1 import lifecycle_pb2 as lifecycle
+
+
+@pytest.fixture
+def monitor(machine: Machine) -> Monitor:
+    machine.start_cpu()
+    return machine.monitor("cpu")
+
+
+def state_of(saved: lifecycle.ServiceState) -> cpu.CpuState:
+    assert (saved.type, saved.version) == ("vmesh.v1.CpuState", 1)
+    return cpu.CpuState.FromString(saved.bytes)
+
+
+def registers(monitor: Monitor, hart: int = 0) -> dict[str, int]:
+    answer = monitor.ask(cpu.HartRegistersRequest(hart=hart))
+    assert isinstance(answer, cpu.HartRegisters)
+    return {each.name: each.value for each in answer.registers}
+
+
+def sleeping(monitor: Monitor) -> bool:
+    status = monitor.ask(cpu.CpuStatusRequest())
+    assert isinstance(status, cpu.CpuStatus)
+    return all(hart.state == cpu.HART_WAITING for hart in status.harts)
+
+
+def test_harts_run_and_sleep(monitor: Monitor) -> None:
+    until(lambda: sleeping(monitor), "both harts to sleep in WFI")
+    assert registers(monitor)["t0"] == 1
+    assert registers(monitor, 1)["mhartid"] == 1
+    assert registers(monitor)["pc"] == RAM_BASE + 8
+
+
+def test_a_hart_that_is_not_there(monitor: Monitor) -> None:
+    with pytest.raises(errors.BadRequest, match="expected 0 to 1, got 7"):
+        monitor.ask(cpu.HartRegistersRequest(hart=7))
+
+
+def test_saved_state_is_loaded_whole(monitor: Monitor) -> None:
+    until(lambda: sleeping(monitor), "both harts to sleep in WFI")
+    saved = monitor.save()
+    state = state_of(saved)
+    assert [record.x[5] for record in state.harts] == [1, 1]
+    state.harts[1].x[5] = 1000
+    state.harts[1].values["mscratch"] = 0xABCD
+    state.harts[0].values["waiting"] = 0
+    changed = lifecycle.ServiceState(type=saved.type, version=1, bytes=state.SerializeToString())
+
+    monitor.ask(lifecycle.Load(state=changed, check_only=True))
+    assert registers(monitor, 1)["t0"] == 1, "check_only must change nothing"
+    monitor.ask(lifecycle.Load(state=changed))
+
+    assert state_of(monitor.save()) == state
+    monitor.ask(lifecycle.Resume())
+    until(lambda: registers(monitor)["t0"] == 2, "hart 0 to go on behind its WFI")
+    assert registers(monitor, 1)["t0"] == 1000
+    assert registers(monitor, 1)["mscratch"] == 0xABCD
+
+
+def _no_harts(state: cpu.CpuState) -> None:
+    del state.harts[1:]
+
+
+def _feature(state: cpu.CpuState) -> None:
+    state.features.append("zzz")
+
+
+def _value(state: cpu.CpuState) -> None:
+    del state.harts[1].values["mepc"]
+
+
+def _registers(state: cpu.CpuState) -> None:
+    del state.harts[1].x[5:]
+
+
+def _privilege(state: cpu.CpuState) -> None:
+    state.harts[1].values["privilege"] = 2
+
+
+def _plic(state: cpu.CpuState) -> None:
+    state.plic.enable.append(1)
+
+
+@pytest.mark.parametrize("damage", [_no_harts, _feature, _value, _registers, _privilege, _plic])
+def test_a_state_that_does_not_fit_changes_nothing(monitor: Monitor, damage: Callable[[cpu.CpuState], None]) -> None:
+    until(lambda: sleeping(monitor), "both harts to sleep in WFI")
+    saved = monitor.save()
+    state = state_of(saved)
+    state.harts[0].x[5] = 77
+    damage(state)
+    with pytest.raises(errors.BadState, match="expected"):
+        monitor.ask(
+            lifecycle.Load(state=lifecycle.ServiceState(type=saved.type, version=1, bytes=state.SerializeToString()))
+        )
+    assert monitor.save() == saved
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        lifecycle.ServiceState(type="vmesh.v1.CpuState", version=2),
+        lifecycle.ServiceState(type="vmesh.v1.MemoryState", version=1),
+        lifecycle.ServiceState(type="vmesh.v1.CpuState", version=1, bytes=b"\xff\xff"),
+    ],
+)
+def test_a_state_of_another_kind(monitor: Monitor, state: lifecycle.ServiceState) -> None:
+    monitor.ask(lifecycle.Pause())
+    with pytest.raises(errors.BadState):
+        monitor.ask(lifecycle.Load(state=state))
+
+
+def test_reset_needs_a_pause(monitor: Monitor) -> None:
+    until(lambda: sleeping(monitor), "both harts to sleep in WFI")
+    with pytest.raises(errors.BadRequest, match="Pause before it"):
+        monitor.ask(lifecycle.Reset())
+    monitor.ask(lifecycle.Pause())
+    monitor.ask(lifecycle.Drain())
+    monitor.ask(lifecycle.Reset())
+    assert registers(monitor)["t0"] == 0
+    assert registers(monitor)["pc"] == RAM_BASE
+    monitor.ask(lifecycle.Resume())
+    until(lambda: registers(monitor)["t0"] == 1, "hart 0 to run again")
+
+
+def test_guest_time_stands_still_while_paused(monitor: Monitor) -> None:
+    first = state_of(monitor.save()).time
+    assert state_of(monitor.save()).time == first
