@@ -220,6 +220,30 @@ def test_a_timer_ends_wfi_and_sleep_costs_nothing(cpu: Cpu, arm: str, enabled: i
     assert used[0] < 0.1
 
 
+def test_short_sleeps_are_short(cpu: Cpu) -> None:
+    """A hundred sleeps of a millisecond; one that only ended with the longest sleep of all would not be through in
+    time."""
+    prepare(cpu, MTIP)
+    put(
+        cpu,
+        """
+        li t0, 0x80; csrw mie, t0
+        li s0, ACLINT + 0x4000
+        li s1, 100
+    again:
+        csrr t0, time
+        li t1, 10000
+        add t0, t0, t1
+        sd t0, 0(s0)
+        wfi
+        addi s1, s1, -1
+        bnez s1, again
+        .word END
+        """,
+    )
+    assert cpu.run(seconds=20).why == "end"
+
+
 def test_a_line_ends_wfi(cpu: Cpu) -> None:
     prepare(cpu, 1 << 11)
     put(
