@@ -18,9 +18,9 @@ ALL = (1 << 64) - 1
 ACLINT, PLIC = 0x200_0000, 0xC00_0000
 
 
-def virt(count: int = 1, size: int = 1 << 20) -> Cpu:
-    """Harts with the ACLINT and the PLIC."""
-    cpu = Cpu(size, count=count)
+def virt(count: int = 1, size: int = 1 << 20, mode: str | None = None) -> Cpu:
+    """Harts with the ACLINT and the PLIC; ``mode``: see ``tiers``."""
+    cpu = Cpu(size, count=count, mode=mode)
     cpu.harts.add_irqchip(ACLINT, PLIC)
     return cpu
 

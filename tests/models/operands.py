@@ -198,6 +198,18 @@ class Generator:
             r.randbytes(WINDOW),
         )  # fmt: skip
 
+    def varied(self, instruction: Instruction, case: Case, count: int) -> list[Case]:
+        """The case, and the same code with other values in all registers but those of addresses."""
+        kept = instruction.match & 127 in (LOAD, LOAD_FP, STORE, STORE_FP, AMO, MISC_MEM, JALR)
+        address = int.from_bytes(case.code[:4], "little") >> 15 & 31
+        made = [case]
+        for _ in range(count - 1):
+            x = [0, *self.random.choices(self._integers, k=31)]
+            x[address] = case.x[address] if kept else x[address]
+            f = [self.floating() for _ in range(32)]
+            made.append(replace(case, x=x, f=f, fcsr=self.random.choice((0, 0x1F, self.random.randrange(256)))))
+        return made
+
     def pairs(self, instructions: Iterable[Instruction]) -> list[tuple[Instruction, Case]]:
         """Every pair of ``CRITICAL`` values in the two source registers of computations and branches."""
         made = []

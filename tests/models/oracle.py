@@ -66,6 +66,8 @@ class State:
     cause: int
     value: int
     window: bytes = field(repr=False)
+    #: Instructions that retired, where the machine tells.
+    retired: int | None = None
 
     def differences(self, other: State) -> list[str]:
         """What differs, by name, with both values."""
@@ -79,6 +81,8 @@ class State:
                 found.append(f"{name}: {a:#x} / {b:#x}")
         if self.window != other.window:
             found.append(f"memory: {self.window.hex()} / {other.window.hex()}")
+        if None not in (self.retired, other.retired) and self.retired != other.retired:
+            found.append(f"retired: {self.retired} / {other.retired}")
         return found
 
 
@@ -86,10 +90,10 @@ class State:
 
 
 class Ours:
-    """Runs cases on a hart in this process."""
+    """Runs cases on a hart in this process; ``mode``: see ``tiers``."""
 
-    def __init__(self) -> None:
-        self.cpu = Cpu(SIZE)
+    def __init__(self, mode: str | None = None) -> None:
+        self.cpu = Cpu(SIZE, mode=mode)
         #: How many instructions each case of the last run took.
         self.retired: list[int] = []
 
@@ -125,7 +129,7 @@ class Ours:
         assert stop.why == "trapped", (stop, case)
         return State(
             (0, *hart.x[1:SINK]), tuple(hart.f), hart.frm << 5 | hart.fflags, stop.pc, stop.cause,
-            _value(stop.cause, stop.value), bytes(cpu.ram[start : start + WINDOW]),
+            _value(stop.cause, stop.value), bytes(cpu.ram[start : start + WINDOW]), self.retired[-1],
         )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from services.cpu.isa.riscv.instructions import INSTRUCTIONS
 
 from .operands import AMO, JALR, LOAD, LOAD_FP, MISC_MEM, STORE, STORE_FP, SYSTEM, Generator, disassemble, word_of
 from .oracle import CODE, CODE_SIZE, DATA, DATA_SIZE, EBREAK, WINDOW, Case, Ours, Qemu, State, Unicorn
+from .tiers import INTERPRET
 
 RA, SP, S0 = 1, 2, 8
 #: Loop counters, mask of offsets, scratch pointer, data pointer (as are sp and s0, which short loads and stores need).
@@ -36,6 +37,8 @@ BRANCHES = tuple(item for item in INSTRUCTIONS if item.result == "branch")
 ON_QEMU = [
     i.name for i in INSTRUCTIONS if i.extension not in ("zicbom", "zicboz") and i.name not in ("ctzw", "illegal")
 ]
+#: What our interpreter judges translated code by.
+ON_INTERPRETER = [item.name for item in INSTRUCTIONS if item.name != "illegal"]
 OTHERWISE = {f"{name}.d" for name in ("fcvt.s", "fmin", "fmax", "fmadd", "fmsub", "fnmadd", "fnmsub")} | {"fcvt.d.s"}
 ON_UNICORN = [
     i.name
@@ -321,6 +324,12 @@ def qemu() -> Oracle:
 def unicorn() -> Oracle:
     machine = Unicorn()
     return lambda cases, mine: (machine.run(cases, [state.pc for state in mine]), machine.memory)
+
+
+def interpreter() -> Oracle:
+    """Our own interpreter, to judge translated code: of every instruction, and of how many have retired."""
+    machine = Ours(INTERPRET)
+    return lambda cases, mine: (machine.run(cases), machine.memory)
 
 
 def placed(programs: Sequence[Program], stops: Callable[[Program], Iterable[int]]) -> list[Stop]:

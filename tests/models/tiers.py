@@ -20,6 +20,8 @@ from services.cpu.regions import PAGE, Arena
 INTERPRET, TRANSLATE, BOTH = MODES = ("interpret", "translate", "both")
 #: Instructions in a region at most: short ones meet more of each other, and compile sooner.
 LIMIT = 16
+#: For those who try several.
+LIMITS = (16, 3, 40, 100)
 _COPY = CodePage.offset_of("copy")
 #: What all machines of a test run share: code is bound to its place in a page and to nothing else.
 _arena = Arena()
@@ -49,13 +51,13 @@ def compiled(region: Region) -> int:
 class EagerHarts(Harts):
     """Harts that leave native code for each slot that is decoded, and go on with a region in it."""
 
-    #: Regions installed, and whether each second hot slot is left to the interpreter.
+    #: Regions installed; whether each second hot slot is left to the interpreter; instructions in a region at most.
     installed = 0
     mixed = False
     limit = LIMIT
 
-    def be_eager(self, mixed: bool, limit: int = LIMIT) -> None:
-        self.machine.eager, self.mixed, self.limit = 1, mixed, limit
+    def be_eager(self, mixed: bool) -> None:
+        self.machine.eager, self.mixed = 1, mixed
         self._features = frozenset(f for n, f in enumerate(FEATURES) if self.machine.features >> n & 1)
 
     def run(self, number: int) -> int:

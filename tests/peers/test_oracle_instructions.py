@@ -15,9 +15,11 @@ import pytest
 
 from services.cpu.isa.description import Instruction
 from services.cpu.isa.riscv.instructions import INSTRUCTIONS
+from services.cpu.isa.riscv.region import translatable
 from tests.models.bitmanip import MASK, MODEL
 from tests.models.operands import CENTRE, CSRS, Generator, disassemble, report
 from tests.models.oracle import BREAKPOINT, WINDOW, Case, Ours, Qemu, State, Unicorn
+from tests.models.tiers import INTERPRET, TRANSLATE
 
 #: Instructions that are compared elsewhere: WFI waits and the returns change privilege (tests of traps); ``illegal``
 #: stands for all that is no instruction (test_oracle_encodings).
@@ -74,6 +76,20 @@ def test_instructions_agree_with_unicorn(ours: Ours) -> None:
             found.append(f"{item.name}: {named(case)}: ours / Unicorn {differences}")
     assert not found, f"seed {SEED}: {report(found)}"
     assert min(compared[item.name] for item in ON_UNICORN) > 16
+
+
+def test_translated_instructions_agree_with_the_interpreter() -> None:
+    """Each instruction in a few encodings, each of these with many values in its registers."""
+    generator = Generator(SEED + 5)
+    made = [(item, each) for item, case in generator.cases(TESTED, 6) for each in generator.varied(item, case, 24)]
+    cases = [case for _, case in made]
+    found = []
+    translated = Ours(TRANSLATE)
+    for (item, case), mine, theirs in zip(made, translated.run(cases), Ours(INTERPRET).run(cases), strict=True):
+        if differences := mine.differences(theirs):
+            found.append(f"{item.name}: {named(case)}: translated / interpreted {differences}")
+    assert not found, f"seed {SEED + 5}: {report(found)}"
+    assert translated.cpu.harts.installed > 5 * len([item for item in TESTED if translatable(item)])
 
 
 def test_bit_manipulation_agrees_with_the_model(ours: Ours) -> None:

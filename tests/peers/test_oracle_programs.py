@@ -11,7 +11,19 @@ from collections.abc import Callable
 import pytest
 
 from tests.models.oracle import BREAKPOINT, Ours, Qemu
-from tests.models.programs import ON_QEMU, ON_UNICORN, compare, placed, qemu, some, unicorn, write
+from tests.models.programs import (
+    ON_INTERPRETER,
+    ON_QEMU,
+    ON_UNICORN,
+    compare,
+    interpreter,
+    placed,
+    qemu,
+    some,
+    unicorn,
+    write,
+)
+from tests.models.tiers import BOTH, LIMITS, TRANSLATE
 
 SEED = 1_000
 
@@ -45,3 +57,14 @@ def test_programs_agree_with_qemu(ours: Ours, peer: Callable[[str], str]) -> Non
     for start in range(SEED, SEED + 300, 60):
         found += compare([write(seed, ON_QEMU) for seed in range(start, start + 60)], ours, oracle)
     assert not found, "\n".join(found[:5])
+
+
+@pytest.mark.parametrize("mode", [TRANSLATE, BOTH])
+@pytest.mark.parametrize("limit", LIMITS)
+def test_translated_programs_agree_with_the_interpreter(mode: str, limit: int) -> None:
+    translated = Ours(mode)
+    translated.cpu.harts.limit = limit
+    programs = [write(SEED + limit + n, ON_INTERPRETER, 120) for n in range(4)]
+    found = compare(programs, translated, interpreter(), stops=0)
+    assert not found, "\n".join(found[:5])
+    assert translated.cpu.harts.installed > 20
