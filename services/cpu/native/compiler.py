@@ -151,6 +151,8 @@ INTRINSIC_DECLARATIONS = [
         for bits in (8, 16, 32, 64, 128)
     ),
     *(f"declare i{bits} @llvm.ctpop.i{bits}(i{bits})" for bits in (8, 16, 32, 64, 128)),
+    *(f"declare {t} @llvm.sqrt.f{b}({t})" for t, b in (("float", 32), ("double", 64))),
+    *(f"declare {t} @llvm.fma.f{b}({t}, {t}, {t})" for t, b in (("float", 32), ("double", 64))),
     *(f"declare i{bits} @llvm.bswap.i{bits}(i{bits})" for bits in (16, 32, 64)),
 ]
 
@@ -923,7 +925,24 @@ def _call_host(builder: Builder, args: list[Any]) -> Value:
     return builder.value(U64, f"call i64 {_pointer(builder, function)}({values})")
 
 
+def _float_operation(builder: Builder, args: list[Any]) -> Value:
+    name, width, *operands = args
+    type_ = {32: "float", 64: "double"}[width]
+    bits: IntType = {32: U32, 64: U64}[width]
+    values = []
+    for operand in operands:
+        raw = builder.convert(builder.coerce(operand, U64), bits)
+        values.append(builder.value(bits, f"bitcast {bits.ir} {raw.ref} to {type_}").ref)
+    if name in ("sqrt", "fma"):
+        given = ", ".join(f"{type_} {value}" for value in values)
+        result = builder.value(bits, f"call {type_} @llvm.{name}.f{width}({given})")
+    else:
+        result = builder.value(bits, f"{name} {type_} {', '.join(values)}")
+    return builder.convert(builder.value(bits, f"bitcast {type_} {result.ref} to {bits.ir}"), U64)
+
+
 INTRINSICS: dict[str, Callable[[Builder, list[Any]], Any]] = {
+    "float_operation": _float_operation,
     "peek": _peek,
     "poke": _poke,
     "peek_aligned": lambda b, args: _peek(b, args, "monotonic"),

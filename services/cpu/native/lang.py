@@ -322,6 +322,13 @@ def call_host(function: int, *args: int) -> int:
 
 
 @_intrinsic
+def float_operation(name: str, width: int, *operands: int) -> int:
+    """fadd, fsub, fmul, fdiv, sqrt or fma of the host on the raw bits of binary32 or binary64, rounded to nearest
+    even."""
+    raise NativeOnly
+
+
+@_intrinsic
 def cpu_relax() -> None:
     """Tells the host that this is a spin loop."""
     raise NativeOnly

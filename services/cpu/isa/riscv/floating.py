@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from ...native.lang import i32, i64, inline, likely, u32, u64, unlikely
 from ..semantics import Trap, load, store
+from . import hostfloat
 from .csr_bits import FS, FS_DIRTY, SD
 from .isa import ILLEGAL, instruction
 from .softfloat import DOUBLE, DYNAMIC, RMM, SINGLE, Format, double_to_single, single_to_double
@@ -89,7 +90,7 @@ def describe(suffix: str, extension: str, fmt: str, form: Format, read: Unary, w
             return write(operation(hart, read(frs1), read(frs2), mode))
 
     def fused(name: str, opcode: str, product_sign: int, addend_sign: int) -> None:
-        operation = form.multiply_add
+        operation = hostfloat.ternary(form, "fma", form.multiply_add)
 
         @instruction(f"{name}.{suffix}", f"rs3 {fmt} rs2 rs1 rm rd {opcode}", extension, result="frd")
         def semantics(hart: Hart, frs1: u64, frs2: u64, frs3: u64, rm: u64, insn: u64) -> u64:
@@ -129,10 +130,10 @@ def describe(suffix: str, extension: str, fmt: str, form: Format, read: Unary, w
                 return write(operation(hart, 1, 0 - value, mode))
             return write(operation(hart, 0, value, mode))
 
-    arithmetic("fadd", "00000", form.add)
-    arithmetic("fsub", "00001", form.subtract)
-    arithmetic("fmul", "00010", form.multiply)
-    arithmetic("fdiv", "00011", form.divide)
+    arithmetic("fadd", "00000", hostfloat.binary(form, "fadd", form.add))
+    arithmetic("fsub", "00001", hostfloat.binary(form, "fsub", form.subtract))
+    arithmetic("fmul", "00010", hostfloat.binary(form, "fmul", form.multiply))
+    arithmetic("fdiv", "00011", hostfloat.binary(form, "fdiv", form.divide))
     fused("fmadd", "1000011", 0, 0)
     fused("fmsub", "1000111", 0, form.sign)
     fused("fnmsub", "1001011", form.sign, 0)
@@ -151,10 +152,12 @@ def describe(suffix: str, extension: str, fmt: str, form: Format, read: Unary, w
     from_integer("l", "00010", 1 << 63, whole)
     from_integer("lu", "00011", 0, whole)
 
+    root = hostfloat.unary(form, "sqrt", form.square_root)
+
     @instruction(f"fsqrt.{suffix}", f"01011{fmt} 00000 rs1 rm rd 1010011", extension, result="frd")
     def square_root(hart: Hart, frs1: u64, rm: u64, insn: u64) -> u64:
         mode = rounding(hart, rm, insn)
-        return write(form.square_root(hart, read(frs1), mode))
+        return write(root(hart, read(frs1), mode))
 
     @instruction(f"fsgnj.{suffix}", f"00100{fmt} rs2 rs1 000 rd 1010011", extension, result="frd")
     def inject_sign(hart: Hart, frs1: u64, frs2: u64, insn: u64) -> u64:
