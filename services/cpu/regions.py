@@ -40,7 +40,7 @@ class Translation:
 class Translator(Protocol):
     """Compiles regions elsewhere; the answer comes to ``Regions.add``."""
 
-    def request(self, digest: bytes, page: bytes, offset: int) -> None: ...
+    def request(self, digest: bytes, page: bytes, offset: int) -> bool: ...
 
 
 class Store(Protocol):
@@ -165,9 +165,8 @@ class Regions:
         with self._lock:
             self._users[digest].add((number, _read(page + _PHYSICAL)))
             asked = (digest, offset) in self._asked
+        if not asked and self._translator.request(digest, ctypes.string_at(page + _COPY, PAGE), offset):
             self._asked.add((digest, offset))
-        if not asked:
-            self._translator.request(digest, ctypes.string_at(page + _COPY, PAGE), offset)
 
     def _install(self, number: int, page: int, loaded: list[_Loaded]) -> None:
         for each in loaded:

@@ -1,8 +1,7 @@
 """The translator: a process of its own that compiles hot code, since LLVM would hold up the harts.
 
-Requests and answers are frames on a socket pair: four bytes of length, then a header and bytes. It holds no state:
-killed, it is
-started again by the next request.
+Requests and answers are messages on a socket pair (SOCK_SEQPACKET): a header, then bytes. It holds no state: killed, it
+is started again by the next request.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import struct
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,35 +24,23 @@ from .regions import Translation
 if TYPE_CHECKING:
     from .isa.riscv.region import Region
 
-_LENGTH = struct.Struct("<I")
 _REQUEST = struct.Struct("<16sHH")  # digest, offset of the entry, number of feature bytes; then features and the page
 _ANSWER = struct.Struct("<16sHHI")  # digest, bytes of steps, of entries, of code; then these
-#: Requests that are compiled as one module: a module costs LLVM 1 to 2 ms of its own.
-BATCH = 8
+_LARGEST = 1 << 20
+#: Requests that are compiled as one module: a module costs LLVM 1 to 2 ms of its own, and the first has to wait for
+#: the last.
+BATCH = 4
+#: Requests that wait; of more, the oldest are forgotten: what is hot now matters.
+MOST_WAITING = 256
 #: Niceness of the process: harts go first.
 NICENESS = 10
 
 Answer = Callable[[bytes, Translation], None]
 
 
-def _receive(connection: socket.socket) -> bytes | None:
-    """The next frame; None at the end."""
-    data = _receive_exactly(connection, _LENGTH.size)
-    return None if data is None else _receive_exactly(connection, _LENGTH.unpack(data)[0])
-
-
-def _receive_exactly(connection: socket.socket, size: int) -> bytes | None:
-    data = bytearray()
-    while len(data) < size:
-        piece = connection.recv(size - len(data))
-        if not piece:
-            return None
-        data += piece
-    return bytes(data)
-
-
-def _send(connection: socket.socket, frame: bytes) -> None:
-    connection.sendall(_LENGTH.pack(len(frame)) + frame)
+def _receive(connection: socket.socket) -> bytes:
+    """The next message; empty at the end."""
+    return connection.recv(_LARGEST)
 
 
 class TranslatorProcess:
@@ -67,21 +55,23 @@ class TranslatorProcess:
         self._connection: socket.socket | None = None
         self._lock = threading.Lock()
 
-    def request(self, digest: bytes, page: bytes, offset: int) -> None:
-        """Asks for the region at ``offset`` of a page. Never waits: what the translator has no room for is not hot
-        enough."""
-        frame = _REQUEST.pack(digest, offset, len(self._features)) + self._features + page
+    def request(self, digest: bytes, page: bytes, offset: int) -> bool:
+        """Asks for the region at ``offset`` of a page. Never waits: False if the translator has no room, ask again
+        later."""
+        message = _REQUEST.pack(digest, offset, len(self._features)) + self._features + page
         with self._lock:
             if self._connection is None:
                 self._start()
             assert self._connection is not None
             try:
-                _, writable, _ = select.select([], [self._connection], [], 0)
-                if writable:
-                    _send(self._connection, frame)
+                self._connection.send(message, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return False
             except OSError:
                 self._connection.close()
                 self._connection = None
+                return False
+        return True
 
     def close(self) -> None:
         """Ends the process."""
@@ -94,7 +84,7 @@ class TranslatorProcess:
                 self._process.wait()
 
     def _start(self) -> None:
-        ours, theirs = socket.socketpair()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [
             sys.executable,
             "-m",
@@ -114,7 +104,7 @@ class TranslatorProcess:
 
     def _read(self, connection: socket.socket) -> None:
         with contextlib.suppress(OSError):
-            while (frame := _receive(connection)) is not None:
+            while frame := _receive(connection):
                 digest, steps, entries, code = _ANSWER.unpack_from(frame)
                 rest = frame[_ANSWER.size :]
                 translation = Translation(
@@ -157,22 +147,23 @@ def serve(connection: socket.socket, store: Path | None) -> None:
     """Answers requests until the other side is gone; keeps translations in the file ``store``."""
     from .region_store import append
 
-    while (frame := _receive(connection)) is not None:
-        frames = [frame]
-        while len(frames) < BATCH and select.select([connection], [], [], 0)[0]:
-            more = _receive(connection)
-            if more is None:
+    waiting: deque[bytes] = deque(maxlen=MOST_WAITING)
+    while True:
+        while not waiting or select.select([connection], [], [], 0)[0]:
+            message = _receive(connection)
+            if not message:
                 return
-            frames.append(more)
+            waiting.append(message)
         requests = []
-        for each in frames:
+        # the newest first: what has become hot just now
+        for each in [waiting.pop() for _ in range(min(BATCH, len(waiting)))]:
             digest, offset, length = _REQUEST.unpack_from(each)
             features = each[_REQUEST.size : _REQUEST.size + length].decode().split(",")
             requests.append((digest, offset, frozenset(features), each[_REQUEST.size + length :]))
         translations = compile_batch(requests)
         for digest, translation in translations:
             head = _ANSWER.pack(digest, len(translation.steps), len(translation.entries), len(translation.code))
-            _send(connection, head + translation.steps + translation.entries + translation.code)
+            connection.send(head + translation.steps + translation.entries + translation.code)
         if store is not None:
             append(translations, store)
 

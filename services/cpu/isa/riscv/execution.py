@@ -107,7 +107,7 @@ def sleep(hart: Hart) -> None:
 
 @native
 def sample(hart: Hart, slot: u64, hot: u64) -> None:
-    """Counts a slot that the clock found; at ``hot`` samples Python is told. A slot may take another's place."""
+    """Counts a slot that the clock found; every ``hot`` samples Python is told. A slot may take another's place."""
     if slot - hart.code_pool >= hart.code_pages * CODE_PAGE_STRIDE:
         return
     found = hart.samples[(slot >> 4) % SAMPLES]
@@ -115,7 +115,8 @@ def sample(hart: Hart, slot: u64, hot: u64) -> None:
         found.slot = slot
         found.count = 0
     found.count += 1
-    if found.count == hot and hart.hot_count < HOT:
+    if found.count >= hot and hart.hot_count < HOT:
+        found.count = 0
         hart.hot[hart.hot_count] = slot
         hart.hot_count += 1
 
