@@ -12,6 +12,7 @@ import ctypes
 import hashlib
 import mmap
 import os
+import struct
 import threading
 import time
 from collections import defaultdict
@@ -23,7 +24,10 @@ from .isa.riscv.state import ATTENTION_REGIONS, CODE_HASH, CODE_PAGE_STRIDE, Cod
 from .native.blob import map_executable
 
 PAGE = 4096
+#: A region's code is a few KiB.
+LONGEST_CODE = 1 << 20
 _ARENA = 16 << 20
+_OFFSET = struct.Struct("<H")
 _COPY, _PHYSICAL, _NEXT = (CodePage.offset_of(name) for name in ("copy", "physical", "next"))
 
 
@@ -35,6 +39,15 @@ class Translation:
     steps: bytes
     entries: bytes
     code: bytes
+
+    @property
+    def sound(self) -> bool:
+        """Whether it can be put into a page: offsets of instructions in it, entries among them."""
+        if not self.code or len(self.code) > LONGEST_CODE or len(self.steps) % 2 or len(self.entries) % 2:
+            return False
+        steps = {offset for (offset,) in _OFFSET.iter_unpack(self.steps)}
+        entries = {offset for (offset,) in _OFFSET.iter_unpack(self.entries)}
+        return bool(entries) and entries <= steps and all(not step % 2 and step < PAGE for step in steps)
 
 
 class Translator(Protocol):
@@ -96,9 +109,11 @@ class Regions:
         self._lock = threading.Lock()
         self._known: dict[bytes, list[_Loaded]] = {}
         self._asked: set[tuple[bytes, int]] = set()
-        self._waiting: list[list[tuple[int, bytes]]] = [[] for _ in harts.hart]
+        self._waiting: list[list[tuple[int, bytes, _Loaded]]] = [[] for _ in harts.hart]
         self._users: dict[bytes, set[tuple[int, int]]] = defaultdict(set)
-        self._installed = self._from_store = self._translated = self._pages = 0
+        self._installed = self._from_store = self._translated = self._pages = self._refused = 0
+        # the extensions that are on shape the code too
+        self._salt = harts.machine.features.to_bytes(16, "little")
         self._python_ns = 0
         harts.machine.hot_samples = hot_samples
 
@@ -111,6 +126,7 @@ class Regions:
             "regions_installed": self._installed,
             "region_bytes": self._arena.bytes,
             "regions_asked": len(self._asked),
+            "regions_refused": self._refused,
             "code_pages": self._pages,
             "region_service_us": self._python_ns // 1000,
         }
@@ -133,35 +149,37 @@ class Regions:
         hart.hot_count = 0
         with self._lock:
             waiting, self._waiting[number] = self._waiting[number], []
-        for physical, digest in waiting:
+        for physical, digest, loaded in waiting:
             page = self._find(hart, physical)
-            if page and _digest(page) == digest:
-                self._install(number, page, self._known[digest][-1:])
+            # the page may have changed since it was asked for
+            if page and self._digest(page) == digest:
+                self._install(number, page, [loaded])
 
     def add(self, digest: bytes, translation: Translation) -> None:
         """Takes a compiled region, and tells the harts that run its page. Called by the translator's thread."""
         with self._lock:
-            self._known.setdefault(digest, []).append(self._load(translation))
+            loaded = self._load([translation])
+            self._known.setdefault(digest, []).extend(loaded)
             self._translated += 1
             users = list(self._users[digest])
             for number, physical in users:
-                self._waiting[number].append((physical, digest))
+                self._waiting[number].extend((physical, digest, each) for each in loaded)
         for number, _ in users:
             self._harts.raise_attention(number, ATTENTION_REGIONS)
 
     def _fresh(self, number: int, page: int) -> None:
-        digest = _digest(page)
+        digest = self._digest(page)
         self._pages += 1
         with self._lock:
             loaded = self._known.get(digest)
             if loaded is None:
-                loaded = self._known[digest] = [self._load(each) for each in self._store.find(digest)]
+                loaded = self._known[digest] = self._load(self._store.find(digest))
                 self._from_store += len(loaded)
             self._users[digest].add((number, _read(page + _PHYSICAL)))
         self._install(number, page, loaded)
 
     def _hot(self, number: int, page: int, offset: int) -> None:
-        digest = _digest(page)
+        digest = self._digest(page)
         with self._lock:
             self._users[digest].add((number, _read(page + _PHYSICAL)))
             asked = (digest, offset) in self._asked
@@ -173,11 +191,22 @@ class Regions:
             self._harts.install(number, page, each.steps, each.step_count, each.entries, each.entry_count, each.address)
         self._installed += len(loaded)
 
-    def _load(self, translation: Translation) -> _Loaded:
-        steps = ctypes.create_string_buffer(translation.steps, len(translation.steps))
-        entries = ctypes.create_string_buffer(translation.entries, len(translation.entries))
-        address = self._arena.add(translation.code)
-        return _Loaded(steps, len(translation.steps) // 2, entries, len(translation.entries) // 2, address)
+    def _load(self, translations: list[Translation]) -> list[_Loaded]:
+        """Makes translations ready to be installed; those that are not sound are left out."""
+        loaded = []
+        for each in translations:
+            if each.sound:
+                steps = ctypes.create_string_buffer(each.steps, len(each.steps))
+                entries = ctypes.create_string_buffer(each.entries, len(each.entries))
+                address = self._arena.add(each.code)
+                loaded.append(_Loaded(steps, len(each.steps) // 2, entries, len(each.entries) // 2, address))
+            else:
+                self._refused += 1
+        return loaded
+
+    def _digest(self, page: int) -> bytes:
+        """Names what the regions of a decoded page are made of."""
+        return hashlib.blake2b(ctypes.string_at(page + _COPY, PAGE), digest_size=16, salt=self._salt).digest()
 
     def _find(self, hart: Any, physical: int) -> int:
         """The address of a hart's decoded page, or 0."""
@@ -189,8 +218,3 @@ class Regions:
 
 def _read(address: int) -> int:
     return ctypes.c_uint64.from_address(address).value
-
-
-def _digest(page: int) -> bytes:
-    """Names the bytes that a page was decoded from."""
-    return hashlib.blake2b(ctypes.string_at(page + _COPY, PAGE), digest_size=16).digest()

@@ -7,6 +7,7 @@ is started again by the next request.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import socket
@@ -43,6 +44,16 @@ def _receive(connection: socket.socket) -> bytes:
     return connection.recv(_LARGEST)
 
 
+def _answer_of(message: bytes) -> tuple[bytes, Translation]:
+    """The digest and the translation in an answer; raises OSError if its lengths do not fit."""
+    if len(message) >= _ANSWER.size:
+        digest, steps, entries, code = _ANSWER.unpack_from(message)
+        body = message[_ANSWER.size :]
+        if steps + entries + code == len(body):
+            return digest, Translation(body[:steps], body[steps : steps + entries], body[steps + entries :])
+    raise OSError(errno.EBADMSG, f"expected a header and what it says, got {len(message)} bytes")
+
+
 class TranslatorProcess:
     """The cpu's side: starts the process with the first request, and hands on what it compiles."""
 
@@ -60,28 +71,32 @@ class TranslatorProcess:
         later."""
         message = _REQUEST.pack(digest, offset, len(self._features)) + self._features + page
         with self._lock:
-            if self._connection is None:
-                self._start()
-            assert self._connection is not None
-            try:
-                self._connection.send(message, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return False
-            except OSError:
-                self._connection.close()
-                self._connection = None
-                return False
-        return True
+            for _ in range(2):
+                if self._connection is None:
+                    self._start()
+                assert self._connection is not None
+                try:
+                    self._connection.send(message, socket.MSG_DONTWAIT)
+                    return True
+                except BlockingIOError:
+                    return False
+                except OSError:
+                    self._end()  # it was killed: another one
+        return False
 
     def close(self) -> None:
         """Ends the process."""
         with self._lock:
-            if self._connection is not None:
-                with contextlib.suppress(OSError):
-                    self._connection.shutdown(socket.SHUT_RDWR)
-            if self._process is not None:
-                self._process.kill()
-                self._process.wait()
+            self._end()
+
+    def _end(self) -> None:
+        """Ends the process; its reader closes the connection."""
+        if self._connection is not None and self._process is not None:
+            with contextlib.suppress(OSError):
+                self._connection.shutdown(socket.SHUT_RDWR)
+            self._connection = None
+            self._process.kill()
+            self._process.wait()
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -103,14 +118,14 @@ class TranslatorProcess:
         threading.Thread(target=self._read, args=(ours,), name="translations", daemon=True).start()
 
     def _read(self, connection: socket.socket) -> None:
+        """Hands on answers until the process ends, or says what cannot be one: then it is ended."""
         with contextlib.suppress(OSError):
-            while frame := _receive(connection):
-                digest, steps, entries, code = _ANSWER.unpack_from(frame)
-                rest = frame[_ANSWER.size :]
-                translation = Translation(
-                    rest[:steps], rest[steps : steps + entries], rest[steps + entries : steps + entries + code]
-                )
-                self._answer(digest, translation)
+            while message := _receive(connection):
+                self._answer(*_answer_of(message))
+        with self._lock:
+            if self._connection is connection:
+                self._end()
+        connection.close()
 
 
 def compile_batch(requests: list[tuple[bytes, int, frozenset[str], bytes]]) -> list[tuple[bytes, Translation]]:

@@ -64,6 +64,8 @@ class EagerHarts(Harts):
         hart = self.hart[number]
         while True:
             reason = super().run(number)
+            if not self.machine.eager:
+                return reason
             for index in range(hart.hot_count):
                 self._translate(number, hart.hot[index])
             hart.hot_count = 0

@@ -1,0 +1,224 @@
+"""Regions between harts, the translator and the disk: what is put into which page, and what is not."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+import pytest
+from cpu_harness import Cpu
+from models.guest import CODE, put
+
+from services.cpu.isa.riscv.features import FEATURES
+from services.cpu.isa.riscv.state import ATTENTION_STOP, EXIT_REGIONS, EXIT_STOP
+from services.cpu.regions import LONGEST_CODE, PAGE, Regions, Translation
+from services.cpu.translator import compile_batch
+
+LOOP = """
+loop:
+    addi a0, a0, 1
+    addi a1, a1, 1
+    addi a1, a1, 1
+    bnez a2, loop
+    j loop
+"""
+
+
+class Elsewhere:
+    """A translator that compiles when the test says so, and a store."""
+
+    def __init__(self, kept: dict[bytes, list[Translation]] | None = None) -> None:
+        self.requests: list[tuple[bytes, bytes, int]] = []
+        self.kept = kept or {}
+
+    def request(self, digest: bytes, page: bytes, offset: int) -> bool:
+        self.requests.append((digest, page, offset))
+        return True
+
+    def find(self, digest: bytes) -> list[Translation]:
+        return self.kept.get(digest, [])
+
+    def compile(self, features: Sequence[str] = FEATURES) -> list[tuple[bytes, Translation]]:
+        made = compile_batch([(digest, offset, frozenset(features), page) for digest, page, offset in self.requests])
+        self.requests.clear()
+        return made
+
+
+class Machine:
+    """One hart that interprets, with regions."""
+
+    def __init__(self, elsewhere: Elsewhere, features: set[str] | None = None) -> None:
+        self.cpu = Cpu(features=features, mode="interpret")
+        self.regions = Regions(self.cpu.harts, elsewhere, elsewhere, hot_samples=2)
+        put(self.cpu, LOOP)
+        self.cpu.set(CODE)
+
+    def run(self, looks: int) -> None:
+        """Runs until the hart has looked up some times."""
+        hart = self.cpu.hart
+        for _ in range(looks):
+            hart.attention |= ATTENTION_STOP
+            hart.stop_at = hart.retired + 50
+            reason = self.cpu.harts.run(0)
+            assert reason in (EXIT_STOP, EXIT_REGIONS)
+            self.regions.serve(0)
+
+    @property
+    def installed(self) -> int:
+        return self.regions.counters()["regions_installed"]
+
+    def in_region(self) -> bool:
+        """Whether the loop's slot has other than an interpreter's handler."""
+        hart, machine = self.cpu.hart, self.cpu.harts.machine
+        page = self.regions._find(hart, CODE)
+        from ctypes import c_uint64
+
+        handler = c_uint64.from_address(page).value
+        return handler not in (*machine.handlers[:], machine.decode_handler)
+
+
+def test_hot_code_is_asked_for_once_and_installed() -> None:
+    elsewhere = Elsewhere()
+    machine = Machine(elsewhere)
+    machine.run(10)
+    assert [offset for _, _, offset in elsewhere.requests] == [0]
+    for digest, translation in elsewhere.compile():
+        machine.regions.add(digest, translation)
+    assert not machine.in_region()
+    machine.run(2)
+    assert machine.in_region()
+    assert machine.installed == 1
+    a0, a1 = machine.cpu.x()[10:12]
+    assert (a1, machine.cpu.hart.retired) == (2 * a0, 5 * a0)
+    machine.run(10)
+    assert elsewhere.requests == []
+
+
+def test_regions_of_one_page_that_come_together() -> None:
+    """Each is installed, not the last one twice."""
+    elsewhere = Elsewhere()
+    machine = Machine(elsewhere)
+    machine.run(10)
+    ((digest, page, _),) = elsewhere.requests
+    elsewhere.requests += [(digest, page, 4), (digest, page, 8)]
+    for each in elsewhere.compile():
+        machine.regions.add(*each)
+    machine.run(1)
+    assert machine.installed == 3
+    assert machine.in_region()
+
+
+def test_a_page_that_changed_meanwhile() -> None:
+    """The answer is for other bytes: nothing is installed, and the new code runs (the digest in ``_serve``)."""
+    elsewhere = Elsewhere()
+    machine = Machine(elsewhere)
+    machine.run(10)
+    made = elsewhere.compile()
+    put(machine.cpu, LOOP.replace("addi a1, a1, 1", "addi a1, a1, 3"))
+    machine.cpu.set(CODE, {10: 0, 11: 0})
+    machine.run(1)
+    for each in made:
+        machine.regions.add(*each)
+    machine.run(3)
+    assert not machine.in_region()
+    a0, a1 = machine.cpu.x()[10:12]
+    assert a1 == 6 * a0
+    # and back: now they are what was compiled
+    put(machine.cpu, LOOP)
+    machine.cpu.set(CODE, {10: 0, 11: 0})
+    machine.run(3)
+    assert machine.in_region()
+    a0, a1 = machine.cpu.x()[10:12]
+    assert a1 == 2 * a0
+
+
+def test_a_later_machine_begins_with_what_was_kept() -> None:
+    elsewhere = Elsewhere()
+    machine = Machine(elsewhere)
+    machine.run(10)
+    made = elsewhere.compile()
+    later = Machine(Elsewhere({digest: [translation] for digest, translation in made}))
+    later.run(1)
+    assert later.in_region()
+    assert later.regions.counters()["regions_from_store"] == 1
+
+
+def test_extensions_that_are_off_there() -> None:
+    """A region of a machine with other extensions is none of this one's (the salt of ``_digest``)."""
+    elsewhere = Elsewhere()
+    machine = Machine(elsewhere)
+    put(machine.cpu, LOOP.replace("addi a1, a1, 1", "sh1add a1, a3, a1"))
+    machine.cpu.set(CODE)
+    machine.run(10)
+    made = elsewhere.compile()
+    assert made
+    other = Machine(Elsewhere({digest: [translation] for digest, translation in made}), set(FEATURES) - {"zba"})
+    put(other.cpu, LOOP.replace("addi a1, a1, 1", "sh1add a1, a3, a1"))
+    other.cpu.set(CODE)
+    stop = other.cpu.run()
+    other.regions.serve(0)
+    assert (stop.cause, stop.pc) == (2, CODE + 4)
+    other.cpu.set(CODE, {10: 0})
+    stop = other.cpu.run()
+    assert (stop.cause, stop.pc, other.cpu.x()[10]) == (2, CODE + 4, 1)
+    assert other.installed == 0
+
+
+def offsets(*values: int) -> bytes:
+    return struct.pack(f"<{len(values)}H", *values)
+
+
+UNSOUND = {
+    "no code": Translation(offsets(0, 4), offsets(0), b""),
+    "too much code": Translation(offsets(0, 4), offsets(0), bytes(LONGEST_CODE + 1)),
+    "no steps": Translation(b"", b"", b"\xc3"),
+    "no entries": Translation(offsets(0, 4), b"", b"\xc3"),
+    "half a step": Translation(offsets(0, 4) + b"\0", offsets(0), b"\xc3"),
+    "half an entry": Translation(offsets(0, 4), offsets(0) + b"\0", b"\xc3"),
+    "an odd step": Translation(offsets(0, 5), offsets(0), b"\xc3"),
+    "a step behind the page": Translation(offsets(0, PAGE), offsets(0), b"\xc3"),
+    "an entry that is no step": Translation(offsets(0, 4), offsets(0, 8), b"\xc3"),
+}
+
+
+@pytest.mark.parametrize("what", UNSOUND)
+def test_translations_that_cannot_be(what: str) -> None:
+    """From the disk or the translator: refused, counted, the code is interpreted (``sound``)."""
+    assert Translation(offsets(0, 4), offsets(0), b"\xc3").sound
+    elsewhere = Elsewhere()
+    machine = Machine(elsewhere)
+    machine.run(10)
+    digest = elsewhere.requests[0][0]
+    machine.regions.add(digest, UNSOUND[what])
+    machine.run(2)
+    later = Machine(Elsewhere({digest: [UNSOUND[what]]}))
+    later.run(2)
+    for each in (machine, later):
+        assert each.regions.counters()["regions_refused"] == 1
+        assert not each.in_region()
+        assert each.installed == 0
+
+
+def test_two_harts_with_the_same_page() -> None:
+    """Decoded pages are per hart: each gets what one of them asked for."""
+    elsewhere = Elsewhere()
+    machine = Machine(elsewhere)
+    cpu = Cpu(count=2, mode="interpret")
+    regions = Regions(cpu.harts, elsewhere, elsewhere, hot_samples=2)
+    put(cpu, LOOP)
+    for number, hart in enumerate(cpu.harts.hart):
+        hart.pc = CODE
+        for _ in range(5):
+            hart.attention |= ATTENTION_STOP
+            hart.stop_at = hart.retired + 50
+            cpu.harts.run(number)
+            regions.serve(number)
+    assert len(elsewhere.requests) == 1
+    for each in elsewhere.compile():
+        regions.add(*each)
+    for number, hart in enumerate(cpu.harts.hart):
+        assert hart.attention
+        assert cpu.harts.run(number) == EXIT_REGIONS
+        regions.serve(number)
+    assert regions.counters()["regions_installed"] == 2
+    del machine

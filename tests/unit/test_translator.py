@@ -1,0 +1,200 @@
+"""The translator's process: answers, deaths, garbage. Harts never notice."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from services.cpu import translator
+from services.cpu.isa.riscv.features import FEATURES
+from services.cpu.region_store import RegionStore, store_path
+from services.cpu.regions import PAGE, Translation
+from services.cpu.translator import TranslatorProcess, compile_batch
+from tests.models.assembler import assemble
+
+PAGE_OF_CODE = assemble("loop: addi a0, a0, 1\n addi a1, a1, 1\n addi a2, a2, 1\n bnez a3, loop\n ecall", 0).code.ljust(
+    PAGE, b"\0"
+)
+DIGEST = bytes(range(16))
+LIMIT = 60
+
+
+class Answers(queue.Queue[tuple[bytes, Translation]]):
+    """What came back."""
+
+    def __call__(self, digest: bytes, translation: Translation) -> None:
+        self.put((digest, translation))
+
+
+@pytest.fixture
+def answers() -> Answers:
+    return Answers()
+
+
+@pytest.fixture
+def process(answers: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TranslatorProcess]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made = TranslatorProcess(frozenset(FEATURES), answers, keep=True)
+    yield made
+    made.close()
+
+
+def is_expected(translation: Translation) -> bool:
+    """Whether it is the loop's; regions that were compiled together may have padding between them."""
+    alone = compile_batch([(DIGEST, 0, frozenset(FEATURES), PAGE_OF_CODE)])[0][1]
+    same = (translation.steps, translation.entries) == (alone.steps, alone.entries)
+    return same and translation.code.startswith(alone.code)
+
+
+def test_a_request_is_answered_and_kept(process: TranslatorProcess, answers: Answers) -> None:
+    process.request(DIGEST, PAGE_OF_CODE, 0)
+    digest, first = answers.get(timeout=LIMIT)
+    assert digest == DIGEST
+    assert is_expected(first)
+    process.request(DIGEST[::-1], PAGE_OF_CODE, 4)
+    digest, translation = answers.get(timeout=LIMIT)
+    assert digest == DIGEST[::-1]
+    assert translation.sound
+    # the first is on disk before the second is compiled
+    assert RegionStore(store_path()).find(DIGEST) == [first]
+
+
+def test_nothing_is_kept_unless_asked(answers: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    process = TranslatorProcess(frozenset(FEATURES), answers, keep=False)
+    process.request(DIGEST, PAGE_OF_CODE, 0)
+    assert answers.get(timeout=LIMIT)[0] == DIGEST
+    process.close()
+    assert not store_path().exists()
+
+
+def test_many_requests_at_once(process: TranslatorProcess, answers: Answers) -> None:
+    """In batches, more than the socket holds; where nothing can be compiled no answer comes."""
+    for number in range(40):
+        while not process.request(bytes([number]) * 16, PAGE_OF_CODE, 0 if number % 2 else 16):
+            time.sleep(0.01)
+    got = [answers.get(timeout=LIMIT) for _ in range(20)]
+    assert {digest for digest, _ in got} == {bytes([number]) * 16 for number in range(1, 40, 2)}
+    assert all(is_expected(each) for _, each in got)
+
+
+def pid_of(process: TranslatorProcess) -> int:
+    assert process._process is not None
+    return process._process.pid
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_killed_translator_is_started_again(process: TranslatorProcess, answers: Answers, stopped: bool) -> None:
+    """Killed while idle, or with requests that it has not read; requests are answered again, no child is left."""
+    process.request(DIGEST, PAGE_OF_CODE, 0)
+    answers.get(timeout=LIMIT)
+    first = pid_of(process)
+    if stopped:
+        os.kill(first, signal.SIGSTOP)
+        for _ in range(3):
+            process.request(DIGEST, PAGE_OF_CODE, 0)
+    os.kill(first, signal.SIGKILL)
+    answered = None
+    while answered != b"2" * 16:
+        # what is sent to a process that is about to die is lost
+        process.request(b"2" * 16, PAGE_OF_CODE, 0)
+        with contextlib.suppress(queue.Empty):
+            answered = answers.get(timeout=2)[0]
+    assert pid_of(process) != first
+    with pytest.raises(ProcessLookupError):
+        os.kill(first, 0)
+
+
+def test_a_translator_that_does_not_read(process: TranslatorProcess, answers: Answers) -> None:
+    """A hart that asks never waits: it is told that there is no room."""
+    process.request(DIGEST, PAGE_OF_CODE, 0)
+    answers.get(timeout=LIMIT)
+    os.kill(pid_of(process), signal.SIGSTOP)
+    taken: list[int] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        taken.append(sum(process.request(DIGEST, PAGE_OF_CODE, 0) for _ in range(500)))
+        done.set()
+
+    threading.Thread(target=ask, daemon=True).start()
+    assert done.wait(LIMIT)
+    assert taken[0] < 500
+    os.kill(pid_of(process), signal.SIGCONT)
+    assert answers.get(timeout=LIMIT)[0] == DIGEST
+
+
+def test_close_ends_it(process: TranslatorProcess, answers: Answers) -> None:
+    process.request(DIGEST, PAGE_OF_CODE, 0)
+    pid = pid_of(process)
+    process.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    process.close()
+
+
+def test_it_ends_with_the_cpu() -> None:
+    """The other end of the connection is gone: nothing is left behind."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        thread = threading.Thread(target=translator.serve, args=(theirs, None))
+        thread.start()
+        ours.close()
+        thread.join(LIMIT)
+        assert not thread.is_alive()
+
+
+def answer(steps: int, entries: int, code: int, body: bytes) -> bytes:
+    return struct.pack("<16sHHI", DIGEST, steps, entries, code) + body
+
+
+GARBAGE = {
+    "half a header": bytes(10),
+    "less than it says": answer(2, 2, 10, bytes(13)),
+    "more than it says": answer(2, 2, 10, bytes(15)),
+    "4 GiB": answer(2, 2, 0xFFFF_FFFF, bytes(15)),
+    "noise": bytes(range(256)) * 40,
+}
+
+
+@pytest.mark.parametrize("what", GARBAGE)
+def test_garbage_ends_the_process(
+    process: TranslatorProcess, answers: Answers, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it is handed on; the next request goes to a new one."""
+    process.request(DIGEST, PAGE_OF_CODE, 0)
+    assert answers.get(timeout=LIMIT)[0] == DIGEST
+    first = pid_of(process)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ended = threading.Event()
+
+    def read() -> None:
+        process._read(ours)
+        ended.set()
+
+    # as if this came from the process
+    with process._lock:
+        old, process._connection = process._connection, ours
+    threading.Thread(target=read, daemon=True).start()
+    with theirs:
+        theirs.sendall(GARBAGE[what])
+        assert ended.wait(LIMIT)
+    assert old is not None
+    assert answers.empty()
+    with pytest.raises(ProcessLookupError):
+        os.kill(first, 0)
+    process.request(DIGEST, PAGE_OF_CODE, 0)
+    assert answers.get(timeout=LIMIT)[0] == DIGEST
+    assert pid_of(process) != first
+    with pytest.raises(OSError):  # noqa: PT011
+        ours.send(b"")
