@@ -26,6 +26,7 @@ from vmesh.spawn import ServiceCommand
 
 def main(argv: list[str]) -> int:
     """Run one machine. Returns its exit status."""
+    os.umask(0o077)  # the gateway's socket is its owner's from the moment it exists
     arguments = _parse(argv)
     try:
         machine = adopt(arguments.machine, arguments.lock)

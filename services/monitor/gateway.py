@@ -48,7 +48,6 @@ def serve(supervisor: Supervisor, socket: Path) -> grpc.Server:
     server.add_insecure_port(f"unix:{socket}")
     server.start()
     with suppress(FileNotFoundError):  # the machine ended meanwhile
-        socket.chmod(0o600)
     return server
 
 

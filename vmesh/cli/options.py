@@ -62,7 +62,7 @@ class RunOptions:
     dumpdtb: Path | None = None
     memory_bytes: int | None = None
     harts: int = 1
-    translate: bool = False
+    translate: bool = True
     cache: bool = True
     cpu: str | None = None
     bios: str | None = None
@@ -382,7 +382,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         ("-accel",),
         "tcg[,translate=on|off][,cache=on|off]",
-        "Whether hot code is compiled (off by default), and kept on disk for later runs (on by default).",
+        "Whether hot code is compiled, and kept on disk for later runs (both on by default).",
         _accel,
     ),
     Option(("-cpu",), "MODEL[,ext=on|off]", "The hart's model and extensions; -cpu help lists them.", _cpu),
