@@ -81,7 +81,7 @@ def test_instructions_agree_with_unicorn(ours: Ours) -> None:
 def test_translated_instructions_agree_with_the_interpreter() -> None:
     """Each instruction in a few encodings, each of these with many values in its registers."""
     generator = Generator(SEED + 5)
-    made = [(item, each) for item, case in generator.cases(TESTED, 6) for each in generator.varied(item, case, 24)]
+    made = [(item, each) for item, case in generator.cases(TESTED, 4) for each in generator.varied(item, case, 32)]
     cases = [case for _, case in made]
     found = []
     translated = Ours(TRANSLATE)
@@ -89,7 +89,7 @@ def test_translated_instructions_agree_with_the_interpreter() -> None:
         if differences := mine.differences(theirs):
             found.append(f"{item.name}: {named(case)}: translated / interpreted {differences}")
     assert not found, f"seed {SEED + 5}: {report(found)}"
-    assert translated.cpu.harts.installed > 5 * len([item for item in TESTED if translatable(item)])
+    assert translated.cpu.harts.installed > 3 * len([item for item in TESTED if translatable(item)])
 
 
 def test_bit_manipulation_agrees_with_the_model(ours: Ours) -> None:
