@@ -85,6 +85,7 @@ class Harts:
             )
         for number, name in enumerate(core.functions):
             machine.functions[number] = self.blob.address(name)
+        machine.core, machine.core_size = self.blob.base, len(core.image)
         machine.attention_handler = self.blob.address("op_attention")
         machine.go_handler = self.blob.address("op_go")
         machine.decode_handler = self.blob.address("op_decode")

@@ -107,8 +107,14 @@ def sleep(hart: Hart) -> None:
 
 @native
 def sample(hart: Hart, slot: u64, hot: u64) -> None:
-    """Counts a slot that the clock found; every ``hot`` samples Python is told. A slot may take another's place."""
+    """Counts a slot that the clock found; every ``hot`` samples Python is told. A slot may take another's place.
+
+    What is a region already is not told again: looking up costs a hot loop nothing.
+    """
     if slot - hart.code_pool >= hart.code_pages * CODE_PAGE_STRIDE:
+        return
+    machine = machine_of(hart)
+    if at(Slot, slot).handler - machine.core >= machine.core_size:
         return
     found = hart.samples[(slot >> 4) % SAMPLES]
     if found.slot != slot:

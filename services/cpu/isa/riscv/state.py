@@ -176,6 +176,9 @@ class Machine(Record):
     attention_handler: u64
     #: Samples that make a slot hot; 0: there is no translator.
     hot_samples: u64
+    #: Where the core's code is: handlers elsewhere are regions.
+    core: u64
+    core_size: u64
     #: 1: a slot is hot when it is decoded, before it is run (tests: all code that can be in a region runs from one).
     eager: u64
     functions: Ptr[u64] = array(u64, FUNCTIONS)
