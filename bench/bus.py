@@ -20,7 +20,7 @@ _DEVICES = ("uart0", "rtc", "test")
 
 def measure(runs: int) -> Report:
     with harness.scratch() as scratch:
-        logs = [boot.boot_ours(scratch / "log")[1] for _ in range(runs)]
+        logs = [boot.boot_ours(scratch / "log", boot.MODES[boot.WARM])[1] for _ in range(runs)]
     rows = []
     for name, what in _COUNTERS.items():
         count = _counted([harness.logged(lines, "cpu", "counted").fields[name] for lines in logs])
