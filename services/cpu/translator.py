@@ -71,18 +71,14 @@ class TranslatorProcess:
         later."""
         message = _REQUEST.pack(digest, offset, len(self._features)) + self._features + page
         with self._lock:
-            for _ in range(2):
-                if self._connection is None:
-                    self._start()
-                assert self._connection is not None
-                try:
-                    self._connection.send(message, socket.MSG_DONTWAIT)
-                    return True
-                except BlockingIOError:
-                    return False
-                except OSError:
-                    self._end()  # it was killed: another one
-        return False
+            if self._connection is None:
+                self._start()
+            assert self._connection is not None
+            try:
+                self._connection.send(message, socket.MSG_DONTWAIT)
+            except OSError:
+                return False  # no room; or it was killed, and its reader is about to find out
+        return True
 
     def close(self) -> None:
         """Ends the process."""
