@@ -59,7 +59,7 @@ def test_programs_agree_with_qemu(ours: Ours, peer: Callable[[str], str]) -> Non
     assert not found, "\n".join(found[:5])
 
 
-@pytest.mark.parametrize(("mode", "limit"), zip((TRANSLATE, BOTH) * 2, LIMITS, strict=True))
+@pytest.mark.parametrize(("mode", "limit"), list(zip((TRANSLATE, BOTH) * 2, LIMITS, strict=True)))
 def test_translated_programs_agree_with_the_interpreter(mode: str, limit: int) -> None:
     translated = Ours(mode)
     translated.cpu.harts.limit = limit
