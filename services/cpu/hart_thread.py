@@ -121,6 +121,8 @@ class HartThread(threading.Thread):
             pass
         except errors.VmeshError as error:
             self._report(f"hart {self._number} stopped: {error}")
+        except Exception as error:  # whatever ends a hart must be heard of: nobody joins its thread
+            self._report(f"hart {self._number} stopped: {type(error).__name__}: {error}")
         finally:
             for link in self._links.values():
                 link.close()
