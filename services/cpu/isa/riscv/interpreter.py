@@ -184,10 +184,14 @@ class Handler:
         out, on = b.fresh("drain"), b.fresh("on")
         b.branch(waiting, out, on)
         b.block(out)
+        self.drain()
+        b.block(on)
+
+    def drain(self) -> None:
+        """Leaves for Python, which brings posted writes to their devices and runs the instruction again."""
         self.set("exit_reason", EXIT_DRAIN)
         self.set("pending", PENDING_EXIT)
         self.leave()
-        b.block(on)
 
     def hook_jump(self, target: Value) -> None:
         self.target = target

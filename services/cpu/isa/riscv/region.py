@@ -121,7 +121,7 @@ def core_functions() -> tuple[Any, ...]:
     module = _Collector()
     for instruction in INSTRUCTIONS:
         if translatable(instruction):
-            emitter = _Emitter(Builder(module), frozenset())
+            emitter = _Emitter(Builder(module))
             emitter.builder.environment = emitter
             emitter.step = Step(0, 4, instruction, instruction.match, instruction.match, 0)
             emitter.semantics()
@@ -171,12 +171,6 @@ class Region:
     steps: dict[int, Step] = field(default_factory=dict)
     entries: list[int] = field(default_factory=list)
 
-    @property
-    def leaders(self) -> set[int]:
-        """Where control can come from elsewhere than the instruction before."""
-        targets = {step.target for step in self.steps.values() if is_relative(step.instruction)}
-        return {*self.entries, *targets}
-
 
 def form(page: bytes, entry: int, features: frozenset[str], limit: int = LIMIT, least: int = LEAST) -> Region | None:
     """The region around ``entry``: what is reached from it inside the page, calls apart; None if it would have less
@@ -215,14 +209,12 @@ def form(page: bytes, entry: int, features: frozenset[str], limit: int = LIMIT, 
 class _Emitter(Handler):
     """Emits a region. The hooks are the interpreter's, but a miss or a trap leaves for the interpreter."""
 
-    leaders: frozenset[int] = frozenset()
     step: Step = None  # type: ignore[assignment]
     variables: dict[str, Variable] = field(default_factory=dict)
     written: set[str] = field(default_factory=set)
 
-    def __init__(self, builder: Builder, leaders: frozenset[int]) -> None:
+    def __init__(self, builder: Builder) -> None:
         super().__init__(builder, slow_twin="@miss")
-        self.leaders = leaders
         self.variables = {}
         self.written = set()
         self.retired = builder.variable(U64)
@@ -311,15 +303,8 @@ class _Emitter(Handler):
     def hook_trap(self, cause: Any, value: Any) -> None:
         self.leave()
 
-    def hook_drain_posted(self) -> None:
-        b = self.builder
-        waiting = b.truth(self.get("ring_count"))
-        waiting.hint = UNLIKELY
-        out, on = b.fresh("drain"), b.fresh("on")
-        b.branch(waiting, out, on)
-        b.block(out)
+    def drain(self) -> None:
         self.leave()
-        b.block(on)
 
     # control flow
 
@@ -380,7 +365,7 @@ class _Emitter(Handler):
 def emit(module: Module, name: str, region: Region) -> None:
     """Adds the function of a region to a module."""
     builder = Builder(module)
-    emitter = _Emitter(builder, frozenset(region.leaders))
+    emitter = _Emitter(builder)
     builder.environment = emitter
     b = builder
     # the body first: it tells which registers the region has
