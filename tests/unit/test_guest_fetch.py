@@ -50,6 +50,8 @@ class LocalApt:
         self.debs = debs
         self.downloads: list[list[str]] = []
 
+    def prepare(self) -> None: ...
+
     def update(self) -> None: ...
 
     def dependencies(self, package: str) -> tuple[str, ...]:
@@ -75,6 +77,7 @@ def local(debs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(fetch_module, "Apt", lambda *_: local)
     monkeypatch.setattr(fetch_module, "require_apt", lambda: None)
     monkeypatch.setattr(fetch_module, "host_mirror", lambda: "mirror")
+    monkeypatch.setattr(fetch_module, "pinned", lambda _: local.describe(list(local.debs)))
     return local
 
 
@@ -99,6 +102,39 @@ def test_fetch_again_does_not_ask_apt(local: LocalApt) -> None:
     fetch_module.fetch()
 
     assert len(local.downloads) == 1
+
+
+def test_fetch_pinned_packages_need_no_lists(local: LocalApt, monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_sync() -> None:
+        raise GuestError("apt-get failed: mirror sync in progress")
+
+    monkeypatch.setattr(local, "update", out_of_sync)
+
+    fetch_module.fetch()
+
+    with pytest.raises(GuestError, match="mirror sync"):
+        fetch_module.fetch(refresh=True)
+
+
+def test_fetch_takes_current_packages_where_the_pinned_ones_are_gone(
+    local: LocalApt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    download = local.download
+
+    def without_pinned(debs: Sequence[Deb], folder: Path, on_progress: Callable[[int], None]) -> None:
+        if any("gone" in deb.file for deb in debs):
+            raise GuestError("apt-helper failed: 404")
+        download(debs, folder, on_progress)
+
+    monkeypatch.setattr(local, "download", without_pinned)
+    monkeypatch.setattr(fetch_module, "pinned", lambda _: (Deb("uri", "gone_1_all.deb", 1, HASH),))
+
+    assert fetch_module.fetch().kernel.read_bytes() == b"kernel" * 1000
+
+    monkeypatch.setattr(local, "describe", lambda _: (Deb("uri", "also-gone_1_all.deb", 1, HASH),))
+    (cache_directory() / "manifest.json").unlink(missing_ok=True)
+    with pytest.raises(GuestError, match=r"404; before that, for the pinned packages: .*404"):
+        fetch_module._fill(cache_directory(), "mirror", False, lambda *_: None)
 
 
 def test_fetch_refresh_downloads_only_what_changed(local: LocalApt, debs: dict[str, Path]) -> None:
@@ -160,7 +196,7 @@ def test_fetch_waits_for_another_and_takes_its_guest(local: LocalApt) -> None:
         thread = threading.Thread(target=lambda: results.append(fetch_module.fetch(report=report)))
         thread.start()
         assert waiting.wait(30)
-        fetch_module._fill(cache, "mirror", lambda *_: None)
+        fetch_module._fill(cache, "mirror", False, lambda *_: None)
     thread.join(30)
 
     assert results == [find()]
@@ -215,17 +251,21 @@ def test_update_of_an_unsigned_mirror_is_refused(peer: Callable[[str], str], tmp
     (suite / "main" / "binary-riscv64").mkdir(parents=True)
     (suite / "main" / "binary-riscv64" / "Packages").write_text("")
     (suite / "Release").write_text("Codename: trixie\nComponents: main\nArchitectures: riscv64\n")
+    apt = Apt(tmp_path / "state", "trixie", "riscv64", f"file:{tmp_path}/mirror")
+    apt.prepare()
 
     with pytest.raises(GuestError, match=r"apt-get failed: .*not signed"):
-        Apt(tmp_path / "state", "trixie", "riscv64", f"file:{tmp_path}/mirror").update()
+        apt.update()
 
 
 @pytest.mark.peer
 def test_update_of_a_mirror_that_is_not_there_is_refused(peer: Callable[[str], str], tmp_path: Path) -> None:
     peer("apt-get")
+    apt = Apt(tmp_path / "state", "trixie", "riscv64", f"file:{tmp_path}/none")
+    apt.prepare()
 
     with pytest.raises(GuestError, match="apt-get failed"):
-        Apt(tmp_path / "state", "trixie", "riscv64", f"file:{tmp_path}/none").update()
+        apt.update()
 
 
 @pytest.mark.peer

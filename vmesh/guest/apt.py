@@ -43,19 +43,23 @@ class Deb:
 
 @dataclass(frozen=True, slots=True)
 class Apt:
-    """apt for one suite and architecture, with its state in `state`. `update` comes first."""
+    """apt for one suite and architecture, with its state in `state`. `prepare` comes first; before packages are asked
+    for by name, `update`."""
 
     state: Path
     suite: str
     architecture: str
     mirror: str
 
-    def update(self) -> None:
-        """Fetch the suite's lists. Raises GuestError, also where the signature does not verify."""
+    def prepare(self) -> None:
+        """Make the folders that apt works in."""
         for folder in ("lists/partial", "cache/archives/partial"):
             (self.state / folder).mkdir(parents=True, exist_ok=True)
         (self.state / "status").touch()
         self._sources.write_text(f"deb [signed-by={KEYRING}] {self.mirror} {self.suite} main\n")
+
+    def update(self) -> None:
+        """Fetch the suite's lists. Raises GuestError, also where the signature does not verify."""
         self._run("apt-get", "update")
 
     def dependencies(self, package: str) -> tuple[str, ...]:

@@ -3,8 +3,10 @@
     fetch.main(["--if-missing"])   exit status: 0 if the guest is there afterwards, 1 with one line on stderr if not
     fetch.fetch()                  the same as a function; raises GuestError
 
-apt verifies signatures and hashes; the hashes are looked at once more before anything is unpacked. Only one process
-fetches at a time, a download that was cut short is gone on with, and the guest in use is replaced only by a whole one.
+The packages are pinned by content; where the mirror no longer has them, and with --refresh, they are the suite's
+current ones, whose signatures and hashes apt verifies. The hashes are looked at once more before anything is unpacked.
+Only one process fetches at a time, a download that was cut short is gone on with, and the guest in use is replaced only
+by a whole one.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from pathlib import Path
 from vmesh.guest.apt import Apt, Deb, host_mirror, require_apt
 from vmesh.guest.cache import SUITE, Guest, Image, Manifest, Package, cache_directory, find, read_manifest
 from vmesh.guest.errors import GuestError
+from vmesh.guest.pinned import pinned
 
 ARCHITECTURE = "riscv64"
 KERNEL_PACKAGE = "linux-image-riscv64"  # depends on the package with the kernel in it
@@ -78,29 +81,47 @@ def fetch(*, mirror: str | None = None, refresh: bool = False, report: Report = 
     with _locked(cache, report):
         guest = None if refresh else find()
         if guest is None:
-            _fill(cache, mirror or host_mirror(), report)
+            _fill(cache, mirror or host_mirror(), refresh, report)
             guest = find()
     if guest is None:
         raise GuestError(f"{cache}: the guest that was just fetched is not whole; is something else writing there?")
     return guest
 
 
-def _fill(cache: Path, mirror: str, report: Report) -> None:
+def _fill(cache: Path, mirror: str, refresh: bool, report: Report) -> None:
     apt = Apt(cache / "apt", SUITE, ARCHITECTURE, mirror)
+    apt.prepare()
+    folder = cache / "debs"
+    folder.mkdir(exist_ok=True)
+    debs: Sequence[Deb] = () if refresh else pinned(mirror)
+    try:
+        _download(apt, debs, folder, report)
+    except GuestError as gone:
+        debs = ()
+        problem = f"; before that, for the pinned packages: {gone}"
+    else:
+        problem = ""
+    try:
+        if not debs:
+            debs = _current(apt, report)
+            _download(apt, debs, folder, report)
+    except GuestError as error:
+        raise GuestError(f"{error}{problem}") from None
+    for path in folder.iterdir():
+        if path.name not in {deb.file for deb in debs}:
+            path.unlink()
+    _install(cache, debs, folder, report)
+
+
+def _current(apt: Apt, report: Report) -> Sequence[Deb]:
+    """The suite's current packages."""
     report("package lists", 0, 0)
     apt.update()
     kernel = next((name for name in apt.dependencies(KERNEL_PACKAGE) if name.startswith("linux-image-")), None)
     if kernel is None:
         raise GuestError(f"{KERNEL_PACKAGE}: expected it to depend on a linux-image package")
     report("package lists", 1, 1)
-    debs = apt.describe([kernel, *(package for package, _, _ in SOURCES.values() if package != "linux-image-")])
-    folder = cache / "debs"
-    folder.mkdir(exist_ok=True)
-    for path in folder.iterdir():
-        if path.name not in {deb.file for deb in debs}:
-            path.unlink()
-    _download(apt, debs, folder, report)
-    _install(cache, debs, folder, report)
+    return apt.describe([kernel, *(package for package, _, _ in SOURCES.values() if package != "linux-image-")])
 
 
 def _download(apt: Apt, debs: Sequence[Deb], folder: Path, report: Report) -> None:
