@@ -55,6 +55,7 @@ def main(argv: Sequence[str]) -> int:
         help="how often the clock must find code before it is translated; 0: interpret only (default: %(default)s)",
     )
     parser.add_argument("--no-cache", action="store_true", help="neither use nor keep compiled code on disk")
+    parser.add_argument("--perf-map", action="store_true", help="name the code for perf, in /tmp/perf-PID.map")
     options = parser.parse_args(argv)
     plan = Plan(
         harts=options.harts,
@@ -65,6 +66,7 @@ def main(argv: Sequence[str]) -> int:
         paused=options.paused,
         hot_samples=options.hot_samples,
         cache=not options.no_cache,
+        perf_map=options.perf_map,
     )
     return service.run(options, lambda runtime: Cpu(runtime, plan))
 

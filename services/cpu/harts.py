@@ -20,6 +20,7 @@ from .isa.riscv.state import (
     DEVICE_PLIC,
     MACHINE,
     MODES,
+    PAGE_SLOTS,
     REGIONS,
     SEGMENTS,
     Hart,
@@ -96,6 +97,7 @@ class Harts:
         self._reset_tlbs = self.blob.function("reset_tlbs", 1, result=False)
         self._raise_attention = self.blob.function("raise_attention", 2, result=False)
         self._install = self.blob.function("install", 7, result=False)
+        self._executed = self.blob.function("executed", 3, result=False)
         self._set_level = self.blob.function("plic_set_level", 3, result=False)
         self.hart: list[Any] = []
         self.address: list[int] = []
@@ -188,6 +190,12 @@ class Harts:
         """Puts a region into a decoded page of a hart that is not in native code (see ``execution.install``)."""
         first, second = ctypes.addressof(steps), ctypes.addressof(entries)
         self._install(self.address[number], page, first, step_count, second, entry_count, code)
+
+    def executed(self, number: int, page: int) -> bytes:
+        """Which slots of a decoded page of a hart have been run (see ``execution.executed``)."""
+        bitmap = (ctypes.c_uint8 * (PAGE_SLOTS // 8))()
+        self._executed(self.address[number], page, ctypes.addressof(bitmap))
+        return bytes(bitmap)
 
     def set_level(self, source: int, level: bool) -> None:
         """Drives a line of the PLIC."""

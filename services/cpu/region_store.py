@@ -15,9 +15,11 @@ import struct
 from pathlib import Path
 
 from .core import cache_folder, key
-from .regions import Translation
+from .regions import DIGEST, FINGERPRINT, Translation
 
-_HEAD = struct.Struct("<8s16sHHI")  # magic, digest of the page, bytes of steps, entries and code; then the checksum
+_HEAD = struct.Struct(
+    f"<8s{DIGEST}sHHI"
+)  # magic, digest of the page, bytes of steps, entries and code; then the checksum
 _CHECKSUM = 16
 _BODY = _HEAD.size + _CHECKSUM
 _MAGIC = b"vmregion"
@@ -72,6 +74,10 @@ class RegionStore:
 
     def __len__(self) -> int:
         return sum(map(len, self._records.values()))
+
+    def fingerprints(self) -> set[bytes]:
+        """What the digests begin with."""
+        return {digest[:FINGERPRINT] for digest in self._records}
 
     def find(self, digest: bytes) -> list[Translation]:
         """The translations of a page; damaged ones are left out."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import mmap
-import os
 import struct
 import threading
 import time
@@ -28,7 +27,11 @@ PAGE = 4096
 LONGEST_CODE = 1 << 20
 _ARENA = 16 << 20
 _OFFSET = struct.Struct("<H")
-_COPY, _PHYSICAL, _NEXT = (CodePage.offset_of(name) for name in ("copy", "physical", "next"))
+#: Bytes of a page's fingerprint, and of its digest, which begins with it.
+FINGERPRINT, DIGEST = 8, 24
+_COPY, _FINGERPRINT, _PHYSICAL, _NEXT = (
+    CodePage.offset_of(name) for name in ("copy", "fingerprint", "physical", "next")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +56,23 @@ class Translation:
 class Translator(Protocol):
     """Compiles regions elsewhere; the answer comes to ``Regions.add``."""
 
-    def request(self, digest: bytes, page: bytes, offset: int) -> bool: ...
+    def request(self, digest: bytes, page: bytes, offset: int, executed: bytes) -> bool: ...
 
 
 class Store(Protocol):
     """Translations kept from earlier machines."""
 
     def find(self, digest: bytes) -> list[Translation]: ...
+
+    def fingerprints(self) -> set[bytes]:
+        """The first ``FINGERPRINT`` bytes of all digests."""
+        ...
+
+
+class Names(Protocol):
+    """Where code is named for a profiler."""
+
+    def region(self, address: int, size: int, physical: int) -> None: ...
 
 
 class Arena:
@@ -74,13 +87,9 @@ class Arena:
     def add(self, code: bytes) -> int:
         """Copies code; gives its address."""
         if self._used + len(code) > _ARENA:
-            fd = os.memfd_create("vmesh-regions", os.MFD_CLOEXEC)
-            try:
-                os.ftruncate(fd, _ARENA)
-                self._writing.append(mmap.mmap(fd, _ARENA))
-                self._running = map_executable(fd, _ARENA)
-            finally:
-                os.close(fd)
+            memory = mmap.mmap(-1, _ARENA)
+            self._running = map_executable(memory)
+            self._writing.append(memory)
             self._used = 0
         address = self._running + self._used
         self._writing[-1][self._used : self._used + len(code)] = code
@@ -96,15 +105,21 @@ class _Loaded:
     entries: Any
     entry_count: int
     address: int
+    size: int
 
 
 class Regions:
     """The regions of a machine. ``hot_samples`` is how often the clock must find a slot before it is translated."""
 
-    def __init__(self, harts: Harts, translator: Translator, store: Store, hot_samples: int) -> None:
+    def __init__(
+        self, harts: Harts, translator: Translator, store: Store, hot_samples: int, names: Names | None = None
+    ) -> None:
         self._harts = harts
         self._translator = translator
         self._store = store
+        self._names = names
+        #: of the pages that regions are known of or asked for
+        self._fingerprints = store.fingerprints()
         self._arena = Arena()
         self._lock = threading.Lock()
         self._known: dict[bytes, list[_Loaded]] = {}
@@ -140,7 +155,9 @@ class Regions:
     def _serve(self, number: int) -> None:
         hart = self._harts.hart[number]
         for index in range(hart.fresh_count):
-            self._fresh(number, hart.fresh[index])
+            self._pages += 1
+            if _fingerprint(hart.fresh[index]) in self._fingerprints:
+                self._fresh(number, hart.fresh[index])
         hart.fresh_count = 0
         for index in range(hart.hot_count):
             slot = hart.hot[index]
@@ -169,7 +186,6 @@ class Regions:
 
     def _fresh(self, number: int, page: int) -> None:
         digest = self._digest(page)
-        self._pages += 1
         with self._lock:
             loaded = self._known.get(digest)
             if loaded is None:
@@ -179,16 +195,22 @@ class Regions:
         self._install(number, page, loaded)
 
     def _hot(self, number: int, page: int, offset: int) -> None:
+        fingerprint = _fingerprint(page)
+        if fingerprint not in self._fingerprints:
+            self._fingerprints.add(fingerprint)
+            self._fresh(number, page)
         digest = self._digest(page)
-        with self._lock:
-            self._users[digest].add((number, _read(page + _PHYSICAL)))
-            asked = (digest, offset) in self._asked
-        if not asked and self._translator.request(digest, ctypes.string_at(page + _COPY, PAGE), offset):
+        code, executed = ctypes.string_at(page + _COPY, PAGE), self._harts.executed(number, page)
+        # asked again, it goes before what is less hot
+        if self._translator.request(digest, code, offset, executed):
             self._asked.add((digest, offset))
 
     def _install(self, number: int, page: int, loaded: list[_Loaded]) -> None:
         for each in loaded:
             self._harts.install(number, page, each.steps, each.step_count, each.entries, each.entry_count, each.address)
+            if self._names is not None:
+                (entry,) = _OFFSET.unpack_from(each.entries)
+                self._names.region(each.address, each.size, _read(page + _PHYSICAL) + entry)
         self._installed += len(loaded)
 
     def _load(self, translations: list[Translation]) -> list[_Loaded]:
@@ -199,14 +221,17 @@ class Regions:
                 steps = ctypes.create_string_buffer(each.steps, len(each.steps))
                 entries = ctypes.create_string_buffer(each.entries, len(each.entries))
                 address = self._arena.add(each.code)
-                loaded.append(_Loaded(steps, len(each.steps) // 2, entries, len(each.entries) // 2, address))
+                loaded.append(
+                    _Loaded(steps, len(each.steps) // 2, entries, len(each.entries) // 2, address, len(each.code))
+                )
             else:
                 self._refused += 1
         return loaded
 
     def _digest(self, page: int) -> bytes:
-        """Names what the regions of a decoded page are made of."""
-        return hashlib.blake2b(ctypes.string_at(page + _COPY, PAGE), digest_size=16, salt=self._salt).digest()
+        """Names what the regions of a decoded page are made of; begins with the page's fingerprint."""
+        content = hashlib.blake2b(ctypes.string_at(page + _COPY, PAGE), digest_size=16, salt=self._salt).digest()
+        return _fingerprint(page) + content
 
     def _find(self, hart: Any, physical: int) -> int:
         """The address of a hart's decoded page, or 0."""
@@ -214,6 +239,11 @@ class Regions:
         while page and _read(page + _PHYSICAL) != physical:
             page = _read(page + _NEXT)
         return page
+
+
+def _fingerprint(page: int) -> bytes:
+    """What tells most pages of which no region is known, at no cost: the core computes it when it decodes a page."""
+    return ctypes.string_at(page + _FINGERPRINT, FINGERPRINT)
 
 
 def _read(address: int) -> int:

@@ -25,10 +25,11 @@ from .bus import GREETING_LIMIT, Counters, Device, Link, dial
 from .core import load_core
 from .hart_thread import Gate, HartThread
 from .harts import Harts
+from .perf_map import PerfMap
 from .region_store import RegionStore, store_path
 from .regions import Regions, Translation
 from .registers import registers
-from .translator import TranslatorProcess
+from .translator_process import TranslatorProcess
 
 #: A Python thread that wants the interpreter gets it this soon, in seconds: harts in Python code are rare and short.
 SWITCH_INTERVAL = 0.0002
@@ -49,6 +50,7 @@ class Plan:
     paused: bool = False
     hot_samples: int = 0
     cache: bool = True
+    perf_map: bool = False
 
 
 class Cpu(Service):
@@ -70,12 +72,16 @@ class Cpu(Service):
         self._said: set[int] = set()
         self._regions: Regions | None = None
         self._translator: TranslatorProcess | None = None
+        self._perf_map = PerfMap() if plan.perf_map else None
         # what hart threads want done in the service's thread
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def start(self) -> None:
         sys.setswitchinterval(SWITCH_INTERVAL)
+        if self._plan.hot_samples:
+            self._translator = TranslatorProcess(self._plan.features, self._regions_add, self._plan.cache)
+            self._translator.start()
         memory = self._runtime.dial("memory", common_pb2.ROLE_CPU)
         memory.greet(GREETING_LIMIT)
         answer = memory.request(memory_pb2.MapRequest(), GREETING_LIMIT)
@@ -85,10 +91,11 @@ class Cpu(Service):
         self._harts = Harts(self._core, self._plan.harts, set(self._plan.features), segments)
         self._harts.add_irqchip(self._plan.aclint, self._plan.plic)
         self._harts.reset(self._plan.reset_pc)
-        if self._plan.hot_samples:
-            self._translator = TranslatorProcess(self._plan.features, self._regions_add, self._plan.cache)
+        if self._perf_map is not None:
+            self._perf_map.core(self._harts.blob.base, len(self._core.image), self._core.symbols)
+        if self._translator is not None:
             store = RegionStore(store_path() if self._plan.cache else None)
-            self._regions = Regions(self._harts, self._translator, store, self._plan.hot_samples)
+            self._regions = Regions(self._harts, self._translator, store, self._plan.hot_samples, self._perf_map)
         for number, description in enumerate(answer.devices):
             self._add_device(number, description)
         self._runtime.loop.watch(self._wake, read=self._run_calls)

@@ -39,7 +39,7 @@ def default_mode() -> str:
 
 def compiled(region: Region) -> int:
     """The host address of a region's code."""
-    key = (*region.entries, None, *((s.offset, s.bits) for s in region.steps.values()))
+    key = (*region.entries, None, *sorted(region.joins), None, *((s.offset, s.bits) for s in region.steps.values()))
     address = _compiled.get(key)
     if address is None:
         module = RegionModule()
@@ -77,7 +77,7 @@ class EagerHarts(Harts):
         offset = (slot - page) >> 3
         if self.mixed and (offset >> 1) * 0x9E37_79B1 >> 16 & 1:
             return
-        region = form(ctypes.string_at(page + _COPY, PAGE), offset, self._features, self.limit, least=1)
+        region = form(ctypes.string_at(page + _COPY, PAGE), offset, self._features, limit=self.limit, least=1)
         if region is None:
             return
         steps = (ctypes.c_uint16 * len(region.steps))(*region.steps)

@@ -17,7 +17,7 @@ from services.cpu import region_store
 from services.cpu.region_store import RegionStore, append
 from services.cpu.regions import Translation
 
-FIRST, SECOND = b"1" * 16, b"2" * 16
+FIRST, SECOND = b"1" * 24, b"2" * 24
 
 
 def translation(number: int, size: int = 300) -> Translation:
@@ -44,7 +44,7 @@ def test_what_was_kept_is_found(path: Path) -> None:
     assert len(store) == 3
     assert store.find(FIRST) == [translation(1), translation(3)]
     assert store.find(SECOND) == [translation(2)]
-    assert store.find(b"3" * 16) == []
+    assert store.find(b"3" * 24) == []
     assert path.stat().st_mode & 0o077 == 0
 
 
@@ -59,7 +59,7 @@ from services.cpu.region_store import append
 from services.cpu.regions import Translation
 number, rounds = int(sys.argv[2]), int(sys.argv[3])
 for n in range(rounds):
-    digest = bytes([number]) * 16
+    digest = bytes([number]) * 24
     append([(digest, Translation(b"\\0\\0", b"\\0\\0", bytes([n & 255]) * (1 + n * 7919 % 5000)))], Path(sys.argv[1]))
     if n == 0:
         print("began", flush=True)
@@ -81,7 +81,7 @@ def test_writers_at_once(path: Path) -> None:
     store = RegionStore(path)
     assert len(store) == 4 * 200
     for number in range(1, 5):
-        found = store.find(bytes([number]) * 16)
+        found = store.find(bytes([number]) * 24)
         assert [each.code for each in found] == [bytes([n & 255]) * (1 + n * 7919 % 5000) for n in range(200)]
     assert store.damaged == 0
 
@@ -110,7 +110,7 @@ def test_killed_writers(path: Path) -> None:
         each.wait()
         each.stdout.close()
         store = RegionStore(path)
-        found = store.find(bytes([number]) * 16)
+        found = store.find(bytes([number]) * 24)
         assert [e.code for e in found] == [bytes([n & 255]) * (1 + n * 7919 % 5000) for n in range(len(found))]
         assert found
         assert store.damaged == 0
@@ -126,13 +126,13 @@ def test_a_record_that_is_not_whole(path: Path, kept: int) -> None:
     append([(SECOND, translation(2))], path)
     os.truncate(path, min(whole + kept, path.stat().st_size - 1))
     assert contents(path) == {FIRST: [translation(1)]}
-    append([(b"3" * 16, translation(3))], path)
-    assert contents(path) == {FIRST: [translation(1)], b"3" * 16: [translation(3)]}
+    append([(b"3" * 24, translation(3))], path)
+    assert contents(path) == {FIRST: [translation(1)], b"3" * 24: [translation(3)]}
 
 
 def test_damage_is_noticed(path: Path) -> None:
     """Any byte of any record flipped: that record is never given out as something else; the others are right."""
-    everything = {bytes([n]) * 16: translation(n, 40) for n in range(1, 4)}
+    everything = {bytes([n]) * 24: translation(n, 40) for n in range(1, 4)}
     append(list(everything.items()), path)
     good = path.read_bytes()
     for position in range(len(good)):
@@ -150,7 +150,7 @@ def test_other_lengths_of_the_same_bytes_are_damage(path: Path) -> None:
     """The checksum covers the header: code is not taken for offsets."""
     append([(FIRST, translation(1))], path)
     data = bytearray(path.read_bytes())
-    data[24:32] = (4).to_bytes(2, "little") + (4).to_bytes(2, "little") + (300).to_bytes(4, "little")
+    data[32:40] = (4).to_bytes(2, "little") + (4).to_bytes(2, "little") + (300).to_bytes(4, "little")
     path.write_bytes(data)
     store = RegionStore(path)
     assert store.find(FIRST) == []
@@ -174,12 +174,12 @@ def test_the_limit(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = RegionStore(path)
     assert store.find(FIRST)
     assert store.find(SECOND)
-    append([(b"3" * 16, translation(3, 100))], path)
+    append([(b"3" * 24, translation(3, 100))], path)
     assert path.stat().st_size < 1_000
     assert store.find(SECOND) == []
     assert store.find(FIRST) == []
     assert store.damaged == 2
-    assert contents(path) == {b"3" * 16: [translation(3, 100)]}
+    assert contents(path) == {b"3" * 24: [translation(3, 100)]}
     # the same place, another record of the same page
     append([(FIRST, translation(4, 9_000))], path)
     assert all(each in (translation(1, 9_000), translation(4, 9_000)) for each in store.find(FIRST))
@@ -201,7 +201,7 @@ def test_a_full_disk(path: Path) -> None:
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000));"
         "from pathlib import Path; from services.cpu.region_store import append;"
         "from services.cpu.regions import Translation;"
-        "append([(b'2' * 16, Translation(b'\\0\\0', b'\\0\\0', bytes(5000)))], Path(sys.argv[1]))"
+        "append([(b'2' * 24, Translation(b'\\0\\0', b'\\0\\0', bytes(5000)))], Path(sys.argv[1]))"
     )
     subprocess.run([sys.executable, "-c", program, str(path)], check=True)
     assert path.stat().st_size == 1000
@@ -215,7 +215,7 @@ def test_threads_of_one_process(path: Path) -> None:
 
     def write(number: int) -> None:
         for n in range(50):
-            append([(bytes([number]) * 16, translation(n, 100))], path)
+            append([(bytes([number]) * 24, translation(n, 100))], path)
 
     threads = [threading.Thread(target=write, args=(number,)) for number in range(1, 5)]
     for thread in threads:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Sequence
 
 import pytest
 
 from services.cpu.isa.riscv.features import FEATURES
 from services.cpu.isa.riscv.state import ATTENTION_STOP, EXIT_REGIONS, EXIT_STOP
-from services.cpu.regions import LONGEST_CODE, PAGE, Regions, Translation
-from services.cpu.translator import compile_batch
+from services.cpu.regions import FINGERPRINT, LONGEST_CODE, PAGE, Regions, Translation
+from services.cpu.translator import translate
+from services.cpu.translator_process import Request
 from tests.cpu_harness import Cpu
 from tests.models.guest import CODE, put
 
@@ -26,21 +26,26 @@ loop:
 
 
 class Elsewhere:
-    """A translator that compiles when the test says so, and a store."""
+    """A translator that compiles when the test says so, and a store. Who asks again is answered once."""
 
     def __init__(self, kept: dict[bytes, list[Translation]] | None = None) -> None:
-        self.requests: list[tuple[bytes, bytes, int]] = []
+        self.requests: dict[tuple[bytes, int], Request] = {}
+        self.asked = 0
         self.kept = kept or {}
 
-    def request(self, digest: bytes, page: bytes, offset: int) -> bool:
-        self.requests.append((digest, page, offset))
+    def request(self, digest: bytes, page: bytes, offset: int, executed: bytes) -> bool:
+        self.requests[digest, offset] = Request(digest, offset, frozenset(FEATURES), executed, page)
+        self.asked += 1
         return True
+
+    def fingerprints(self) -> set[bytes]:
+        return {digest[:FINGERPRINT] for digest in self.kept}
 
     def find(self, digest: bytes) -> list[Translation]:
         return self.kept.get(digest, [])
 
-    def compile(self, features: Sequence[str] = FEATURES) -> list[tuple[bytes, Translation]]:
-        made = compile_batch([(digest, offset, frozenset(features), page) for digest, page, offset in self.requests])
+    def compile(self) -> list[tuple[bytes, Translation]]:
+        made = [(each.digest, translation) for each in self.requests.values() if (translation := translate(each))]
         self.requests.clear()
         return made
 
@@ -82,7 +87,7 @@ def test_hot_code_is_asked_for_once_and_installed() -> None:
     elsewhere = Elsewhere()
     machine = Machine(elsewhere)
     machine.run(10)
-    assert [offset for _, _, offset in elsewhere.requests] == [0]
+    assert [offset for _, offset in elsewhere.requests] == [0]
     for digest, translation in elsewhere.compile():
         machine.regions.add(digest, translation)
     assert not machine.in_region()
@@ -98,7 +103,37 @@ def test_hot_code_is_asked_for_once_and_installed() -> None:
     watchdog.start()
     assert machine.cpu.harts.run(0) == EXIT_STOP
     assert hart.hot_count == 0
-    assert elsewhere.requests == []
+    assert not elsewhere.requests
+
+
+def test_what_was_never_run_is_left_out() -> None:
+    elsewhere = Elsewhere()
+    machine = Machine(elsewhere)
+    put(machine.cpu, "loop:\naddi a0, a0, 1\nbeqz a2, on\naddi a1, a1, 1\non:\naddi a3, a3, 1\nj loop\n")
+    machine.cpu.set(CODE, {10: 0, 11: 0, 12: 0, 13: 0})
+    machine.run(10)
+    ((_, translation),) = elsewhere.compile()
+    assert list(struct.unpack("<4H", translation.steps)) == [0, 4, 12, 16]
+    for each in [translation]:
+        machine.regions.add(machine.regions._digest(machine.regions._find(machine.cpu.hart, CODE)), each)
+    machine.run(2)
+    assert machine.in_region()
+    # what has not been run is where the region is left
+    machine.cpu.set(machine.cpu.hart.pc, {12: 1})
+    machine.run(2)
+    a0, a1, _, a3 = machine.cpu.x()[10:14]
+    assert 0 < a1 <= a3 <= a0 <= a3 + 1
+    assert sum(machine.cpu.hart.count_exits) > 0
+
+
+def test_a_request_that_is_repeated() -> None:
+    """While nothing is translated a hot place is asked for again and again, which makes it the newest request."""
+    elsewhere = Elsewhere()
+    machine = Machine(elsewhere)
+    machine.run(10)
+    assert elsewhere.asked > 1
+    assert len(elsewhere.requests) == 1
+    assert machine.regions.counters()["regions_asked"] == 1
 
 
 def test_regions_of_one_page_that_come_together() -> None:
@@ -106,8 +141,9 @@ def test_regions_of_one_page_that_come_together() -> None:
     elsewhere = Elsewhere()
     machine = Machine(elsewhere)
     machine.run(10)
-    ((digest, page, _),) = elsewhere.requests
-    elsewhere.requests += [(digest, page, 4), (digest, page, 8)]
+    (first,) = elsewhere.requests.values()
+    for offset in (4, 8):
+        elsewhere.request(first.digest, first.page, offset, first.executed)
     for each in elsewhere.compile():
         machine.regions.add(*each)
     machine.run(1)
@@ -195,7 +231,7 @@ def test_translations_that_cannot_be(what: str) -> None:
     elsewhere = Elsewhere()
     machine = Machine(elsewhere)
     machine.run(10)
-    digest = elsewhere.requests[0][0]
+    ((digest, _),) = elsewhere.requests
     machine.regions.add(digest, UNSOUND[what])
     machine.run(2)
     later = Machine(Elsewhere({digest: [UNSOUND[what]]}))

@@ -8,6 +8,7 @@ import queue
 import signal
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,15 +18,18 @@ import pytest
 
 from services.cpu import translator
 from services.cpu.isa.riscv.features import FEATURES
+from services.cpu.isa.riscv.region import ALL
+from services.cpu.native.build import BuildError
 from services.cpu.region_store import RegionStore, store_path
 from services.cpu.regions import PAGE, Translation
-from services.cpu.translator import TranslatorProcess, compile_batch
+from services.cpu.translator import translate
+from services.cpu.translator_process import MOST_STARTS, Request, TranslatorProcess
 from tests.models.assembler import assemble
 
 PAGE_OF_CODE = assemble("loop: addi a0, a0, 1\n addi a1, a1, 1\n addi a2, a2, 1\n bnez a3, loop\n ecall", 0).code.ljust(
     PAGE, b"\0"
 )
-DIGEST = bytes(range(16))
+DIGEST = bytes(range(24))
 LIMIT = 60
 
 
@@ -50,18 +54,16 @@ def process(answers: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def is_expected(translation: Translation) -> bool:
-    """Whether it is the loop's; regions that were compiled together may have padding between them."""
-    alone = compile_batch([(DIGEST, 0, frozenset(FEATURES), PAGE_OF_CODE)])[0][1]
-    same = (translation.steps, translation.entries) == (alone.steps, alone.entries)
-    return same and translation.code.startswith(alone.code)
+    """Whether it is the loop's."""
+    return translation == translate(Request(DIGEST, 0, frozenset(FEATURES), ALL, PAGE_OF_CODE))
 
 
 def test_a_request_is_answered_and_kept(process: TranslatorProcess, answers: Answers) -> None:
-    process.request(DIGEST, PAGE_OF_CODE, 0)
+    process.request(DIGEST, PAGE_OF_CODE, 0, ALL)
     digest, first = answers.get(timeout=LIMIT)
     assert digest == DIGEST
     assert is_expected(first)
-    process.request(DIGEST[::-1], PAGE_OF_CODE, 4)
+    process.request(DIGEST[::-1], PAGE_OF_CODE, 4, ALL)
     digest, translation = answers.get(timeout=LIMIT)
     assert digest == DIGEST[::-1]
     assert translation.sound
@@ -72,19 +74,19 @@ def test_a_request_is_answered_and_kept(process: TranslatorProcess, answers: Ans
 def test_nothing_is_kept_unless_asked(answers: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     process = TranslatorProcess(frozenset(FEATURES), answers, keep=False)
-    process.request(DIGEST, PAGE_OF_CODE, 0)
+    process.request(DIGEST, PAGE_OF_CODE, 0, ALL)
     assert answers.get(timeout=LIMIT)[0] == DIGEST
     process.close()
     assert not store_path().exists()
 
 
 def test_many_requests_at_once(process: TranslatorProcess, answers: Answers) -> None:
-    """In batches, more than the socket holds; where nothing can be compiled no answer comes."""
+    """More than the socket holds; where nothing can be compiled no answer comes."""
     for number in range(40):
-        while not process.request(bytes([number]) * 16, PAGE_OF_CODE, 0 if number % 2 else 16):
+        while not process.request(bytes([number]) * 24, PAGE_OF_CODE, 0 if number % 2 else 16, ALL):
             time.sleep(0.01)
     got = [answers.get(timeout=LIMIT) for _ in range(20)]
-    assert {digest for digest, _ in got} == {bytes([number]) * 16 for number in range(1, 40, 2)}
+    assert {digest for digest, _ in got} == {bytes([number]) * 24 for number in range(1, 40, 2)}
     assert all(is_expected(each) for _, each in got)
 
 
@@ -96,18 +98,18 @@ def pid_of(process: TranslatorProcess) -> int:
 @pytest.mark.parametrize("stopped", [False, True])
 def test_a_killed_translator_is_started_again(process: TranslatorProcess, answers: Answers, stopped: bool) -> None:
     """Killed while idle, or with requests that it has not read; requests are answered again, no child is left."""
-    process.request(DIGEST, PAGE_OF_CODE, 0)
+    process.request(DIGEST, PAGE_OF_CODE, 0, ALL)
     answers.get(timeout=LIMIT)
     first = pid_of(process)
     if stopped:
         os.kill(first, signal.SIGSTOP)
         for _ in range(3):
-            process.request(DIGEST, PAGE_OF_CODE, 0)
+            process.request(DIGEST, PAGE_OF_CODE, 0, ALL)
     os.kill(first, signal.SIGKILL)
     answered = None
-    while answered != b"2" * 16:
+    while answered != b"2" * 24:
         # what is sent to a process that is about to die is lost
-        process.request(b"2" * 16, PAGE_OF_CODE, 0)
+        process.request(b"2" * 24, PAGE_OF_CODE, 0, ALL)
         with contextlib.suppress(queue.Empty):
             answered = answers.get(timeout=2)[0]
     assert pid_of(process) != first
@@ -115,16 +117,66 @@ def test_a_killed_translator_is_started_again(process: TranslatorProcess, answer
         os.kill(first, 0)
 
 
+def test_a_translator_that_always_dies(answers: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not started for ever: the machine goes on without."""
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    process = TranslatorProcess(frozenset(FEATURES), answers, keep=False)
+    deadline = time.monotonic() + LIMIT
+    while process.starts < MOST_STARTS and time.monotonic() < deadline:
+        process.request(DIGEST, PAGE_OF_CODE, 0, ALL)
+        time.sleep(0.01)
+    time.sleep(0.1)
+    for _ in range(10):
+        process.request(DIGEST, PAGE_OF_CODE, 0, ALL)
+        time.sleep(0.02)
+    assert process.starts == MOST_STARTS
+    assert not process.request(DIGEST, PAGE_OF_CODE, 0, ALL)
+    process.close()
+
+
+def test_asked_again_a_request_is_the_newest() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    order = [0, 1, 2, 1, 0]
+    with ours, theirs:
+        for number in order:
+            request = Request(bytes([number]) * 24, 0, frozenset(FEATURES), ALL, PAGE_OF_CODE)
+            ours.send(request.pack())
+        thread = threading.Thread(target=translator.serve, args=(theirs, None))
+        thread.start()
+        answered = [ours.recv(1 << 20)[0] for _ in range(3)]
+        ours.shutdown(socket.SHUT_RDWR)
+        thread.join(LIMIT)
+    assert answered == [0, 1, 2]
+
+
+def test_what_cannot_be_compiled_costs_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(request: Request) -> Translation | None:
+        if request.digest[0] == 1:
+            raise BuildError("LLVM does not like it")
+        return translate(request)
+
+    monkeypatch.setattr(translator, "translate", refuse)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        for number in (2, 1):
+            ours.send(Request(bytes([number]) * 24, 0, frozenset(FEATURES), ALL, PAGE_OF_CODE).pack())
+        thread = threading.Thread(target=translator.serve, args=(theirs, None))
+        thread.start()
+        assert ours.recv(1 << 20)[0] == 2
+        ours.shutdown(socket.SHUT_RDWR)
+        thread.join(LIMIT)
+
+
 def test_a_translator_that_does_not_read(process: TranslatorProcess, answers: Answers) -> None:
     """A hart that asks never waits: it is told that there is no room."""
-    process.request(DIGEST, PAGE_OF_CODE, 0)
+    process.request(DIGEST, PAGE_OF_CODE, 0, ALL)
     answers.get(timeout=LIMIT)
     os.kill(pid_of(process), signal.SIGSTOP)
     taken: list[int] = []
     done = threading.Event()
 
     def ask() -> None:
-        taken.append(sum(process.request(DIGEST, PAGE_OF_CODE, 0) for _ in range(500)))
+        taken.append(sum(process.request(DIGEST[::-1], PAGE_OF_CODE, 0, ALL) for _ in range(500)))
         done.set()
 
     threading.Thread(target=ask, daemon=True).start()
@@ -133,11 +185,11 @@ def test_a_translator_that_does_not_read(process: TranslatorProcess, answers: An
         assert taken[0] < 500
     finally:
         os.kill(pid_of(process), signal.SIGCONT)
-    assert answers.get(timeout=LIMIT)[0] == DIGEST
+    assert answers.get(timeout=LIMIT)[0] == DIGEST[::-1]
 
 
 def test_close_ends_it(process: TranslatorProcess, answers: Answers) -> None:
-    process.request(DIGEST, PAGE_OF_CODE, 0)
+    process.request(DIGEST, PAGE_OF_CODE, 0, ALL)
     pid = pid_of(process)
     process.close()
     with pytest.raises(ProcessLookupError):
@@ -157,7 +209,7 @@ def test_it_ends_with_the_cpu() -> None:
 
 
 def answer(steps: int, entries: int, code: int, body: bytes) -> bytes:
-    return struct.pack("<16sHHI", DIGEST, steps, entries, code) + body
+    return struct.pack("<24sHHI", DIGEST, steps, entries, code) + body
 
 
 GARBAGE = {
@@ -174,7 +226,7 @@ def test_garbage_ends_the_process(
     process: TranslatorProcess, answers: Answers, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing of it is handed on; the next request goes to a new one."""
-    process.request(DIGEST, PAGE_OF_CODE, 0)
+    process.request(DIGEST, PAGE_OF_CODE, 0, ALL)
     assert answers.get(timeout=LIMIT)[0] == DIGEST
     first = pid_of(process)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -195,7 +247,7 @@ def test_garbage_ends_the_process(
     assert answers.empty()
     with pytest.raises(ProcessLookupError):
         os.kill(first, 0)
-    process.request(DIGEST, PAGE_OF_CODE, 0)
+    process.request(DIGEST, PAGE_OF_CODE, 0, ALL)
     assert answers.get(timeout=LIMIT)[0] == DIGEST
     assert pid_of(process) != first
     with pytest.raises(OSError):  # noqa: PT011

@@ -63,6 +63,7 @@ class RunOptions:
     memory_bytes: int | None = None
     harts: int = 1
     translate: bool = True
+    perf_map: bool = False
     cache: bool = True
     cpu: str | None = None
     bios: str | None = None
@@ -249,6 +250,10 @@ def _on_off(key: str, value: str) -> bool:
     return value == "on"
 
 
+def _perf_map(options: RunOptions, _text: str) -> RunOptions:
+    return replace(options, perf_map=True)
+
+
 def _smp(options: RunOptions, text: str) -> RunOptions:
     return replace(options, harts=hart_count(text))
 
@@ -419,6 +424,9 @@ OPTIONS: tuple[Option, ...] = (
     Option(("-d",), "ITEMS", "Say these on stderr, comma separated; -d help lists them.", _log_items),
     Option(("-D",), "FILE", "Keep the machine's log, every line of every service, in FILE.", _log_file),
     Option(("-device",), "DRIVER", "Refused by name for now: the board's devices are fixed.", _device),
+    Option(
+        ("-perfmap",), "", "Write /tmp/perf-PID.map, from which perf knows the cpu's and the guest's code.", _perf_map
+    ),
     Option(("-print-commands",), "", "Print the command line of each process of the machine and end.", _print_commands),
     Option(
         ("-health-interval",),

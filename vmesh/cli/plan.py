@@ -108,6 +108,8 @@ def _services(options: RunOptions, board: Board, booted: BootPlan, machine: Mach
         cpu += ["--hot-samples", "0"]
     if not options.cache:
         cpu.append("--no-cache")
+    if options.perf_map:
+        cpu.append("--perf-map")
     if options.paused:
         cpu.append("--paused")
     return (

@@ -1,6 +1,6 @@
 """A device in one page: dice. Reading ROLL gives a number from 1 to SIDES.
 
-    python -m docs.examples.dice --machine DIR --base 0x4000000
+python -m docs.examples.dice --machine DIR --base 0x4000000
 """
 
 import secrets

@@ -7,19 +7,25 @@ import mmap
 from collections.abc import Callable
 from typing import Any
 
-PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
+PROT_READ, PROT_EXEC = 1, 4
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
+_libc.mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int]
+_libc.mremap.restype = ctypes.c_void_p
+_MREMAP_MAYMOVE = 1
 
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
-_libc.mmap.restype = ctypes.c_void_p
 
+def map_executable(memory: mmap.mmap) -> int:
+    """Maps shared memory a second time, for running what is written to it; gives the address. Never unmapped.
 
-def map_executable(fd: int, size: int) -> int:
-    """Maps a file for running what is written to it through another mapping; gives the address. Never unmapped."""
-    address = _libc.mmap(None, size, PROT_READ | PROT_EXEC, mmap.MAP_SHARED, fd, 0)
-    if address is None or address == ctypes.c_void_p(-1).value:
+    An old size of 0 makes a second mapping of the same pages (mremap(2)); `perf` takes names for anonymous memory only.
+    """
+    size = len(memory)
+    base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    address = _libc.mremap(base, 0, size, _MREMAP_MAYMOVE)
+    failed = address is None or address == ctypes.c_void_p(-1).value
+    if failed or _libc.mprotect(address, size, PROT_READ | PROT_EXEC):
         raise OSError(ctypes.get_errno(), "the host refuses executable memory")
     return int(address)
 

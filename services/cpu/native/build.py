@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -28,6 +29,7 @@ class Code:
     text_size: int
 
 
+@cache
 def target_machine(level: int = 2) -> llvm.TargetMachine:
     """A target machine for this host's processor, all of its features used."""
     llvm.initialize_native_target()
@@ -103,8 +105,15 @@ def link(data: bytes) -> Code:
     return Code(bytes(image), symbols, text_size)
 
 
+@cache
+def _omit_passes() -> None:
+    """Loop strength reduction costs a fifth of code generation and does nothing for guest code."""
+    llvm.set_option("vmesh", "-disable-lsr")
+
+
 def build_region(ir: str) -> Code:
     """Compiles hot code: the passes that pay for small functions, and LLVM's quick code generator."""
+    _omit_passes()
     machine = target_machine(1)
     try:
         module = llvm.parse_assembly(ir)

@@ -141,10 +141,12 @@ class Module:
             '!0 = !{!"branch_weights", i32 2000, i32 1}',
             '!1 = !{!"branch_weights", i32 1, i32 2000}',
         ]
-        return "\n".join([*self.constants, *self.functions, *INTRINSIC_DECLARATIONS, *tail, ""])
+        body = "\n".join([*self.constants, *self.functions])
+        declared = [line for name, line in INTRINSIC_DECLARATIONS.items() if name in body]
+        return "\n".join([body, *declared, *tail, ""])
 
 
-INTRINSIC_DECLARATIONS = [
+_DECLARATIONS = (
     *(
         f"declare i{bits} @llvm.{name}.i{bits}(i{bits}, i1)"
         for name in ("ctlz", "cttz")
@@ -154,7 +156,9 @@ INTRINSIC_DECLARATIONS = [
     *(f"declare {t} @llvm.sqrt.f{b}({t})" for t, b in (("float", 32), ("double", 64))),
     *(f"declare {t} @llvm.fma.f{b}({t}, {t}, {t})" for t, b in (("float", 32), ("double", 64))),
     *(f"declare i{bits} @llvm.bswap.i{bits}(i{bits})" for bits in (16, 32, 64)),
-]
+)
+#: By what a call of it looks like.
+INTRINSIC_DECLARATIONS = {line[line.index("@") : line.index("(") + 1]: line for line in _DECLARATIONS}
 
 
 class Builder:
@@ -417,6 +421,18 @@ def parse(function: NativeFunction) -> ast.FunctionDef:
 
 
 @cache
+def shape(function: NativeFunction) -> tuple[frozenset[str], bool]:
+    """The names that a function assigns to, and whether its only way out is its end: then an inlined call needs no
+    variable for the result and no label."""
+    source = parse(function)
+    nodes = list(ast.walk(source))
+    assigned = frozenset(n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
+    returns = [n for n in nodes if isinstance(n, ast.Return)]
+    gives = signature(function)[1] is not None
+    return assigned, returns == [source.body[-1]] if gives else not returns
+
+
+@cache
 def scope(function: NativeFunction) -> dict[str, Any]:
     """The names a native function sees from outside: of its module and its closure."""
     python = function.python
@@ -475,9 +491,8 @@ class Frame:
         self.loops: list[_Loop] = []
         self.result_variable: Variable | None = None
         self.end_label = ""
-        assigned = {
-            node.id for node in ast.walk(source) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-        }
+        assigned, self.straight = shape(function)
+        self.value: Value | None = None
         for name, argument in arguments.items():
             if name in assigned:
                 if not isinstance(argument, Value):
@@ -490,6 +505,9 @@ class Frame:
 
     def run(self) -> Value | None:
         """Compiles the body; for an inlined function gives its result."""
+        if self.inlined and self.straight:
+            self.body(self.source.body)
+            return self.value
         if self.inlined:
             self.end_label = self.builder.fresh("inlined")
             if self.result is not None:
@@ -670,6 +688,9 @@ class Frame:
                 builder.end("ret void")
             return
         value = builder.coerce(self.expression(node), self.result)
+        if self.inlined and self.straight:
+            self.value = value
+            return
         if self.result_variable is not None:
             builder.write(self.result_variable, value)
             builder.jump(self.end_label)

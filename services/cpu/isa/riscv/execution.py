@@ -15,6 +15,7 @@ from ...native.lang import (
     native,
     peek,
     ref,
+    u8,
     u16,
     u32,
     u64,
@@ -35,6 +36,7 @@ from .state import (
     EXIT_STOP,
     FETCH_ENTRIES,
     HOT,
+    PAGE_SLOTS,
     PENDING_EXIT,
     PENDING_NONE,
     PENDING_TRAP,
@@ -111,10 +113,13 @@ def sample(hart: Hart, slot: u64, hot: u64) -> None:
 
     What is a region already is not told again: looking up costs a hot loop nothing.
     """
+    ran = hart.retired - hart.looked
+    hart.looked = hart.retired
     if slot - hart.code_pool >= hart.code_pages * CODE_PAGE_STRIDE:
         return
     machine = machine_of(hart)
     if at(Slot, slot).handler - machine.core >= machine.core_size:
+        hart.count_translated += ran
         return
     found = hart.samples[(slot >> 4) % SAMPLES]
     if found.slot != slot:
@@ -267,6 +272,18 @@ def install(
 
 
 @export
+def executed(hart: Hart, page: CodePage, bitmap: Ptr[u8]) -> None:
+    """Which slots of a page have been run: bit ``i % 8`` of byte ``i / 8`` for slot i."""
+    decode_handler = machine_of(hart).decode_handler
+    for i in range(PAGE_SLOTS // 8):
+        bits = u64(0)
+        for j in range(8):
+            if page.slots[8 * i + j].handler != decode_handler:
+                bits |= u64(1) << j
+        bitmap[i] = u8(bits)
+
+
+@export
 def reset_tlbs(hart: Hart) -> None:
     """Frees everything that is derived from memory: after a reset or a load of state."""
     for i in range(8):
@@ -278,4 +295,4 @@ def reset_tlbs(hart: Hart) -> None:
     select_tlb(hart)
 
 
-EXPORTS = (run, install, reset_tlbs, raise_attention, plic_set_level)
+EXPORTS = (run, install, executed, reset_tlbs, raise_attention, plic_set_level)

@@ -646,6 +646,9 @@ def memory_locate(hart: Hart, address: u64, size: u64, kind: u64) -> u64:
 
 # code pages
 
+#: An odd number with bits all over: the golden ratio's.
+FINGERPRINT_FACTOR = 0x9E37_79B9_7F4A_7C15
+
 
 @native
 def reset_slots(hart: Hart, page: CodePage, host: u64) -> None:
@@ -656,8 +659,12 @@ def reset_slots(hart: Hart, page: CodePage, host: u64) -> None:
         page.slots[i].handler = decode
     page.slots[PAGE_SLOTS].handler = machine.page_end_handler
     words = at(Ptr[u64], host)
+    fingerprint = u64(0)
     for i in range(512):
-        page.copy[i] = words[i]
+        word = words[i]
+        page.copy[i] = word
+        fingerprint = ((fingerprint << 5) | (fingerprint >> 59)) ^ (word * FINGERPRINT_FACTOR)
+    page.fingerprint = fingerprint
     if machine.hot_samples != 0 and hart.fresh_count < FRESH:
         hart.fresh[hart.fresh_count] = ref(page)
         hart.fresh_count += 1

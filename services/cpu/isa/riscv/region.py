@@ -48,10 +48,18 @@ from .memory import OFFSET
 from .state import CODE_PAGE_STRIDE, Machine, Slot
 
 PAGE = OFFSET + 1
+#: A bitmap of slots that has them all.
+ALL = b"\xff" * 256
 #: Instructions in a region at most: more costs LLVM more than it gains.
-LIMIT = 100
+LIMIT = 50
 #: And at least: entering and leaving costs as much as a few instructions.
 LEAST = 3
+#: Ways out that are not the guest's own jumps, by their number in ``Hart.count_exits``: to an instruction that the
+#: region does not have, because the TLB does not hold an address, because of a trap or what else only the interpreter
+#: does, and because somebody wants the hart's attention.
+OUTSIDE, MISS, INTERPRET, LOOK = EXITS = ("outside", "miss", "interpret", "look")
+#: Where the parts of an exit's number are: offset of the slot, handler, instructions retired since the last count.
+_HANDLER_SHIFT, _RETIRED_SHIFT, _FIELD = 16, 32, 0xFFFF
 #: Handlers of the core that regions end in, and the fields of the machine's record that have their addresses.
 CORE_HANDLERS = {"@op_attention": "attention_handler", "@op_go": "go_handler"}
 
@@ -166,34 +174,58 @@ def step_at(page: bytes, offset: int) -> Step | None:
 
 @dataclass
 class Region:
-    """The instructions of a region by offset, and the offsets at which it can be entered."""
+    """The instructions of a region by offset, the offsets at which it can be entered, and those at which ways meet."""
 
     steps: dict[int, Step] = field(default_factory=dict)
     entries: list[int] = field(default_factory=list)
+    joins: set[int] = field(default_factory=set)
+
+    def reach(self, step: Step, work: list[int]) -> None:
+        """Takes note of where a branch or jump goes."""
+        work.append(step.target)
+        self.joins.add(step.target)
+        if step.imm <= 0:
+            self.entries.append(step.target)
 
 
-def form(page: bytes, entry: int, features: frozenset[str], limit: int = LIMIT, least: int = LEAST) -> Region | None:
+def form(
+    page: bytes,
+    entry: int,
+    features: frozenset[str],
+    executed: bytes = ALL,
+    limit: int = LIMIT,
+    least: int = LEAST,
+) -> Region | None:
     """The region around ``entry``: what is reached from it inside the page, calls apart; None if it would have less
-    than ``least`` instructions."""
+    than ``least`` instructions.
+
+    ``executed`` has a bit for each slot (see ``execution.executed``): what was never run is left out. A loop can be
+    entered at its head, since it is left where it does something for the first time.
+    """
     region = Region(entries=[entry])
     work = [entry]
     while work and len(region.steps) < limit:
         offset = work.pop(0)
-        while 0 <= offset < PAGE and offset not in region.steps and len(region.steps) < limit:
+        while 0 <= offset < PAGE:
+            if offset in region.steps:
+                region.joins.add(offset)
+                break
+            if len(region.steps) == limit or not executed[offset >> 4] >> (offset >> 1 & 7) & 1:
+                break
             step = step_at(page, offset)
             if step is None or not translatable(step.instruction) or not features.issuperset(step.extensions):
                 break
             region.steps[offset] = step
             name = step.instruction.name
             if step.instruction.result == "branch":
-                work.append(step.target)
+                region.reach(step, work)
             elif name == "jal":
                 if step.register("rd") != 0:
                     # the return comes in by the slot behind the call
                     region.entries.append(step.next)
                     work.append(step.next)
                 else:
-                    work.append(step.target)
+                    region.reach(step, work)
                 break
             elif name == "jalr":
                 if step.register("rd") != 0:
@@ -202,23 +234,33 @@ def form(page: bytes, entry: int, features: frozenset[str], limit: int = LIMIT, 
                 break
             offset = step.next
     region.entries = [e for e in dict.fromkeys(region.entries) if e in region.steps]
+    region.joins = {offset for offset in (*region.joins, *region.entries) if offset in region.steps}
     return region if entry in region.steps and len(region.steps) >= least else None
 
 
 @dataclass
 class _Emitter(Handler):
-    """Emits a region. The hooks are the interpreter's, but a miss or a trap leaves for the interpreter."""
+    """Emits a region. The hooks are the interpreter's, but a miss or a trap leaves for the interpreter.
+
+    ``passed`` counts the instructions since ``retired`` was brought up to date: a way out adds them.
+    """
 
     step: Step = None  # type: ignore[assignment]
+    passed: int = 0
     variables: dict[str, Variable] = field(default_factory=dict)
+    values: dict[str, Value] = field(default_factory=dict)
     written: set[str] = field(default_factory=set)
+    exits: set[str] = field(default_factory=set)
+    jumps: bool = False
 
     def __init__(self, builder: Builder) -> None:
         super().__init__(builder, slow_twin="@miss")
         self.variables = {}
+        self.values = {}
         self.written = set()
+        self.exits = set()
         self.retired = builder.variable(U64)
-        self.exit_ip = builder.variable(U64)
+        self.exit_number = builder.variable(U64)
         self.exit_handler = builder.variable(PtrType(U8))
         self.target_variable = builder.variable(U64)
 
@@ -230,14 +272,25 @@ class _Emitter(Handler):
             self.variables[name] = self.builder.variable(U64)
         return self.variables[name]
 
+    def read_register(self, name: str) -> Value:
+        """Its value, which a run reads from the variable once."""
+        if name not in self.values:
+            self.values[name] = self.builder.read(self.guest_register(name))
+        return self.values[name]
+
+    def write_register(self, name: str, value: Value) -> None:
+        self.builder.write(self.guest_register(name), value)
+        self.values[name] = value
+        self.written.add(name)
+
     def operand(self, name: str) -> Any:
-        step, b = self.step, self.builder
+        step = self.step
         match name:
             case "rs1" | "rs2":
                 number = step.register(name)
-                return b.read(self.guest_register(f"x{number}")) if number else Value("0", U64)
+                return self.read_register(f"x{number}") if number else Value("0", U64)
             case "frs1" | "frs2" | "frs3":
-                return b.read(self.guest_register(f"f{step.register(name[1:])}"))
+                return self.read_register(f"f{step.register(name[1:])}")
             case "imm":
                 return Value(str(step.imm), I64)
             case "pc":
@@ -274,31 +327,19 @@ class _Emitter(Handler):
             target = self.machine_handler(CORE_HANDLERS[target]).ref
         super().tail(target, ip, bias, tlb, n)
 
-    def leave_by(self, table: str, step: Step) -> None:
-        """Leaves for a handler of ``step``'s instruction by number, not by its slot, which may hold this very
-        region."""
-        b = self.builder
-        machine = b.pointer(self.get("machine"), Machine)
-        handler = b.load(b.element(b.field(machine, table), step.handler))
-        self.go_to(step.offset, b.pointer(handler, U8))
-
-    def go_to(self, offset: int, handler: Value) -> None:
-        b = self.builder
-        b.write(self.exit_ip, b.value(U64, f"add i64 %page, {offset * Slot.size // 2}"))
-        b.write(self.exit_handler, handler)
-        b.jump("leave")
-
-    def go_to_slot(self, offset: int) -> None:
-        """Leaves for what is in a slot of the page."""
-        b = self.builder
-        address = b.value(U64, f"add i64 %page, {offset * Slot.size // 2}")
-        self.go_to(offset, b.value(PtrType(U8), f"load ptr, ptr {b.pointer(address, U8).ref}"))
+    def exit(self, kind: str, offset: int, handler: int = 0) -> None:
+        """Leaves at ``offset``. One number says all about it, so that ways out cost the way on little."""
+        number = offset | handler << _HANDLER_SHIFT | self.passed << _RETIRED_SHIFT
+        self.builder.write(self.exit_number, Value(str(number), U64))
+        self.exits.add(kind)
+        self.builder.jump(kind)
 
     def leave(self) -> None:
-        self.leave_by("handlers", self.step)
+        """Leaves for the step's instruction in the interpreter, not by its slot, which may hold this very region."""
+        self.exit(INTERPRET, self.step.offset, self.step.handler)
 
     def missed(self) -> None:
-        self.leave_by("slow_handlers", self.step)
+        self.exit(MISS, self.step.offset, self.step.handler)
 
     def hook_trap(self, cause: Any, value: Any) -> None:
         self.leave()
@@ -308,9 +349,20 @@ class _Emitter(Handler):
 
     # control flow
 
+    def go_far(self, target: Value) -> None:
+        self.jumps = True
+        self.builder.write(self.target_variable, target)
+        self.builder.jump("far")
+
+    def count(self) -> None:
+        """Brings ``retired`` up to date."""
+        b = self.builder
+        b.write(self.retired, b.binary("+", b.read(self.retired), self.passed))
+        self.passed = 0
+
     def flow(self, region: Region, offset: int, *, backward: bool = False) -> None:
-        """Goes on at ``offset``: in the region if it is there, otherwise by its slot, or by its address (which is a
-        way out that looks up)."""
+        """Goes on at ``offset``, with ``retired`` up to date: in the region if it is there, otherwise by its slot, or
+        by its address (which is a way out that looks up)."""
         b = self.builder
         if 0 <= offset < PAGE:
             if backward:
@@ -320,46 +372,65 @@ class _Emitter(Handler):
                 look, on = b.fresh("look"), b.fresh("on")
                 b.branch(late, look, on)
                 b.block(look)
-                self.go_to(offset, self.machine_handler("attention_handler"))
+                self.exit(LOOK, offset)
                 b.block(on)
-            if offset in region.steps:
+            if offset in region.joins:
                 b.jump(f"at{offset}")
             else:
-                self.go_to_slot(offset)
+                self.exit(OUTSIDE, offset)
         else:
-            b.write(self.target_variable, self.pc_at(offset))
-            b.jump("far")
+            self.go_far(self.pc_at(offset))
 
-    def emit_step(self, region: Region, step: Step) -> None:
+    def emit_run(self, region: Region, offset: int) -> None:
+        """The instructions from a join on, up to the next one or a jump."""
+        b = self.builder
+        b.block(f"at{offset}")
+        self.passed = 0
+        self.values.clear()
+        step: Step | None = region.steps[offset]
+        while step is not None:
+            step = self.emit_step(region, step)
+
+    def emit_step(self, region: Region, step: Step) -> Step | None:
+        """One instruction; gives the one that follows it in the run."""
         b = self.builder
         self.step, self.target = step, None
         result = self.semantics()
         if b.terminated:
-            return
-        b.write(self.retired, b.binary("+", b.read(self.retired), 1))
+            return None
+        self.passed += 1
         name = step.instruction.name
         if step.instruction.result == "branch":
             assert result is not None
+            self.count()
             taken, passed = b.fresh("taken"), b.fresh("passed")
             b.branch(result, taken, passed)
             b.block(taken)
             self.flow(region, step.target, backward=step.imm <= 0)
             b.block(passed)
-            self.flow(region, step.next)
-            return
+            return self.follow(region, step.next)
         if result is not None and step.instruction.result in ("rd", "frd"):
             number = step.register("rd")
             kind = "f" if step.instruction.result == "frd" else "x"
             if kind == "f" or number:
-                b.write(self.guest_register(f"{kind}{number}"), result)
-                self.written.add(f"{kind}{number}")
+                self.write_register(f"{kind}{number}", result)
         if name == "jal":
+            self.count()
             self.flow(region, step.target, backward=step.imm <= 0)
         elif self.target is not None:
-            b.write(self.target_variable, self.target)
-            b.jump("far")
+            self.count()
+            self.go_far(self.target)
         else:
-            self.flow(region, step.next)
+            return self.follow(region, step.next)
+        return None
+
+    def follow(self, region: Region, offset: int) -> Step | None:
+        """Goes on at the next instruction; gives it if it belongs to the run."""
+        if offset in region.steps and offset not in region.joins:
+            return region.steps[offset]
+        self.count()
+        self.flow(region, offset)
+        return None
 
 
 def emit(module: Module, name: str, region: Region) -> None:
@@ -371,9 +442,8 @@ def emit(module: Module, name: str, region: Region) -> None:
     # the body first: it tells which registers the region has
     body_start = len(b._lines)
     b.terminated = True
-    for offset in sorted(region.steps):
-        b.block(f"at{offset}")
-        emitter.emit_step(region, region.steps[offset])
+    for offset in sorted(region.joins):
+        emitter.emit_run(region, offset)
     body = b._lines[body_start:]
     del b._lines[body_start:]
     b.terminated = False
@@ -395,7 +465,8 @@ def emit(module: Module, name: str, region: Region) -> None:
     b._lines.extend(body)
     b.terminated = True
     _emit_leave(emitter)
-    _emit_far(emitter)
+    if emitter.jumps:
+        _emit_far(emitter)
     module.functions.append(f"define dso_local preserve_nonecc void @{name}{SIGNATURE} #1 {{\n{b.text()}\n}}\n")
 
 
@@ -410,13 +481,34 @@ def _write_back(emitter: _Emitter) -> None:
 
 
 def _emit_leave(emitter: _Emitter) -> None:
-    """The way out to a handler whose slot is known."""
+    """The ways out to a handler whose slot is known."""
     b = emitter.builder
-    b.block("leave")
-    _write_back(emitter)
-    ip = b.pointer(b.read(emitter.exit_ip), U8)
-    handler = b.read(emitter.exit_handler)
-    emitter.tail(handler.ref, ip.ref, n=b.read(emitter.retired).ref)
+
+    def part(shift: int) -> Value:
+        return b.binary("&", b.binary(">>", b.read(emitter.exit_number), shift), _FIELD)
+
+    def slot() -> Value:
+        return b.pointer(b.binary("+", Value("%page", U64), b.binary("<<", part(0), 3)), U8)
+
+    for kind in sorted(emitter.exits):
+        b.block(kind)
+        counter = b.element(emitter.hart_field("count_exits"), EXITS.index(kind))
+        b.store(counter, b.binary("+", b.load(counter), 1))
+        if kind == OUTSIDE:
+            handler = b.value(PtrType(U8), f"load ptr, ptr {slot().ref}")
+        elif kind == LOOK:
+            handler = emitter.machine_handler("attention_handler")
+        else:
+            record = b.pointer(emitter.get("machine"), Machine)
+            table = b.field(record, "slow_handlers" if kind == MISS else "handlers")
+            handler = b.pointer(b.load(b.element(table, part(_HANDLER_SHIFT))), U8)
+        b.write(emitter.exit_handler, handler)
+        b.jump("leave")
+    if emitter.exits:
+        b.block("leave")
+        _write_back(emitter)
+        retired = b.binary("+", b.read(emitter.retired), b.binary(">>", b.read(emitter.exit_number), _RETIRED_SHIFT))
+        emitter.tail(b.read(emitter.exit_handler).ref, slot().ref, n=retired.ref)
 
 
 def _emit_far(emitter: _Emitter) -> None:

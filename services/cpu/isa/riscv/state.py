@@ -117,6 +117,8 @@ class CodePage(Record):
 
     slots: Ptr[Slot] = array(Slot, PAGE_SLOTS + 1)
     copy: Ptr[u64] = array(u64, 512)
+    #: a hash of the copy, to tell cheaply that nothing is known of a page
+    fingerprint: u64
     physical: u64
     epoch: u64
     next: u64
@@ -301,3 +303,9 @@ class Hart(Record):
     count_code_pages: u64
     count_code_checks: u64
     count_decoded: u64
+    #: instructions that the looks at the clock found to be run by regions (an estimate by sampling), and ``retired``
+    #: at the last look
+    count_translated: u64
+    looked: u64
+    #: ways out of regions (see ``region.EXITS``)
+    count_exits: Ptr[u64] = array(u64, 4)

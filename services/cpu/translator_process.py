@@ -1,0 +1,152 @@
+"""The translator's process, as the cpu sees it: asked for regions, started again if it dies.
+
+Requests and answers are messages on a socket pair (SOCK_SEQPACKET): a header, then bytes. The process holds no state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .regions import DIGEST, Translation
+
+# digest, entry, number of feature bytes, slots that were run; then the features and the page
+_REQUEST = struct.Struct(f"<{DIGEST}sHH256s")
+# digest, bytes of steps, of entries, of code; then these
+_ANSWER = struct.Struct(f"<{DIGEST}sHHI")
+#: The part of a request that tells it from others: digest and entry.
+KEY = DIGEST + 2
+_LARGEST = 1 << 20
+#: How often the process is started, before it is taken to fail always.
+MOST_STARTS = 16
+
+Answer = Callable[[bytes, Translation], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The region at ``offset`` of a page, of what has been ``executed`` there (see ``region.form``)."""
+
+    digest: bytes
+    offset: int
+    features: frozenset[str]
+    executed: bytes
+    page: bytes
+
+    def pack(self) -> bytes:
+        features = ",".join(sorted(self.features)).encode()
+        return _REQUEST.pack(self.digest, self.offset, len(features), self.executed) + features + self.page
+
+    @staticmethod
+    def parse(message: bytes) -> Request:
+        digest, offset, length, executed = _REQUEST.unpack_from(message)
+        features = message[_REQUEST.size : _REQUEST.size + length].decode().split(",")
+        return Request(digest, offset, frozenset(features), executed, message[_REQUEST.size + length :])
+
+
+def pack_answer(digest: bytes, translation: Translation) -> bytes:
+    parts = (translation.steps, translation.entries, translation.code)
+    return _ANSWER.pack(digest, *map(len, parts)) + b"".join(parts)
+
+
+def receive(connection: socket.socket) -> bytes:
+    """The next message; empty at the end."""
+    return connection.recv(_LARGEST)
+
+
+def _answer_of(message: bytes) -> tuple[bytes, Translation]:
+    """The digest and the translation in an answer; raises OSError if its lengths do not fit."""
+    if len(message) >= _ANSWER.size:
+        digest, steps, entries, code = _ANSWER.unpack_from(message)
+        body = message[_ANSWER.size :]
+        if steps + entries + code == len(body):
+            return digest, Translation(body[:steps], body[steps : steps + entries], body[steps + entries :])
+    raise OSError(errno.EBADMSG, f"expected a header and what it says, got {len(message)} bytes")
+
+
+class TranslatorProcess:
+    """The cpu's side: starts the process with the first request, and hands on what it compiles."""
+
+    def __init__(self, features: frozenset[str], answer: Answer, keep: bool) -> None:
+        """``keep``: translations go to the disk too."""
+        self._keep = keep
+        self._features = features
+        self.starts = 0
+        self._answer = answer
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: socket.socket | None = None
+        self._lock = threading.Lock()
+
+    def request(self, digest: bytes, page: bytes, offset: int, executed: bytes) -> bool:
+        """Asks for the region at ``offset`` of a page, of what has been ``executed`` (see ``region.form``). Never
+        waits: False if the translator has no room, ask again later."""
+        message = Request(digest, offset, self._features, executed, page).pack()
+        with self._lock:
+            self._start()
+            if self._connection is None:
+                return False
+            try:
+                self._connection.send(message, socket.MSG_DONTWAIT)
+            except OSError:
+                return False  # no room; or it was killed, and its reader is about to find out
+        return True
+
+    def start(self) -> None:
+        """Starts the process, which takes some tenths of a second, before there is something to ask."""
+        with self._lock:
+            self._start()
+
+    def close(self) -> None:
+        """Ends the process."""
+        with self._lock:
+            self._end()
+
+    def _end(self) -> None:
+        """Ends the process; its reader closes the connection."""
+        if self._connection is not None and self._process is not None:
+            with contextlib.suppress(OSError):
+                self._connection.shutdown(socket.SHUT_RDWR)
+            self._connection = None
+            self._process.kill()
+            self._process.wait()
+
+    def _start(self) -> None:
+        if self._connection is not None or self.starts == MOST_STARTS:
+            return
+        self.starts += 1
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [
+            sys.executable,
+            "-m",
+            "services.cpu.translator",
+            str(theirs.fileno()),
+            *(["--keep"] if self._keep else []),
+        ]
+        root = str(Path(__file__).resolve().parents[2])
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),
+        }
+        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL)
+        theirs.close()
+        self._connection = ours
+        threading.Thread(target=self._read, args=(ours,), name="translations", daemon=True).start()
+
+    def _read(self, connection: socket.socket) -> None:
+        """Hands on answers until the process ends, or says what cannot be one: then it is ended."""
+        with contextlib.suppress(OSError):
+            while message := receive(connection):
+                self._answer(*_answer_of(message))
+        with self._lock:
+            if self._connection is connection:
+                self._end()
+        connection.close()
