@@ -238,10 +238,17 @@ def _reap(root: Path) -> None:
             _remove_tree(path)
 
 
+#: A gateway that is just being opened may put its socket into a directory that is being removed.
+_REMOVALS = 3
+
+
 def _remove_tree(path: Path) -> None:
     import shutil  # here: 4 ms that the start of a machine need not wait for
 
-    shutil.rmtree(path, ignore_errors=True)
+    for _ in range(_REMOVALS):
+        shutil.rmtree(path, ignore_errors=True)
+        if not path.exists():
+            return
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,4 +140,21 @@ def test_listing_does_not_disturb_who_takes_the_lock(runtime: Path) -> None:
     made = machine.create("m")
     machine.machines()
     fcntl.flock(made.lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(made.lock_fd)
+
+
+def test_remove_with_a_socket_that_comes_meanwhile(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The monitor opens its gateway in a thread of its own."""
+    made = machine.create("m")
+    real, calls = shutil.rmtree, 0
+
+    def meanwhile(path: Path, ignore_errors: bool) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            real(path, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", meanwhile)
+    made.remove()
+    assert not made.path.exists()
     os.close(made.lock_fd)
