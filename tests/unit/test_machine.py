@@ -154,7 +154,8 @@ def test_remove_with_a_socket_that_comes_meanwhile(runtime: Path, monkeypatch: p
         if calls > 1:
             real(path, ignore_errors=ignore_errors)
 
-    monkeypatch.setattr(shutil, "rmtree", meanwhile)
-    made.remove()
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", meanwhile)
+        made.remove()
     assert not made.path.exists()
     os.close(made.lock_fd)
