@@ -25,6 +25,10 @@ from .isa.riscv.state import (
 from .regions import Regions
 
 
+#: Harts that connect to all devices before they run, which takes some milliseconds; others do when they need one.
+_CONNECTED = 8
+
+
 class Gate:
     """Where harts wait while the machine is paused."""
 
@@ -73,7 +77,7 @@ class Gate:
 
 
 class HartThread(threading.Thread):
-    """Runs hart ``number``. ``connect`` makes its link to a device; ``report`` and ``unmapped`` tell the service,
+    """Runs hart ``number`` of a machine with so many ``devices``. ``connect`` makes its link to one; ``report`` and ``unmapped`` tell the service,
     from this thread."""
 
     def __init__(
@@ -85,6 +89,7 @@ class HartThread(threading.Thread):
         unmapped: Callable[[int, int, int, bool], None],
         report: Callable[[str], None],
         regions: Regions | None,
+        devices: int,
     ) -> None:
         super().__init__(name=f"hart {number}", daemon=True)
         self.counters = Counters()
@@ -97,12 +102,17 @@ class HartThread(threading.Thread):
         self._unmapped = unmapped
         self._report = report
         self._regions = regions
+        self._devices = devices
         self._links: dict[int, Link] = {}
 
     def run(self) -> None:
         try:
+            if self._number < _CONNECTED:
+                for device in range(self._devices):
+                    self._link(device)
             while not self._gate.ending.is_set():
                 if self._gate.closed and self._hart.access_state == ACCESS_NONE:
+                    self._hart.left_at = 0
                     self._drain()
                     self._gate.park()
                     continue

@@ -151,7 +151,7 @@ class Harts:
                 "stvec", "scounteren",
                 "senvcfg", "sscratch", "sepc", "scause", "stval", "satp", "cycle_offset", "instret_offset", "lines",
                 "timers",
-                "reserved_value", "access_state", "ring_count", "ring_since", "code_used",
+                "reserved_value", "left_at", "access_state", "ring_count", "ring_since", "code_used",
             ):  # fmt: skip
                 setattr(hart, name, 0)
             ctypes.memset(hart.code_hash, 0, CODE_HASH * 8)

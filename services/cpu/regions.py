@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from .harts import Harts
-from .isa.riscv.state import ATTENTION_REGIONS, CODE_HASH, CODE_PAGE_STRIDE, CodePage
+from .isa.riscv.state import ATTENTION_REGIONS, CODE_HASH, CODE_PAGE_STRIDE, EXITS, CodePage
 from .native.blob import map_executable
 
 PAGE = 4096
@@ -126,6 +126,7 @@ class Regions:
         self._asked: set[tuple[bytes, int]] = set()
         self._waiting: list[list[tuple[int, bytes, _Loaded]]] = [[] for _ in harts.hart]
         self._users: dict[bytes, set[tuple[int, int]]] = defaultdict(set)
+        self._compile_us = 0
         self._installed = self._from_store = self._translated = self._pages = self._refused = 0
         # the extensions that are on shape the code too
         self._salt = harts.machine.features.to_bytes(16, "little")
@@ -133,8 +134,11 @@ class Regions:
         harts.machine.hot_samples = hot_samples
 
     def counters(self) -> dict[str, int]:
-        """Regions compiled now, found on disk and put into pages; bytes of code; decoded pages; time of harts spent
-        here."""
+        """Regions compiled now and the time it took, found on disk, put into pages, asked for, refused as unsound;
+        bytes of code; decoded pages; time of harts spent here and the longest of their pauses for Python; instructions
+        (those in regions are an estimate by sampling); ways out of regions that are not the guest's jumps."""
+        harts = self._harts.hart
+        exits = {f"region_exits_{name}": sum(h.count_exits[i] for h in harts) for i, name in enumerate(EXITS)}
         return {
             "regions_translated": self._translated,
             "regions_from_store": self._from_store,
@@ -143,7 +147,12 @@ class Regions:
             "regions_asked": len(self._asked),
             "regions_refused": self._refused,
             "code_pages": self._pages,
+            "region_compile_us": self._compile_us,
             "region_service_us": self._python_ns // 1000,
+            "longest_pause_us": max(hart.longest_pause for hart in harts) // 1000,
+            "instructions": sum(hart.retired for hart in harts),
+            "instructions_in_regions": sum(hart.count_translated for hart in harts),
+            **exits,
         }
 
     def serve(self, number: int) -> None:
@@ -172,12 +181,14 @@ class Regions:
             if page and self._digest(page) == digest:
                 self._install(number, page, [loaded])
 
-    def add(self, digest: bytes, translation: Translation) -> None:
-        """Takes a compiled region, and tells the harts that run its page. Called by the translator's thread."""
+    def add(self, digest: bytes, translation: Translation, microseconds: int = 0) -> None:
+        """Takes a compiled region, and tells the harts that run its page. ``microseconds``: what it took to compile.
+        Called by the translator's thread."""
         with self._lock:
             loaded = self._load([translation])
             self._known.setdefault(digest, []).extend(loaded)
             self._translated += 1
+            self._compile_us += microseconds
             users = list(self._users[digest])
             for number, physical in users:
                 self._waiting[number].extend((physical, digest, each) for each in loaded)

@@ -109,13 +109,14 @@ class Cpu(Service):
                 unmapped,
                 partial(self._call, self._hart_failed),
                 self._regions,
+                len(self._devices),
             )
             self._threads.append(thread)
             thread.start()
 
-    def _regions_add(self, digest: bytes, translation: Translation) -> None:
+    def _regions_add(self, digest: bytes, translation: Translation, microseconds: int) -> None:
         if self._regions is not None:
-            self._regions.add(digest, translation)
+            self._regions.add(digest, translation, microseconds)
 
     def handle(self, client: Client, packet: Packet) -> Message | None:
         match packet.WhichOneof("body"):

@@ -12,6 +12,7 @@ import os
 import select
 import socket
 import sys
+import time
 from pathlib import Path
 
 from .isa.riscv.region import ALL, RegionModule, emit, form
@@ -61,6 +62,7 @@ def serve(connection: socket.socket, store: Path | None) -> None:
         key, message = waiting.popitem()
         done.add(key)
         request = Request.parse(message)
+        began = time.monotonic_ns()
         try:
             translation = translate(request)
         except BuildError as problem:
@@ -68,7 +70,7 @@ def serve(connection: socket.socket, store: Path | None) -> None:
             continue
         if translation is None:
             continue
-        connection.send(pack_answer(request.digest, translation))
+        connection.send(pack_answer(request.digest, translation, (time.monotonic_ns() - began) // 1000))
         if store is not None:
             append([(request.digest, translation)], store)
 

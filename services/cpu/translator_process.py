@@ -21,15 +21,16 @@ from .regions import DIGEST, Translation
 
 # digest, entry, number of feature bytes, slots that were run; then the features and the page
 _REQUEST = struct.Struct(f"<{DIGEST}sHH256s")
-# digest, bytes of steps, of entries, of code; then these
-_ANSWER = struct.Struct(f"<{DIGEST}sHHI")
+# digest, bytes of steps, of entries, of code, microseconds that it took; then the parts
+_ANSWER = struct.Struct(f"<{DIGEST}sHHII")
 #: The part of a request that tells it from others: digest and entry.
 KEY = DIGEST + 2
 _LARGEST = 1 << 20
 #: How often the process is started, before it is taken to fail always.
 MOST_STARTS = 16
 
-Answer = Callable[[bytes, Translation], None]
+#: Takes a digest, a translation, and the microseconds that it took.
+Answer = Callable[[bytes, Translation, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +54,9 @@ class Request:
         return Request(digest, offset, frozenset(features), executed, message[_REQUEST.size + length :])
 
 
-def pack_answer(digest: bytes, translation: Translation) -> bytes:
+def pack_answer(digest: bytes, translation: Translation, microseconds: int) -> bytes:
     parts = (translation.steps, translation.entries, translation.code)
-    return _ANSWER.pack(digest, *map(len, parts)) + b"".join(parts)
+    return _ANSWER.pack(digest, *map(len, parts), microseconds) + b"".join(parts)
 
 
 def receive(connection: socket.socket) -> bytes:
@@ -63,13 +64,14 @@ def receive(connection: socket.socket) -> bytes:
     return connection.recv(_LARGEST)
 
 
-def _answer_of(message: bytes) -> tuple[bytes, Translation]:
-    """The digest and the translation in an answer; raises OSError if its lengths do not fit."""
+def _answer_of(message: bytes) -> tuple[bytes, Translation, int]:
+    """The digest, the translation and the microseconds in an answer; raises OSError if its lengths do not fit."""
     if len(message) >= _ANSWER.size:
-        digest, steps, entries, code = _ANSWER.unpack_from(message)
+        digest, steps, entries, code, microseconds = _ANSWER.unpack_from(message)
         body = message[_ANSWER.size :]
         if steps + entries + code == len(body):
-            return digest, Translation(body[:steps], body[steps : steps + entries], body[steps + entries :])
+            parts = Translation(body[:steps], body[steps : steps + entries], body[steps + entries :])
+            return digest, parts, microseconds
     raise OSError(errno.EBADMSG, f"expected a header and what it says, got {len(message)} bytes")
 
 

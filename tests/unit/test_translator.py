@@ -36,7 +36,8 @@ LIMIT = 60
 class Answers(queue.Queue[tuple[bytes, Translation]]):
     """What came back."""
 
-    def __call__(self, digest: bytes, translation: Translation) -> None:
+    def __call__(self, digest: bytes, translation: Translation, microseconds: int) -> None:
+        assert microseconds > 0
         self.put((digest, translation))
 
 
@@ -209,7 +210,7 @@ def test_it_ends_with_the_cpu() -> None:
 
 
 def answer(steps: int, entries: int, code: int, body: bytes) -> bytes:
-    return struct.pack("<24sHHI", DIGEST, steps, entries, code) + body
+    return struct.pack("<24sHHII", DIGEST, steps, entries, code, 1) + body
 
 
 GARBAGE = {

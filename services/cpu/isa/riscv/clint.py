@@ -16,11 +16,16 @@ NEVER = (1 << 64) - 1
 
 
 @native
+def host_time(hart: Hart) -> u64:
+    """The host's CLOCK_MONOTONIC in nanoseconds."""
+    call_host(at(Machine, hart.machine).clock_gettime, CLOCK_MONOTONIC, ref(hart.timespec))
+    return hart.timespec[0] * 1_000_000_000 + hart.timespec[1]
+
+
+@native
 def guest_time(hart: Hart) -> u64:
     """The value of mtime in ticks."""
-    machine = at(Machine, hart.machine)
-    call_host(machine.clock_gettime, CLOCK_MONOTONIC, ref(hart.timespec))
-    return (hart.timespec[0] * 1_000_000_000 + hart.timespec[1] - machine.time_base) // TICK
+    return (host_time(hart) - at(Machine, hart.machine).time_base) // TICK
 
 
 @native

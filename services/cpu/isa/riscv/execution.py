@@ -21,7 +21,7 @@ from ...native.lang import (
     u64,
 )  # fmt: skip
 from .attention import FUTEX_WAIT_PRIVATE, raise_attention
-from .clint import NEVER, TICK, look_at_clock
+from .clint import NEVER, TICK, host_time, look_at_clock
 from .decoder import SCRATCH_BITS, decode
 from .memory import FETCH, OFFSET, code_page, fault, flush_all, host_address, machine_of, select_context, select_tlb
 from .plic import plic_set_level
@@ -64,9 +64,19 @@ def enter(hart: Hart) -> None:
 
 @export
 def run(hart: Hart) -> u64:
-    """Runs a hart from its record until Python is wanted; gives the reason (EXIT_*)."""
+    """Runs a hart from its record until Python is wanted; gives the reason (EXIT_*).
+
+    Keeps the longest pause for work of Python's own; a device's answer or an ordered stop may take what they take.
+    """
+    if hart.left_at != 0:
+        pause = host_time(hart) - hart.left_at
+        if pause > hart.longest_pause:
+            hart.longest_pause = pause
+        hart.left_at = 0
     hart.exit_reason = EXIT_NONE
     enter(hart)
+    if hart.exit_reason == EXIT_REGIONS or hart.exit_reason == EXIT_FLUSH:
+        hart.left_at = host_time(hart)
     return u64(hart.exit_reason)
 
 

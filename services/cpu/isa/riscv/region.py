@@ -45,7 +45,7 @@ from .encoding import immediate_of
 from .instructions import INSTRUCTIONS
 from .interpreter import HART, SIGNATURE, Handler
 from .memory import OFFSET
-from .state import CODE_PAGE_STRIDE, Machine, Slot
+from .state import CODE_PAGE_STRIDE, EXITS, Machine, Slot
 
 PAGE = OFFSET + 1
 #: A bitmap of slots that has them all.
@@ -54,10 +54,7 @@ ALL = b"\xff" * 256
 LIMIT = 50
 #: And at least: entering and leaving costs as much as a few instructions.
 LEAST = 3
-#: Ways out that are not the guest's own jumps, by their number in ``Hart.count_exits``: to an instruction that the
-#: region does not have, because the TLB does not hold an address, because of a trap or what else only the interpreter
-#: does, and because somebody wants the hart's attention.
-OUTSIDE, MISS, INTERPRET, LOOK = EXITS = ("outside", "miss", "interpret", "look")
+OUTSIDE, MISS, INTERPRET, LOOK = EXITS
 #: Where the parts of an exit's number are: offset of the slot, handler, instructions retired since the last count.
 _HANDLER_SHIFT, _RETIRED_SHIFT, _FIELD = 16, 32, 0xFFFF
 #: Handlers of the core that regions end in, and the fields of the machine's record that have their addresses.

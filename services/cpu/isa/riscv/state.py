@@ -136,6 +136,11 @@ SAMPLES, HOT, FRESH = 256, 16, 64
 #: Functions of the core that regions may call.
 FUNCTIONS = 128
 
+#: Ways out of a region that are not the guest's own jumps, by their number in ``Hart.count_exits``: to an instruction
+#: that it does not have, because the TLB does not hold an address, because of a trap or what else only the interpreter
+#: does, and because somebody wants the hart's attention.
+EXITS = ("outside", "miss", "interpret", "look")
+
 CODE_PAGE_STRIDE = 65536
 CODE_HASH = 4096
 
@@ -307,5 +312,7 @@ class Hart(Record):
     #: at the last look
     count_translated: u64
     looked: u64
-    #: ways out of regions (see ``region.EXITS``)
-    count_exits: Ptr[u64] = array(u64, 4)
+    #: host nanoseconds: when the hart left native code for work of Python's own, and the longest time until it was back
+    left_at: u64
+    longest_pause: u64
+    count_exits: Ptr[u64] = array(u64, len(EXITS))
