@@ -24,7 +24,6 @@ from .isa.riscv.state import (
 )
 from .regions import Regions
 
-
 #: Harts that connect to all devices before they run, which takes some milliseconds; others do when they need one.
 _CONNECTED = 8
 
@@ -77,8 +76,8 @@ class Gate:
 
 
 class HartThread(threading.Thread):
-    """Runs hart ``number`` of a machine with so many ``devices``. ``connect`` makes its link to one; ``report`` and ``unmapped`` tell the service,
-    from this thread."""
+    """Runs hart ``number`` of a machine with so many ``devices``. ``connect`` makes its link to one; ``report`` and
+    ``unmapped`` tell the service, from this thread."""
 
     def __init__(
         self,
