@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import boot, bus, cpu, harness, memory, programs
+from bench import boot, bus, cpu, harness, harts, memory, programs
 from bench.harness import BenchError
 from bench.report import Report
 
@@ -24,6 +24,7 @@ BENCHMARKS: Mapping[str, tuple[Callable[[int], Report], int]] = {  # what measur
     "boot": (boot.measure, 5),
     "bus": (bus.measure, 1),
     "cpu": (cpu.measure, 3),
+    "harts": (harts.measure, 3),
     "memory": (memory.measure, 1),
     "programs": (programs.measure, 5),
 }

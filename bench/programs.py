@@ -58,7 +58,7 @@ _FLAGS = ("-m", "512M", "-smp", "1")
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One pass of a program: seconds on the guest's clock, and what it computed."""
+    """One pass of a job: seconds on the guest's clock, and what it computed."""
 
     seconds: float
     checksum: str
@@ -66,7 +66,7 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Boot:
-    """The passes of one boot, in order, by program; seconds from begin to end on both clocks."""
+    """The passes of one boot, in order, by job; seconds from begin to end on both clocks."""
 
     passes: Mapping[str, Sequence[Pass]]
     guest_seconds: float
@@ -79,18 +79,25 @@ def measure(runs: int, only: Sequence[str] = (), vmesh_flags: Sequence[str] = ()
         raise BenchError(f"--only: expected programs among {', '.join(PROGRAMS)}, got '{unknown[0]}'")
     names = [name for name in PROGRAMS if name in only or not only]
     with harness.scratch() as scratch:
-        guest = harness.debian()
-        assert guest.initrd is not None
-        archive = scratch / "programs.cpio"
-        archive.write_bytes(with_programs(guest.initrd.read_bytes(), build()))
-        command = f'quiet vmesh.run="programs {PASSES} {" ".join(names)}"'
-        flags = [*_FLAGS, *harness.guest_flags(replace(guest, initrd=archive), command)]
+        flags = [*_FLAGS, *guest_flags(scratch, PASSES, names)]
         ours, theirs = harness.by_turns(
-            lambda: _boot(harness.ours(*flags, *vmesh_flags), names), lambda: _boot(harness.theirs(*flags), names), runs
+            lambda: boot(harness.ours(*flags, *vmesh_flags), PASSES, names),
+            lambda: boot(harness.theirs(*flags), PASSES, names),
+            runs,
         )
     for name in names:
         check_checksums(name, ours, theirs)
     return report(names, ours, theirs)
+
+
+def guest_flags(scratch: Path, passes: int, jobs: Sequence[str]) -> list[str]:
+    """The flags of a guest that does each job (see programs/main.c) `passes` times and powers off."""
+    guest = harness.debian()
+    assert guest.initrd is not None
+    archive = scratch / "programs.cpio"
+    archive.write_bytes(with_programs(guest.initrd.read_bytes(), build()))
+    command = f'quiet vmesh.run="programs {passes} {" ".join(jobs)}"'
+    return harness.guest_flags(replace(guest, initrd=archive), command)
 
 
 def build() -> Path:
@@ -120,27 +127,28 @@ def with_programs(archive: bytes, programs: Path) -> bytes:
     return archive + initramfs.archive(iter([entry]))
 
 
-def _boot(command: Sequence[str], names: Sequence[str]) -> Boot:
-    boot = read(harness.run(command, _MARKS, harness.LIMIT + LIMIT_EACH * len(names)), names)
-    check_clock(boot)
-    return boot
+def boot(command: Sequence[str], passes: int, jobs: Sequence[str]) -> Boot:
+    """Boot such a guest. Raises BenchError unless it does every pass of each job, and its clock is right."""
+    done = read(harness.run(command, _MARKS, harness.LIMIT + LIMIT_EACH * len(jobs)), passes, jobs)
+    check_clock(done)
+    return done
 
 
-def read(run: Run, names: Sequence[str]) -> Boot:
-    """What a boot printed. Raises BenchError unless every pass of `names` is there."""
-    passes: dict[str, list[Pass]] = {}
+def read(run: Run, passes: int, jobs: Sequence[str]) -> Boot:
+    """What a boot printed. Raises BenchError unless `passes` passes are there of each job, as often as it is named."""
+    found: dict[str, list[Pass]] = {}
     clock: dict[str, int] = {}
     for words in map(str.split, run.output.decode(errors="replace").splitlines()):
         match words:
-            case ["program", name, _, nanoseconds, checksum] if nanoseconds.isdecimal():
-                passes.setdefault(name, []).append(Pass(int(nanoseconds) / 1e9, checksum))
+            case ["program", job, _, nanoseconds, checksum] if nanoseconds.isdecimal():
+                found.setdefault(job, []).append(Pass(int(nanoseconds) / 1e9, checksum))
             case ["programs", "begin" | "end" as edge, nanoseconds] if nanoseconds.isdecimal():
                 clock[edge] = int(nanoseconds)
-    if clock.keys() != _MARKS.keys() or {name: len(found) for name, found in passes.items()} != dict.fromkeys(
-        names, PASSES
-    ):
-        raise BenchError(f"expected {PASSES} passes of {', '.join(names)}, got: {run.output[-2000:]!r}")
-    return Boot(passes, (clock["end"] - clock["begin"]) / 1e9, run.marks["end"] - run.marks["begin"])
+    wanted = {job: passes * jobs.count(job) for job in jobs}
+    if clock.keys() != _MARKS.keys() or {job: len(each) for job, each in found.items()} != wanted:
+        expected = ", ".join(f"{count} passes of {job}" for job, count in wanted.items())
+        raise BenchError(f"expected {expected}, got: {run.output[-2000:]!r}")
+    return Boot(found, (clock["end"] - clock["begin"]) / 1e9, run.marks["end"] - run.marks["begin"])
 
 
 def check_clock(boot: Boot) -> None:
@@ -151,8 +159,17 @@ def check_clock(boot: Boot) -> None:
 
 
 def check_checksums(name: str, ours: Sequence[Boot], theirs: Sequence[Boot]) -> None:
-    """Raises BenchError unless a program computed one and the same in every pass of all boots."""
-    mine, qemus = ({each.checksum for boot in boots for each in boot.passes[name]} for boots in (ours, theirs))
+    """Raises BenchError unless a program computed one and the same in every pass of all boots, however many of it."""
+    mine, qemus = (
+        {
+            each.checksum
+            for boot in boots
+            for job, passes in boot.passes.items()
+            if job.partition(":")[0] == name
+            for each in passes
+        }
+        for boots in (ours, theirs)
+    )
     if len(mine | qemus) != 1:
         raise BenchError(f"{name}: expected one result, got {sorted(mine)} on vmesh, {sorted(qemus)} on QEMU")
 

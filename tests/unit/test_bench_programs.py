@@ -65,21 +65,28 @@ def _run(lines: Mapping[str, int], host_seconds: float = 2.0) -> Run:
 
 
 def test_read_finds_every_pass_and_both_clocks() -> None:
-    boot = programs.read(_run({"fib": PASSES, "lz": PASSES}), ["fib", "lz"])
+    boot = programs.read(_run({"fib": PASSES, "lz": PASSES}), PASSES, ["fib", "lz"])
     assert boot == Boot(dict.fromkeys(("fib", "lz"), [Pass(0.5, "00000000000000ff")] * PASSES), 2.0, 2.0)
 
 
 @pytest.mark.parametrize("lines", [{"fib": PASSES - 1}, {}, {"fib": PASSES, "lz": PASSES}])
 def test_read_refuses_passes_that_are_missing_or_were_not_asked_for(lines: Mapping[str, int]) -> None:
     with pytest.raises(BenchError, match="passes of fib"):
-        programs.read(_run(lines), ["fib"])
+        programs.read(_run(lines), PASSES, ["fib"])
+
+
+def test_read_expects_a_job_as_often_as_it_is_named() -> None:
+    run = _run({"fib:2": 6})
+    assert len(programs.read(run, 3, ["fib:2", "fib:2"]).passes["fib:2"]) == 6
+    with pytest.raises(BenchError, match="3 passes of fib:2"):
+        programs.read(run, 3, ["fib:2"])
 
 
 @pytest.mark.parametrize("host_seconds", [1.0, 3.0])
 def test_a_clock_that_is_wrong_is_noticed(host_seconds: float) -> None:
-    programs.check_clock(programs.read(_run({"fib": PASSES}), ["fib"]))
+    programs.check_clock(programs.read(_run({"fib": PASSES}), PASSES, ["fib"]))
     with pytest.raises(BenchError, match="clock"):
-        programs.check_clock(programs.read(_run({"fib": PASSES}, host_seconds), ["fib"]))
+        programs.check_clock(programs.read(_run({"fib": PASSES}, host_seconds), PASSES, ["fib"]))
 
 
 def _boots(*seconds: float, checksum: str = "1") -> list[Boot]:
@@ -92,6 +99,12 @@ def test_another_result_is_noticed_on_either_side(odd: str) -> None:
     programs.check_checksums("fib", same, same)
     with pytest.raises(BenchError, match="fib"):
         programs.check_checksums("fib", *((mixed, same) if odd == "ours" else (same, mixed)))
+
+
+def test_a_result_that_depends_on_the_number_of_instances_is_noticed() -> None:
+    boot = Boot({"fib:1": [Pass(1.0, "1")], "fib:2": [Pass(1.0, "2")]}, 1.0, 1.0)
+    with pytest.raises(BenchError, match="fib"):
+        programs.check_checksums("fib", [boot], [boot])
 
 
 @pytest.mark.parametrize(("our_seconds", "verdict"), [(1.0, "yes"), (4.0, "NO")])
