@@ -23,7 +23,7 @@ from services.cpu.isa.riscv.state import (
     EXIT_STOP,
     RING_ENTRIES,
 )
-from tests.cpu_harness import Access, Cpu
+from tests.cpu_harness import END_WORD, Access, Cpu
 from tests.models.assembler import assemble
 from tests.models.guest import ACLINT, CODE, DATA, M, S, Space, U, open_pmp, put, virt
 from tests.models.tiers import BOTH, INTERPRET, TRANSLATE
@@ -242,6 +242,69 @@ def test_code_and_data_share_a_page(cpu: Cpu) -> None:
     assert cpu.run().why == "end"
     assert int.from_bytes(cpu.read(CODE + 64, 8), "little") == 2005
     assert cpu.harts.installed == installed
+
+
+def test_data_that_changes_beside_code() -> None:
+    """FENCE.I after each store: what was decoded stays, and so would regions (``check_slots``)."""
+    cpu = virt(1, mode=INTERPRET)
+    text = """
+    loop:
+        ld a1, 64(a0)
+        addi a1, a1, 1
+        sd a1, 64(a0)
+        fence.i
+        addi a2, a2, -1
+        bnez a2, loop
+        .word END
+    """
+    start(cpu, text, {10: CODE, 12: 5})
+    assert cpu.run().why == "end"
+    decoded = cpu.hart.count_decoded
+    cpu.set(CODE, {12: 1000})
+    assert cpu.run().why == "end"
+    assert int.from_bytes(cpu.read(CODE + 64, 8), "little") == 1005
+    assert cpu.hart.count_decoded == decoded
+    # data that is executed later is what it is then
+    cpu.write(CODE + 64, assemble(f"li a3, 7\n .word {END_WORD}", CODE).code)
+    cpu.set(CODE + 64)
+    assert cpu.run().why == "end"
+    assert cpu.x()[13] == 7
+
+
+@pytest.mark.parametrize("changed", range(6))
+def test_code_that_changes_under_a_fence(changed: int) -> None:
+    """Each of some instructions of which every second one lies in two doublewords."""
+    nop = (1).to_bytes(2, "little")
+
+    def program(amounts: list[int]) -> bytes:
+        adds = assemble("\n".join(f"addi a1, a1, {amount}" for amount in amounts) + f"\n .word {END_WORD}", 0).code
+        return nop + adds
+
+    cpu = virt(1, mode=INTERPRET)
+    amounts = [1] * 6
+    for _ in range(2):
+        cpu.write(CODE, program(amounts))
+        cpu.set(CODE, {11: 0})
+        assert cpu.run().why == "end"
+        assert cpu.x()[11] == sum(amounts)
+        amounts[changed] = 0x100  # in the upper half of the instruction
+
+
+def test_half_an_instruction_changes_under_a_fence() -> None:
+    """Nothing is decoded in the doubleword that changes but the end of a jump from the one before."""
+
+    def program(target: int) -> bytes:
+        """A jump at 6 to 32 or to 48."""
+        jump = (1).to_bytes(2, "little") * 3 + assemble(f"j {target - 6}", 0).code
+        rest = [assemble(f"li a1, {n}\n .word {END_WORD}", 0).code.ljust(16, b"\0") for n in (1, 2)]
+        return jump.ljust(32, b"\0") + b"".join(rest)
+
+    cpu = virt(1, mode=INTERPRET)
+    for place, expected in ((32, 1), (48, 2), (32, 1)):
+        cpu.write(CODE, program(place))
+        cpu.set(CODE)
+        assert cpu.run().why == "end"
+        assert cpu.x()[11] == expected
 
 
 def test_another_hart_changes_code(cpu: Cpu) -> None:

@@ -651,6 +651,15 @@ FINGERPRINT_FACTOR = 0x9E37_79B9_7F4A_7C15
 
 
 @native
+def take_fingerprint(page: CodePage) -> None:
+    """Brings a page's fingerprint up to date."""
+    fingerprint = u64(0)
+    for i in range(512):
+        fingerprint = ((fingerprint << 5) | (fingerprint >> 59)) ^ (page.copy[i] * FINGERPRINT_FACTOR)
+    page.fingerprint = fingerprint
+
+
+@native
 def reset_slots(hart: Hart, page: CodePage, host: u64) -> None:
     """Takes a page's bytes anew; its slots are decoded when they are first run."""
     machine = machine_of(hart)
@@ -659,15 +668,45 @@ def reset_slots(hart: Hart, page: CodePage, host: u64) -> None:
         page.slots[i].handler = decode
     page.slots[PAGE_SLOTS].handler = machine.page_end_handler
     words = at(Ptr[u64], host)
-    fingerprint = u64(0)
     for i in range(512):
-        word = words[i]
-        page.copy[i] = word
-        fingerprint = ((fingerprint << 5) | (fingerprint >> 59)) ^ (word * FINGERPRINT_FACTOR)
-    page.fingerprint = fingerprint
+        page.copy[i] = words[i]
+    take_fingerprint(page)
     if machine.hot_samples != 0 and hart.fresh_count < FRESH:
         hart.fresh[hart.fresh_count] = ref(page)
         hart.fresh_count += 1
+
+
+@native
+def decoded(page: CodePage, word: u64, decode_handler: u64) -> bool:
+    """Whether a slot has been decoded from a doubleword of the page, or reaches into it from before."""
+    first = word << 2
+    if word != 0:
+        first -= 1
+    found = False
+    for i in range(first, (word << 2) + 4):
+        if page.slots[i].handler != decode_handler:
+            found = True
+    return found
+
+
+@native
+def check_slots(hart: Hart, page: CodePage, host: u64) -> None:
+    """Takes a page's bytes anew where they have changed. Where that is code, all slots are, and with them the regions;
+    data beside the code costs nothing more."""
+    machine = machine_of(hart)
+    words = at(Ptr[u64], host)
+    changed = False
+    for i in range(512):
+        word = words[i]
+        if word != page.copy[i]:
+            # code that runs eagerly from regions is not marked as decoded
+            if machine.eager != 0 or decoded(page, i, machine.decode_handler):
+                reset_slots(hart, page, host)
+                return
+            page.copy[i] = word
+            changed = True
+    if changed:
+        take_fingerprint(page)
 
 
 @native
@@ -680,11 +719,7 @@ def code_page(hart: Hart, physical: u64, host: u64) -> CodePage:
         if found.physical == physical:
             if found.epoch != hart.code_epoch:
                 hart.count_code_checks += 1
-                words = at(Ptr[u64], host)
-                for i in range(512):
-                    if words[i] != found.copy[i]:
-                        reset_slots(hart, found, host)
-                        break
+                check_slots(hart, found, host)
                 found.epoch = hart.code_epoch
             return found
         address = found.next
