@@ -18,7 +18,7 @@ NATIVE_SOURCES := $(shell find services/cpu -name '*.py' 2>/dev/null)
 
 .DEFAULT_GOAL := setup
 .DELETE_ON_ERROR:
-.PHONY: help setup dev guest run test test-peers lint bench lock clean
+.PHONY: help setup dev guest run test test-modes test-peers lint bench lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,10 @@ run: guest ## boot the default guest on this terminal
 
 test: lint guest ## lint, types, and every test
 	$(PY) -m pytest -n $(PYTEST_JOBS) $(PYTEST_FLAGS)
+
+test-modes: dev ## the cpu's tests in each mode: all code translated, about half of it
+	VMESH_CPU_MODE=translate $(PY) -m pytest -n $(PYTEST_JOBS) $(PYTEST_FLAGS) tests/unit tests/peers
+	VMESH_CPU_MODE=both $(PY) -m pytest -n $(PYTEST_JOBS) $(PYTEST_FLAGS) tests/unit tests/peers
 
 test-peers: ## install the programs that tests compare against (Debian, as root)
 	tools/test_peers.sh

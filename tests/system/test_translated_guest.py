@@ -62,3 +62,8 @@ def test_debian_runs_translated_and_again_from_the_store(run: Run, debian: Guest
     assert second["regions_from_store"] > 0
     assert second["regions_installed"] > 0
     assert first["regions_refused"] == second["regions_refused"] == 0
+    assert first["region_compile_us"] > 0
+    for each in (first, second):
+        assert 0 < each["instructions_in_regions"] < each["instructions"]
+        assert each["region_exits_miss"] > 0
+        assert each["longest_pause_us"] > 0
