@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import platform
 import struct
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 MAGIC = b"VMESHCORE1\0\0\0\0\0\0"
 _HEADER = struct.Struct("<16s32sQ")
+#: Days after which what was compiled under another key is removed, if nobody used it.
+UNUSED_DAYS = 30
 
 
 class CoreError(Exception):
@@ -32,6 +36,17 @@ class CoreImage:
 def cache_folder() -> Path:
     """Where compiled code is kept (XDG base directory specification)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vmesh" / "native"
+
+
+def remove_unused(folder: Path, kept: str) -> None:
+    """Removes what was compiled under keys other than ``kept`` and not used for ``UNUSED_DAYS``: by other versions of
+    vmesh or LLVM, or on another processor. Using a file sets its time of modification. What cannot be removed stays."""
+    oldest = time.time() - UNUSED_DAYS * 86400
+    for path in folder.iterdir():
+        if path.suffix in (".core", ".regions") and not path.name.startswith(f"{kept}."):
+            with contextlib.suppress(OSError):
+                if path.stat().st_mtime < oldest:
+                    path.unlink()
 
 
 def _host() -> str:
@@ -92,18 +107,20 @@ def _unpack(data: bytes) -> CoreImage | None:
 
 
 def load_core() -> CoreImage:
-    """The core from the cache; built and kept there if it is not there or is damaged."""
+    """The core from the cache, which is thereby used; built and kept there if it is not there or is damaged."""
     path = cache_folder() / f"{key()}.core"
     try:
         core = _unpack(path.read_bytes())
         if core is not None:
+            with contextlib.suppress(OSError):
+                os.utime(path)
             return core
     except OSError:
         pass
     core = build_core()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=path.suffix, delete=False) as file:
             file.write(_pack(core))
         os.replace(file.name, path)
     except OSError:

@@ -13,11 +13,10 @@ import select
 import socket
 import sys
 import time
-from pathlib import Path
 
 from .isa.riscv.region import ALL, RegionModule, emit, form
 from .native.build import BuildError, build_region
-from .region_store import append, store_path
+from .region_store import RegionWriter, store_path
 from .regions import DIGEST, PAGE, Translation
 from .translator_process import KEY, Request, pack_answer, receive
 
@@ -42,8 +41,8 @@ def translate(request: Request) -> Translation | None:
     return Translation(steps, entries, code.image)
 
 
-def serve(connection: socket.socket, store: Path | None) -> None:
-    """Answers requests until the other side is gone; keeps translations in the file ``store``."""
+def serve(connection: socket.socket, writer: RegionWriter | None) -> None:
+    """Answers requests until the other side is gone; ``writer`` keeps the translations."""
     # by digest and entry, the newest last: asked again, a request is newer
     waiting: dict[bytes, bytes] = {}
     done: set[bytes] = set()
@@ -71,17 +70,17 @@ def serve(connection: socket.socket, store: Path | None) -> None:
         if translation is None:
             continue
         connection.send(pack_answer(request.digest, translation, (time.monotonic_ns() - began) // 1000))
-        if store is not None:
-            append([(request.digest, translation)], store)
+        if writer is not None:
+            writer.append(request.digest, translation)
 
 
 def main(argv: list[str]) -> int:
     """The process: ``python -m services.cpu.translator FD [--keep]``."""
     os.nice(NICENESS)
-    store = store_path() if "--keep" in argv else None
+    writer = RegionWriter(store_path()) if "--keep" in argv else None
     translate(Request(bytes(DIGEST), 0, frozenset("i"), ALL, _WARMING))
     with socket.socket(fileno=int(argv[0])) as connection, contextlib.suppress(OSError):
-        serve(connection, store)
+        serve(connection, writer)
     return 0
 
 
