@@ -124,6 +124,9 @@ def test_what_was_never_run_is_left_out() -> None:
     a0, a1, _, a3 = machine.cpu.x()[10:14]
     assert 0 < a1 <= a3 <= a0 <= a3 + 1
     assert sum(machine.cpu.hart.count_exits) > 0
+    # though the clock finds nothing but the region at the loop's head, what it lacks is found hot
+    machine.run(10)
+    assert [offset for _, offset in elsewhere.requests] == [8]
 
 
 def test_a_request_that_is_repeated() -> None:

@@ -118,19 +118,35 @@ def sleep(hart: Hart) -> None:
 
 
 @native
+def is_slot(hart: Hart, slot: u64) -> bool:
+    """Whether it is one of a decoded page."""
+    return slot - hart.code_pool < hart.code_pages * CODE_PAGE_STRIDE
+
+
+@native
+def is_region(hart: Hart, slot: u64) -> bool:
+    """Whether a slot's handler is none of the interpreter's."""
+    machine = machine_of(hart)
+    return at(Slot, slot).handler - machine.core >= machine.core_size
+
+
+@native
 def sample(hart: Hart, slot: u64, hot: u64) -> None:
     """Counts a slot that the clock found; every ``hot`` samples Python is told. A slot may take another's place.
 
-    What is a region already is not told again: looking up costs a hot loop nothing.
+    In place of a slot that is a region already, the one counts where a region was last left for the interpreter: what
+    a loop's region lacks, because it had not been run when the region was made or was too much for one, is hot too.
     """
     ran = hart.retired - hart.looked
     hart.looked = hart.retired
-    if slot - hart.code_pool >= hart.code_pages * CODE_PAGE_STRIDE:
+    if not is_slot(hart, slot):
         return
-    machine = machine_of(hart)
-    if at(Slot, slot).handler - machine.core >= machine.core_size:
+    if is_region(hart, slot):
         hart.count_translated += ran
-        return
+        slot = hart.outside
+        hart.outside = 0
+        if not is_slot(hart, slot) or is_region(hart, slot):
+            return
     found = hart.samples[(slot >> 4) % SAMPLES]
     if found.slot != slot:
         found.slot = slot

@@ -695,6 +695,12 @@ def check_slots(hart: Hart, page: CodePage, host: u64) -> None:
     data beside the code costs nothing more."""
     machine = machine_of(hart)
     words = at(Ptr[u64], host)
+    # most have not; LLVM makes vector instructions of a loop without a way out
+    difference = u64(0)
+    for i in range(512):
+        difference |= words[i] ^ page.copy[i]
+    if difference == 0:
+        return
     changed = False
     for i in range(512):
         word = words[i]

@@ -492,7 +492,9 @@ def _emit_leave(emitter: _Emitter) -> None:
         counter = b.element(emitter.hart_field("count_exits"), EXITS.index(kind))
         b.store(counter, b.binary("+", b.load(counter), 1))
         if kind == OUTSIDE:
-            handler = b.value(PtrType(U8), f"load ptr, ptr {slot().ref}")
+            place = slot()
+            b.store(emitter.hart_field("outside"), b.value(U64, f"ptrtoint ptr {place.ref} to i64"))
+            handler = b.value(PtrType(U8), f"load ptr, ptr {place.ref}")
         elif kind == LOOK:
             handler = emitter.machine_handler("attention_handler")
         else:
