@@ -361,6 +361,18 @@ def test_what_was_used_survives(path: Path, small: int, calendar: Calendar) -> N
     assert digests(path) == [digest for digest, _ in [old[5], *newer[2:], *newest]]
 
 
+def test_what_was_used_while_a_writer_runs_survives(path: Path, small: int, calendar: Calendar) -> None:
+    """The writer knows the record from before its use."""
+    writer = RegionWriter(path)
+    for n in range(20):
+        writer.append(bytes([n]) * 24, translation(n, 700))
+    calendar.day += 1
+    assert RegionStore(path).find(bytes([3]) * 24) == [translation(3, 700)]
+    for n in range(20, 27):
+        writer.append(bytes([n]) * 24, translation(n, 700))
+    assert digests(path) == [bytes([n]) * 24 for n in (3, *range(15, 27))]
+
+
 def test_a_file_that_can_only_be_read(path: Path, calendar: Calendar, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its records are found; nobody can say that they were used."""
     keep(path, (FIRST, translation(1)))
