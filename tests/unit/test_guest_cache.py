@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from vmesh import guest
-from vmesh.guest import initramfs
-from vmesh.guest.cache import MANIFEST, Image, Manifest, Package, cache_directory, find, read_manifest
+from vmesh.guest import initramfs, modules
+from vmesh.guest.cache import MANIFEST, Image, Manifest, Package, cache_directory, find, kernel_package, read_manifest
+from vmesh.guest.errors import GuestError
 
 ROLES = ("kernel", "firmware", "uboot", "busybox")
 
@@ -28,7 +30,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Package("opensbi", "1.6-1", "o.deb", 1, ""),
     )
     Manifest("images-1", images, packages).write(cache)
+    (cache / "debs").mkdir()
+    (cache / "debs" / "l.deb").write_text("kernel's package")
+    monkeypatch.setattr(modules, "load", _load)
     return cache
+
+
+def _load(deb: Path, names: Sequence[str]) -> tuple[modules.Module, ...]:
+    assert deb.read_text() == "kernel's package"
+    return tuple(modules.Module(name, "6.12.1-riscv64", name.encode(), (), ()) for name in names)
 
 
 def test_find_whole_guest_has_the_values_of_the_flags(cache: Path) -> None:
@@ -39,7 +49,8 @@ def test_find_whole_guest_has_the_values_of_the_flags(cache: Path) -> None:
     assert found.bios == str(cache / "images-1" / "firmware")
     assert found.kernel.read_text() == "kernel"
     assert found.initrd is not None
-    assert found.initrd.read_bytes() == initramfs.build(b"busybox")
+    drivers = modules.entries(_load(cache / "debs" / "l.deb", initramfs.MODULES))
+    assert found.initrd.read_bytes() == initramfs.build(b"busybox", drivers)
     assert "console=ttyS0" in found.append
 
 
@@ -51,6 +62,20 @@ def test_find_initramfs_of_another_version_is_made_anew(cache: Path, monkeypatch
     assert before is not None
     assert after is not None
     assert before.initrd != after.initrd
+
+
+def test_find_kernel_package_is_gone_gives_none_if_the_initramfs_is_not_made_yet(cache: Path) -> None:
+    deb = kernel_package()
+    find()
+    deb.unlink()
+    assert find() is not None
+
+    for made in cache.glob("images-1/initramfs-*"):
+        made.unlink()
+
+    assert find() is None
+    with pytest.raises(GuestError, match="not cached"):
+        kernel_package()
 
 
 def test_find_empty_cache_gives_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from vmesh.guest import fetch as fetch_module
 from vmesh.guest.apt import Apt, Deb, parse_printed_uris
 from vmesh.guest.cache import cache_directory, find, read_manifest
 from vmesh.guest.errors import GuestError
+from vmesh.guest.initramfs import MODULES
 
 HASH = "0123456789abcdef" * 4
 CONTENT = {
@@ -35,6 +36,10 @@ def debs(peer: Callable[[str], str], tmp_path: Path) -> dict[str, Path]:
         tree = tmp_path / "trees" / name
         (tree / path).parent.mkdir(parents=True)
         (tree / path).write_bytes(data)
+        if name.startswith("linux-image-"):
+            built_in = tree / "usr/lib/modules/6.12.1-riscv64/modules.builtin"
+            built_in.parent.mkdir(parents=True)
+            built_in.write_text("".join(f"kernel/{module}.ko\n" for module in MODULES))
         (tree / "DEBIAN").mkdir()
         control = f"Package: {name}\nVersion: 1.0-1\nArchitecture: all\nMaintainer: a <a@b.c>\nDescription: d\n"
         (tree / "DEBIAN" / "control").write_text(control)

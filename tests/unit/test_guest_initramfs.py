@@ -46,8 +46,19 @@ def test_build_same_busybox_gives_the_same_bytes() -> None:
     assert initramfs.build(b"x") == initramfs.build(b"x")
 
 
+def test_build_modules_come_along() -> None:
+    module = initramfs.Entry("lib/a.ko", stat.S_IFREG | 0o644, b"module")
+
+    found = unpack(initramfs.build(b"b", [initramfs.Entry("lib", stat.S_IFDIR | 0o755), module]))
+
+    assert found["lib/a.ko"] == (stat.S_IFREG | 0o644, b"module", (0, 0))
+    assert "bin/busybox" in found
+
+
 def test_recipe_changes_with_what_is_put_in(monkeypatch: pytest.MonkeyPatch) -> None:
     before = initramfs.recipe()
     monkeypatch.setattr(initramfs, "INIT", initramfs.INIT + "# more\n")
+    with_more = initramfs.recipe()
+    monkeypatch.setattr(initramfs, "MODULES", (*initramfs.MODULES, "more"))
 
-    assert initramfs.recipe() != before
+    assert len({before, with_more, initramfs.recipe()}) == 3

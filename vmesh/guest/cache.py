@@ -13,10 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vmesh.guest import initramfs
+from vmesh.guest import initramfs, modules
+from vmesh.guest.errors import GuestError
 
 SUITE = "trixie"
 MANIFEST = "manifest.json"
+KERNEL = "linux-image-"  # how the name of the package with the kernel begins
 FORMAT = 1  # of the manifest; another one is fetched anew
 
 # No frame buffer, one serial port: the kernel's own driver as soon as it is there, and nothing to wait for.
@@ -80,7 +82,8 @@ def cache_directory() -> Path:
 def find() -> Guest | None:
     """The Debian guest in the cache; None if there is none, or if it is not whole.
 
-    The initramfs is made here, from the cached busybox, if this version of vmesh makes another one than it found.
+    The initramfs is made here, from the cached busybox and the kernel's package, if this version of vmesh makes another
+    one than it found. Raises GuestError if it cannot be made of them.
     """
     cache = cache_directory()
     manifest = read_manifest(cache)
@@ -88,13 +91,12 @@ def find() -> Guest | None:
         return None
     paths = {role: cache / manifest.directory / image.file for role, image in manifest.images.items()}
     try:
-        initrd = _initramfs(paths["busybox"])
+        initrd = _initramfs(paths["busybox"], cache / "debs" / _kernel(manifest).file)
     except OSError:
         return None
     versions = {package.name: package.version for package in manifest.packages}
-    linux = next((version for name, version in versions.items() if name.startswith("linux-image-")), "?")
     return Guest(
-        name=f"Debian 13 (Linux {linux}, OpenSBI {versions.get('opensbi', '?')})",
+        name=f"Debian 13 (Linux {_kernel(manifest).version}, OpenSBI {versions.get('opensbi', '?')})",
         bios=str(paths["firmware"]),
         kernel=paths["kernel"],
         initrd=initrd,
@@ -103,11 +105,27 @@ def find() -> Guest | None:
     )
 
 
-def _initramfs(busybox: Path) -> Path:
+def kernel_package() -> Path:
+    """The Debian package of the cached guest's kernel, with the modules that belong to it. Raises GuestError."""
+    cache = cache_directory()
+    manifest = read_manifest(cache)
+    path = cache / "debs" / _kernel(manifest).file if manifest else cache
+    if not path.is_file():
+        raise GuestError("Debian's kernel package is not cached: `vmesh guest fetch` gets it")
+    return path
+
+
+def _kernel(manifest: Manifest) -> Package:
+    return next(package for package in manifest.packages if package.name.startswith(KERNEL))
+
+
+def _initramfs(busybox: Path, kernel: Path) -> Path:
     path = busybox.with_name(f"initramfs-{initramfs.recipe()}.cpio")
     if not path.exists():
         fresh = path.with_suffix(f".{os.getpid()}")
-        fresh.write_bytes(initramfs.build(busybox.read_bytes()))
+        kernel.stat()  # OSError: the package is gone, so the guest is not whole
+        drivers = modules.load(kernel, initramfs.MODULES)
+        fresh.write_bytes(initramfs.build(busybox.read_bytes(), modules.entries(drivers)))
         fresh.replace(path)
     return path
 
@@ -128,4 +146,5 @@ def read_manifest(cache: Path) -> Manifest | None:
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    return manifest if whole and manifest.images.keys() >= {"kernel", "firmware", "uboot", "busybox"} else None
+    whole = whole and manifest.images.keys() >= {"kernel", "firmware", "uboot", "busybox"}
+    return manifest if whole and any(package.name.startswith(KERNEL) for package in manifest.packages) else None

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vmesh.guest.apt import Apt, Deb, host_mirror, require_apt
-from vmesh.guest.cache import SUITE, Guest, Image, Manifest, Package, cache_directory, find, read_manifest
+from vmesh.guest.cache import KERNEL, SUITE, Guest, Image, Manifest, Package, cache_directory, find, read_manifest
 from vmesh.guest.errors import GuestError
 from vmesh.guest.pinned import pinned
 
@@ -33,7 +33,7 @@ KERNEL_PACKAGE = "linux-image-riscv64"  # depends on the package with the kernel
 
 # Role of an image: which package it is in (how the name begins), its path there (a pattern), its name in the cache.
 SOURCES: Mapping[str, tuple[str, str, str]] = {
-    "kernel": ("linux-image-", r"\./boot/vmlinu[xz]-.*", "vmlinux"),
+    "kernel": (KERNEL, r"\./boot/vmlinu[xz]-.*", "vmlinux"),
     "firmware": ("opensbi", r"\./usr/lib/riscv64-linux-gnu/opensbi/generic/fw_dynamic\.bin", "fw_dynamic.bin"),
     "uboot": ("u-boot-qemu", r"\./usr/lib/u-boot/qemu-riscv64_smode/u-boot\.bin", "u-boot.bin"),
     "busybox": ("busybox-static", r"\./(usr/)?bin/busybox", "busybox"),
@@ -117,11 +117,11 @@ def _current(apt: Apt, report: Report) -> Sequence[Deb]:
     """The suite's current packages."""
     report("package lists", 0, 0)
     apt.update()
-    kernel = next((name for name in apt.dependencies(KERNEL_PACKAGE) if name.startswith("linux-image-")), None)
+    kernel = next((name for name in apt.dependencies(KERNEL_PACKAGE) if name.startswith(KERNEL)), None)
     if kernel is None:
         raise GuestError(f"{KERNEL_PACKAGE}: expected it to depend on a linux-image package")
     report("package lists", 1, 1)
-    return apt.describe([kernel, *(package for package, _, _ in SOURCES.values() if package != "linux-image-")])
+    return apt.describe([kernel, *(package for package, _, _ in SOURCES.values() if package != KERNEL)])
 
 
 def _download(apt: Apt, debs: Sequence[Deb], folder: Path, report: Report) -> None:

@@ -1,7 +1,9 @@
-"""The initramfs of the Debian guest: busybox, and an /init that gives a shell and powers the machine off after it.
+"""The initramfs of the Debian guest: busybox, drivers, and an /init that hands over to a disk or gives a shell.
 
-The shell ends at Ctrl-D, so whoever types for the user sends that when the input ends. Linux drops what comes before it
-opens the port: send it again, about once a second, until the machine ends.
+With root=DEVICE on the kernel's command line (and, as for any Linux, rootfstype=, init= and rw) /init mounts that and
+the system on it goes on. Else it gives a shell and powers the machine off after it. The shell ends at Ctrl-D, so
+whoever types for the user sends that when the input ends. Linux drops what comes before it opens the port: send it
+again, about once a second, until the machine ends.
 The archive is not compressed, since unpacking it costs the guest more than reading it. Source for the format: Linux
 Documentation/driver-api/early-userspace/buffer-format.rst ("newc").
 """
@@ -10,18 +12,43 @@ from __future__ import annotations
 
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 INIT = """\
 #!/bin/sh
-# Process 1: a shell, or what vmesh.run=COMMAND or vmesh.run="COMMAND ..." on the kernel's command line says; then off.
+# Process 1: the system on root=DEVICE of the kernel's command line; without that a shell, or what vmesh.run=COMMAND or
+# vmesh.run="COMMAND ..." there says, then off.
 export PATH=/bin HOME=/root
 /bin/busybox mount -t proc proc /proc
 mount -t devtmpfs dev /dev
 mount -t sysfs sys /sys
 hostname vmesh
+# Drivers of the devices that are there; the first of them bring up others.
+for bus in platform virtio; do
+    modprobe -qa $(cat /sys/bus/$bus/devices/*/modalias 2>/dev/null) 2>/dev/null
+done
 read -r line </proc/cmdline
+root= type=ext4 mode=ro init=/sbin/init
+set -f
+for word in $line; do
+    case $word in
+    root=*) root=${word#*=} ;;
+    rootfstype=*) type=${word#*=} ;;
+    init=*) init=${word#*=} ;;
+    ro | rw) mode=$word ;;
+    esac
+done
+set +f
+if [ -n "$root" ]; then
+    # A link may be an absolute one, which leads there only when that is the root.
+    if mount -t "$type" -o "$mode" "$root" /mnt && { [ -x "/mnt$init" ] || [ -L "/mnt$init" ]; }; then
+        for folder in dev proc sys; do mount -o move /$folder /mnt/$folder; done
+        exec switch_root /mnt "$init"
+    fi
+    echo "root=$root: expected a file system of type $type there, with $init on it"
+fi
 case "$line" in
 *vmesh.run=\\"*) command=${line#*vmesh.run=\\"} command=${command%%\\"*} ;;
 *vmesh.run=*) command=${line#*vmesh.run=} command=${command%% *} ;;
@@ -42,6 +69,13 @@ stty sane
 poweroff -f
 """
 
+# The kernel's modules that the guest has, beside those they depend on: drivers of the board's devices, the file system
+# of a disk (which asks for its checksum by an alias), and what systemd looks for.
+MODULES = (
+    *("virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng", "virtio_console"),
+    *("ext4", "crc32c_generic", "autofs4"),
+)
+
 _ROOT_MODE = 0o755
 _MAGIC = b"070701"
 _TRAILER = "TRAILER!!!"
@@ -58,17 +92,17 @@ class Entry:
     device: tuple[int, int] = (0, 0)
 
 
-def build(busybox: bytes) -> bytes:
-    """The archive, byte for byte the same for the same busybox."""
-    return archive(_entries(busybox))
+def build(busybox: bytes, modules: Iterable[Entry] = ()) -> bytes:
+    """The archive, byte for byte the same for the same busybox and modules."""
+    return archive(chain(_entries(busybox), modules))
 
 
 def recipe() -> str:
-    """A short name for what `build` makes of a busybox; it changes with what this module puts in."""
-    return f"{zlib.crc32(build(b'')):08x}"
+    """A short name for what `build` makes of a busybox and MODULES; it changes with what this module puts in."""
+    return f"{zlib.crc32(build(b'') + ' '.join(MODULES).encode()):08x}"
 
 
-def archive(entries: Iterator[Entry]) -> bytes:
+def archive(entries: Iterable[Entry]) -> bytes:
     """A cpio archive in the newc form."""
     parts: list[bytes] = []
     for inode, entry in enumerate(entries, start=1):
@@ -78,7 +112,7 @@ def archive(entries: Iterator[Entry]) -> bytes:
 
 
 def _entries(busybox: bytes) -> Iterator[Entry]:
-    for folder in ("bin", "dev", "proc", "root", "sys", "tmp", "etc"):
+    for folder in ("bin", "sbin", "dev", "proc", "root", "sys", "tmp", "etc", "mnt"):
         yield Entry(folder, stat.S_IFDIR | _ROOT_MODE)
     yield Entry("dev/console", stat.S_IFCHR | 0o600, device=_CONSOLE)
     yield Entry("dev/null", stat.S_IFCHR | 0o666, device=_NULL)
@@ -87,6 +121,7 @@ def _entries(busybox: bytes) -> Iterator[Entry]:
     yield Entry("bin/busybox", stat.S_IFREG | _ROOT_MODE, busybox)
     # Debian's busybox finds its other commands by itself, through /proc/self/exe.
     yield Entry("bin/sh", stat.S_IFLNK | 0o777, b"busybox")
+    yield Entry("sbin/modprobe", stat.S_IFLNK | 0o777, b"../bin/busybox")  # what the kernel itself calls for a module
 
 
 def _member(inode: int, entry: Entry) -> list[bytes]:

@@ -1,7 +1,6 @@
 """Modules of Debian's kernel, from its package, with those that they depend on.
 
     modules.load(deb, ["virtio_net", "ext4"])  the modules in the order that insmod wants, uncompressed
-    modules.kernel_package()                   the cached package of the kernel that the default guest boots
     modules.entries(loaded)                    the same for an initramfs, with what modprobe needs to find them
 
 What a module depends on and which names it answers to is in the module itself, section .modinfo: the package has no
@@ -22,22 +21,8 @@ from pathlib import Path
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 
-from vmesh.guest.cache import cache_directory, read_manifest
 from vmesh.guest.errors import GuestError
 from vmesh.guest.initramfs import Entry
-
-# What the board's devices and a disk with Debian on it need. crc32c_generic is asked for by ext4, by its alias.
-DEFAULT = (
-    "virtio_mmio",
-    "virtio_blk",
-    "virtio_net",
-    "virtio_rng",
-    "virtio_console",
-    "9pnet_virtio",
-    "9p",
-    "crc32c_generic",
-    "ext4",
-)
 
 _SUFFIX = ".ko.xz"
 
@@ -54,17 +39,6 @@ class Module:
     data: bytes
     depends: tuple[str, ...]
     aliases: tuple[str, ...]
-
-
-def kernel_package() -> Path:
-    """The package of the cached guest's kernel. Raises GuestError if there is none."""
-    cache = cache_directory()
-    manifest = read_manifest(cache)
-    for package in manifest.packages if manifest else ():
-        path = cache / "debs" / package.file
-        if package.name.startswith("linux-image-") and path.is_file():
-            return path
-    raise GuestError("Debian's kernel package is not cached: `vmesh guest fetch` gets it")
 
 
 def load(deb: Path, names: Sequence[str]) -> tuple[Module, ...]:
