@@ -103,7 +103,7 @@ class Device:
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime  # its loop, log and notify
         self.wires = Wires()
-        self.memory: GuestMemory | None = None  # with `dma`, from `attached` on
+        self.memory: GuestMemory = LocalGuestMemory((), ())  # the guest's with `dma`, from `attached` on
 
     def start(self) -> None:
         """Open what the device stands on. Raise a VmeshError to end the service."""
@@ -203,11 +203,9 @@ class DeviceService(Service):
         answer = memory.request(memory_pb2.Attach(description=self._description), _START_SECONDS)
         if not isinstance(answer, memory_pb2.Attached):
             raise errors.PeerError("memory answered", expected="Attached", got=answer.DESCRIPTOR.name)
-        if not self._device.dma:
-            self._device.memory = None
-        elif answer.segments:
+        if self._device.dma and answer.segments:
             self._device.memory = LocalGuestMemory(answer.segments, answer.grants)
-        else:
+        elif self._device.dma:
             self._device.memory = RemoteGuestMemory(memory)
         self._device.attached()
         self._runtime.loop.settle = self._settle

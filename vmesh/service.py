@@ -30,6 +30,7 @@ from vmesh.v1.common_pb2 import Notice, Role, Severity, Welcome
 from vmesh.v1.packet_pb2 import Packet
 
 _KEPT_NOTICES = 64
+_LOOK_SECONDS = 1.0  # between two looks whether the machine is still there, without a lifeline
 
 
 class Parser(argparse.ArgumentParser):
@@ -182,6 +183,8 @@ class Runtime:
         self._watch_signals()
         if self.lifeline >= 0:
             lifeline.watch(self.loop, self.lifeline, self._orphaned)
+        else:
+            self._watch_socket(self.machine.socket(self.name).stat())
         self.loop.watch(self.server.socket, read=self._receive)
         try:
             service.start()
@@ -278,9 +281,20 @@ class Runtime:
         self._service.shutdown()
 
     def _orphaned(self) -> None:
-        self.log.warning("lifeline ended")
+        self.log.warning("the machine is gone")
         self.loop.stop()
         self._service.orphaned()
+
+    def _watch_socket(self, bound: os.stat_result) -> None:
+        """Started by hand, without a lifeline: end when the machine directory is gone, or another is in our place."""
+        try:
+            ours = os.path.samestat(self.machine.socket(self.name).stat(), bound)
+        except OSError:
+            ours = False
+        if ours:
+            self.loop.call_in("socket", _LOOK_SECONDS, lambda: self._watch_socket(bound))
+        else:
+            self._orphaned()
 
     def _watch_signals(self) -> None:
         """SIGTERM and SIGINT end the service in order, at the next turn of the loop."""

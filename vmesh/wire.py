@@ -7,6 +7,7 @@ synchronous and belongs to one thread.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
 import time
@@ -291,7 +292,7 @@ class Peer:
         return answer
 
     def request(self, body: Message, timeout: float) -> Message:
-        """Send `body` and wait for its answer, at most `timeout` seconds.
+        """Send `body` and wait for its answer, at most `timeout` seconds (`math.inf`: as long as it takes).
 
         Raises the VmeshError that an Error stands for, PeerError for Refused, PeerTimeout.
         """
@@ -331,7 +332,7 @@ class Peer:
 
     def receive(self, timeout: float = 0.0) -> Packet | None:
         """The next packet, or None after `timeout` seconds. Raises PeerError for what is no packet, LifelineEnded."""
-        ready = self._poller.poll(max(0, int(timeout * 1000 + 0.999)))
+        ready = self._poller.poll(None if timeout == math.inf else max(0, int(timeout * 1000 + 0.999)))
         if any(where == self._lifeline for where, _ in ready):
             raise errors.LifelineEnded("the process that started this one is gone")
         if not ready:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
 import os
 import queue
@@ -84,7 +85,8 @@ class Cpu(Service):
             self._translator.start()
         memory = self._runtime.dial("memory", common_pb2.ROLE_CPU)
         memory.greet(GREETING_LIMIT)
-        answer = memory.request(memory_pb2.MapRequest(), GREETING_LIMIT)
+        # The devices may be long in coming: the monitor decides how long the machine waits for them.
+        answer = memory.request(memory_pb2.MapRequest(), math.inf)
         if not isinstance(answer, memory_pb2.AddressMap):
             raise wire.mismatch(memory.address, "AddressMap", answer)
         segments = [self._map(each) for each in answer.segments]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from services.memory.layout import image_argument, range_argument, reservation_argument
+from services.memory.layout import image_argument, place_argument, range_argument, reservation_argument
 from services.memory.service import Memory, Plan
 from vmesh import service
 
@@ -38,6 +38,14 @@ def main(argv: Sequence[str]) -> int:
         metavar="NAME,NAME,...",
         help="the devices that must have attached before the cpu is given the map",
     )
+    parser.add_argument(
+        "--place",
+        type=place_argument,
+        action="append",
+        default=[],
+        metavar="NAME=[KIND]@BASE:SIZE/IRQ",
+        help="what the device of that name has to be, or it is refused; may be given several times",
+    )
     options = parser.parse_args(argv)
     plan = Plan(
         ram_base=options.ram_base,
@@ -46,6 +54,7 @@ def main(argv: Sequence[str]) -> int:
         images=tuple(options.image),
         reserved=tuple(options.reserve),
         expected=frozenset(name for name in options.expect.split(",") if name),
+        places={place.range.name: place for place in options.place},
     )
     return service.run(options, lambda runtime: Memory(runtime, plan))
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from services.memory.layout import ADDRESS_LIMIT, Range, check_disjoint
+from services.memory.layout import ADDRESS_LIMIT, Place, Range, check_disjoint
 from vmesh import errors
 from vmesh.v1.bus_pb2 import Description, Region
 
@@ -15,10 +15,14 @@ _MAX_IRQ = 1023  # PLIC specification 1.0.0, Interrupt Sources
 
 
 class AddressMap:
-    """What is attached. `fixed` are the ranges that no device can have: memory, and what the cpu answers itself."""
+    """What is attached. `fixed` are the ranges that no device can have: memory, and what the cpu answers itself.
 
-    def __init__(self, fixed: Sequence[Range]) -> None:
+    `places` says, by name, what has been promised of a device that comes from outside.
+    """
+
+    def __init__(self, fixed: Sequence[Range], places: Mapping[str, Place]) -> None:
         self._fixed = tuple(fixed)
+        self._places = places
         self.devices: dict[str, Description] = {}
 
     def attach(self, device: Description) -> None:
@@ -27,6 +31,8 @@ class AddressMap:
         Raises BadRequest, Overlap or Duplicate; nothing was changed then.
         """
         _check(device)
+        if device.name in self._places:
+            _check_place(device, self._places[device.name])
         former = self.devices.get(device.name)
         if former is not None and device.epoch <= former.epoch:
             raise errors.Duplicate(
@@ -80,6 +86,17 @@ def _check_region(device: Description, region: Region) -> None:
         inside = register.size in (1, 2, 4, 8) and register.offset + length <= region.size
         got = f"{register.offset:#x}, {max(register.count, 1)} of {register.size} bytes"
         _need(device, inside, f"register {register.name} of {name}", "1, 2, 4 or 8 bytes inside the region", got)
+
+
+def _check_place(device: Description, place: Place) -> None:
+    """Raises BadRequest if the device is not what was promised: the guest would not find it."""
+    _need(device, place.kind in ("", device.kind), "kind", place.kind, repr(device.kind[:80]))
+    for region in device.regions:
+        found = Range(f"region {region.name}", region.base, region.size)
+        expected = f"inside {place.range.base:#x}+{place.range.size:#x}"
+        _need(device, place.range.contains(found), found.name, expected, f"{found.base:#x}+{found.size:#x}")
+    for line in device.lines:
+        _need(device, line.irq == place.irq, f"irq of {line.name}", str(place.irq or "no line"), str(line.irq))
 
 
 def _need(device: Description, met: bool, what: str, expected: str, got: str) -> None:

@@ -45,6 +45,15 @@ class Image:
     size: int = -1
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a device from outside has to be: of this kind (empty: any), in this range, on this interrupt (0: none)."""
+
+    kind: str
+    range: Range
+    irq: int
+
+
 def image_argument(text: str) -> Image:
     """`ADDRESS=PATH[@OFFSET:SIZE]`."""
     address, separator, rest = text.partition("=")
@@ -72,6 +81,14 @@ def reservation_argument(text: str) -> Range:
         raise argparse.ArgumentTypeError(f"'{text}' is no reservation: expected NAME=BASE:SIZE")
     found = range_argument(rest)
     return Range(name, found.base, found.size)
+
+
+def place_argument(text: str) -> Place:
+    """`NAME=[KIND]@BASE:SIZE/IRQ`."""
+    parts = re.fullmatch(r"([^=@]+)=([^=@]*)@(\w+):(\w+)/(\w+)", text)
+    if parts is None:
+        raise argparse.ArgumentTypeError(f"'{text}' is no place: expected NAME=[KIND]@BASE:SIZE/IRQ")
+    return Place(parts[2], Range(parts[1], number(parts[3]), size(parts[4])), number(parts[5]))
 
 
 def check_disjoint(added: Range, others: Iterable[Range]) -> None:

@@ -6,14 +6,15 @@ import fcntl
 import mmap
 import os
 import time
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from google.protobuf.message import DecodeError, Message
 
 from services.memory.address_map import AddressMap
-from services.memory.layout import ADDRESS_LIMIT, Image, Range, check_disjoint, copy_image, place_images
+from services.memory.layout import ADDRESS_LIMIT, Image, Place, Range, check_disjoint, copy_image, place_images
 from vmesh import errors, machine, segment
 from vmesh.guest_memory import MAX_TRANSFER, LocalGuestMemory, check
 from vmesh.service import Runtime, Service
@@ -40,6 +41,7 @@ class Plan:
     images: tuple[Image, ...] = ()
     reserved: tuple[Range, ...] = ()
     expected: frozenset[str] = frozenset()
+    places: Mapping[str, Place] = field(default_factory=dict)
 
 
 class Memory(Service):
@@ -65,7 +67,7 @@ class Memory(Service):
             check_disjoint(each, fixed)
             fixed.append(each)
         self._images = place_images(plan.images, memory)
-        self._map = AddressMap(fixed)
+        self._map = AddressMap(fixed, plan.places)
         self._segments = [self._create(each) for each in memory]
         self._ram_grants = [messages.Grant(base=ram.base, size=ram.size, writable=True)]
         self._guest = LocalGuestMemory(self._segments, self._ram_grants)

@@ -343,7 +343,8 @@ class Supervisor:
         for run in [run for run in self._runs if now >= run.deadline]:
             names = [run.requests[place].service for place in run.open]
             self._advance(run, RequestError(f"no answer from {', '.join(names)} for {self._settings.health_limit:g} s"))
-        for service in self.services.values():
+        # The cpu waits for all others to start: it is the last to blame.
+        for service in sorted(self.services.values(), key=lambda each: each.command.name == self.board.cpu):
             if not service.ready and self.uptime > self._settings.start_limit:
                 self._hung(service, f"is not ready {self._settings.start_limit:g} s after its start")
                 return

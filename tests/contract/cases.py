@@ -55,5 +55,16 @@ TEST = Case(
     base=0x10_0000,
     irqs=(),
 )
-ALL = (UART, RTC, TEST)
+COPIER = Case(
+    name="copier0",
+    module="docs.examples.copier",
+    kind="copier",
+    arguments=("--irq", "20"),
+    base=0x400_0000,
+    irqs=(20,),
+    offset=0x10,
+    size=8,
+    values=(0x0123_4567_89AB_CDEF, (1 << 64) - 1),
+)
+ALL = (UART, RTC, TEST, COPIER)
 WITH_STATE = tuple(case for case in ALL if case.offset >= 0)

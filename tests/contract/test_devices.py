@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
-from cases import ALL, UART, WITH_STATE, Case
-from harness import PATIENCE, Hart, Irqchip, Machine, until
+from cases import ALL, RTC, UART, WITH_STATE, Case
+from harness import PATIENCE, ROOT, Hart, Irqchip, Machine, until
 
 from vmesh import errors
 from vmesh.v1 import common_pb2 as common
@@ -253,6 +256,20 @@ def test_terminate_ends_the_process(machine: Machine, case: Case) -> None:
     machine.monitor(case.name).health()
     machine.processes[case.name].terminate()
     assert machine.processes[case.name].wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize("left", ["nothing", "another"])
+def test_started_by_hand_it_ends_with_the_machine(machine: Machine, left: str) -> None:
+    """Without a lifeline: when its socket is gone, or is that of a successor."""
+    machine.start_memory()
+    command = [sys.executable, "-m", RTC.module, "--machine", str(machine.path), "--name", RTC.name]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    machine.processes[RTC.name] = process
+    machine.monitor(RTC.name).health()
+    (machine.path / f"{RTC.name}.sock").unlink()
+    if left == "another":
+        (machine.path / f"{RTC.name}.sock").touch()
+    assert process.wait(PATIENCE) == 0
 
 
 def test_of_a_batch_that_overlaps_only_the_new_part_is_executed(machine: Machine) -> None:

@@ -56,6 +56,24 @@ def test_the_map_waits_for_all_that_are_expected(machine: Machine) -> None:
     assert {each.name for each in packet.address_map.devices} == {"a", "b", "c"}
 
 
+@pytest.mark.parametrize(
+    ("promised", "reason"),
+    [
+        ("a=other@0x10000000:0x100/5", "a: kind: expected other, got 'test'"),
+        ("a=@0x10000004:0x100/5", "inside 0x10000004.0x100, got 0x10000000.0x100"),
+        ("a=@0x10000000:0xff/5", "inside"),
+        ("a=@0x10000000:0x100/6", "a: irq of interrupt: expected 6, got 5"),
+        ("a=@0x10000000:0x100/0", "expected no line, got 5"),
+    ],
+)
+def test_a_device_that_is_not_as_announced_is_refused(machine: Machine, promised: str, reason: str) -> None:
+    machine.start_memory("--place", promised, "--place", "b=test@0x20000000:0x1000/7")
+    with pytest.raises(errors.BadRequest, match=reason):
+        attach(machine, device("a", irq=5))
+    attach(machine, device("b", base=0x2000_0800, irq=7))
+    assert [each.name for each in address_map(machine).devices] == ["b"]
+
+
 def test_segments(machine: Machine) -> None:
     machine.start_memory("--rom", "0x1000:0xf000")
     first, second = address_map(machine).segments

@@ -9,6 +9,8 @@ from vmesh.board import virt
 from vmesh.guest.tiny import Program
 
 MCAUSE, MTVEC = 0x342, 0x305
+_PLIC_ENABLE, _PLIC_CLAIM = 0x2000, 0x20_0004  # of hart 0 in M-mode
+_MACHINE_EXTERNAL = 11  # bit of mie
 _LSR, _SEND_EMPTY = 5, 0x20
 _ELF_HEADER, _PROGRAM_HEADER = 64, 56
 
@@ -85,13 +87,33 @@ def count(lines: int) -> bytes:
     return program.assemble()
 
 
-def roll(base: int, sides: int, times: int) -> bytes:
-    """Ends with a failure code: the `sides` of the dice at `base` as read back, plus the sum of so many rolls."""
+COPIED = 64  # bytes that `copy` has copied: the first of itself
+
+
+def copy(base: int, irq: int) -> bytes:
+    """Has the copier at `base` copy, and sleeps until its interrupt. Ends with failure code 128 + the CRC's low 7 bits.
+
+    Codes below say what was wrong: 1 the interrupt, 2 the status, 3 the copy, 4 the line after it was acknowledged.
+    """
     program = Program()
-    program.emit(e.lui(e.S0, base >> 12), e.addi(e.T0, e.ZERO, sides), e.sw(e.T0, e.S0, 4), e.lw(e.S1, e.S0, 4))
-    for _ in range(times):
-        program.emit(e.lw(e.T0, e.S0, 0), e.add(e.S1, e.S1, e.T0))
-    program.emit(e.slli(e.T1, e.S1, 16), *_load(e.T2, 0x3333), e.add(e.T1, e.T1, e.T2))
+    program.emit(e.lui(e.S0, base >> 12), e.lui(e.S1, virt.PLIC.base >> 12), *_load(e.S2, irq))
+    program.emit(e.lui(e.S3, 0x80000), e.slli(e.S3, e.S3, 32), e.srli(e.S3, e.S3, 32))  # the start of RAM
+    program.emit(e.lui(e.S4, 0x100), e.add(e.S4, e.S3, e.S4), *_load(e.T0, COPIED))
+    program.emit(e.sd(e.S3, e.S0, 0), e.sd(e.S4, e.S0, 8), e.sd(e.T0, e.S0, 16), e.addi(e.T1, e.ZERO, 1))
+    program.emit(e.slli(e.T0, e.S2, 2), e.add(e.T0, e.S1, e.T0), e.sw(e.T1, e.T0, 0))  # priority
+    program.emit(*_load(e.T0, _PLIC_ENABLE), e.add(e.T0, e.S1, e.T0), *_load(e.T2, 1 << irq), e.sw(e.T2, e.T0, 0))
+    program.emit(*_load(e.T0, 1 << _MACHINE_EXTERNAL), e.csrw(e.MIE, e.T0), e.sd(e.T1, e.S0, 24), e.wfi())
+    program.emit(*_load(e.T0, _PLIC_CLAIM), e.add(e.S1, e.S1, e.T0), e.lw(e.T0, e.S1, 0), e.addi(e.A0, e.ZERO, 1))
+    program.to("end", lambda offset: e.bne(e.T0, e.S2, offset))
+    program.emit(e.ld(e.T0, e.S0, 24), e.addi(e.A0, e.ZERO, 2))
+    program.to("end", lambda offset: e.bne(e.T0, e.T1, offset))
+    program.emit(e.ld(e.T0, e.S3, COPIED - 8), e.ld(e.T2, e.S4, COPIED - 8), e.addi(e.A0, e.ZERO, 3))
+    program.to("end", lambda offset: e.bne(e.T0, e.T2, offset))
+    program.emit(e.sd(e.ZERO, e.S0, 24), e.sw(e.S2, e.S1, 0), e.lw(e.T0, e.S1, 0), e.addi(e.A0, e.ZERO, 4))
+    program.to("end", lambda offset: e.bne(e.T0, e.ZERO, offset))
+    program.emit(e.ld(e.T0, e.S0, 32), e.andi(e.T0, e.T0, 0x7F), e.addi(e.A0, e.T0, 128))
+    program.label("end")
+    program.emit(e.slli(e.A0, e.A0, 16), *_load(e.T2, 0x3333), e.add(e.T1, e.A0, e.T2))
     program.emit(e.lui(e.T0, virt.TEST.base >> 12), e.sw(e.T1, e.T0, 0))
     program.label("park")
     program.jump("park")

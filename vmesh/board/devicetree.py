@@ -17,6 +17,7 @@ import libfdt
 from vmesh.board import virt
 from vmesh.board.cpu_model import CACHE_BLOCK_BYTES, CpuModel
 from vmesh.board.errors import ImageError
+from vmesh.board.external import External
 
 # Interrupt numbers of a hart's local interrupt controller (privileged manual, mcause).
 _S_EXTERNAL, _M_EXTERNAL, _M_SOFTWARE, _M_TIMER = 9, 11, 3, 7
@@ -29,12 +30,13 @@ _CHOSEN_ROOM = 256  # bytes for the node, property names and padding that `with_
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """A machine as the device tree describes it: RAM in bytes, harts, their ISA, and the virtio-mmio slots in use."""
+    """A machine as the device tree describes it: RAM in bytes, harts, ISA, virtio-mmio slots, added devices."""
 
     ram_size: int
     harts: int
     cpu: CpuModel
     virtio_slots: tuple[int, ...] = ()
+    external: tuple[External, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +166,10 @@ def _soc(tree: libfdt.FdtSw, board: Board) -> None:
         for slot in sorted(board.virtio_slots):
             with _device(tree, "virtio_mmio", virt.virtio(slot), "virtio,mmio"):
                 pass
+        for device in board.external:
+            if device.compatible:
+                with _device(tree, device.kind or device.name, device.region, *device.compatible):
+                    pass
 
 
 @contextmanager

@@ -71,6 +71,10 @@ def sw(rs2: int, rs1: int, imm: int) -> int:
     return _s(2, rs2, rs1, imm)
 
 
+def sd(rs2: int, rs1: int, imm: int) -> int:
+    return _s(3, rs2, rs1, imm)
+
+
 def jal(rd: int, offset: int) -> int:
     field = _signed(offset, 21, step=2)
     high = (field >> 20 & 1) << 31 | (field >> 1 & 0x3FF) << 21

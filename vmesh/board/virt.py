@@ -29,6 +29,8 @@ CLINT = Region(0x200_0000, 0x1_0000)
 PLIC = Region(0xC00_0000, 0x60_0000)
 UART0 = Region(0x1000_0000, 0x100, irq=10)
 DRAM_BASE = 0x8000_0000
+# By the name of the service, where it is one.
+PARTS = {"mrom": MROM, "test": TEST, "rtc": RTC, "clint": CLINT, "plic": PLIC, "uart0": UART0}
 
 VIRTIO_SLOTS = 8
 PLIC_SOURCES = 96

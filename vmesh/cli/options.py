@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vmesh.board.external import External
+from vmesh.cli import external
+
 MEBIBYTE = 1 << 20
 MAX_HARTS = 512  # the board's limit in QEMU's `virt` (docs/system/riscv/virt.rst)
 
@@ -63,6 +66,7 @@ class RunOptions:
     memory_bytes: int | None = None
     harts: int = 1
     translate: bool = True
+    external: tuple[External, ...] = ()
     perf_map: bool = False
     cache: bool = True
     cpu: str | None = None
@@ -360,9 +364,12 @@ def _log_file(options: RunOptions, text: str) -> RunOptions:
     return replace(options, log_file=_path(text))
 
 
-def _device(_options: RunOptions, text: str) -> RunOptions:
-    kind = text.partition(",")[0]
-    raise ValueError(f"no device '{kind}' can be added yet; the board has ns16550a, goldfish-rtc and sifive-test")
+def _device(options: RunOptions, text: str) -> RunOptions:
+    properties = _properties(text, "driver")
+    driver = properties.pop("driver", "")
+    if driver != external.DRIVER:
+        raise ValueError(f"no device '{driver}' can be added yet; expected {external.DRIVER}, a device of your own")
+    return replace(options, external=(*options.external, external.parse(properties)))
 
 
 def _print_commands(options: RunOptions, _text: str) -> RunOptions:
@@ -423,7 +430,13 @@ OPTIONS: tuple[Option, ...] = (
     Option(("-no-reboot",), "", "End when the guest asks for a reset.", _no_reboot),
     Option(("-d",), "ITEMS", "Say these on stderr, comma separated; -d help lists them.", _log_items),
     Option(("-D",), "FILE", "Keep the machine's log, every line of every service, in FILE.", _log_file),
-    Option(("-device",), "DRIVER", "Refused by name for now: the board's devices are fixed.", _device),
+    Option(
+        ("-device",),
+        "DRIVER[,PROP=VALUE]",
+        f"Add a device, with {external.USAGE}: a program of your own (docs/devices.md). Its command gets --machine, "
+        "--name, --epoch, --lifeline, --base and --irq; without one the machine waits until it is started by hand.",
+        _device,
+    ),
     Option(
         ("-perfmap",), "", "Write /tmp/perf-PID.map, from which perf knows the cpu's and the guest's code.", _perf_map
     ),

@@ -8,25 +8,28 @@ from pathlib import Path
 
 from vmesh import guest
 from vmesh.board import boot, cpu_model, devicetree, virt
+from vmesh.board import external as external_devices
 from vmesh.board.boot import BootFiles, BootPlan
 from vmesh.board.devicetree import Board
+from vmesh.cli import external
 from vmesh.cli.options import MEBIBYTE, RunOptions, Serial
 from vmesh.machine import Machine
 from vmesh.spawn import ServiceCommand
 
 _FILES = {"the device tree": "dtb", "the reset vector": "reset"}  # blobs of the boot plan in the machine directory
 _SERIAL = "uart0"
+_START_SECONDS = 60.0  # for a machine to start that does not wait for anybody
 _DEFAULT_RAM = 128 * MEBIBYTE  # QEMU's default for `virt`
 _DEFAULT_GUEST_RAM = 512 * MEBIBYTE
 
 
 @dataclass(frozen=True, slots=True)
 class MachinePlan:
-    """A machine before it starts. `files` are those that its directory must hold, by name; `note` is for the user."""
+    """A machine before it starts. `files` are those that its directory must hold, by name; `notes` are for the user."""
 
     services: tuple[ServiceCommand, ...]
     files: dict[str, bytes]
-    note: str = ""
+    notes: tuple[str, ...] = ()
 
     def write(self, machine: Machine) -> None:
         """Put the files where the command lines say."""
@@ -43,16 +46,17 @@ def plan(options: RunOptions, machine: Machine) -> MachinePlan:
     files, firmware = _boot_files(options, machine.path)
     booted = boot.resolve(board, files, scratch=machine.path, firmware=firmware)
     services = _services(options, board, booted, machine)
-    note = ""
+    notes = [external.note(device, machine.path) for device in options.external if not device.command]
     if options.boots_default_guest and guest.find() is None:
-        note = "booting the small built-in guest (`vmesh guest fetch` gets Debian's)"
-    return MachinePlan(services, {_FILES[blob.name]: blob.data for blob in booted.blobs}, note)
+        notes.append("booting the small built-in guest (`vmesh guest fetch` gets Debian's)")
+    return MachinePlan(services, {_FILES[blob.name]: blob.data for blob in booted.blobs}, tuple(notes))
 
 
 def board_of(options: RunOptions) -> Board:
-    """The board as the flags describe it. Raises CpuModelError."""
+    """The board as the flags describe it. Raises BoardError."""
     ram = options.memory_bytes or (_DEFAULT_GUEST_RAM if options.boots_default_guest else _DEFAULT_RAM)
-    return Board(ram_size=ram, harts=options.harts, cpu=cpu_model.parse(options.cpu or "rv64"))
+    external_devices.check(options.external, ram, virtio_slots=())
+    return Board(ram, options.harts, cpu_model.parse(options.cpu or "rv64"), external=options.external)
 
 
 def device_tree(options: RunOptions, scratch: Path) -> bytes:
@@ -78,6 +82,9 @@ def monitor_command(services: Sequence[ServiceCommand], options: RunOptions, mac
     arguments += ["--health-interval", f"{options.health_interval:g}", "--health-limit", f"{options.health_limit:g}"]
     if options.console.kind == "unix" and options.console.server and options.console.wait:
         arguments += ["--start-limit", "inf"]
+    elif options.external:
+        longest = max(device.wait_seconds for device in options.external)
+        arguments += ["--start-limit", f"{longest + _START_SECONDS:g}"]
     return ServiceCommand("monitor", "monitor", "services.monitor", tuple(arguments))
 
 
@@ -98,9 +105,11 @@ def _services(options: RunOptions, board: Board, booted: BootPlan, machine: Mach
     images += [f"{blob.address:#x}={machine.path / _FILES[blob.name]}" for blob in booted.blobs]
     place = ("--machine", str(machine.path))
     devices = _devices(options.console, machine, place)
+    devices += [external.service_command(device, machine.path) for device in options.external]
     memory = [*place, "--ram", str(board.ram_size), "--ram-base", f"{virt.DRAM_BASE:#x}", "--rom", _range(virt.MROM)]
     memory += ["--reserve", f"clint={_range(virt.CLINT)}", "--reserve", f"plic={_range(virt.PLIC)}"]
     memory += ["--expect", ",".join(device.name for device in devices)]
+    memory += [word for device in options.external for word in ("--place", external.place(device))]
     memory += [word for image in images for word in ("--image", image)]
     cpu = [*place, "--name", "cpu", "--harts", str(board.harts), "--features", board.cpu.option]
     cpu += ["--reset-pc", f"{booted.start_pc:#x}"]

@@ -62,8 +62,8 @@ def _run(options: RunOptions) -> int:
     try:
         planned = plan(options, machine)
         planned.write(machine)
-        if planned.note:
-            print(f"vmesh: {planned.note}", file=sys.stderr)
+        for note in planned.notes:
+            print(f"vmesh: {note}", file=sys.stderr)
         _link_log(machine, options)
         monitor, report, lifeline = _fork_monitor(machine, planned, options)
     except BaseException:

@@ -1,0 +1,98 @@
+"""`python -m services.external`: stands for a device that is not one of ours.
+
+With --command it becomes that program, in the same process. Without, the device is started by hand: this process waits
+until it listens, then lives as long as it does, so that the monitor has a process to watch for each service.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shlex
+import socket
+import struct
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from vmesh import service
+from vmesh.log import Log
+from vmesh.machine import Machine
+
+_LOOK_SECONDS = 0.05
+_PEER_CREDENTIALS = struct.Struct("iii")  # struct ucred: pid, uid, gid; unix(7)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Become the device, or wait for it and its end; gives the exit status."""
+    parser = service.parser("external", __doc__)
+    parser.add_argument("--base", type=service.number, required=True, metavar="ADDRESS")
+    parser.add_argument("--irq", type=service.number, default=0, metavar="N")
+    parser.add_argument("--command", default="", metavar="TEXT", help="the program and its arguments, as for a shell")
+    parser.add_argument("--wait", type=float, default=60.0, metavar="SECONDS", help="for a device started by hand")
+    options = parser.parse_args(argv)
+    machine = Machine(options.machine.absolute())
+    log = Log(options.name, machine.log)
+    arguments = ["--machine", str(machine.path), "--name", options.name, "--epoch", str(options.epoch)]
+    arguments += ["--base", hex(options.base), *(["--irq", str(options.irq)] if options.irq else [])]
+    if options.command:
+        if options.lifeline >= 0:
+            arguments += ["--lifeline", str(options.lifeline)]
+        return _become([*shlex.split(options.command), *arguments], log)
+    log.info("waiting for a device", arguments=shlex.join(arguments))
+    return _stand_in(machine.socket(options.name), options.lifeline, options.wait, log)
+
+
+def _become(command: list[str], log: Log) -> int:
+    # The lifeline, and the lock that says that a process of the machine lives.
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with suppress(OSError):  # the one that listdir used
+            os.set_inheritable(fd, True)
+    try:
+        os.execvp(command[0], command)
+    except OSError as error:
+        log.error("cannot start", reason=f"{command[0]}: {error.strerror}")
+        return 1
+
+
+def _stand_in(path: Path, lifeline: int, wait: float, log: Log) -> int:
+    deadline = time.monotonic() + wait
+    while (pid := _listener(path)) is None:
+        if time.monotonic() > deadline:
+            log.error("gave up", reason=f"no device has come to {path} within {wait:g} s")
+            return 1
+        if _ended(lifeline, timeout=_LOOK_SECONDS):
+            return 0
+    log.info("found the device", pid=pid)
+    try:
+        device = os.pidfd_open(pid)
+    except OSError as error:
+        log.error("cannot watch the device", reason=f"process {pid}: {error.strerror}")
+        return 1
+    if _ended(device, lifeline) == device:
+        print(f"the device, process {pid}, has ended", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _listener(path: Path) -> int | None:
+    """The process that listens on a Unix socket, if one does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return None
+        pid, _, _ = _PEER_CREDENTIALS.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        return int(pid)
+
+
+def _ended(*fds: int, timeout: float | None = None) -> int:
+    """Wait until one of these is readable, a pipe at its end or a process that ended; gives it, 0 after `timeout`."""
+    ready, _, _ = select.select([fd for fd in fds if fd >= 0], [], [], timeout)
+    return ready[0] if ready else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,117 @@
+"""The copier of docs/examples, in every language it is written in: DMA, its line, and what a guest may ask in vain."""
+
+from __future__ import annotations
+
+import zlib
+
+import pytest
+from cases import COPIER, Case
+from harness import RAM_BASE, Hart, Irqchip, Machine
+
+from vmesh import errors
+from vmesh.v1 import lifecycle_pb2 as lifecycle
+from vmesh.v1.bus_pb2 import Access
+from vmesh.v1.devices_pb2 import CopierState
+
+SOURCE, TARGET, LENGTH, STATUS, CRC = range(0, 40, 8)
+IDLE, DONE, FAILED = range(3)
+RAM_SIZE = 16 << 20
+
+every_copier = pytest.mark.parametrize("case", [COPIER], ids=lambda case: case.name)
+
+
+def write(offset: int, value: int) -> Access:
+    return Access(offset=offset, size=8, write=True, value=value)
+
+
+def begin(machine: Machine, case: Case) -> Hart:
+    machine.start_memory()
+    case.start(machine)
+    return machine.hart(case.name)
+
+
+def copy(hart: Hart, source: int, target: int, length: int) -> int:
+    """The status after one batch with all four writes."""
+    hart.batch(write(SOURCE, source), write(TARGET, target), write(LENGTH, length), write(STATUS, 1))
+    return hart.read(STATUS, 8)
+
+
+def ram(machine: Machine) -> memoryview:
+    data = (machine.path / "ram.seg").read_bytes()
+    return memoryview(data)
+
+
+def fill(machine: Machine, offset: int, data: bytes) -> None:
+    with open(machine.path / "ram.seg", "r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+@every_copier
+@pytest.mark.parametrize("length", [0, 1, 4095, 4097, 1 << 20])
+def test_copies_and_says_the_crc(machine: Machine, case: Case, length: int) -> None:
+    hart = begin(machine, case)
+    data = bytes(index * 7 % 251 for index in range(length))
+    fill(machine, 3, data)
+    assert copy(hart, RAM_BASE + 3, RAM_BASE + (4 << 20) + 1, length) == DONE
+    assert ram(machine)[(4 << 20) + 1 : (4 << 20) + 1 + length] == data
+    assert hart.read(CRC, 8) == zlib.crc32(data)
+
+
+@every_copier
+def test_pages_it_wrote_are_dirty(machine: Machine, case: Case) -> None:
+    hart = begin(machine, case)
+    assert copy(hart, RAM_BASE, RAM_BASE + 0x3FFF, 2) == DONE
+    flags = (machine.path / "ram.flags").read_bytes()
+    stride = len(flags) // 4
+    for array in (1, 2):  # dirty, dirty-cpu: memory.proto
+        assert [page for page in range(8) if flags[array * stride + page]] == [3, 4]
+
+
+@every_copier
+@pytest.mark.parametrize(
+    ("source", "target", "length"),
+    [
+        (RAM_BASE - 1, RAM_BASE, 8),
+        (RAM_BASE, RAM_BASE - 8, 8),
+        (RAM_BASE + RAM_SIZE - 4, RAM_BASE, 8),
+        (RAM_BASE, RAM_BASE + RAM_SIZE - 4, 8),
+        ((1 << 64) - 4, RAM_BASE, 8),
+        (RAM_BASE, (1 << 64) - 4, 8),
+        (RAM_BASE, RAM_BASE, (1 << 20) + 1),
+        (RAM_BASE, RAM_BASE, (1 << 64) - 1),
+    ],
+)
+def test_memory_that_is_not_there(machine: Machine, case: Case, source: int, target: int, length: int) -> None:
+    hart = begin(machine, case)
+    fill(machine, 0, bytes(range(1, 17)))
+    before = bytes(ram(machine))
+    assert copy(hart, source, target, length) == FAILED
+    assert ram(machine) == before
+    assert copy(hart, RAM_BASE, RAM_BASE + 64, 16) == DONE
+
+
+@every_copier
+def test_line_is_up_until_acknowledged(machine: Machine, case: Case) -> None:
+    hart = begin(machine, case)
+    irqchip = Irqchip(machine, case.name)
+    irqchip.until(lambda: irqchip.levels == {0: False}, "the line low")
+    hart.batch(write(LENGTH, 4), write(SOURCE, RAM_BASE), write(TARGET, RAM_BASE))
+    irqchip.apply(hart.write(STATUS, 1, 8).update)
+    assert (irqchip.levels, irqchip.shadows[0, STATUS, 8]) == ({0: True}, DONE)
+    assert irqchip.shadows[0, CRC, 8] == zlib.crc32(bytes(4))
+    irqchip.apply(hart.write(STATUS, 0, 8).update)
+    assert (irqchip.levels, irqchip.shadows[0, STATUS, 8]) == ({0: False}, IDLE)
+
+
+@every_copier
+def test_a_state_that_it_cannot_be_in(machine: Machine, case: Case) -> None:
+    begin(machine, case)
+    monitor = machine.monitor(case.name)
+    state = monitor.save()
+    bad = lifecycle.ServiceState(
+        type=state.type, version=state.version, bytes=CopierState(status=FAILED + 1).SerializeToString()
+    )
+    with pytest.raises(errors.BadState, match="status"):
+        monitor.ask(lifecycle.Load(state=bad))
+    assert monitor.ask(lifecycle.Save()) == state

@@ -1,0 +1,79 @@
+"""Devices of the user's own: the copier of docs/examples on the board of a real machine, however it is started."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.system import programs
+from tests.system.conftest import LIMIT, Terminal
+
+pytestmark = pytest.mark.system
+
+BASE, IRQ = 0x400_0000, 20  # where the board has nothing
+PYTHON = f"{sys.executable} -m docs.examples.copier"
+FLAG = f"vmesh-external,id=copier0,base={BASE:#x},irq={IRQ}"
+Run = Callable[..., Terminal]
+
+
+@pytest.fixture
+def guest(tmp_path: Path) -> tuple[str, ...]:
+    """Flags for a guest that uses the copier."""
+    path = tmp_path / "guest.elf"
+    path.write_bytes(programs.elf(programs.copy(BASE, IRQ)))
+    return "-bios", "none", "-kernel", str(path), "-serial", "null"
+
+
+def copied() -> int:
+    """The exit status of a guest that found all right."""
+    return 128 + (zlib.crc32(programs.copy(BASE, IRQ)[: programs.COPIED]) & 0x7F)
+
+
+def test_the_machine_starts_the_device(run: Run, guest: tuple[str, ...]) -> None:
+    machine = run(*guest, "-device", f"{FLAG},kind=copier,command={PYTHON}", pipes=True)
+
+    assert (machine.wait(), machine.output) == (copied(), "")
+
+
+def test_the_machine_waits_for_a_device_started_by_hand(root: Path, run: Run, guest: tuple[str, ...]) -> None:
+    machine = run(*guest, "-device", FLAG, "-name", "waits", pipes=True)
+    machine.expect("\n")
+    found = re.fullmatch(r"vmesh: waiting for the device copier0: start it with (.*)\n", machine.output)
+    assert found, machine.output
+    device = subprocess.Popen([*PYTHON.split(), *found[1].split()], cwd=root)
+
+    assert machine.wait() == copied()
+    assert device.wait(LIMIT) == 0
+
+
+@pytest.mark.parametrize(
+    ("properties", "reason"),
+    [
+        (f"kind=toaster,command={PYTHON}", "copier0: kind: expected toaster, got 'copier'$"),
+        ("command=/nowhere/copier", "/nowhere/copier: No such file or directory$"),
+        ("command=true", "service 'copier0' .* ended with status 0"),
+        ("wait=0.2", "no device has come to /.*/copier0.sock within 0.2 s$"),
+    ],
+)
+def test_a_device_that_does_not_come_ends_the_machine(
+    run: Run, guest: tuple[str, ...], properties: str, reason: str
+) -> None:
+    machine = run(*guest, "-device", f"{FLAG},{properties}", pipes=True)
+
+    assert machine.wait() == 1
+    last = machine.output.splitlines()[-1]
+    assert "service 'copier0'" in last, machine.output
+    assert re.search(reason, last), machine.output
+
+
+def test_the_readme_shows_this_device(root: Path) -> None:
+    source = (root / "docs/examples/copier/__main__.py").read_text()
+
+    shown = source[source.index("class Copier") : source.index("\n\nif __name__")]
+    assert shown.strip() in (root / "README.md").read_text()

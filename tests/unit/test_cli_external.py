@@ -1,0 +1,110 @@
+"""`-device vmesh-external`: what it takes, where it may be, the processes and the node that come of it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import libfdt
+import pytest
+
+from services.memory.layout import Range, place_argument
+from vmesh.board import cpu_model, devicetree, virt
+from vmesh.board.devicetree import Board
+from vmesh.board.errors import BoardError
+from vmesh.board.external import External, check
+from vmesh.cli import external
+from vmesh.cli.options import OptionError, parse
+
+RAM = 128 << 20
+COPIER = External("copier0", virt.Region(0x400_0000, 0x1000, 20))
+
+
+def test_all_properties() -> None:
+    text = "vmesh-external,id=c,base=0x5000000,irq=7,size=64,kind=copier,compatible=acme,,copier acme,,mover,wait=3"
+    (device,) = parse(["-device", text + ",command=./copier  -v 'a b'"]).external
+    region = virt.Region(0x500_0000, 64, 7)
+    assert device == External("c", region, "copier", ("acme,copier", "acme,mover"), "./copier -v 'a b'", 3.0)
+
+
+def test_several_devices() -> None:
+    flags = ["-device", "vmesh-external,id=a,base=0x4000000", "-device", "vmesh-external,id=b,base=0x4001000"]
+    assert [device.name for device in parse(flags).external] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("base=0x4000000", "expected id=NAME"),
+        ("id=../x,base=0x4000000", "expected id=NAME"),
+        ("id=cpu,base=0x4000000", "none of monitor, gateway, memory, cpu"),
+        ("id=a", "expected base=ADDRESS"),
+        ("id=a,base=here", "expected base to be a number"),
+        ("id=a,base=0x4000002", "multiple of 4"),
+        ("id=a,base=-4", "expected base to be a number"),
+        ("id=a,base=0x4000000,size=0", "and a size"),
+        ("id=a,base=0x4000000,irq=0", "an irq of 1 to 95, got 0"),
+        ("id=a,base=0x4000000,irq=96", "an irq of 1 to 95, got 96"),
+        ("id=a,base=0x4000000,kind=memory", "expected kind=KIND"),
+        ("id=a,base=0x4000000,addr=1", "no property 'addr'"),
+        ("id=a,base=0x4000000,command='", "No closing quotation"),
+        ("id=a,base=0x4000000,wait=0", "expected wait=SECONDS"),
+        ("id=a,base=0x4000000,wait=nan", "expected wait=SECONDS"),
+    ],
+)
+def test_what_cannot_be_followed(text: str, expected: str) -> None:
+    with pytest.raises(OptionError, match=expected) as raised:
+        parse(["-device", f"vmesh-external,{text}"])
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("device", "reason"),
+    [
+        (External("a", virt.Region(0x8000_0000 + RAM - 4, 8)), "overlaps memory"),
+        (External("a", virt.Region(0x1000_0000, 4)), "overlaps uart0 at 0x10000000"),
+        (External("a", virt.Region(0xC00_0000 - 4, 8)), "overlaps plic"),
+        (External("a", virt.Region(0x1000_1000, 4)), "overlaps virtio-mmio 0"),
+        (External("a", virt.Region(0x400_0800, 4)), "overlaps copier0 at 0x4000000"),
+        (External("a", virt.Region(0x500_0000, 4, 10)), "interrupt 10 is uart0's"),
+        (External("a", virt.Region(0x500_0000, 4, 1)), "interrupt 1 is virtio-mmio 0's"),
+        (External("a", virt.Region(0x500_0000, 4, 20)), "interrupt 20 is copier0's"),
+        (External("rtc", virt.Region(0x500_0000, 4)), "the name is taken"),
+        (External("copier0", virt.Region(0x500_0000, 4)), "the name is taken"),
+    ],
+)
+def test_places_that_are_taken(device: External, reason: str) -> None:
+    with pytest.raises(BoardError, match=reason):
+        check([COPIER, device], RAM, virtio_slots=[0])
+
+
+def test_places_that_are_free() -> None:
+    above, below = virt.Region(0x400_1000, 8), virt.Region(0x3FF_FFFC, 4)
+    check([COPIER, External("a", above), External("b", below), External("c", virt.virtio(0))], RAM, virtio_slots=[1])
+
+
+def test_the_process() -> None:
+    by_hand = external.service_command(COPIER, Path("/m"))
+    started = external.service_command(External("c", virt.Region(0, 4), "copier", command="a 'b c'"), Path("/m"))
+    assert (by_hand.name, by_hand.kind) == ("copier0", "external")
+    assert by_hand.arguments[-2:] == ("--wait", "60")
+    assert (started.name, started.kind) == ("c", "copier")
+    assert shlex.split(started.arguments[started.arguments.index("--command") + 1]) == ["a", "b c"]
+    assert "--irq" not in started.arguments
+
+
+def test_memory_reads_the_place() -> None:
+    place = place_argument(external.place(External("c", virt.Region(0x400_0000, 0x28, 20), "copier")))
+    assert (place.kind, place.range, place.irq) == ("copier", Range("c", 0x400_0000, 0x28), 20)
+
+
+def test_node_in_the_device_tree() -> None:
+    named = External("copier0", virt.Region(0x400_0000, 0x1000, 20), "copier", ("acme,copier", "acme,mover"))
+    nameless = External("other", virt.Region(0x500_0000, 0x1000))
+    tree = libfdt.Fdt(devicetree.build(Board(RAM, 1, cpu_model.parse("rv64"), external=(named, nameless))))
+    node = tree.path_offset("/soc/copier@4000000")
+    assert bytes(tree.getprop(node, "compatible")) == b"acme,copier\0acme,mover\0"
+    assert bytes(tree.getprop(node, "reg")) == (0x400_0000).to_bytes(8, "big") + (0x1000).to_bytes(8, "big")
+    assert tree.getprop(node, "interrupts").as_uint32() == 20
+    with pytest.raises(libfdt.FdtException):
+        tree.path_offset("/soc/other@5000000")

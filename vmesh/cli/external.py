@@ -1,0 +1,85 @@
+"""`-device vmesh-external`: a device that is a program of the user's, from the flag to the processes."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from vmesh.board import virt
+from vmesh.board.external import External
+from vmesh.spawn import ServiceCommand
+
+DRIVER = "vmesh-external"
+USAGE = (
+    f"{DRIVER},id=NAME,base=ADDRESS[,irq=N][,size=BYTES][,kind=KIND][,compatible=TEXT][,command=TEXT][,wait=SECONDS]"
+)
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,30}")  # also that of a node: Devicetree Specification 0.4, 2.2.1
+_OURS = ("monitor", "gateway", "memory", "cpu")
+_PAGE = 4096
+
+
+def parse(properties: Mapping[str, str]) -> External:
+    """The device that the flag's properties describe. Raises ValueError."""
+    known = {"id", "base", "size", "irq", "kind", "compatible", "command", "wait"}
+    if unknown := [key for key in properties if key not in known]:
+        raise ValueError(f"no property '{unknown[0]}'; expected {USAGE}")
+    name, kind = properties.get("id", ""), properties.get("kind", "")
+    if not _NAME.fullmatch(name) or name in _OURS:
+        raise ValueError(f"expected id=NAME, at most 31 letters, digits and ._-, and none of {', '.join(_OURS)}")
+    if kind and (not _NAME.fullmatch(kind) or kind in _OURS):
+        raise ValueError(f"expected kind=KIND, at most 31 letters, digits and ._-, got '{kind}'")
+    if "base" not in properties:
+        raise ValueError("expected base=ADDRESS, where the guest finds the device")
+    base, size = _number(properties, "base", 0), _number(properties, "size", _PAGE)
+    if base % 4 or not 0 < size <= 1 << 40 or base + size > 1 << 56:
+        raise ValueError(f"expected a base that is a multiple of 4, and a size, below 2^56, got {base:#x}+{size:#x}")
+    irq = _number(properties, "irq", 0)
+    if irq >= virt.PLIC_SOURCES or ("irq" in properties and not irq):
+        raise ValueError(f"expected an irq of 1 to {virt.PLIC_SOURCES - 1}, got {irq}")
+    compatible = tuple(filter(None, properties.get("compatible", "").split(" ")))
+    try:
+        command = shlex.join(shlex.split(properties.get("command", "")))
+        wait = float(properties.get("wait", "60"))
+    except ValueError as error:
+        raise ValueError(f"command= or wait= cannot be read: {error}") from None
+    if not 0 < wait < 1e6:
+        raise ValueError(f"expected wait=SECONDS above 0, got {wait:g}")
+    return External(name, virt.Region(base, size, irq), kind, compatible, command, wait)
+
+
+def service_command(device: External, machine: Path) -> ServiceCommand:
+    """The process that stands for the device, or becomes it."""
+    arguments = ["--machine", str(machine), "--name", device.name, "--base", f"{device.region.base:#x}"]
+    if device.region.irq:
+        arguments += ["--irq", str(device.region.irq)]
+    if device.command:
+        arguments += ["--command", device.command]
+    else:
+        arguments += ["--wait", f"{device.wait_seconds:g}"]
+    return ServiceCommand(device.name, device.kind or "external", "services.external", tuple(arguments))
+
+
+def place(device: External) -> str:
+    """What memory's --place takes: what the device has to say of itself when it attaches."""
+    return f"{device.name}={device.kind}@{device.region.base:#x}:{device.region.size:#x}/{device.region.irq}"
+
+
+def note(device: External, machine: Path) -> str:
+    """For the user, who has to start it."""
+    irq = f" --irq {device.region.irq}" if device.region.irq else ""
+    arguments = f"--machine {machine} --name {device.name} --base {device.region.base:#x}{irq}"
+    return f"waiting for the device {device.name}: start it with {arguments}"
+
+
+def _number(properties: Mapping[str, str], key: str, default: int) -> int:
+    text = properties.get(key, str(default))
+    try:
+        value = int(text, 0)
+    except ValueError:
+        value = -1
+    if value < 0:
+        raise ValueError(f"expected {key} to be a number such as 20 or 0x4000000, got '{text}'")
+    return value
