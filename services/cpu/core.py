@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import platform
@@ -12,6 +11,8 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from .digest import blake2b
 
 MAGIC = b"VMESHCORE1\0\0\0\0\0\0"
 _HEADER = struct.Struct("<16s32sQ")
@@ -67,7 +68,7 @@ def key() -> str:
     """Names the core by all that shapes it: our sources, LLVM (through llvmlite's version) and the host's processor."""
     from importlib.metadata import version
 
-    digest = hashlib.blake2b(digest_size=16)
+    digest = blake2b(digest_size=16)
     here = Path(__file__).parent
     for path in sorted([*here.glob("native/*.py"), *here.glob("isa/**/*.py")]):
         digest.update(path.relative_to(here).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
@@ -91,7 +92,7 @@ def build_core() -> CoreImage:
 def _pack(core: CoreImage) -> bytes:
     head = json.dumps({"symbols": core.symbols, "handlers": core.handlers, "functions": core.functions}).encode()
     body = head + core.image
-    return _HEADER.pack(MAGIC, hashlib.blake2b(body, digest_size=32).digest(), len(head)) + body
+    return _HEADER.pack(MAGIC, blake2b(body, digest_size=32).digest(), len(head)) + body
 
 
 def _unpack(data: bytes) -> CoreImage | None:
@@ -100,7 +101,7 @@ def _unpack(data: bytes) -> CoreImage | None:
         return None
     magic, digest, length = _HEADER.unpack_from(data)
     body = data[_HEADER.size :]
-    if magic != MAGIC or hashlib.blake2b(body, digest_size=32).digest() != digest:
+    if magic != MAGIC or blake2b(body, digest_size=32).digest() != digest:
         return None
     head = json.loads(body[:length])
     return CoreImage(body[length:], head["symbols"], head["handlers"], head["functions"])

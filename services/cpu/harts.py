@@ -14,6 +14,7 @@ from .isa.riscv.plic_layout import Plic
 from .isa.riscv.state import (
     ATTENTION_STOP,
     CODE_HASH,
+    CODE_KEPT,
     CODE_PAGE_STRIDE,
     CONTEXTS,
     DEVICE_ACLINT,
@@ -116,6 +117,7 @@ class Harts:
             hart.tlbs = _address(tlbs)
             hart.code_pool = -(-_address(pool) // CODE_PAGE_STRIDE) * CODE_PAGE_STRIDE
             hart.code_pages = CODE_PAGES
+            hart.code_kept = CODE_KEPT
             hart.code_hash = _address(table)
             hart.mhartid = number
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import io
 import os
 import struct
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .core import cache_folder, key, remove_unused
+from .digest import blake2b
 from .regions import DIGEST, FINGERPRINT, Translation
 
 #: Magic, day of last use, digest of the page, bytes of steps, entries and code; then the checksum.
@@ -51,7 +51,7 @@ def _record(digest: bytes, translation: Translation, day: int) -> bytes:
     parts = (translation.steps, translation.entries, translation.code)
     head = _HEAD.pack(_MAGIC, day, digest, *map(len, parts))
     body = b"".join(parts)
-    return head + hashlib.blake2b(head[_CHECKED_FROM:] + body, digest_size=_CHECKSUM).digest() + body
+    return head + blake2b(head[_CHECKED_FROM:] + body, digest_size=_CHECKSUM).digest() + body
 
 
 class _Place(NamedTuple):

@@ -1,15 +1,13 @@
 """Regions in this process: hot code goes to the translator, compiled code into the slots of the pages it was made of.
 
 A hart's thread serves its own decoded pages, between two runs of native code, so nothing here races with the hart. A
-region belongs
-to the bytes of its page: it is looked up by their digest whenever a page is decoded, by any hart, in this machine or
-a later one.
+region belongs to the bytes of its page: it is looked up by their digest whenever a page is decoded, by any hart, in
+this machine or a later one.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import mmap
 import struct
 import threading
@@ -18,6 +16,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from .digest import blake2b
 from .harts import Harts
 from .isa.riscv.state import ATTENTION_REGIONS, CODE_HASH, CODE_PAGE_STRIDE, EXITS, CodePage
 from .native.blob import map_executable
@@ -241,7 +240,7 @@ class Regions:
 
     def _digest(self, page: int) -> bytes:
         """Names what the regions of a decoded page are made of; begins with the page's fingerprint."""
-        content = hashlib.blake2b(ctypes.string_at(page + _COPY, PAGE), digest_size=16, salt=self._salt).digest()
+        content = blake2b(ctypes.string_at(page + _COPY, PAGE), digest_size=16, salt=self._salt).digest()
         return _fingerprint(page) + content
 
     def _find(self, hart: Any, physical: int) -> int:

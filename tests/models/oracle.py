@@ -124,7 +124,7 @@ class Ours:
         cpu.ram[start : start + WINDOW] = case.window
         hart.pc = case.pc
         before = hart.retired
-        stop = cpu.run(seconds=5)
+        stop = cpu.run(seconds=60)  # translating all of it takes a second, on a busy host several
         self.retired.append(hart.retired - before)
         assert stop.why == "trapped", (stop, case)
         return State(

@@ -12,6 +12,7 @@ from services.cpu.isa.riscv.compressed import COMPRESSED, expansion_table
 from services.cpu.isa.riscv.encoding import encode
 from services.cpu.isa.riscv.features import FEATURES
 from services.cpu.isa.riscv.instructions import INSTRUCTIONS
+from services.cpu.isa.riscv.state import CODE_GENERATION, CODE_KEPT
 from tests.cpu_harness import BASE, END_WORD, Cpu
 
 ILLEGAL, BREAKPOINT, FETCH_ACCESS = 2, 3, 1
@@ -174,17 +175,46 @@ def test_a_jump_to_itself_can_be_stopped(cpu: Cpu, name: str) -> None:
         assert (stop.why, stop.pc) == ("timeout", pc)
 
 
-def test_code_in_more_pages_than_are_kept() -> None:
-    pages = CODE_PAGES + 50
+def _chain(pages: int) -> Cpu:
+    """Code that runs through ``pages`` pages from BASE + 0x1000 on, adding one to a0 in each."""
     cpu = Cpu((pages + 2) << 12)
     for page in range(pages):
         code = struct.pack("<II", addi(10, 1), encode("jal", imm=0x1000 - 4))
         cpu.ram[0x1000 + (page << 12) : 0x1008 + (page << 12)] = code
     cpu.place(BASE + 0x1000 + (pages << 12), END_WORD)
+    return cpu
+
+
+def _run_chain(cpu: Cpu, start: int, pages: int) -> int:
+    """Runs the last ``pages`` pages of a chain; gives the pages that were decoded for it."""
+    before = cpu.hart.count_code_pages
+    cpu.set(BASE + 0x1000 + (start << 12), {10: 0})
+    assert cpu.run().why == "end"
+    assert cpu.x()[10] == pages
+    return int(cpu.hart.count_code_pages - before)
+
+
+def test_code_in_more_pages_than_there_is_room_for() -> None:
+    pages = CODE_PAGES + 50
+    cpu = _chain(pages)
     for _ in range(2):
-        cpu.set(BASE + 0x1000, {10: 0})
-        assert cpu.run().why == "end"
-        assert cpu.x()[10] == pages
+        _run_chain(cpu, 0, pages)
+
+
+def test_pages_that_are_run_once_take_the_places_of_others() -> None:
+    cpu = _chain(CODE_PAGES - 10)
+    _run_chain(cpu, 0, CODE_PAGES - 10)
+    assert cpu.hart.code_used <= CODE_KEPT + 2 * CODE_GENERATION
+
+
+def test_pages_that_are_run_again_and_again_are_all_kept() -> None:
+    pages = 3 * CODE_KEPT
+    cpu = _chain(pages)
+    decoded = [_run_chain(cpu, 0, pages) for _ in range(20)]
+    assert decoded[0] == pages + 1
+    assert decoded[-1] == 0
+    # and part of them, in a program that is larger
+    assert _run_chain(cpu, pages - 100, 100) == 0
 
 
 # code that changes

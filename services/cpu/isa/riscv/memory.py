@@ -71,8 +71,10 @@ from .state import (
     ACCESS_FAILED,
     ACCESS_NONE,
     ACCESS_WANTED,
+    CODE_GENERATION,
     CODE_HASH,
     CODE_PAGE_STRIDE,
+    CODE_RETURNED,
     CONTEXTS,
     DEVICE_ACLINT,
     DEVICE_PLIC,
@@ -716,6 +718,39 @@ def check_slots(hart: Hart, page: CodePage, host: u64) -> None:
 
 
 @native
+def free_page(hart: Hart) -> u64:
+    """Where a page can be decoded: in the place of one that is no longer used, in a new place, or, with no place left,
+    in the first one of all."""
+    if hart.code_used >= hart.code_kept:
+        for _ in range(hart.code_used):
+            hart.code_hand += 1
+            if hart.code_hand >= hart.code_used:
+                hart.code_hand = 0
+            place = hart.code_pool + hart.code_hand * CODE_PAGE_STRIDE
+            if at(CodePage, place).generation + 1 < hart.code_generation:
+                forget_page(hart, place)
+                return place
+    if hart.code_used == hart.code_pages:
+        flush_fetch(hart)
+        hart.code_used = 0
+        for i in range(CODE_HASH):
+            poke(u64, hart.code_hash + 8 * i, 0)
+    hart.code_used += 1
+    return hart.code_pool + (hart.code_used - 1) * CODE_PAGE_STRIDE
+
+
+@native
+def forget_page(hart: Hart, page: u64) -> None:
+    """Takes a decoded page out of the table, and remembers it."""
+    physical = at(CodePage, page).physical
+    hart.code_forgotten[(physical >> 12) & (CODE_HASH - 1)] = physical
+    place = hart.code_hash + (((physical >> 12) & (CODE_HASH - 1)) << 3)
+    while peek(u64, place) != page:
+        place = ref(at(CodePage, peek(u64, place)).next)
+    poke(u64, place, at(CodePage, page).next)
+
+
+@native
 def code_page(hart: Hart, physical: u64, host: u64) -> CodePage:
     """The decoded page of a physical page, made or checked against memory since the last FENCE.I."""
     bucket = hart.code_hash + (((physical >> 12) & (CODE_HASH - 1)) << 3)
@@ -727,18 +762,23 @@ def code_page(hart: Hart, physical: u64, host: u64) -> CodePage:
                 hart.count_code_checks += 1
                 check_slots(hart, found, host)
                 found.epoch = hart.code_epoch
+            found.generation = hart.code_generation
             return found
         address = found.next
-    if hart.code_used == hart.code_pages:
-        flush_fetch(hart)
-        hart.code_used = 0
-        for i in range(CODE_HASH):
-            poke(u64, hart.code_hash + 8 * i, 0)
-    page = at(CodePage, hart.code_pool + hart.code_used * CODE_PAGE_STRIDE)
-    hart.code_used += 1
     hart.count_code_pages += 1
+    if hart.count_code_pages % CODE_GENERATION == 0:
+        # from here on what is used is looked up
+        flush_fetch(hart)
+        hart.code_generation += 1
+        if hart.code_returned > CODE_RETURNED:
+            hart.code_kept += CODE_GENERATION
+        hart.code_returned = 0
+    if hart.code_forgotten[(physical >> 12) & (CODE_HASH - 1)] == physical:
+        hart.code_returned += 1
+    page = at(CodePage, free_page(hart))
     page.physical = physical
     page.epoch = hart.code_epoch
+    page.generation = hart.code_generation
     page.next = peek(u64, bucket)
     poke(u64, bucket, ref(page))
     reset_slots(hart, page, host)

@@ -122,6 +122,8 @@ class CodePage(Record):
     physical: u64
     epoch: u64
     next: u64
+    #: the generation in which it was last looked up
+    generation: u64
 
 
 class Sample(Record):
@@ -131,6 +133,10 @@ class Sample(Record):
     count: u64
 
 
+#: Pages decoded in a generation. A page that was not looked up in this one or the one before may be given up for
+#: another, if a hart has ``CODE_KEPT``: Linux needs most of its pages once, to boot. If of a generation more than
+#: ``CODE_RETURNED`` had been given up before, as many more are kept.
+CODE_GENERATION, CODE_KEPT, CODE_RETURNED = 128, 512, 96
 #: Slots counted at a time; hot slots and new pages that wait for Python.
 SAMPLES, HOT, FRESH = 256, 16, 64
 #: Functions of the core that regions may call.
@@ -285,6 +291,13 @@ class Hart(Record):
     code_pages: u64
     code_used: u64
     code_hash: u64
+    code_generation: u64
+    #: where the next page to be given up is looked for
+    code_hand: u64
+    #: pages that are kept at least, those of this generation that had been given up, and by bucket the last that was
+    code_kept: u64
+    code_returned: u64
+    code_forgotten: Ptr[u64] = array(u64, CODE_HASH)
     contexts: Ptr[Context] = array(Context, CONTEXTS)
     machine_tlb_used: u64
     scratch: Ptr[u64] = array(u64, 16)
