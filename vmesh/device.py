@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError, Message
 from vmesh import errors, service
 from vmesh.guest_memory import GuestMemory, LocalGuestMemory, RemoteGuestMemory
 from vmesh.service import Runtime, Service
-from vmesh.slot import Slot
+from vmesh.slot import MARKS, Slot
 from vmesh.v1 import bus_pb2 as messages
 from vmesh.v1 import lifecycle_pb2 as lifecycle
 from vmesh.v1 import memory_pb2
@@ -104,12 +104,16 @@ class Device:
         self.runtime = runtime  # its loop, log and notify
         self.wires = Wires()
         self.memory: GuestMemory = LocalGuestMemory((), ())  # the guest's with `dma`, from `attached` on
+        self.marks = memoryview(bytearray(8 * MARKS)).cast("Q")  # see Slot.marks: they survive the process at once
 
     def start(self) -> None:
         """Open what the device stands on. Raise a VmeshError to end the service."""
 
     def attached(self) -> None:
         """The device is on the address map."""
+
+    def recover(self) -> None:
+        """After `attached`: this life has taken over, by `load`, from one that was killed at any instruction."""
 
     def read(self, region: int, offset: int, size: int) -> int:
         """A read of a register; `offset` and `size` were checked against the region. May raise BusError."""
@@ -121,6 +125,9 @@ class Device:
 
     def flush(self) -> None:
         """The accesses of a batch have been made."""
+
+    def settle(self) -> None:
+        """A turn of the loop ends: the state is about to go into the slot, then lines and shadows to the cpu."""
 
     @property
     def blocked(self) -> bool:
@@ -180,6 +187,7 @@ class DeviceService(Service):
         self._sizes = [(region.size, region.access_sizes) for region in device.regions]
         self._posted = frozenset(_posted(device.regions))
         self._slot = Slot(runtime.machine.path / f"{runtime.name}.slot", fresh=runtime.epoch == 1)
+        device.marks = self._slot.marks
         self._written = b""
         self._description = messages.Description(
             name=runtime.name,
@@ -196,7 +204,7 @@ class DeviceService(Service):
     def start(self) -> None:
         self._device.start()
         self._device.reset()
-        self._recover()
+        recovered = self._recover()
         self._write_slot()
         memory = self._runtime.dial(_MEMORY, ROLE_DEVICE)
         memory.greet(_START_SECONDS)
@@ -206,8 +214,10 @@ class DeviceService(Service):
         if self._device.dma and answer.segments:
             self._device.memory = LocalGuestMemory(answer.segments, answer.grants)
         elif self._device.dma:
-            self._device.memory = RemoteGuestMemory(memory)
+            self._device.memory = RemoteGuestMemory(memory, answer.grants)
         self._device.attached()
+        if recovered:
+            self._device.recover()
         self._runtime.loop.settle = self._settle
 
     def welcome(self, client: Client) -> Welcome:
@@ -377,6 +387,7 @@ class DeviceService(Service):
     def _settle(self) -> None:
         """After each turn of the loop: what came from outside becomes state in the slot, then lines and shadows."""
         self._work()
+        self._device.settle()
         self._write_slot()
         if self._device.wires.changed:
             self._send_update()
@@ -422,11 +433,11 @@ class DeviceService(Service):
             self._slot.write(record)
             self._written = record
 
-    def _recover(self) -> None:
-        """Take over from the epoch before, if there was one."""
+    def _recover(self) -> bool:
+        """Take over from the epoch before; gives whether there was one."""
         written = self._slot.read()
         if written is None:
-            return
+            return False
         try:
             record = SlotRecord.FromString(written)
         except DecodeError as error:
@@ -435,6 +446,7 @@ class DeviceService(Service):
         for link in record.links:
             self._links[link.hart] = _Link(link.hart, link.done, link.value, link.bus_error, received=link.done)
         self._runtime.log.info("recovered", epoch=self._runtime.epoch, before=record.epoch)
+        return True
 
     def _parse_state(self, data: bytes, version: int) -> Message:
         name = f"state of {self._runtime.name}"

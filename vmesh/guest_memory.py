@@ -6,7 +6,8 @@ OutsideGrant before anything was read or written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -19,12 +20,51 @@ MAX_TRANSFER = 1 << 20  # of one DmaRead or DmaWrite
 _ANSWER_SECONDS = 10.0
 
 
+Piece = tuple[int, int]
+"""A range of guest memory: address, bytes."""
+Fill = Callable[[list[memoryview]], int]
+"""Fills buffers from the first on; gives how many bytes it wrote."""
+
+
 class GuestMemory(Protocol):
     """Reads and writes guest memory; a write has happened for everybody when the method returns."""
 
     def read(self, address: int, size: int) -> bytes: ...
 
     def write(self, address: int, data: bytes | bytearray | memoryview) -> None: ...
+
+    def read_u16(self, address: int) -> int:
+        """Two bytes at an even address, little endian, in one access: never half of an old value, half of a new one."""
+        ...
+
+    def write_u16(self, address: int, value: int) -> None:
+        """As `read_u16`, the other way."""
+        ...
+
+    def covers(self, address: int, size: int, *, write: bool) -> bool:
+        """Whether the range may be read, or written."""
+        ...
+
+    def gather(self, pieces: Sequence[Piece]) -> list[memoryview]:
+        """The content of the ranges, to be read only, and before the guest may use them again. No copy where mapped."""
+        ...
+
+    def scatter(self, pieces: Sequence[Piece], fill: Fill) -> int:
+        """Let `fill` write into the ranges, straight into guest memory where it is mapped; gives what `fill` gave."""
+        ...
+
+
+def barrier() -> None:
+    """What was written before is seen by all before anything is read after.
+
+    A semaphore's operations are atomic ones, which order everything on the hosts that vmesh knows (on x86 a load may
+    otherwise overtake an earlier store).
+    """
+    with _BARRIER:
+        pass
+
+
+_BARRIER = threading.Lock()
 
 
 def check(grants: Sequence[messages.Grant], address: int, size: int, write: bool) -> None:
@@ -42,10 +82,20 @@ def check(grants: Sequence[messages.Grant], address: int, size: int, write: bool
 @dataclass(frozen=True, slots=True)
 class _Mapped:
     base: int
-    size: int
     content: memoryview
+    halves: memoryview  # the content in units of two bytes, which Python reads and writes in one access
     flags: memoryview | None
     stride: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """What may be used of a mapping: guest physical addresses from `base` to `end`."""
+
+    base: int
+    end: int
+    writable: bool
+    mapped: _Mapped
 
 
 class LocalGuestMemory:
@@ -56,42 +106,75 @@ class LocalGuestMemory:
 
     def __init__(self, segments: Sequence[messages.Segment], grants: Sequence[messages.Grant]) -> None:
         self._grants = tuple(grants)
-        self._mapped = [_map(each) for each in segments]
+        mapped = [(each, _map(each)) for each in segments]
+        windows = [
+            _Window(grant.base, grant.base + grant.size, grant.writable and each.writable, found)
+            for grant in grants
+            for each, found in mapped
+            if each.base <= grant.base and grant.base + grant.size <= each.base + each.size
+        ]
+        self._windows = tuple(sorted(windows, key=lambda window: window.base - window.end))  # the largest first
 
     def read(self, address: int, size: int) -> bytes:
-        check(self._grants, address, size, write=False)
-        mapped = self._find(address, size)
-        start = address - mapped.base
-        return bytes(mapped.content[start : start + size])
+        return bytes(self._view(address, size))
 
     def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
         size = len(data)
-        check(self._grants, address, size, write=True)
-        mapped = self._find(address, size)
-        if mapped.content.readonly:
-            raise errors.OutsideGrant("guest memory write", expected="RAM", got=f"{address:#x} in ROM")
+        mapped = self._find(address, size, True)
         start = address - mapped.base
         mapped.content[start : start + size] = data
-        if mapped.flags is not None and size:
-            first, after = start // segment.PAGE, (start + size - 1) // segment.PAGE + 1
-            ones = b"\x01" * (after - first)
-            # After the write: see Segment in memory.proto.
-            for array in (segment.FLAG_DIRTY, segment.FLAG_DIRTY_CPU):
-                begin = array * mapped.stride
-                mapped.flags[begin + first : begin + after] = ones
+        _mark(mapped, start, size)
 
-    def _find(self, address: int, size: int) -> _Mapped:
-        for mapped in self._mapped:
-            if mapped.base <= address and size <= mapped.base + mapped.size - address:
-                return mapped
+    def read_u16(self, address: int) -> int:
+        mapped = self._find(address, 2, False)
+        value: int = mapped.halves[_half(address, mapped)]
+        return value
+
+    def write_u16(self, address: int, value: int) -> None:
+        mapped = self._find(address, 2, True)
+        mapped.halves[_half(address, mapped)] = value
+        _mark(mapped, address - mapped.base, 2)
+
+    def covers(self, address: int, size: int, *, write: bool) -> bool:
+        return any(
+            window.base <= address and 0 <= size <= window.end - address and window.writable >= write
+            for window in self._windows
+        )
+
+    def gather(self, pieces: Sequence[Piece]) -> list[memoryview]:
+        return [self._view(address, size) for address, size in pieces]
+
+    def scatter(self, pieces: Sequence[Piece], fill: Fill) -> int:
+        found = [(self._find(address, size, True), address, size) for address, size in pieces]
+        views = []
+        for mapped, address, size in found:
+            start = address - mapped.base
+            views.append(mapped.content[start : start + size])
+        try:
+            return fill(views)
+        finally:
+            for mapped, address, size in found:
+                _mark(mapped, address - mapped.base, size)
+
+    def _view(self, address: int, size: int) -> memoryview:
+        mapped = self._find(address, size, False)
+        start = address - mapped.base
+        return mapped.content[start : start + size]
+
+    def _find(self, address: int, size: int, write: bool) -> _Mapped:
+        for window in self._windows:
+            if window.base <= address and 0 <= size <= window.end - address and window.writable >= write:
+                return window.mapped
+        check(self._grants, address, size, write)
         raise errors.OutsideGrant("guest memory", expected="a mapped segment", got=f"{address:#x}+{size:#x}")
 
 
 class RemoteGuestMemory:
     """Asks the memory service, over a connection that has attached. Raises PeerError if that does not answer."""
 
-    def __init__(self, memory: Peer) -> None:
+    def __init__(self, memory: Peer, grants: Sequence[messages.Grant]) -> None:
         self._memory = memory
+        self._grants = tuple(grants)
 
     def read(self, address: int, size: int) -> bytes:
         pieces = []
@@ -109,11 +192,62 @@ class RemoteGuestMemory:
             piece = view[start : start + MAX_TRANSFER]
             self._ask(messages.DmaWrite(address=_u64(address + start), data=bytes(piece)))
 
+    def read_u16(self, address: int) -> int:
+        return int.from_bytes(self.read(address, 2), "little")
+
+    def write_u16(self, address: int, value: int) -> None:
+        self.write(address, value.to_bytes(2, "little"))
+
+    def covers(self, address: int, size: int, *, write: bool) -> bool:
+        try:
+            check(self._grants, address, size, write)
+        except errors.OutsideGrant:
+            return False
+        return True
+
+    def gather(self, pieces: Sequence[Piece]) -> list[memoryview]:
+        return [memoryview(self.read(address, size)) for address, size in pieces]
+
+    def scatter(self, pieces: Sequence[Piece], fill: Fill) -> int:
+        for address, size in pieces:
+            check(self._grants, address, size, write=True)
+        views = [memoryview(bytearray(size)) for _, size in pieces]
+        count = fill(views)
+        remaining = count
+        for (address, size), view in zip(pieces, views, strict=True):
+            used = min(size, remaining)
+            if used:
+                self.write(address, view[:used])
+            remaining -= used
+        return count
+
     def _ask(self, request: messages.DmaRead | messages.DmaWrite) -> messages.DmaDone:
         answer = self._memory.request(request, _ANSWER_SECONDS)
         if not isinstance(answer, messages.DmaDone):
             raise errors.PeerError("memory answered", expected="DmaDone", got=answer.DESCRIPTOR.name)
         return answer
+
+
+def _half(address: int, mapped: _Mapped) -> int:
+    if address & 1:
+        raise ValueError(f"expected an even address, got {address:#x}")
+    return (address - mapped.base) >> 1
+
+
+def _mark(mapped: _Mapped, start: int, size: int) -> None:
+    """Set the page flags of what was written; after the write: see Segment in memory.proto."""
+    flags = mapped.flags
+    if flags is None or not size:
+        return
+    first, after = start // segment.PAGE, (start + size - 1) // segment.PAGE + 1
+    dirty, dirty_cpu = segment.FLAG_DIRTY * mapped.stride, segment.FLAG_DIRTY_CPU * mapped.stride
+    if after - first == 1:
+        flags[dirty + first] = 1
+        flags[dirty_cpu + first] = 1
+    else:
+        ones = b"\x01" * (after - first)
+        flags[dirty + first : dirty + after] = ones
+        flags[dirty_cpu + first : dirty_cpu + after] = ones
 
 
 def _u64(value: int) -> int:
@@ -131,4 +265,4 @@ def _map(each: messages.Segment) -> _Mapped:
         flags = memoryview(segment.attach(Path(each.flags_path), writable=True))
         if len(flags) < segment.FLAG_ARRAYS * each.flags_stride or each.flags_stride < each.size // segment.PAGE:
             raise errors.ConfigError(f"page flags of {each.name} are too short: {len(flags)} bytes")
-    return _Mapped(each.base, each.size, content, flags, each.flags_stride)
+    return _Mapped(each.base, content, content.cast("H"), flags, each.flags_stride)

@@ -1,7 +1,8 @@
 """The slot: a small record in a file that outlives the process, so that its next life can go on where it was killed.
 
-Two records take turns, each with its checksum and number: a process that dies while it writes one leaves the other. The
-file holds against the death of the process, not of the host.
+Two records take turns, each with its checksum and number: a process that dies while it writes one leaves the other.
+Behind them are marks, words that are stored at once, for what cannot wait for a record. The file holds against the
+death of the process, not of the host.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from vmesh import errors
 _HEADER = struct.Struct("<IIQ")  # checksum of what follows it in the record, bytes of data, number of the record
 _CHECKED = struct.Struct("<IQ")
 CAPACITY = 64 << 10
+MARKS = 64
 
 
 class Slot:
@@ -29,12 +31,18 @@ class Slot:
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (os.O_TRUNC if fresh else 0)
             fd = os.open(path, flags, 0o600)
             try:
-                os.ftruncate(fd, 2 * CAPACITY)
-                self._map = mmap.mmap(fd, 2 * CAPACITY)
+                size = 2 * CAPACITY + 8 * MARKS
+                os.ftruncate(fd, size)
+                self._map = mmap.mmap(fd, size)
             finally:
                 os.close(fd)
         except OSError as error:
             raise errors.ConfigError(f"cannot open the slot {path}: {error.strerror}") from error
+
+    @property
+    def marks(self) -> memoryview:
+        """MARKS words of 64 bits, 0 in a fresh slot."""
+        return memoryview(self._map)[2 * CAPACITY :].cast("Q")
 
     def read(self) -> bytes | None:
         """The last record that was written whole, or None if there is none."""

@@ -66,5 +66,16 @@ COPIER = Case(
     size=8,
     values=(0x0123_4567_89AB_CDEF, (1 << 64) - 1),
 )
-ALL = (UART, RTC, TEST, COPIER)
+RNG = Case(
+    name="rng0",
+    module="services.devices.virtio_rng",
+    kind="virtio-rng",
+    arguments=("--irq", "8"),
+    base=0x1000_8000,
+    irqs=(8,),
+    offset=0x70,
+    size=4,
+    values=(1, 3),
+)
+ALL = (UART, RTC, TEST, COPIER, RNG)
 WITH_STATE = tuple(case for case in ALL if case.offset >= 0)

@@ -26,7 +26,7 @@ def memory(request: pytest.FixtureRequest, machine: Machine) -> GuestMemory:
     assert isinstance(attached, Attached)
     if request.param == "local":
         return LocalGuestMemory(attached.segments, attached.grants)
-    return RemoteGuestMemory(peer)
+    return RemoteGuestMemory(peer, attached.grants)
 
 
 @pytest.fixture
@@ -98,10 +98,47 @@ def test_a_write_marks_its_pages_and_no_others(memory: GuestMemory, flags: Calla
     assert len(flags(segment.FLAG_PRESENT)) == RAM // segment.PAGE
 
 
+def test_two_bytes_in_one_access(memory: GuestMemory) -> None:
+    memory.write_u16(RAM_BASE + 6, 0x1234)
+    assert memory.read(RAM_BASE + 4, 6) == b"\0\0\x34\x12\0\0"
+    assert memory.read_u16(RAM_BASE + 6) == 0x1234
+    for address in (RAM_BASE + RAM, RAM_BASE - 2):
+        with pytest.raises(errors.OutsideGrant):
+            memory.read_u16(address)
+        with pytest.raises(errors.OutsideGrant):
+            memory.write_u16(address, 1)
+
+
+def test_what_is_covered(memory: GuestMemory) -> None:
+    assert memory.covers(RAM_BASE, RAM, write=True)
+    assert memory.covers(RAM_BASE + RAM - 1, 1, write=False)
+    for address, size in ((RAM_BASE, RAM + 1), (RAM_BASE - 1, 1), (RAM_BASE + RAM, 1), ((1 << 64) - 1, 1), (0x1000, 4)):
+        assert not memory.covers(address, size, write=False)
+
+
+def test_pieces_of_memory_are_read_and_filled_in_order(memory: GuestMemory, flags: Callable[[int], list[int]]) -> None:
+    def fill(buffers: list[memoryview]) -> int:
+        assert [len(buffer) for buffer in buffers] == [3, 5]
+        buffers[0][:] = b"abc"
+        buffers[1][:2] = b"de"
+        return 5
+
+    pieces = [(RAM_BASE + 4 * segment.PAGE - 1, 3), (RAM_BASE, 5)]
+    assert memory.scatter(pieces, fill) == 5
+    assert b"".join(memory.gather(pieces)) == b"abcde\0\0\0"
+    assert memory.read(RAM_BASE + 4 * segment.PAGE - 1, 3) == b"abc"
+    assert flags(segment.FLAG_DIRTY) == flags(segment.FLAG_DIRTY_CPU) == [0, 3, 4]
+    outside = [(RAM_BASE, 1), (RAM_BASE + RAM, 1)]
+    with pytest.raises(errors.OutsideGrant):
+        memory.scatter(outside, fill)
+    with pytest.raises(errors.OutsideGrant):
+        memory.gather(outside)
+
+
 def test_without_a_grant_nothing_is_given(machine: Machine) -> None:
     machine.start_memory()
     peer = machine.dial("memory", common.ROLE_DEVICE, name="plain0")
-    memory = RemoteGuestMemory(peer)
+    memory = RemoteGuestMemory(peer, ())
     with pytest.raises(errors.OutsideGrant):
         memory.read(RAM_BASE, 1)
     description = Description(name="plain0", kind="test", epoch=1, endpoint="ipc:///nowhere")
@@ -116,7 +153,7 @@ def test_a_detached_device_has_lost_its_grant(machine: Machine) -> None:
     peer = machine.dial("memory", common.ROLE_DEVICE, name="dma0")
     description = Description(name="dma0", kind="test", epoch=1, endpoint="ipc:///nowhere", dma=True)
     peer.request(Attach(description=description), PATIENCE)
-    memory = RemoteGuestMemory(peer)
+    memory = RemoteGuestMemory(peer, ())
     memory.write(RAM_BASE, b"x")
     peer.request(Detach(), PATIENCE)
     with pytest.raises(errors.OutsideGrant):

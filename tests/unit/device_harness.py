@@ -34,6 +34,9 @@ class FakeRuntime:
     def call_at(self, name: str, when_ns: int, callback: Callable[[], None]) -> None:
         self.timers[name] = (when_ns, callback)
 
+    def call_in(self, name: str, seconds: float, callback: Callable[[], None]) -> None:
+        self.timers[name] = (0, callback)
+
     def cancel(self, name: str) -> None:
         self.timers.pop(name, None)
 
