@@ -77,5 +77,16 @@ RNG = Case(
     size=4,
     values=(1, 3),
 )
-ALL = (UART, RTC, TEST, COPIER, RNG)
+BLK = Case(
+    name="blk0",
+    module="services.devices.virtio_blk",
+    kind="virtio-blk",
+    arguments=("--irq", "7", "--file", "README.md", "--read-only"),
+    base=0x1000_7000,
+    irqs=(7,),
+    offset=0x70,
+    size=4,
+    values=(1, 3),
+)
+ALL = (UART, RTC, TEST, COPIER, RNG, BLK)
 WITH_STATE = tuple(case for case in ALL if case.offset >= 0)

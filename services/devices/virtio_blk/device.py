@@ -1,0 +1,264 @@
+"""The model of the block device: requests, configuration, features (virtio 1.2, 5.2), by the specification's names.
+
+Requests are done one after the other, in the order of their queue: what a killed device had begun, its successor does
+again before anything that came after (vmesh/virtio/queue.py has the argument).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from dataclasses import dataclass
+
+from google.protobuf.message import Message
+
+from services.devices.virtio_blk.image import SECTOR, Buffers, Image
+from vmesh import errors
+from vmesh.guest_memory import Piece
+from vmesh.service import Runtime
+from vmesh.v1.common_pb2 import SEVERITY_ERROR
+from vmesh.v1.devices_pb2 import VirtioBlkState
+from vmesh.virtio.queue import Chain, Queue, cut, length_of
+from vmesh.virtio.transport import VirtioDevice
+
+QUEUE_SIZE = 256
+MAX_QUEUES = 16
+
+F_SEG_MAX, F_RO, F_BLK_SIZE, F_FLUSH, F_TOPOLOGY = 1 << 2, 1 << 5, 1 << 6, 1 << 9, 1 << 10
+F_CONFIG_WCE, F_MQ, F_DISCARD, F_WRITE_ZEROES = 1 << 11, 1 << 12, 1 << 13, 1 << 14
+S_OK, S_IOERR, S_UNSUPP = 0, 1, 2
+ID_BYTES = 20
+
+
+class Type:
+    """Of requests (5.2.6)."""
+
+    IN = 0
+    OUT = 1
+    FLUSH = 4
+    GET_ID = 8
+    DISCARD = 11
+    WRITE_ZEROES = 13
+
+
+_HEADER = struct.Struct("<IIQ")  # type, reserved, sector
+_RANGE = struct.Struct("<QII")  # sector, num_sectors, flags
+_UNMAP = 1
+# capacity, size_max, seg_max, geometry (4 bytes), blk_size, topology (8 bytes), writeback, unused, num_queues, then
+# sectors, ranges and alignment of discards, sectors and ranges of zeroes, write_zeroes_may_unmap, unused
+_CONFIG = struct.Struct("<QII4xI8xBxHIIIIIB3x")
+_WRITEBACK = 32  # its place
+_MOST_RANGES = 16  # of one discard or write zeroes
+_MOST_DISCARDED = (1 << 22) - 1  # sectors of a range
+_MOST_ZEROED = 1 << 16  # they may have to be written
+_NOTICE_SECONDS = 10.0  # between two notices of the same error
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """`write_cache`: writes are stable after a flush only, if the driver can flush. `flushes`: they reach the disk."""
+
+    read_only: bool = False
+    serial: str = ""
+    queues: int = 1
+    discard: bool = False
+    write_cache: bool = True
+    flushes: bool = True
+    packed: bool = False
+
+
+class Refused(Exception):
+    """The answer to a request that is not done."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+class VirtioBlk(VirtioDevice):
+    """The block device, on `image`."""
+
+    kind = "virtio-blk"
+    state = VirtioBlkState
+    device_id = 2
+
+    def __init__(self, runtime: Runtime, base: int, irq: int, image: Image, options: Options) -> None:
+        if not 1 <= options.queues <= MAX_QUEUES:
+            raise errors.ConfigError("num-queues", expected=f"1 to {MAX_QUEUES}", got=str(options.queues))
+        features = F_SEG_MAX | F_BLK_SIZE | F_TOPOLOGY | F_FLUSH | F_CONFIG_WCE | F_DISCARD | F_WRITE_ZEROES
+        features |= (F_RO if options.read_only else 0) | (F_MQ if options.queues > 1 else 0)
+        self._image = image
+        self._options = options
+        self._writeback = options.write_cache
+        self._told: dict[int | None, float] = {}  # errors of the host, and when a notice told of them
+        self._counters = dict.fromkeys(("reads", "writes", "flushes", "bytes_read", "bytes_written", "errors"), 0)
+        super().__init__(
+            runtime,
+            base,
+            irq,
+            queue_sizes=(QUEUE_SIZE,) * options.queues,
+            features=features,
+            packed=options.packed,
+        )
+
+    def request(self, queue: Queue, chain: Chain) -> int:
+        header, data = cut(chain.readable, _HEADER.size)
+        room = length_of(chain.writable)
+        if not room or length_of(header) != _HEADER.size:
+            self.needs_reset(f"queue {queue.index}: expected a header of {_HEADER.size} bytes and room for a status")
+            return 0
+        kind, _, sector = _HEADER.unpack(b"".join(self.memory.gather(header)))
+        target, status = cut(chain.writable, room - 1)
+        try:
+            written = self._perform(kind, sector, data, target)
+            answer = S_OK
+        except Refused as refused:
+            written, answer = 0, refused.status
+        except OSError as error:
+            self._host_error(error)
+            written, answer = 0, S_IOERR
+        self.memory.write(status[0][0], bytes((answer,)))
+        return written + 1 if written == room - 1 else written
+
+    def config(self) -> bytes:
+        return _CONFIG.pack(
+            self._image.size // SECTOR,
+            0,
+            QUEUE_SIZE - 2,
+            SECTOR,
+            self._writeback,
+            self._options.queues,
+            _MOST_DISCARDED,
+            _MOST_RANGES,
+            1,
+            _MOST_ZEROED,
+            _MOST_RANGES,
+            self._options.discard,
+        )
+
+    def write_config(self, offset: int, size: int, value: int) -> None:
+        if offset == _WRITEBACK and size == 1 and self.negotiated(F_CONFIG_WCE):
+            self._writeback = bool(value & 1)
+
+    def reset_device(self) -> None:
+        self._writeback = self._options.write_cache
+
+    def save_device(self, state: Message) -> None:
+        assert isinstance(state, VirtioBlkState)
+        state.writeback = self._writeback
+        state.capacity = self._image.size // SECTOR
+
+    def check_device(self, state: Message) -> None:
+        assert isinstance(state, VirtioBlkState)
+        if state.capacity != self._image.size // SECTOR:
+            raise errors.BadState(
+                "virtio-blk capacity", expected=f"{self._image.size // SECTOR} sectors", got=str(state.capacity)
+            )
+
+    def load_device(self, state: Message) -> None:
+        assert isinstance(state, VirtioBlkState)
+        self._writeback = state.writeback
+
+    def shutdown(self) -> None:
+        if not self._options.read_only:
+            self._flush()
+        self._image.close()
+
+    def counters(self) -> dict[str, int]:
+        return {**super().counters(), **self._counters}
+
+    def _perform(self, kind: int, sector: int, data: list[Piece], target: list[Piece]) -> int:
+        """Gives how many bytes of `target` were written. Raises Refused, OSError."""
+        counters = self._counters
+        match kind:
+            case Type.IN:
+                offset, length = self._range(sector, length_of(target))
+                counters["reads"] += 1
+                counters["bytes_read"] += length
+
+                def fill(buffers: Buffers) -> int:
+                    self._image.read(offset, buffers)
+                    return length
+
+                return self.memory.scatter(target, fill)
+            case Type.OUT:
+                self._check_writable()
+                offset, length = self._range(sector, length_of(data))
+                counters["writes"] += 1
+                counters["bytes_written"] += length
+                if length:
+                    self._image.write(offset, self.memory.gather(data))
+                self._settled()
+            case Type.FLUSH:
+                counters["flushes"] += 1
+                self._flush()
+            case Type.GET_ID:
+                if length_of(target) < ID_BYTES:
+                    raise Refused(S_IOERR)
+                place, _ = cut(target, ID_BYTES)
+                serial = self._options.serial.encode()[:ID_BYTES].ljust(ID_BYTES, b"\0")
+                return self.memory.scatter(place, lambda buffers: _put(buffers, serial))
+            case Type.DISCARD | Type.WRITE_ZEROES:
+                self._check_writable()
+                self._ranges(kind, data)
+                self._settled()
+            case _:
+                raise Refused(S_UNSUPP)
+        return 0
+
+    def _ranges(self, kind: int, data: list[Piece]) -> None:
+        size = length_of(data)
+        if not size or size % _RANGE.size or size > _MOST_RANGES * _RANGE.size:
+            raise Refused(S_IOERR)
+        ranges = []
+        for sector, sectors, flags in _RANGE.iter_unpack(b"".join(self.memory.gather(data))):
+            if flags & ~(_UNMAP if kind == Type.WRITE_ZEROES else 0):
+                raise Refused(S_UNSUPP)
+            if sectors > (_MOST_ZEROED if kind == Type.WRITE_ZEROES else _MOST_DISCARDED):
+                raise Refused(S_IOERR)
+            ranges.append((*self._range(sector, sectors * SECTOR), bool(flags & _UNMAP)))
+        for offset, length, unmap in ranges:
+            if not length:
+                continue
+            if kind == Type.WRITE_ZEROES:
+                self._image.zero(offset, length, unmap=unmap and self._options.discard)
+            elif self._options.discard:
+                self._image.discard(offset, length)
+
+    def _range(self, sector: int, length: int) -> tuple[int, int]:
+        """Offset and length in bytes of what is asked for, if it is whole sectors inside of the disk."""
+        offset = sector * SECTOR
+        if length % SECTOR or offset + length > self._image.size:
+            raise Refused(S_IOERR)
+        return offset, length
+
+    def _check_writable(self) -> None:
+        if self._options.read_only:
+            raise Refused(S_IOERR)
+
+    def _settled(self) -> None:
+        """After a write: without a cache that the driver knows of, it has to be stable (5.2.6.2)."""
+        if not (self._writeback and self.negotiated(F_FLUSH)):
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._options.flushes and not self._options.read_only:
+            self._image.flush()
+
+    def _host_error(self, error: OSError) -> None:
+        self._counters["errors"] += 1
+        now = time.monotonic()
+        last = self._told.get(error.errno)
+        if last is None or now - last >= _NOTICE_SECONDS:
+            self._told[error.errno] = now
+            text = error.strerror or os.strerror(error.errno or 0)
+            self.runtime.notify(SEVERITY_ERROR, f"the disk failed, the guest was told: {text}")
+
+
+def _put(buffers: Buffers, data: bytes) -> int:
+    start = 0
+    for buffer in buffers:
+        buffer[:] = data[start : start + len(buffer)]
+        start += len(buffer)
+    return start

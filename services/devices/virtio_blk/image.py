@@ -1,0 +1,141 @@
+"""What a disk is to the device, and the raw image: a file, or a block device, whose bytes are those of the disk."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from services.devices.virtio_blk import lock
+from vmesh import errors
+
+SECTOR = 512
+
+Buffers = list[memoryview]
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_FALLOCATE = _LIBC.fallocate64
+_FALLOCATE.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 1, 2, 16  # linux/falloc.h
+_NOT_THERE = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV)
+_MOST_BUFFERS = 1024  # of one preadv or pwritev: limits.h, IOV_MAX
+_ZEROES = memoryview(bytes(1 << 20))
+
+
+class Image(Protocol):
+    """A disk of `size` bytes. Every method raises OSError where the host cannot; ranges were checked by the caller."""
+
+    size: int
+
+    def read(self, offset: int, buffers: Buffers) -> None: ...
+
+    def write(self, offset: int, buffers: Buffers) -> None: ...
+
+    def flush(self) -> None:
+        """What was written holds against the host's death."""
+
+    def discard(self, offset: int, length: int) -> None:
+        """The content is no longer needed; what is read there afterwards is not defined."""
+
+    def zero(self, offset: int, length: int, *, unmap: bool) -> None:
+        """Zeroes are read there afterwards; with `unmap` the host may take the space back."""
+
+    def close(self) -> None: ...
+
+
+class RawImage:
+    """The image at `path`. Raises ConfigError if it cannot be opened, or is in use by another writer."""
+
+    def __init__(self, path: Path, *, read_only: bool) -> None:
+        try:
+            self._fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
+        except OSError as error:
+            raise errors.ConfigError(f"cannot open the disk {path}: {error.strerror}") from error
+        try:
+            mode = os.fstat(self._fd).st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+                raise errors.ConfigError(f"cannot use the disk {path}", expected="a file or a block device")
+            lock.take(self._fd, path, writes=not read_only)
+        except errors.ConfigError:
+            os.close(self._fd)
+            raise
+        # A file that ends inside a sector: the rest of that is read as zeroes.
+        self.size = -(-os.lseek(self._fd, 0, os.SEEK_END) // SECTOR) * SECTOR
+
+    def read(self, offset: int, buffers: Buffers) -> None:
+        for part in _parts(buffers):
+            while part:
+                count = os.preadv(self._fd, part, offset)
+                if not count:  # behind the end of the file
+                    for buffer in part:
+                        buffer[:] = bytes(len(buffer))
+                    break
+                offset += count
+                part = behind(part, count)
+
+    def write(self, offset: int, buffers: Buffers) -> None:
+        for part in _parts(buffers):
+            while part:
+                count = os.pwritev(self._fd, part, offset)
+                offset += count
+                part = behind(part, count)
+
+    def flush(self) -> None:
+        os.fdatasync(self._fd)
+
+    def discard(self, offset: int, length: int) -> None:
+        try:
+            _fallocate(self._fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length)
+        except OSError as error:
+            if error.errno not in _NOT_THERE:
+                raise
+
+    def zero(self, offset: int, length: int, *, unmap: bool) -> None:
+        try:
+            _fallocate(self._fd, (_PUNCH_HOLE if unmap else _ZERO_RANGE) | _KEEP_SIZE, offset, length)
+        except OSError as error:
+            if error.errno not in _NOT_THERE:
+                raise
+            for start in range(offset, offset + length, len(_ZEROES)):
+                self.write(start, [_ZEROES[: offset + length - start]])
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def behind(buffers: Buffers, count: int) -> Buffers:
+    """`buffers` without their first `count` bytes."""
+    for number, buffer in enumerate(buffers):
+        if count < len(buffer):
+            return [buffer[count:], *buffers[number + 1 :]] if count else buffers[number:]
+        count -= len(buffer)
+    return []
+
+
+def first(buffers: Buffers, count: int) -> Buffers:
+    """The first `count` bytes of `buffers`."""
+    head = []
+    for buffer in buffers:
+        if count <= 0:
+            break
+        head.append(buffer[:count])
+        count -= len(buffer)
+    return head
+
+
+def _parts(buffers: Buffers) -> Iterator[Buffers]:
+    if len(buffers) <= _MOST_BUFFERS:
+        yield buffers
+        return
+    for start in range(0, len(buffers), _MOST_BUFFERS):
+        yield buffers[start : start + _MOST_BUFFERS]
+
+
+def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    if _FALLOCATE(fd, mode, offset, length):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))

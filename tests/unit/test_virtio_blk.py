@@ -1,0 +1,370 @@
+"""The block device: requests, errors of the host, temporary disks, the lock."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import struct
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from device_harness import FakeRuntime
+from virtio_driver import BUFFERS, Driver, SplitDriver, areas, guest_memory
+
+from services.devices.virtio_blk.device import F_CONFIG_WCE, F_FLUSH, F_MQ, F_RO, Options, VirtioBlk
+from services.devices.virtio_blk.image import SECTOR, Buffers, Image, RawImage
+from services.devices.virtio_blk.overlay import BLOCK, Overlay
+from vmesh import errors
+from vmesh.v1.devices_pb2 import VirtioQueueState
+from vmesh.virtio.transport import DRIVER_OK, F_VERSION_1, FEATURES_OK, NEEDS_RESET
+
+IN, OUT, FLUSH, GET_ID, DISCARD, WRITE_ZEROES = 0, 1, 4, 8, 11, 13
+OK, IOERR, UNSUPP = 0, 1, 2
+SIZE = 1 << 20
+
+
+class Recorder:
+    """An image that remembers what is done to it, and fails if `fail` is set."""
+
+    size = SIZE
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.fail: int | None = None
+
+    def _do(self, what: str) -> None:
+        if self.fail is not None:
+            raise OSError(self.fail, os.strerror(self.fail))
+        self.done.append(what)
+
+    def read(self, offset: int, buffers: Buffers) -> None:
+        self._do(f"read {offset}")
+
+    def write(self, offset: int, buffers: Buffers) -> None:
+        self._do(f"write {offset}")
+
+    def flush(self) -> None:
+        self._do("flush")
+
+    def discard(self, offset: int, length: int) -> None:
+        self._do(f"discard {offset} {length}")
+
+    def zero(self, offset: int, length: int, *, unmap: bool) -> None:
+        self._do(f"zero {offset} {length} {unmap}")
+
+    def close(self) -> None:
+        self._do("close")
+
+
+class Guest:
+    def __init__(self, directory: Path, image: Image, options: Options | None = None, features: int = F_FLUSH) -> None:
+        self.memory = guest_memory(directory)
+        self.runtime = FakeRuntime()
+        self.device = VirtioBlk(self.runtime, 0x1000_8000, 8, image, options or Options())  # type: ignore[arg-type]
+        self.device.reset()
+        self.device.memory = self.memory
+        self.device.attached()
+        self.driver: Driver = SplitDriver(self.memory, areas(16))
+        state = self.device.save()
+        state.virtio.status = DRIVER_OK | FEATURES_OK  # type: ignore[attr-defined]
+        state.virtio.driver_features = F_VERSION_1 | features  # type: ignore[attr-defined]
+        places = self.driver.areas
+        state.virtio.queues[0].CopyFrom(  # type: ignore[attr-defined]
+            VirtioQueueState(
+                size=16,
+                ready=True,
+                descriptors=places.descriptors,
+                driver=places.driver,
+                device=places.device,
+            )
+        )
+        self.device.check(state, 1)
+        self.device.load(state)
+
+    def ask(self, kind: int, sector: int = 0, data: bytes = b"", room: int = 0, pieces: int = 1) -> tuple[int, bytes]:
+        """Status and what was read."""
+        at = BUFFERS
+        self.memory.write(at, struct.pack("<IIQ", kind, 0, sector) + data)
+        self.memory.write(at + 0x10000, b"\xee" * (room + 1))
+        step = -(-room // pieces) or 1
+        writable = [(at + 0x10000 + start, min(step, room - start)) for start in range(0, room, step)]
+        # Whatever is adjacent becomes one piece: leave holes by turning the order of the rest.
+        writable.append((at + 0x10000 + room, 1))
+        self.driver.add([(at, 16 + len(data))], writable)
+        self.device.ring(0)
+        self.device.settle()
+        (done,) = self.driver.reap()
+        status = self.memory.read(at + 0x10000 + room, 1)[0]
+        if status == OK and room:
+            assert done[1] == room + 1 or kind == GET_ID
+        return status, self.memory.read(at + 0x10000, room)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    path.write_bytes(random.Random(1).randbytes(SIZE))
+    return path
+
+
+def test_reads_and_writes_reach_the_file(tmp_path: Path, disk: Path) -> None:
+    before = disk.read_bytes()
+    guest = Guest(tmp_path, RawImage(disk, read_only=False))
+    assert guest.ask(IN, 3, room=4096, pieces=3) == (OK, before[3 * SECTOR : 3 * SECTOR + 4096])
+    assert guest.ask(OUT, 5, b"x" * 1024)[0] == OK
+    assert disk.read_bytes() == before[: 5 * SECTOR] + b"x" * 1024 + before[7 * SECTOR :]
+    assert guest.ask(FLUSH)[0] == OK
+    last = SIZE // SECTOR - 1
+    assert guest.ask(IN, last, room=512) == (OK, before[-512:])
+
+
+@pytest.mark.parametrize("kind", [IN, OUT])
+def test_what_is_not_whole_sectors_of_the_disk_is_refused(tmp_path: Path, disk: Path, kind: int) -> None:
+    before = disk.read_bytes()
+    guest = Guest(tmp_path, RawImage(disk, read_only=False))
+    for sector, length in ((0, 511), (SIZE // SECTOR, 512), (SIZE // SECTOR - 1, 1024), ((1 << 64) - 1, 512)):
+        data, room = (b"", length) if kind == IN else (b"x" * length, 0)
+        assert guest.ask(kind, sector, data, room)[0] == IOERR
+    assert disk.read_bytes() == before
+
+
+def test_a_file_that_ends_inside_a_sector(tmp_path: Path) -> None:
+    path = tmp_path / "odd.img"
+    path.write_bytes(b"a" * 700)
+    guest = Guest(tmp_path, RawImage(path, read_only=False))
+    assert struct.unpack_from("<Q", guest.device.config())[0] == 2
+    assert guest.ask(IN, 0, room=1024) == (OK, b"a" * 700 + bytes(324))
+
+
+def test_an_unknown_request_is_not_supported(tmp_path: Path) -> None:
+    assert Guest(tmp_path, Recorder()).ask(99)[0] == UNSUPP
+
+
+def test_serial_number(tmp_path: Path) -> None:
+    guest = Guest(tmp_path, Recorder(), Options(serial="disk-1"))
+    assert guest.ask(GET_ID, room=20) == (OK, b"disk-1".ljust(20, b"\0"))
+    assert guest.ask(GET_ID, room=19)[0] == IOERR
+
+
+def test_a_read_only_disk(tmp_path: Path, disk: Path) -> None:
+    before = disk.read_bytes()
+    guest = Guest(tmp_path, RawImage(disk, read_only=True), Options(read_only=True))
+    assert guest.device.offered & F_RO
+    ranges = struct.pack("<QII", 0, 8, 0)
+    for kind, data in ((OUT, b"x" * 512), (DISCARD, ranges), (WRITE_ZEROES, ranges)):
+        assert guest.ask(kind, 0, data)[0] == IOERR
+    assert guest.ask(FLUSH)[0] == OK
+    assert guest.ask(IN, 0, room=512) == (OK, before[:512])
+    assert disk.read_bytes() == before
+
+
+def test_discard_and_zeroes(tmp_path: Path, disk: Path) -> None:
+    before = disk.read_bytes()
+    guest = Guest(tmp_path, RawImage(disk, read_only=False), Options(discard=True))
+    assert guest.ask(WRITE_ZEROES, 0, struct.pack("<QIIQII", 8, 8, 0, 33, 1, 1))[0] == OK
+    zero = bytes(4096)
+    expected = before[:4096] + zero + before[8192 : 33 * 512] + zero[:512] + before[34 * 512 :]
+    assert disk.read_bytes() == expected
+    blocks = disk.stat().st_blocks
+    assert guest.ask(DISCARD, 0, struct.pack("<QII", 1024, 512, 0))[0] == OK
+    assert disk.stat().st_blocks < blocks
+    assert disk.stat().st_size == SIZE
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "status"),
+    [
+        (DISCARD, struct.pack("<QII", 0, 8, 1), UNSUPP),
+        (WRITE_ZEROES, struct.pack("<QII", 0, 8, 2), UNSUPP),
+        (WRITE_ZEROES, struct.pack("<QII", 0, 1 << 17, 0), IOERR),
+        (DISCARD, struct.pack("<QII", SIZE // SECTOR - 1, 2, 0), IOERR),
+        (DISCARD, bytes(15), IOERR),
+        (DISCARD, b"", IOERR),
+        (DISCARD, bytes(16 * 17), IOERR),
+        (DISCARD, struct.pack("<QII", 0, 8, 0) + struct.pack("<QII", 1 << 60, 8, 0), IOERR),
+    ],
+)
+def test_ranges_that_cannot_be(tmp_path: Path, kind: int, data: bytes, status: int) -> None:
+    image = Recorder()
+    guest = Guest(tmp_path, image, Options(discard=True))
+    assert guest.ask(kind, 0, data)[0] == status
+    assert image.done == []
+
+
+def test_without_discard_the_space_is_kept(tmp_path: Path) -> None:
+    image = Recorder()
+    guest = Guest(tmp_path, image)
+    assert guest.ask(DISCARD, 0, struct.pack("<QII", 0, 8, 0))[0] == OK
+    assert guest.ask(WRITE_ZEROES, 0, struct.pack("<QII", 0, 8, 1))[0] == OK
+    assert image.done == ["zero 0 4096 False"]
+
+
+def test_writes_are_stable_unless_the_driver_can_flush(tmp_path: Path) -> None:
+    for options, features, flushed in (
+        (Options(), F_FLUSH, False),
+        (Options(), 0, True),
+        (Options(write_cache=False), F_FLUSH, True),
+        (Options(flushes=False), 0, False),
+    ):
+        image = Recorder()
+        directory = tmp_path / f"{options} {features}"
+        directory.mkdir()
+        guest = Guest(directory, image, options, features)
+        guest.ask(OUT, 0, b"x" * 512)
+        assert image.done == ["write 0", *["flush"] * flushed]
+
+
+def test_the_driver_may_turn_the_write_cache_off(tmp_path: Path) -> None:
+    image = Recorder()
+    guest = Guest(tmp_path, image, features=F_FLUSH | F_CONFIG_WCE)
+    assert guest.device.read(0, 0x100 + 32, 1) == 1
+    guest.device.write(0, 0x100 + 32, 1, 0)
+    assert guest.device.read(0, 0x100 + 32, 1) == 0
+    guest.ask(OUT, 0, b"x" * 512)
+    assert image.done == ["write 0", "flush"]
+
+
+def test_errors_of_the_host_are_the_requests(tmp_path: Path) -> None:
+    image = Recorder()
+    guest = Guest(tmp_path, image)
+    for code in (errno.ENOSPC, errno.EIO):
+        image.fail = code
+        for _ in range(3):
+            assert guest.ask(OUT, 0, b"x" * 512)[0] == IOERR
+            assert guest.ask(IN, 0, room=512)[0] == IOERR
+            assert guest.ask(FLUSH)[0] == IOERR
+    assert [text for text, _ in guest.runtime.notices] == [
+        "the disk failed, the guest was told: No space left on device",
+        "the disk failed, the guest was told: Input/output error",
+    ]
+    image.fail = None
+    assert guest.ask(OUT, 0, b"x" * 512)[0] == OK
+
+
+@pytest.mark.parametrize(("readable", "writable"), [(15, 1), (16, 0)])
+def test_a_request_without_header_or_status_needs_a_reset(tmp_path: Path, readable: int, writable: int) -> None:
+    guest = Guest(tmp_path, Recorder())
+    guest.driver.add([(BUFFERS, readable)], [(BUFFERS + 64, writable)] if writable else [])
+    guest.device.ring(0)
+    guest.device.settle()
+    assert guest.device.read(0, 0x70, 4) & NEEDS_RESET
+
+
+def test_header_and_status_may_be_cut_anywhere(tmp_path: Path, disk: Path) -> None:
+    before = disk.read_bytes()
+    guest = Guest(tmp_path, RawImage(disk, read_only=False))
+    header = struct.pack("<IIQ", OUT, 0, 0) + b"y" * 512
+    guest.memory.write(BUFFERS, header[:7])
+    guest.memory.write(BUFFERS + 100, header[7:])
+    guest.driver.add([(BUFFERS, 7), (BUFFERS + 100, len(header) - 7)], [(BUFFERS + 5000, 1)])
+    guest.device.ring(0)
+    guest.device.settle()
+    assert guest.memory.read(BUFFERS + 5000, 1) == b"\0"
+    assert disk.read_bytes()[:513] == b"y" * 512 + before[512:513]
+
+
+def test_another_disk_does_not_fit_a_state(tmp_path: Path) -> None:
+    guest = Guest(tmp_path, Recorder())
+    state = guest.device.save()
+    state.capacity += 1  # type: ignore[attr-defined]
+    with pytest.raises(errors.BadState, match="capacity"):
+        guest.device.check(state, 1)
+
+
+def test_number_of_queues(tmp_path: Path) -> None:
+    runtime = FakeRuntime()
+    device = VirtioBlk(runtime, 0, 1, Recorder(), Options(queues=4))  # type: ignore[arg-type]
+    assert device.offered & F_MQ
+    assert struct.unpack_from("<H", device.config(), 34) == (4,)
+    with pytest.raises(errors.ConfigError):
+        VirtioBlk(runtime, 0, 1, Recorder(), Options(queues=17))  # type: ignore[arg-type]
+
+
+# Temporary disks.
+
+
+def test_a_temporary_disk_against_a_model(tmp_path: Path, disk: Path) -> None:
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    size = 40 * BLOCK + 3 * SECTOR
+    with disk.open("r+b") as file:
+        file.truncate(size)
+    before = disk.read_bytes()
+    model = bytearray(before)
+    path = tmp_path / "overlay"
+    image = Overlay(RawImage(disk, read_only=True), path, fresh=True)
+    for _ in range(200):
+        sectors = chance.randint(1, 40)
+        start = chance.randrange(size // SECTOR - sectors) * SECTOR
+        end = start + sectors * SECTOR
+        match chance.randrange(4):
+            case 0:
+                data = chance.randbytes(end - start)
+                middle = chance.randrange(len(data))
+                image.write(start, [memoryview(data)[:middle], memoryview(data)[middle:]])
+                model[start:end] = data
+            case 1:
+                image.zero(start, end - start, unmap=True)
+                model[start:end] = bytes(end - start)
+            case 2:
+                image.close()
+                image = Overlay(RawImage(disk, read_only=True), path, fresh=False)
+            case 3:
+                data = bytearray(end - start)
+                middle = chance.randrange(len(data))
+                image.read(start, [memoryview(data)[:middle], memoryview(data)[middle:]])
+                assert data == model[start:end]
+    assert disk.read_bytes() == before
+
+
+# The lock.
+
+
+def test_one_writer_or_many_readers(disk: Path) -> None:
+    first, second = RawImage(disk, read_only=True), RawImage(disk, read_only=True)
+    with pytest.raises(errors.ConfigError, match="in use by another machine"):
+        RawImage(disk, read_only=False)
+    first.close()
+    second.close()
+    writer = RawImage(disk, read_only=False)
+    for read_only in (False, True):
+        with pytest.raises(errors.ConfigError, match="in use by another machine"):
+            RawImage(disk, read_only=read_only)
+    writer.close()
+    RawImage(disk, read_only=False).close()
+
+
+@pytest.mark.peer
+def test_the_lock_holds_against_qemu(disk: Path, peer: Callable[[str], str]) -> None:
+    command = [peer("qemu-system-riscv64"), "-machine", "virt", "-display", "none", "-S", "-monitor", "stdio"]
+    command += ["-serial", "none", "-bios", "none", "-drive", f"file={disk},format=raw,if=none,id=d"]
+    command += ["-device", "virtio-blk-device,drive=d"]
+    image = RawImage(disk, read_only=False)
+    refused = subprocess.run(command, input="quit\n", capture_output=True, text=True, timeout=30, check=False)
+    assert refused.returncode == 1
+    assert "lock" in refused.stderr
+    image.close()
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as qemu:
+        assert qemu.stdin is not None
+        assert qemu.stdout is not None
+        qemu.stdin.write("info status\n")
+        qemu.stdin.flush()
+        said = ""
+        while "VM status" not in said:  # the disks are open
+            said += qemu.stdout.read(1)
+        with pytest.raises(errors.ConfigError, match="in use"):
+            RawImage(disk, read_only=False)
+        qemu.stdin.write("quit\n")
+        qemu.stdin.flush()
+        qemu.wait(30)
+    RawImage(disk, read_only=False).close()
+
+
+@pytest.mark.parametrize("path", ["/nowhere/disk.img", "/", "/dev/null"])
+def test_what_is_no_disk(path: str) -> None:
+    with pytest.raises(errors.ConfigError):
+        RawImage(Path(path), read_only=True)
