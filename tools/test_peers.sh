@@ -1,12 +1,14 @@
 #!/bin/sh
-# Install the programs that tests and benchmarks compare vmesh with. Where that is not allowed, say so and go on:
+# Install the programs that tests and benchmarks compare vmesh with, and what the example in C is built with. Where that is not allowed, say so and go on:
 # the tests that need them skip by name.
 set -eu
 missing=""
-for wanted in qemu-system-riscv64:qemu-system-misc gdb-multiarch:gdb-multiarch; do
+for wanted in qemu-system-riscv64:qemu-system-misc gdb-multiarch:gdb-multiarch cc:gcc make:make \
+  protoc-c:protobuf-c-compiler; do
   command -v "${wanted%%:*}" >/dev/null || missing="$missing ${wanted##*:}"
 done
-for wanted in /usr/lib/riscv64-linux-gnu/opensbi:opensbi /usr/lib/u-boot/qemu-riscv64_smode:u-boot-qemu; do
+for wanted in /usr/lib/riscv64-linux-gnu/opensbi:opensbi /usr/lib/u-boot/qemu-riscv64_smode:u-boot-qemu \
+  /usr/include/zmq.h:libzmq3-dev /usr/include/protobuf-c/protobuf-c.h:libprotobuf-c-dev; do
   [ -e "${wanted%%:*}" ] || missing="$missing ${wanted##*:}"
 done
 [ -n "$missing" ] || exit 0

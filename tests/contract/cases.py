@@ -1,18 +1,30 @@
-"""The devices that the contract is tested with. A new device adds a line here."""
+"""The devices that the contract is tested with. A new device, in whatever language, adds an entry here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from harness import Machine
+
+from tests.c_example import copier_in_c
+
+
+def python(module: str) -> Callable[[], list[str]]:
+    """The program of a device in Python."""
+    return lambda: [sys.executable, "-m", module]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A device, and a register of it that keeps what is written (none: `offset` is -1) and is `initial` after reset."""
+    """A device, and a register of it that keeps what is written (none: `offset` is -1) and is `initial` after reset.
+
+    `program` gives the beginning of the command line, or skips the test where the program cannot be had.
+    """
 
     name: str
-    module: str
+    program: Callable[[], list[str]]
     kind: str
     arguments: tuple[str, ...]
     base: int
@@ -22,13 +34,15 @@ class Case:
     values: tuple[int, int] = (0, 0)
     initial: int = 0
 
-    def start(self, machine: Machine, *, epoch: int = 1) -> None:
-        machine.start(self.module, self.name, "--base", hex(self.base), *self.arguments, epoch=epoch)
+    def start(self, machine: Machine, *more: str, epoch: int = 1) -> None:
+        """Start the service, with `more` arguments that come last."""
+        arguments = ["--base", hex(self.base), *self.arguments, *more]
+        machine.launch(self.program(), self.name, *arguments, epoch=epoch)
 
 
 UART = Case(
     name="uart0",
-    module="services.devices.ns16550a",
+    program=python("services.devices.ns16550a"),
     kind="ns16550a",
     arguments=("--irq", "10"),
     base=0x1000_0000,
@@ -38,7 +52,7 @@ UART = Case(
 )
 RTC = Case(
     name="rtc",
-    module="services.devices.goldfish_rtc",
+    program=python("services.devices.goldfish_rtc"),
     kind="goldfish-rtc",
     arguments=("--irq", "11"),
     base=0x10_1000,
@@ -49,7 +63,7 @@ RTC = Case(
 )
 TEST = Case(
     name="test",
-    module="services.devices.sifive_test",
+    program=python("services.devices.sifive_test"),
     kind="sifive-test",
     arguments=(),
     base=0x10_0000,
@@ -57,7 +71,7 @@ TEST = Case(
 )
 COPIER = Case(
     name="copier0",
-    module="docs.examples.copier",
+    program=python("docs.examples.copier"),
     kind="copier",
     arguments=("--irq", "20"),
     base=0x400_0000,
@@ -66,9 +80,11 @@ COPIER = Case(
     size=8,
     values=(0x0123_4567_89AB_CDEF, (1 << 64) - 1),
 )
+COPIER_IN_C = replace(COPIER, name="copier1", program=copier_in_c)
+COPIERS = (COPIER, COPIER_IN_C)
 RNG = Case(
     name="rng0",
-    module="services.devices.virtio_rng",
+    program=python("services.devices.virtio_rng"),
     kind="virtio-rng",
     arguments=("--irq", "8"),
     base=0x1000_8000,
@@ -79,7 +95,7 @@ RNG = Case(
 )
 BLK = Case(
     name="blk0",
-    module="services.devices.virtio_blk",
+    program=python("services.devices.virtio_blk"),
     kind="virtio-blk",
     arguments=("--irq", "7", "--file", "README.md", "--read-only"),
     base=0x1000_7000,
@@ -88,5 +104,5 @@ BLK = Case(
     size=4,
     values=(1, 3),
 )
-ALL = (UART, RTC, TEST, COPIER, RNG, BLK)
+ALL = (UART, RTC, TEST, *COPIERS, RNG, BLK)
 WITH_STATE = tuple(case for case in ALL if case.offset >= 0)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,8 +49,12 @@ class Machine:
         self.lifeline, self._writer = os.pipe()
 
     def start(self, module: str, name: str, *arguments: str, epoch: int = 1) -> subprocess.Popen[str]:
-        """Start a service process; its standard error is kept for `failure`."""
-        command = [sys.executable, "-m", module, "--machine", str(self.path), "--name", name]
+        """Start one of our services; its standard error is kept for `failure`."""
+        return self.launch([sys.executable, "-m", module], name, *arguments, epoch=epoch)
+
+    def launch(self, program: Sequence[str], name: str, *arguments: str, epoch: int = 1) -> subprocess.Popen[str]:
+        """Start a service of any language: `program` is how its command line begins."""
+        command = [*program, "--machine", str(self.path), "--name", name]
         command += ["--epoch", str(epoch), "--lifeline", str(self.lifeline), *arguments]
         process = subprocess.Popen(
             command, cwd=ROOT, pass_fds=[self.lifeline], stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True

@@ -19,7 +19,7 @@ DR = 1
 @pytest.fixture
 def hart(machine: Machine) -> Hart:
     machine.start_memory()
-    machine.start(UART.module, "uart0", "--chardev", f"socket:{machine.path}/uart0.console")
+    UART.start(machine, "--chardev", f"socket:{machine.path}/uart0.console")
     return machine.hart("uart0")
 
 
@@ -167,5 +167,5 @@ def test_more_clients_than_places(machine: Machine, hart: Hart) -> None:
 )
 def test_bad_specifications_end_with_one_line(machine: Machine, specification: str, named: str) -> None:
     machine.start_memory()
-    machine.start(UART.module, "uart0", "--chardev", specification)
+    UART.start(machine, "--chardev", specification)
     assert named in machine.failure("uart0")

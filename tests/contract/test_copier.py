@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 
 import pytest
-from cases import COPIER, Case
+from cases import COPIERS, Case
 from harness import RAM_BASE, Hart, Irqchip, Machine
 
 from vmesh import errors
@@ -17,7 +17,7 @@ SOURCE, TARGET, LENGTH, STATUS, CRC = range(0, 40, 8)
 IDLE, DONE, FAILED = range(3)
 RAM_SIZE = 16 << 20
 
-every_copier = pytest.mark.parametrize("case", [COPIER], ids=lambda case: case.name)
+every_copier = pytest.mark.parametrize("case", COPIERS, ids=lambda case: case.name)
 
 
 def write(offset: int, value: int) -> Access:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 
 import pytest
-from cases import ALL, RTC, UART, WITH_STATE, Case
+from cases import ALL, UART, WITH_STATE, Case
 from harness import PATIENCE, ROOT, Hart, Irqchip, Machine, until
 
 from vmesh import errors
 from vmesh.v1 import common_pb2 as common
 from vmesh.v1 import lifecycle_pb2 as lifecycle
 from vmesh.v1.bus_pb2 import Access, AccessBatch, BatchDone, Description
-from vmesh.v1.memory_pb2 import AddressMap, MapRequest
+from vmesh.v1.memory_pb2 import AddressMap, Attach, MapRequest
 from vmesh.v1.packet_pb2 import Packet
 
 every_device = pytest.mark.parametrize("case", ALL, ids=lambda case: case.name)
@@ -258,23 +257,24 @@ def test_terminate_ends_the_process(machine: Machine, case: Case) -> None:
     assert machine.processes[case.name].wait(PATIENCE) == 0
 
 
+@every_device
 @pytest.mark.parametrize("left", ["nothing", "another"])
-def test_started_by_hand_it_ends_with_the_machine(machine: Machine, left: str) -> None:
+def test_started_by_hand_it_ends_with_the_machine(machine: Machine, case: Case, left: str) -> None:
     """Without a lifeline: when its socket is gone, or is that of a successor."""
     machine.start_memory()
-    command = [sys.executable, "-m", RTC.module, "--machine", str(machine.path), "--name", RTC.name]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    machine.processes[RTC.name] = process
-    machine.monitor(RTC.name).health()
-    (machine.path / f"{RTC.name}.sock").unlink()
+    command = [*case.program(), "--machine", str(machine.path), "--name", case.name, "--base", hex(case.base)]
+    process = subprocess.Popen([*command, *case.arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    machine.processes[case.name] = process
+    machine.monitor(case.name).health()
+    (machine.path / f"{case.name}.sock").unlink()
     if left == "another":
-        (machine.path / f"{RTC.name}.sock").touch()
+        (machine.path / f"{case.name}.sock").touch()
     assert process.wait(PATIENCE) == 0
 
 
 def test_of_a_batch_that_overlaps_only_the_new_part_is_executed(machine: Machine) -> None:
     machine.start_memory()
-    machine.start(UART.module, "uart0", "--chardev", f"file:{machine.path}/out")
+    UART.start(machine, "--chardev", f"file:{machine.path}/out")
     hart = machine.hart("uart0")
 
     def text(sequence: int, written: bytes) -> AccessBatch:
@@ -317,21 +317,28 @@ def test_more_than_the_window_is_refused(machine: Machine) -> None:
     assert machine.hart("uart0").batch(*[write] * hart.window).done == hart.window
 
 
+@every_device
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         (("--base", "0x80000000"), "RAM"),
-        (("--base", "0x10000004"), "uart0 registers"),
-        (("--base", "0x10001000", "--irq", "10"), "uart0 interrupt"),
-        (("--base", "0x10001001", "--irq", "12"), "multiple of 4"),
+        (("--base", "0x10000004"), "other registers"),
+        (("--base", "0x10001001"), "multiple of 4"),
+        (("--base", "0x10001000", "--irq", "9"), "other interrupt"),
         (("--base", "0x10001000", "--irq", "0"), "1 to 1023"),
     ],
 )
 def test_a_device_that_cannot_attach_ends_with_one_line(
-    machine: Machine, arguments: tuple[str, ...], named: str
+    machine: Machine, case: Case, arguments: tuple[str, ...], named: str
 ) -> None:
-    attach(machine, UART)
-    machine.start(UART.module, "uart1", *arguments)
-    said = machine.failure("uart1")
+    if "--irq" in arguments and not case.irqs:
+        pytest.skip(f"{case.kind} has no line")
+    machine.start_memory()
+    other = Description(name="other", kind="test", epoch=1, endpoint="ipc:///nowhere")
+    other.regions.add(name="registers", base=0x1000_0000, size=0x100, access_sizes=4)
+    other.lines.add(name="interrupt", irq=9)
+    machine.dial("memory", common.ROLE_DEVICE, name="other").request(Attach(description=other), PATIENCE)
+    case.start(machine, *arguments)
+    said = machine.failure(case.name)
     assert named in said, said
-    assert "uart1" in said
+    assert case.name in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 import zlib
@@ -11,15 +12,25 @@ from pathlib import Path
 
 import pytest
 
+from tests.c_example import copier_in_c
 from tests.system import programs
 from tests.system.conftest import LIMIT, Terminal
 
 pytestmark = pytest.mark.system
 
+Run = Callable[..., Terminal]
+Program = Callable[[], list[str]]
+
 BASE, IRQ = 0x400_0000, 20  # where the board has nothing
 PYTHON = f"{sys.executable} -m docs.examples.copier"
+
+
+def python() -> list[str]:
+    return PYTHON.split()
+
+
+every_language = pytest.mark.parametrize("program", [python, copier_in_c], ids=["python", "c"])
 FLAG = f"vmesh-external,id=copier0,base={BASE:#x},irq={IRQ}"
-Run = Callable[..., Terminal]
 
 
 @pytest.fixture
@@ -35,18 +46,22 @@ def copied() -> int:
     return 128 + (zlib.crc32(programs.copy(BASE, IRQ)[: programs.COPIED]) & 0x7F)
 
 
-def test_the_machine_starts_the_device(run: Run, guest: tuple[str, ...]) -> None:
-    machine = run(*guest, "-device", f"{FLAG},kind=copier,command={PYTHON}", pipes=True)
+@every_language
+def test_the_machine_starts_the_device(run: Run, guest: tuple[str, ...], program: Program) -> None:
+    machine = run(*guest, "-device", f"{FLAG},kind=copier,command={shlex.join(program())}", pipes=True)
 
     assert (machine.wait(), machine.output) == (copied(), "")
 
 
-def test_the_machine_waits_for_a_device_started_by_hand(root: Path, run: Run, guest: tuple[str, ...]) -> None:
+@every_language
+def test_the_machine_waits_for_a_device_started_by_hand(
+    root: Path, run: Run, guest: tuple[str, ...], program: Program
+) -> None:
     machine = run(*guest, "-device", FLAG, "-name", "waits", pipes=True)
     machine.expect("\n")
     found = re.fullmatch(r"vmesh: waiting for the device copier0: start it with (.*)\n", machine.output)
     assert found, machine.output
-    device = subprocess.Popen([*PYTHON.split(), *found[1].split()], cwd=root)
+    device = subprocess.Popen([*program(), *found[1].split()], cwd=root)
 
     assert machine.wait() == copied()
     assert device.wait(LIMIT) == 0
