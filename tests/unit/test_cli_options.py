@@ -122,7 +122,7 @@ def test_serial_ports(flags: list[str], expected: Serial) -> None:
         (["-display", "gtk"], "expected none"),
         (["-d", "in_asm"], "not traced yet"),
         (["-d", "nonsense"], "expected items of"),
-        (["-device", "virtio-blk-device,drive=d"], "no device 'virtio-blk-device'"),
+        (["-device", "e1000"], "no device 'e1000'"),
         (["-health-limit", "0"], "above 0"),
         (["-health-limit", "nan"], "above 0"),
     ],

@@ -1,6 +1,8 @@
 """The device tree that firmware and kernel find the machine by.
 
-Node names, properties and order of strings are those that QEMU's `virt` writes, for the devices that are there.
+Node names, properties and order of strings are those that QEMU's `virt` writes, for the devices that are there. Of the
+eight virtio-mmio slots only those in use are listed: QEMU lists all and answers for the empty ones, which costs a guest
+accesses to find out that nothing is there, and would cost us something that answers. To an empty slot nobody answers.
 Sources: Devicetree Specification 0.4; Linux Documentation/devicetree/bindings/riscv/{cpus,extensions}.yaml and
 interrupt-controller/sifive,plic-1.0.0.yaml; `qemu-system-riscv64 -machine virt,dumpdtb=`.
 """

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vmesh.board.external import External
-from vmesh.cli import external
+from vmesh.cli import external, virtio
 
 MEBIBYTE = 1 << 20
 MAX_HARTS = 512  # the board's limit in QEMU's `virt` (docs/system/riscv/virt.rst)
@@ -67,6 +67,9 @@ class RunOptions:
     harts: int = 1
     translate: bool = True
     external: tuple[External, ...] = ()
+    virtio_devices: tuple[virtio.Device, ...] = ()
+    drives: tuple[virtio.Drive, ...] = ()
+    snapshot: bool = False
     perf_map: bool = False
     cache: bool = True
     cpu: str | None = None
@@ -127,7 +130,9 @@ def parse(arguments: Sequence[str]) -> RunOptions:
         if argument in ("-h", "-help", "--help"):
             raise HelpRequested(usage())
         if not argument.startswith("-") or argument == "-":
-            raise OptionError(f"unexpected argument '{argument}': expected a flag, and there is no disk image yet")
+            raise OptionError(
+                f"unexpected argument '{argument}': expected a flag; a disk is -drive file=FILE,format=raw"
+            )
         name = argument[1:] if argument.startswith("--") else argument
         option = _BY_NAME.get(name)
         if option is None:
@@ -367,9 +372,23 @@ def _log_file(options: RunOptions, text: str) -> RunOptions:
 def _device(options: RunOptions, text: str) -> RunOptions:
     properties = _properties(text, "driver")
     driver = properties.pop("driver", "")
-    if driver != external.DRIVER:
-        raise ValueError(f"no device '{driver}' can be added yet; expected {external.DRIVER}, a device of your own")
-    return replace(options, external=(*options.external, external.parse(properties)))
+    if driver == "help":
+        raise HelpRequested("\n".join([*(virtio.usage(name) for name in virtio.DRIVERS), external.USAGE]))
+    if driver in virtio.DRIVERS:
+        return replace(options, virtio_devices=(*options.virtio_devices, virtio.parse_device(driver, properties)))
+    if driver == external.DRIVER:
+        return replace(options, external=(*options.external, external.parse(properties)))
+    known = ", ".join([*virtio.DRIVERS, external.DRIVER])
+    why = "the board has no PCI" if driver.endswith("-pci") else f"no device '{driver}' can be added"
+    raise ValueError(f"{why}; expected one of {known}")
+
+
+def _drive(options: RunOptions, text: str) -> RunOptions:
+    return replace(options, drives=(*options.drives, virtio.parse_drive(_properties(text, "file"))))
+
+
+def _snapshot(options: RunOptions, _text: str) -> RunOptions:
+    return replace(options, snapshot=True)
 
 
 def _print_commands(options: RunOptions, _text: str) -> RunOptions:
@@ -430,11 +449,14 @@ OPTIONS: tuple[Option, ...] = (
     Option(("-no-reboot",), "", "End when the guest asks for a reset.", _no_reboot),
     Option(("-d",), "ITEMS", "Say these on stderr, comma separated; -d help lists them.", _log_items),
     Option(("-D",), "FILE", "Keep the machine's log, every line of every service, in FILE.", _log_file),
+    Option(("-drive",), "file=FILE[,PROP=VALUE]", f"Add a disk: {virtio.DRIVE_USAGE}.", _drive),
+    Option(("-snapshot",), "", "Write to temporary files instead of the disks' images.", _snapshot),
     Option(
         ("-device",),
         "DRIVER[,PROP=VALUE]",
-        f"Add a device, with {external.USAGE}: a program of your own (docs/devices.md). Its command gets --machine, "
-        "--name, --epoch, --lifeline, --base and --irq; without one the machine waits until it is started by hand.",
+        f"Add a device (-device help lists them); with {external.USAGE}: a program of your own (docs/devices.md). Its "
+        "command gets --machine, --name, --epoch, --lifeline, --base and --irq; without one the machine waits until it "
+        "is started by hand.",
         _device,
     ),
     Option(
@@ -460,6 +482,10 @@ _BY_NAME: Mapping[str, Option] = {name: option for option in OPTIONS for name in
 
 def _check_together(options: RunOptions) -> None:
     """Raises OptionError for flags that make no sense together."""
+    try:
+        virtio.services(options.virtio_devices, options.drives, options.snapshot, ())
+    except ValueError as error:
+        raise OptionError(str(error)) from error
     if options.initrd is not None and options.kernel is None:
         raise OptionError("-initrd: expected -kernel with it")
     if options.append is not None and options.kernel is None and not options.boots_default_guest:

@@ -11,7 +11,7 @@ from vmesh.board import boot, cpu_model, devicetree, virt
 from vmesh.board import external as external_devices
 from vmesh.board.boot import BootFiles, BootPlan
 from vmesh.board.devicetree import Board
-from vmesh.cli import external
+from vmesh.cli import external, virtio
 from vmesh.cli.options import MEBIBYTE, RunOptions, Serial
 from vmesh.machine import Machine
 from vmesh.spawn import ServiceCommand
@@ -55,8 +55,9 @@ def plan(options: RunOptions, machine: Machine) -> MachinePlan:
 def board_of(options: RunOptions) -> Board:
     """The board as the flags describe it. Raises BoardError."""
     ram = options.memory_bytes or (_DEFAULT_GUEST_RAM if options.boots_default_guest else _DEFAULT_RAM)
-    external_devices.check(options.external, ram, virtio_slots=())
-    return Board(ram, options.harts, cpu_model.parse(options.cpu or "rv64"), external=options.external)
+    slots = tuple(_virtio(options, ()))
+    external_devices.check(options.external, ram, virtio_slots=slots)
+    return Board(ram, options.harts, cpu_model.parse(options.cpu or "rv64"), slots, options.external)
 
 
 def device_tree(options: RunOptions, scratch: Path) -> bytes:
@@ -105,6 +106,7 @@ def _services(options: RunOptions, board: Board, booted: BootPlan, machine: Mach
     images += [f"{blob.address:#x}={machine.path / _FILES[blob.name]}" for blob in booted.blobs]
     place = ("--machine", str(machine.path))
     devices = _devices(options.console, machine, place)
+    devices += _virtio(options, place).values()
     devices += [external.service_command(device, machine.path) for device in options.external]
     memory = [*place, "--ram", str(board.ram_size), "--ram-base", f"{virt.DRAM_BASE:#x}", "--rom", _range(virt.MROM)]
     memory += ["--reserve", f"clint={_range(virt.CLINT)}", "--reserve", f"plic={_range(virt.PLIC)}"]
@@ -138,6 +140,10 @@ def _devices(serial: Serial, machine: Machine, place: tuple[str, ...]) -> list[S
         ServiceCommand("rtc", "goldfish-rtc", "services.devices.goldfish_rtc", rtc),
         ServiceCommand("test", "sifive-test", "services.devices.sifive_test", test),
     ]
+
+
+def _virtio(options: RunOptions, place: Sequence[str]) -> dict[int, ServiceCommand]:
+    return virtio.services(options.virtio_devices, options.drives, options.snapshot, place)
 
 
 def _chardev(serial: Serial, machine: Machine) -> str:

@@ -1,0 +1,107 @@
+"""-drive, -snapshot and -device virtio-*: which device gets which slot, what it is told, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vmesh.cli import virtio
+from vmesh.cli.options import OptionError, parse
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(1024))
+    return path
+
+
+def services(*flags: str) -> dict[int, tuple[str, list[str]]]:
+    """Name and arguments by slot."""
+    options = parse(flags)
+    made = virtio.services(options.virtio_devices, options.drives, options.snapshot, ("--machine", "M"))
+    return {slot: (command.name, list(command.arguments)) for slot, command in made.items()}
+
+
+def test_slots_are_taken_from_the_last_on_and_devices_come_before_drives(disk: Path) -> None:
+    made = services(
+        *("-drive", f"file={disk},format=raw,if=virtio,readonly=on"),
+        *("-drive", f"file={disk},format=raw,if=none,id=d,readonly=on"),
+        *("-device", "virtio-rng-device,bus=virtio-mmio-bus.6"),
+        *("-device", "virtio-blk-device,drive=d,id=mine"),
+    )
+    assert {slot: name for slot, (name, _) in made.items()} == {6: "rng0", 7: "mine", 5: "blk0"}
+    arguments = made[5][1]
+    assert arguments[:8] == ["--machine", "M", "--name", "blk0", "--base", "0x10006000", "--irq", "6"]
+
+
+def test_what_a_disk_is_told(disk: Path) -> None:
+    made = services(
+        *("-drive", f"file={disk},format=raw,if=none,id=d,snapshot=on,cache=unsafe,discard=unmap"),
+        *("-device", "virtio-blk-device,drive=d,serial=one two,num-queues=4,packed=on"),
+    )
+    words = " ".join(made[7][1][8:])
+    assert words == (
+        f"--file {disk} --cache unsafe --num-queues 4 --discard unmap --snapshot --serial one two --packed"
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "properties", "temporary"),
+    [
+        ([], "", False),
+        (["-snapshot"], "", True),
+        (["-snapshot"], ",snapshot=off", False),
+        ([], ",snapshot=on", True),
+        (["-snapshot"], ",readonly=on", False),
+    ],
+)
+def test_snapshot(disk: Path, flags: list[str], properties: str, temporary: bool) -> None:
+    made = services(*flags, "-drive", f"file={disk},format=raw{properties}")
+    assert ("--snapshot" in made[7][1]) == temporary
+
+
+def test_a_comma_in_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "a,b"
+    path.write_bytes(bytes(512))
+    assert str(path) in services("-drive", f"file={tmp_path}/a,,b,format=raw")[7][1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["-drive", "format=raw"], "expected file=FILE"),
+        (["-drive", "file=/does/not/exist"], "expected an image file"),
+        (["-drive", "file=DISK,format=qcow2"], "expected format=raw, got 'qcow2'"),
+        (["-drive", "file=DISK,if=ide"], "expected if=virtio or none, got 'ide'"),
+        (["-drive", "file=DISK,cache=none"], "expected cache=writeback or writethrough or unsafe, got 'none'"),
+        (["-drive", "file=DISK,bps=1"], "no property 'bps'"),
+        (["-drive", "file=DISK,id=1x"], "expected id=NAME"),
+        (["-drive", "file=DISK,id=d", "-drive", "file=DISK,id=d"], "-drive id=d: expected each id once"),
+        (["-device", "virtio-blk-device"], "expected drive=NAME"),
+        (["-device", "virtio-blk-device,drive=x"], "there is no 'x'"),
+        (["-drive", "file=DISK,id=d", "-device", "virtio-blk-device,drive=d"], "drive 'd': expected one device"),
+        (["-device", "virtio-blk-pci,drive=x"], "the board has no PCI"),
+        (["-device", "virtio-rng-device,rng=r"], "no property 'rng'"),
+        (["-device", "virtio-rng-device,bus=pci.0"], "expected bus=virtio-mmio-bus.0"),
+        (["-device", "virtio-rng-device,id=cpu"], "none of monitor"),
+        (["-device", "virtio-rng-device,bus=virtio-mmio-bus.2"] * 2, "expected one device on it"),
+        (["-device", "virtio-rng-device,id=r"] * 2, "-device id=r: expected each id once"),
+        (["-device", "virtio-rng-device"] * 9, "expected at most 8 virtio devices"),
+        (["-drive", "file=DISK,if=none,id=d", "-device", f"virtio-blk-device,drive=d,serial={'x' * 21}"], "20 bytes"),
+        (["-drive", "file=DISK,if=none,id=d", "-device", "virtio-blk-device,drive=d,num-queues=0"], "1 to 16"),
+    ],
+)
+def test_what_is_refused(disk: Path, flags: list[str], words: str) -> None:
+    with pytest.raises(OptionError) as refused:
+        parse([flag.replace("DISK", str(disk)) for flag in flags])
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_image_of_another_format_is_not_taken_for_a_raw_one(disk: Path) -> None:
+    disk.write_bytes(b"QFI\xfb" + bytes(1020))
+    with pytest.raises(OptionError, match="this is qcow2"):
+        parse(["-drive", f"file={disk}"])
+    assert services("-drive", f"file={disk},format=raw")

@@ -1,0 +1,221 @@
+"""`-drive`, `-snapshot` and `-device virtio-*-device`: from the flags to the virtio-mmio slots and their processes.
+
+Source: QEMU's manual page for the properties; `info qtree` for which slot a device gets. A new kind of device is an
+entry of DRIVERS.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vmesh.board import virt
+from vmesh.spawn import ServiceCommand
+
+DRIVE_USAGE = (
+    "file=FILE[,format=raw][,if=virtio|none][,id=NAME][,readonly=on|off][,snapshot=on|off]"
+    "[,cache=writeback|writethrough|unsafe][,discard=ignore|unmap]"
+)
+
+_OURS = ("monitor", "gateway", "memory", "cpu", "uart0", "rtc", "test")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,30}")
+_BUS = re.compile(r"virtio-mmio-bus\.([0-7])")
+_NOT_RAW = {b"QFI\xfb": "qcow2", b"KDMV": "vmdk", b"vhdxfile": "vhdx", b"conectix": "vpc", b"QED\0": "qed"}
+
+
+@dataclass(frozen=True, slots=True)
+class Drive:
+    """A disk of the host, as -drive describes it. `snapshot` is None where -snapshot decides."""
+
+    file: Path
+    name: str = ""
+    alone: bool = False  # if=none: it waits for a -device that names it
+    read_only: bool = False
+    snapshot: bool | None = None
+    cache: str = "writeback"
+    discard: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A virtio device, as -device describes it; `slot` is -1 where it may go anywhere."""
+
+    driver: str
+    name: str = ""
+    slot: int = -1
+    packed: bool = False
+    properties: Mapping[str, str] | None = None  # those of its driver
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """A kind of device: its service, its properties, and what of its command line follows from them.
+
+    `arguments` gets the device's properties and the drives by name. It raises ValueError.
+    """
+
+    kind: str
+    short: str  # what it is called without id=, with a number
+    properties: tuple[str, ...]
+    usage: str
+    arguments: Callable[[Mapping[str, str], Mapping[str, Drive]], list[str]]
+
+    @property
+    def module(self) -> str:
+        return f"services.devices.{self.kind.replace('-', '_')}"
+
+
+def parse_drive(properties: Mapping[str, str]) -> Drive:
+    """The disk of a -drive. Raises ValueError."""
+    known = ("file", "format", "if", "id", "readonly", "read-only", "snapshot", "cache", "discard", "media", "index")
+    if unknown := [key for key in properties if key not in known]:
+        raise ValueError(f"no property '{unknown[0]}'; expected {DRIVE_USAGE}")
+    if not properties.get("file"):
+        raise ValueError("expected file=FILE, the disk's image")
+    interface = _one_of(properties, "if", "virtio", "virtio", "none")
+    _one_of(properties, "media", "disk", "disk")
+    _one_of(properties, "format", "raw", "raw")
+    name = properties.get("id", "")
+    if name and not _NAME.fullmatch(name):
+        raise ValueError(f"expected id=NAME, at most 31 letters, digits and ._-, got '{name}'")
+    file = Path(properties["file"]).absolute()
+    if not file.exists():
+        raise ValueError("expected an image file, there is none of that name")
+    if file.is_dir():
+        raise ValueError("expected an image file, this is a directory")
+    if "format" not in properties:
+        _refuse_other_formats(file)
+    return Drive(
+        file,
+        name,
+        interface == "none",
+        _on(properties, "readonly") or _on(properties, "read-only"),
+        _on(properties, "snapshot") if "snapshot" in properties else None,
+        _one_of(properties, "cache", "writeback", "writeback", "writethrough", "unsafe"),
+        _one_of(properties, "discard", "ignore", "ignore", "unmap", "off", "on") in ("unmap", "on"),
+    )
+
+
+def parse_device(driver: str, properties: Mapping[str, str]) -> Device:
+    """The device of a -device whose driver is one of DRIVERS. Raises ValueError."""
+    known = DRIVERS[driver]
+    own = {key: value for key, value in properties.items() if key in known.properties}
+    others = properties.keys() - own.keys() - {"id", "bus", "packed"}
+    if others:
+        raise ValueError(f"no property '{min(others)}'; expected {usage(driver)}")
+    name = properties.get("id", "")
+    if (name and not _NAME.fullmatch(name)) or name in _OURS:
+        raise ValueError(
+            f"expected id=NAME, at most 31 letters, digits and ._-, and none of {', '.join(_OURS)}, got '{name}'"
+        )
+    bus = _BUS.fullmatch(properties.get("bus", ""))
+    if "bus" in properties and bus is None:
+        raise ValueError(
+            f"expected bus=virtio-mmio-bus.0 to virtio-mmio-bus.{virt.VIRTIO_SLOTS - 1}, got '{properties['bus']}'"
+        )
+    return Device(driver, name, int(bus[1]) if bus else -1, _on(properties, "packed"), own)
+
+
+def usage(driver: str) -> str:
+    """How the driver's -device is written."""
+    return f"{driver}{DRIVERS[driver].usage}[,id=NAME][,bus=virtio-mmio-bus.N][,packed=on|off]"
+
+
+def services(
+    devices: Sequence[Device], drives: Sequence[Drive], snapshot: bool, place: Sequence[str]
+) -> dict[int, ServiceCommand]:
+    """The processes by slot. Raises ValueError for what does not fit together.
+
+    As on QEMU's board: first the devices of -device, then those that if=virtio makes, each in the last slot free.
+    """
+    drives = [replace(drive, snapshot=snapshot if drive.snapshot is None else drive.snapshot) for drive in drives]
+    named: dict[str, Drive] = {}
+    wanted = list(devices)
+    for number, drive in enumerate(drives):
+        name = drive.name or f"drive{number}"
+        if name in named:
+            raise ValueError(f"-drive id={name}: expected each id once")
+        named[name] = drive
+        if not drive.alone:
+            wanted.append(Device("virtio-blk-device", properties={"drive": name}))
+    if len(wanted) > virt.VIRTIO_SLOTS:
+        raise ValueError(f"expected at most {virt.VIRTIO_SLOTS} virtio devices, got {len(wanted)}")
+    used: dict[str, str] = {}
+    slots: dict[int, ServiceCommand] = {}
+    free = [slot for slot in reversed(range(virt.VIRTIO_SLOTS)) if slot not in {each.slot for each in wanted}]
+    names = {device.name for device in wanted}
+    if twice := [name for name in names if name and [device.name for device in wanted].count(name) > 1]:
+        raise ValueError(f"-device id={twice[0]}: expected each id once")
+    for device in wanted:
+        driver = DRIVERS[device.driver]
+        slot = device.slot if device.slot >= 0 else free.pop(0)
+        if slot in slots:
+            raise ValueError(f"bus=virtio-mmio-bus.{slot}: expected one device on it")
+        name = device.name or next(
+            free_name for number in range(len(wanted) + 1) if (free_name := f"{driver.short}{number}") not in names
+        )
+        names.add(name)
+        own = device.properties or {}
+        if drive_name := own.get("drive", ""):
+            if drive_name in used:
+                raise ValueError(f"drive '{drive_name}': expected one device for it")
+            used[drive_name] = name
+        region = virt.virtio(slot)
+        arguments = [*place, "--name", name, "--base", f"{region.base:#x}", "--irq", str(region.irq)]
+        arguments += [*driver.arguments(own, named), *["--packed"] * device.packed]
+        slots[slot] = ServiceCommand(name, driver.kind, driver.module, tuple(arguments))
+    return slots
+
+
+def _block(properties: Mapping[str, str], drives: Mapping[str, Drive]) -> list[str]:
+    name = properties.get("drive", "")
+    drive = drives.get(name)
+    if drive is None:
+        raise ValueError(
+            f"virtio-blk-device: expected drive=NAME of a -drive with id=NAME, there is no '{name}'"
+            if name
+            else "virtio-blk-device: expected drive=NAME of a -drive with if=none,id=NAME"
+        )
+    serial = properties.get("serial", "")
+    if len(serial.encode()) > 20:
+        raise ValueError(f"serial={serial}: expected at most 20 bytes")
+    queues = properties.get("num-queues", "1")
+    if not (queues.isascii() and queues.isdecimal() and 1 <= int(queues) <= 16):
+        raise ValueError(f"num-queues={queues}: expected 1 to 16")
+    arguments = ["--file", str(drive.file), "--cache", drive.cache, "--num-queues", queues]
+    arguments += ["--discard", "unmap" if drive.discard else "ignore"]
+    arguments += ["--read-only"] * drive.read_only + ["--snapshot"] * bool(drive.snapshot and not drive.read_only)
+    return arguments + (["--serial", serial] if serial else [])
+
+
+DRIVERS: Mapping[str, Driver] = {
+    "virtio-blk-device": Driver(
+        "virtio-blk", "blk", ("drive", "serial", "num-queues"), ",drive=NAME[,serial=TEXT][,num-queues=N]", _block
+    ),
+    "virtio-rng-device": Driver("virtio-rng", "rng", (), "", lambda _properties, _drives: []),
+}
+
+
+def _refuse_other_formats(file: Path) -> None:
+    """Without format=, an image that says itself what it is, is not taken for a raw one."""
+    try:
+        with file.open("rb") as image:
+            begin = image.read(8)
+    except OSError as error:
+        raise ValueError(f"the image cannot be read: {error.strerror}") from error
+    for magic, name in _NOT_RAW.items():
+        if begin.startswith(magic):
+            raise ValueError(f"expected a raw image, this is {name}; format=raw takes its bytes as they are")
+
+
+def _one_of(properties: Mapping[str, str], key: str, default: str, *choices: str) -> str:
+    value = properties.get(key, default)
+    if value not in choices:
+        raise ValueError(f"expected {key}={' or '.join(choices)}, got '{value}'")
+    return value
+
+
+def _on(properties: Mapping[str, str], key: str) -> bool:
+    return _one_of(properties, key, "off", "on", "off") == "on"
