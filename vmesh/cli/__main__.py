@@ -1,7 +1,5 @@
 """`python -m vmesh.cli` is `vmesh`."""
 
-import sys
+from vmesh.cli.main import entry
 
-from vmesh.cli.main import main
-
-sys.exit(main())
+entry()
