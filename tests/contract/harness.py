@@ -25,7 +25,7 @@ from vmesh.v1.bus_pb2 import Access, AccessBatch, BatchDone, DeviceUpdate
 from vmesh.v1.packet_pb2 import Packet
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 20.0  # seconds; no test depends on how much of it is used
+PATIENCE = 60.0  # seconds; no test depends on how much of it is used
 RAM_BASE = 0x8000_0000
 
 
