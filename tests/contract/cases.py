@@ -104,5 +104,16 @@ BLK = Case(
     size=4,
     values=(1, 3),
 )
-ALL = (UART, RTC, TEST, *COPIERS, RNG, BLK)
+NET = Case(
+    name="net0",
+    program=python("services.devices.virtio_net"),
+    kind="virtio-net",
+    arguments=("--irq", "6", "--netdev", "stream,addr.type=unix,addr.path=/nonexistent/peer"),
+    base=0x1000_6000,
+    irqs=(6,),
+    offset=0x70,
+    size=4,
+    values=(1, 3),
+)
+ALL = (UART, RTC, TEST, *COPIERS, RNG, BLK, NET)
 WITH_STATE = tuple(case for case in ALL if case.offset >= 0)

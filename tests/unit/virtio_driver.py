@@ -37,7 +37,7 @@ class Driver(ABC):
     ) -> None:
         self.memory, self.areas = memory, areas
         self.event_index, self.indirect = event_index, indirect
-        memory.write(BASE, bytes(0x10000))
+        memory.write(areas.descriptors, bytes(0x10000))
         self._begin()
 
     @abstractmethod
@@ -59,7 +59,7 @@ class Driver(ABC):
 
     def table(self, identifier: int) -> int:
         """Where the indirect table of a request goes."""
-        return BASE + 0x10000 + 0x200 * identifier
+        return self.areas.descriptors + 0x10000 + 0x200 * identifier
 
 
 def _descriptors(readable: list[Buffer], writable: list[Buffer]) -> list[tuple[int, int, int]]:
@@ -197,5 +197,7 @@ class PackedDriver(Driver):
         self.memory.write_u16(self.areas.driver + 2, 2 if self.event_index else 0)
 
 
-def areas(size: int) -> Areas:
-    return Areas(size, BASE, BASE + 0x8000, BASE + 0xC000)
+def areas(size: int, index: int = 0) -> Areas:
+    """Of the first queue or the second."""
+    base = BASE + index * 0x20000
+    return Areas(size, base, base + 0x8000, base + 0xC000)

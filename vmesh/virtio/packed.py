@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 from vmesh.guest_memory import Piece, barrier
 from vmesh.virtio.queue import DESCRIPTOR, F_INDIRECT, F_NEXT, F_WRITE, Chain, Malformed, Queue
@@ -90,11 +91,14 @@ class PackedQueue(Queue):
             place = place + 1 if place + 1 < entries else 0
         raise Malformed(f"a chain of more than the {entries} descriptors there are")
 
-    def _push(self, chain: Chain, written: int) -> None:
-        # See 3 of the argument in queue.py. The first word counts only with the second before it.
-        self._marks[2 * self.index + 1] = written << 16 | chain.identifier
-        self._marks[2 * self.index] = _MARK | chain.places << 16 | chain.position
-        self._mark_used(chain.position, chain.identifier, written)
+    def push_all(self, done: Sequence[tuple[Chain, int]]) -> None:
+        for chain, written in done:
+            self._check_oldest(chain, self._used)
+            # See 3 of the argument in queue.py. The first word counts only with the second before it.
+            self._marks[2 * self.index + 1] = written << 16 | chain.identifier
+            self._marks[2 * self.index] = _MARK | chain.places << 16 | chain.position
+            self._mark_used(chain.position, chain.identifier, written)
+            self._used = self._behind(chain)
 
     def _mark_used(self, position: int, identifier: int, written: int) -> None:
         at = self.areas.descriptors + 16 * (position & _PLACE)

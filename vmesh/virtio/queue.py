@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vmesh import errors
@@ -125,10 +125,12 @@ class Queue(ABC):
 
         Requests have to be pushed in the order in which they were popped.
         """
-        if chain.position != self._used:
-            raise ValueError("expected the oldest request that was popped and not pushed")
-        self._push(chain, written)
-        self._used = self._behind(chain)
+        self.push_all(((chain, written),))
+
+    @abstractmethod
+    def push_all(self, done: Sequence[tuple[Chain, int]]) -> None:
+        """As `push`, for each in turn. The driver sees all of them at once in the split ring, not in the packed one:
+        there a mark names one request."""
 
     @abstractmethod
     def wants_interrupt(self) -> bool:
@@ -145,8 +147,9 @@ class Queue(ABC):
     @abstractmethod
     def _pop(self) -> Chain | None: ...
 
-    @abstractmethod
-    def _push(self, chain: Chain, written: int) -> None: ...
+    def _check_oldest(self, chain: Chain, position: int) -> None:
+        if chain.position != position:
+            raise ValueError("expected the oldest request that was popped and not pushed")
 
     @abstractmethod
     def _behind(self, chain: Chain) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 from vmesh.guest_memory import Piece, barrier
 from vmesh.virtio.queue import DESCRIPTOR, F_INDIRECT, F_NEXT, Chain, Malformed, Queue
@@ -112,11 +113,15 @@ class SplitQueue(Queue):
             else:
                 address, length, flags, following = indirect[following]
 
-    def _push(self, chain: Chain, written: int) -> None:
-        memory, device = self._memory, self.areas.device
-        memory.write(device + _RING + 8 * (self._used & self._mask), _USED.pack(chain.identifier, written))
+    def push_all(self, done: Sequence[tuple[Chain, int]]) -> None:
+        memory, device, position = self._memory, self.areas.device, self._used
+        for chain, written in done:
+            self._check_oldest(chain, position)
+            memory.write(device + _RING + 8 * (position & self._mask), _USED.pack(chain.identifier, written))
+            position = position + 1 & _MASK
         barrier()
-        memory.write_u16(device + _INDEX, self._behind(chain))
+        memory.write_u16(device + _INDEX, position)
+        self._used = position
 
     def _behind(self, chain: Chain) -> int:
         return chain.position + 1 & _MASK
