@@ -16,11 +16,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import boot, bus, cpu, harness, harts, memory, programs
+from bench import block, boot, bus, cpu, harness, harts, memory, programs
 from bench.harness import BenchError
 from bench.report import Report
 
 BENCHMARKS: Mapping[str, tuple[Callable[[int], Report], int]] = {  # what measures, and its usual number of runs
+    "block": (block.measure, 3),
     "boot": (boot.measure, 5),
     "bus": (bus.measure, 1),
     "cpu": (cpu.measure, 3),

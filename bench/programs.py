@@ -101,13 +101,17 @@ def guest_flags(scratch: Path, passes: int, jobs: Sequence[str]) -> list[str]:
 
 
 def build() -> Path:
-    """The programs, one executable for Linux, from the cache folder or else compiled. Raises BenchError."""
-    files = sorted(_SOURCES.glob("*.[ch]"))
+    """The programs, one executable for Linux. Raises BenchError."""
+    return compiled("programs", sorted(_SOURCES.glob("*.[ch]")))
+
+
+def compiled(name: str, files: Sequence[Path]) -> Path:
+    """The executable made of C sources and headers, from the cache folder or else compiled. Raises BenchError."""
     shape = hashlib.sha256(repr((_COMPILE, version("ziglang"))).encode())
     for file in files:
         shape.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vmesh" / "bench"
-    path = folder / f"programs-{shape.hexdigest()[:16]}"
+    path = folder / f"{name}-{shape.hexdigest()[:16]}"
     if path.exists():
         return path
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,7 +120,7 @@ def build() -> Path:
     command = [sys.executable, "-m", "ziglang", "cc", *_COMPILE, *map(str, sources), "-o", str(fresh)]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
-        raise BenchError(f"the programs do not compile: {done.stderr.strip()}")
+        raise BenchError(f"{name} does not compile: {done.stderr.strip()}")
     fresh.replace(path)
     return path
 
