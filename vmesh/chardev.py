@@ -7,6 +7,8 @@ Chosen by a specification, in QEMU's words where QEMU has it:
     file:PATH                    output only
     pty                          a pseudo-terminal; its name is in the log
     stdio                        this process's own standard input and output
+    kept:PATH                    one of the above in the process that listens at PATH and outlives this one: nothing is
+                                 lost and nothing comes twice when the device is killed (proto/vmesh/v1/console.proto)
     null                         nothing in, nothing kept
 `server=on`, `server=off`, `wait=on`, `wait=off` are understood too. Without a client, output is lost (but for the
 history of `socket:`). A client that does not read makes the device wait; one that is gone does not.
@@ -25,9 +27,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from google.protobuf.message import DecodeError
+
 from vmesh import errors
 from vmesh.log import Log
 from vmesh.loop import Callback, Loop
+from vmesh.v1.console_pb2 import ConsolePacket
 
 _HISTORY_BYTES = 64 << 10
 _QUEUE_BYTES = 64 << 10  # of output that a client has not taken, before the device has to wait
@@ -35,6 +40,9 @@ _WRITE_BYTES = 64 << 10
 _MAX_CLIENTS = 16
 _STALL_SECONDS = 2.0  # at the end: how long a client may take nothing before it is given up
 _PTY_LOOK_SECONDS = 0.25
+_KEEPER_SECONDS = 10.0  # for the keeper to listen: it starts when the device does
+_UNTAKEN_BYTES = 16 << 10  # of output, all in the slot, that the keeper has not taken, before the device waits
+_PACKET_BYTES = 32 << 10
 
 
 @dataclass(slots=True, eq=False)
@@ -62,8 +70,26 @@ class Chardev:
         self._receive = receive
         self._clients: list[_Client] = []
 
-    def start(self, lifeline: int) -> None:
-        """Begin. Raises ConfigError if that cannot be, LifelineEnded while waiting for a peer."""
+    def start(self) -> None:
+        """Begin. Raises ConfigError if that cannot be."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has the peer that is to be waited for."""
+        return True
+
+    def wait(self, lifeline: int) -> None:
+        """Wait until it is ready. Raises LifelineEnded when `lifeline` ends first, ConfigError."""
+
+    def recover(self, journal: bytes) -> None:
+        """Before `start`, in the next life of a device: go on where `journal` says."""
+
+    def journal(self) -> bytes:
+        """What `recover` needs; changes with `write` and with what is received."""
+        return b""
+
+    def commit(self) -> None:
+        """What has been written and received is in the slot, with `journal`."""
 
     def write(self, data: bytes) -> None:
         """Send to every client what it takes, and keep the rest for it."""
@@ -178,7 +204,7 @@ class _File(Chardev):
         super().__init__(*rest)
         self._path = path
 
-    def start(self, lifeline: int) -> None:
+    def start(self) -> None:
         try:
             fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -192,7 +218,7 @@ class _File(Chardev):
 class _Stdio(Chardev):
     """Standard input and output. Blocking: they may be shared with a shell, which would see another mode."""
 
-    def start(self, lifeline: int) -> None:
+    def start(self) -> None:
         self._add(os.dup(0), os.dup(1))
 
 
@@ -204,7 +230,7 @@ class _Socket(Chardev):
         self._path = path
         self._history = bytearray()
 
-    def start(self, lifeline: int) -> None:
+    def start(self) -> None:
         listener = _listen(self._path)
         self._loop.watch(listener.fileno(), read=lambda: self._accept(listener))
 
@@ -235,9 +261,14 @@ class _Unix(Chardev):
         super().__init__(*rest)
         self._path = path
         self._server = server
-        self._wait = wait
+        self._wait = server and wait
+        self._listener: socket.socket | None = None
 
-    def start(self, lifeline: int) -> None:
+    @property
+    def ready(self) -> bool:
+        return not self._wait
+
+    def start(self) -> None:
         if not self._server:
             peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
@@ -247,17 +278,15 @@ class _Unix(Chardev):
                 raise errors.ConfigError(f"cannot connect to {self._path}: {error.strerror}") from error
             self._take(peer)
             return
-        listener = _listen(self._path)
-        if self._wait:
-            poller = select.poll()
-            poller.register(listener, select.POLLIN)
-            if lifeline >= 0:
-                poller.register(lifeline, select.POLLIN)
-            self._log.info("waiting for a client", path=self._path)
-            if any(fd == lifeline for fd, _ in poller.poll()):
-                raise errors.LifelineEnded(f"nobody came to {self._path}")
-            self._accept(listener)
+        listener = self._listener = _listen(self._path)
         self._loop.watch(listener.fileno(), read=lambda: self._accept(listener))
+        if self._wait:
+            self._log.info("waiting for a client", path=self._path)
+
+    def wait(self, lifeline: int) -> None:
+        while self._listener is not None and not self.ready:
+            _poll(self._listener, lifeline)
+            self._accept(self._listener)
 
     def _accept(self, listener: socket.socket) -> None:
         with suppress(OSError):
@@ -270,6 +299,7 @@ class _Unix(Chardev):
                 self._take(connection)
 
     def _take(self, peer: socket.socket) -> None:
+        self._wait = False
         peer.setblocking(False)
         fd = peer.detach()
         self._add(fd, fd)
@@ -278,7 +308,7 @@ class _Unix(Chardev):
 class _Pty(Chardev):
     """A pseudo-terminal. While nobody has it open, output is lost and there is no input to wait for."""
 
-    def start(self, lifeline: int) -> None:
+    def start(self) -> None:
         try:
             master, slave = os.openpty()
         except OSError as error:
@@ -313,6 +343,150 @@ class _Pty(Chardev):
         return not any(events & select.POLLHUP for _, events in poller.poll(0))
 
 
+class _Kept(Chardev):
+    """The device's side of console.proto. Output leaves, and input counts as taken, when it is in the slot."""
+
+    def __init__(self, path: Path, *rest: *_Rest) -> None:
+        super().__init__(*rest)
+        self._path = path
+        self._keeper = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._fresh = True
+        self._greeted = False
+        self._output = bytearray()  # that the keeper has not said it has taken
+        self._position = 0  # of the first byte of it
+        self._sent = 0  # bytes of it that have been sent
+        self._input = bytearray()  # that the device has no room for
+        self._taken = 0  # of input
+        self._told = 0  # what the keeper was last told of that
+
+    def recover(self, journal: bytes) -> None:
+        if journal:
+            self._fresh = False
+            former = ConsolePacket.FromString(journal)
+            self._position, self._taken = former.position, former.taken
+            self._output[:] = former.data
+
+    def journal(self) -> bytes:
+        return ConsolePacket(position=self._position, data=bytes(self._output), taken=self._taken).SerializeToString()
+
+    def start(self) -> None:
+        deadline = time.monotonic() + _KEEPER_SECONDS
+        while True:
+            try:
+                self._keeper.connect(str(self._path))
+                break
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise errors.ConfigError(f"cannot connect to {self._path}: {error.strerror}") from error
+                time.sleep(0.002)
+        hello = ConsolePacket(version=1, position=self._position, taken=self._taken, fresh=self._fresh)
+        self._keeper.send(hello.SerializeToString())
+
+    def wait(self, lifeline: int) -> None:
+        _poll(self._keeper, lifeline)
+        self._keeper.setblocking(False)
+        self._receive_packet()
+        if not self._greeted:
+            raise errors.ConfigError(f"no console at {self._path}", expected="a keeper that answers")
+        self._loop.watch(self._keeper.fileno(), read=self._receive_packet)
+        self._send_output()
+
+    def write(self, data: bytes) -> None:
+        self._output += data
+
+    def commit(self) -> None:
+        if self._greeted:
+            self._send_output()
+            if self._told != self._taken:
+                self._send_packet(ConsolePacket(position=self._position + self._sent))
+
+    @property
+    def full(self) -> bool:
+        return len(self._output) > _UNTAKEN_BYTES
+
+    def input_changed(self) -> None:
+        # Not at once: who calls may be about to change its state again.
+        if self._input:
+            self._loop.call_in("console input", 0, self._deliver)
+
+    def finish(self) -> None:
+        """Wait until the keeper has taken all output, unless it takes nothing for a while."""
+        progress, before = time.monotonic(), len(self._output)
+        while self._output and self._greeted and time.monotonic() < progress + _STALL_SECONDS:
+            self._send_output()
+            select.select([self._keeper], [], [], 0.05)
+            self._receive_packet()
+            if len(self._output) < before:
+                progress, before = time.monotonic(), len(self._output)
+        if self._output:
+            self.lost += len(self._output)
+            self._log.warning("console output lost", bytes=len(self._output), reason="the keeper does not take it")
+
+    def _send_output(self) -> None:
+        while self._sent < len(self._output):
+            piece = bytes(self._output[self._sent : self._sent + _PACKET_BYTES])
+            if not self._send_packet(ConsolePacket(position=self._position + self._sent, data=piece)):
+                return
+            self._sent += len(piece)
+
+    def _send_packet(self, packet: ConsolePacket) -> bool:
+        packet.version, packet.taken = 1, self._taken
+        try:
+            self._keeper.send(packet.SerializeToString())
+        except BlockingIOError:
+            self._loop.watch(self._keeper.fileno(), read=self._receive_packet, write=self._writable)
+            return False
+        except OSError:
+            self._ended_keeper()
+            return False
+        self._told = self._taken
+        return True
+
+    def _writable(self) -> None:
+        self._loop.watch(self._keeper.fileno(), read=self._receive_packet)
+        self.commit()
+
+    def _receive_packet(self) -> None:
+        try:
+            data = self._keeper.recv(2 * _PACKET_BYTES)
+            packet = ConsolePacket.FromString(data)
+        except BlockingIOError:
+            return
+        except (OSError, DecodeError):
+            data = b""
+        if not data:
+            self._ended_keeper()
+            return
+        if self._fresh and not self._greeted:
+            self._position, self._taken = packet.taken, packet.position
+        self._greeted = True
+        took = packet.taken - self._position
+        if not 0 <= took <= len(self._output):
+            expected = f"{self._position} to {self._position + len(self._output)} taken"
+            self._log.error("console out of step", expected=expected, got=packet.taken)
+            self._ended_keeper()
+            return
+        del self._output[:took]
+        self._position += took
+        self._sent = max(0, self._sent - took)
+        known = self._taken + len(self._input)
+        self._input += packet.data[max(0, known - packet.position) :] if packet.position <= known else b""
+        self._deliver()
+
+    def _deliver(self) -> None:
+        """Hand over the input that the device has room for; the end of this turn of the loop commits it."""
+        while self._input and (room := self._wanted()) > 0:
+            piece = bytes(self._input[:room])
+            del self._input[: len(piece)]
+            self._taken += len(piece)
+            self._receive(piece)
+
+    def _ended_keeper(self) -> None:
+        self._greeted = False
+        self._loop.watch(self._keeper.fileno())
+        self._log.warning("the keeper of the console is gone")
+
+
 _Rest = tuple[Loop, Log, Callable[[], int], Callable[[bytes], None]]
 
 
@@ -331,6 +505,8 @@ def make(
             return _Pty(*rest)
         case "file", path if path:
             return _File(Path(path), *rest)
+        case "kept", path if path:
+            return _Kept(Path(path), *rest)
         case "socket", path if path:
             return _Socket(Path(path), *rest)
         case "unix", text if text:
@@ -352,9 +528,19 @@ def make(
                 return _Unix(Path(path), server, wait, *rest)
     raise errors.ConfigError(
         "chardev",
-        expected="socket:PATH, unix:PATH[,server][,nowait], file:PATH, pty, stdio or null",
+        expected="socket:PATH, unix:PATH[,server][,nowait], file:PATH, kept:PATH, pty, stdio or null",
         got=specification or "nothing",
     )
+
+
+def _poll(source: socket.socket, lifeline: int) -> None:
+    """Wait until `source` is readable. Raises LifelineEnded."""
+    poller = select.poll()
+    poller.register(source, select.POLLIN)
+    if lifeline >= 0:
+        poller.register(lifeline, select.POLLIN)
+    if any(fd == lifeline for fd, _ in poller.poll()):
+        raise errors.LifelineEnded("the end came while waiting for a console's peer")
 
 
 def _listen(path: Path) -> socket.socket:

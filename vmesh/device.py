@@ -32,6 +32,7 @@ WINDOW = 1024  # accesses of one hart that may be unacknowledged
 _MEMORY = "memory"
 _START_SECONDS = 30.0
 _RETRY_SECONDS = 0.001
+_LIFE_SECONDS = 1.0
 
 
 class BusError(Exception):
@@ -106,6 +107,9 @@ class Device:
         self.memory: GuestMemory = LocalGuestMemory((), ())  # the guest's with `dma`, from `attached` on
         self.marks = memoryview(bytearray(8 * MARKS)).cast("Q")  # see Slot.marks: they survive the process at once
 
+    def take_journal(self, journal: bytes) -> None:
+        """Before `start`, in the next life of a device that was killed: what its `journal` gave last."""
+
     def start(self) -> None:
         """Open what the device stands on. Raise a VmeshError to end the service."""
 
@@ -128,6 +132,13 @@ class Device:
 
     def settle(self) -> None:
         """A turn of the loop ends: the state is about to go into the slot, then lines and shadows to the cpu."""
+
+    def journal(self) -> bytes:
+        """What the next life needs beside the state: what is under way to the outside. It is in the slot only."""
+        return b""
+
+    def commit(self) -> None:
+        """State and journal are in the slot: what must happen once, even if the process is killed, can begin now."""
 
     @property
     def blocked(self) -> bool:
@@ -182,6 +193,7 @@ class DeviceService(Service):
         self._device = device
         self._links: dict[int, _Link] = {}
         self._irqchip: Client | None = None
+        self._shows_life = False
         self._update_sequence = 0
         self._accesses = self._batches = self._updates = self._bus_errors = 0
         self._sizes = [(region.size, region.access_sizes) for region in device.regions]
@@ -202,9 +214,13 @@ class DeviceService(Service):
         )
 
     def start(self) -> None:
+        former = self._read_slot()
+        if former is not None:
+            self._device.take_journal(former.journal)
         self._device.start()
         self._device.reset()
-        recovered = self._recover()
+        if former is not None:
+            self._recover(former)
         self._write_slot()
         memory = self._runtime.dial(_MEMORY, ROLE_DEVICE)
         memory.greet(_START_SECONDS)
@@ -216,7 +232,7 @@ class DeviceService(Service):
         elif self._device.dma:
             self._device.memory = RemoteGuestMemory(memory, answer.grants)
         self._device.attached()
-        if recovered:
+        if former is not None:
             self._device.recover()
         self._runtime.loop.settle = self._settle
 
@@ -232,6 +248,7 @@ class DeviceService(Service):
     def greeted(self, client: Client) -> None:
         if client.role == ROLE_IRQCHIP:
             self._irqchip = client
+            self._write_slot()
             self._send_update(everything=True)
 
     def handle(self, client: Client, packet: Packet) -> Message | None:
@@ -251,6 +268,7 @@ class DeviceService(Service):
         elif self._device.blocked or link.queue:
             link.received = last
             link.queue.append(packet)
+            self._show_life()
         else:
             link.received = last
             self._perform(link, packet)
@@ -378,6 +396,19 @@ class DeviceService(Service):
         if not sent and update is not None:
             self._take_back(update)
 
+    def _show_life(self) -> None:
+        """Now and then while batches wait: their harts are not to take a device that is blocked for dead."""
+        if not self._shows_life:
+            self._shows_life = True
+            self._runtime.loop.call_in("life", _LIFE_SECONDS, self._say_alive)
+
+    def _say_alive(self) -> None:
+        self._shows_life = False
+        for link in self._links.values():
+            if link.queue:
+                self._answer(link, 0, None)
+                self._show_life()
+
     def _work(self, *, even_if_blocked: bool = False) -> None:
         """Go on with the batches that wait."""
         for link in self._links.values():
@@ -423,7 +454,9 @@ class DeviceService(Service):
         record = SlotRecord(
             epoch=self._runtime.epoch,
             state_version=self._device.state_version,
+            state_type=self._description.state_type,
             state=self._device.save().SerializeToString(),
+            journal=self._device.journal(),
             links=[
                 LinkRecord(hart=link.hart, done=link.done, value=link.value, bus_error=link.bus_error)
                 for link in self._links.values()
@@ -432,21 +465,28 @@ class DeviceService(Service):
         if record != self._written:
             self._slot.write(record)
             self._written = record
+        self._device.commit()
 
-    def _recover(self) -> bool:
-        """Take over from the epoch before; gives whether there was one."""
+    def _read_slot(self) -> SlotRecord | None:
+        """What the epoch before has left, if there was one."""
         written = self._slot.read()
         if written is None:
-            return False
+            return None
         try:
             record = SlotRecord.FromString(written)
         except DecodeError as error:
             raise errors.BadState(f"slot of {self._runtime.name} cannot be parsed") from error
+        if record.state_type != self._description.state_type:
+            name, wanted = f"slot of {self._runtime.name}", self._description.state_type
+            raise errors.BadState(name, expected=wanted, got=repr(record.state_type[:80]))
+        return record
+
+    def _recover(self, record: SlotRecord) -> None:
+        """Take over from the epoch before."""
         self._device.load(self._parse_state(record.state, record.state_version))
         for link in record.links:
             self._links[link.hart] = _Link(link.hart, link.done, link.value, link.bus_error, received=link.done)
         self._runtime.log.info("recovered", epoch=self._runtime.epoch, before=record.epoch)
-        return True
 
     def _parse_state(self, data: bytes, version: int) -> Message:
         name = f"state of {self._runtime.name}"

@@ -83,6 +83,10 @@ class Machine:
         """The stream socket with the raw bytes of a serial device."""
         return self.path / f"{device}.console"
 
+    def kept_console(self, device: str) -> Path:
+        """Where the keeper of that console listens for the device: proto/vmesh/v1/console.proto."""
+        return self.path / f"{device}.kept"
+
     def write_record(self, record: MachineRecord) -> None:
         """Replace machine.json at once: a reader sees the old or the new one. Does nothing if the directory is gone."""
         fresh = self.path / f".{RECORD}.{os.getpid()}"

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -46,7 +46,7 @@ def parser(kind: str, description: str | None) -> Parser:
     made = Parser(prog=f"vmesh-{kind}", description=description, allow_abbrev=False)
     made.add_argument("--machine", type=Path, required=True, metavar="DIR", help="the machine directory")
     made.add_argument("--name", default=kind, help="the name of this service in the machine (default: %(default)s)")
-    made.add_argument("--epoch", type=int, default=1, metavar="N", help="the count of lives of this service, from 1")
+    made.add_argument("--epoch", type=positive, default=1, metavar="N", help="the count of its lives, from 1")
     made.add_argument("--lifeline", type=int, default=-1, metavar="FD", help="a pipe at whose end this process ends")
     return made
 
@@ -57,6 +57,13 @@ def number(text: str) -> int:
         return int(text, 0)
     except ValueError:
         raise argparse.ArgumentTypeError(f"'{text}' is no number: expected e.g. 4096 or 0x1000") from None
+
+
+def positive(text: str) -> int:
+    """A number above 0."""
+    if (value := number(text)) <= 0:
+        raise argparse.ArgumentTypeError(f"'{text}': expected a number above 0")
+    return value
 
 
 def size(text: str) -> int:
@@ -140,6 +147,7 @@ class Runtime:
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._notices: deque[Notice] = deque(maxlen=_KEPT_NOTICES)
         self._drained = False
+        self._complaints: Counter[tuple[str, str]] = Counter()
         self._service = Service()
         self.server = wire.Server(
             self.context, self.machine.socket(self.name), self.name, self.log, self._greet, self._greeted
@@ -176,6 +184,15 @@ class Runtime:
         told = [self.server.send(client, notice) for client in monitors]
         if not any(told):
             self._notices.append(notice)
+
+    def complain(self, about: str, what: str, text: str) -> None:
+        """Another service did what it should not: count it for the monitor, and log the 1st, 10th, 100th, ... time.
+
+        `what` is the cause, from a bounded set.
+        """
+        count = self._complaints[about, what] = self._complaints[about, what] + 1
+        if str(count).strip("0") == "1":
+            self.log.warning("complaint", about=about, what=what, count=count, text=text)
 
     def serve(self, service: Service) -> None:
         """Run until the service is to end."""
@@ -270,6 +287,10 @@ class Runtime:
             epoch=self.epoch,
             pid=os.getpid(),
             counters=self._counters(),
+            complaints=[
+                lifecycle.Complaint(service=about, what=what, count=count)
+                for (about, what), count in self._complaints.items()
+            ],
         )
 
     def _counters(self) -> dict[str, int]:

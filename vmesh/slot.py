@@ -17,7 +17,7 @@ from vmesh import errors
 
 _HEADER = struct.Struct("<IIQ")  # checksum of what follows it in the record, bytes of data, number of the record
 _CHECKED = struct.Struct("<IQ")
-CAPACITY = 64 << 10
+CAPACITY = 1 << 20  # in a sparse file: what is not written takes nothing
 MARKS = 64
 
 

@@ -11,6 +11,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -57,12 +58,19 @@ class Child:
 
 
 def start_service(
-    command: ServiceCommand, *, lifeline: int, keep: Collection[int] = (), death_signal: int = signal.SIGKILL
+    command: ServiceCommand,
+    *,
+    lifeline: int,
+    more: Sequence[str] = (),
+    keep: Collection[int] = (),
+    death_signal: int = signal.SIGKILL,
+    parent: int = 0,
 ) -> Child:
-    """Fork a process that runs `command` with `--lifeline`, a pipe whose other end only this process holds.
+    """Fork a process that runs `command`, with `more` arguments and `--lifeline`, the end of a pipe.
 
     Of the open files the child keeps `lifeline` and `keep`; its output comes through a pipe. The kernel sends it
-    `death_signal` (0: none) when this process dies, for the case that it hangs and does not see its lifeline end.
+    `death_signal` (0: none) when its parent dies, for the case that it hangs and does not see its lifeline end. For
+    `parent` see `fork`.
     """
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
@@ -73,24 +81,28 @@ def start_service(
         os.dup2(writer, 1)
         os.dup2(writer, 2)
         close_all_but({0, 1, 2, lifeline, *keep})
-        return command.main(["--lifeline", str(lifeline)])
+        return command.main([*more, "--lifeline", str(lifeline)])
 
-    child = fork(run, title=f"vmesh-{command.name}", death_signal=death_signal)
+    child = fork(run, title=f"vmesh-{command.name}", death_signal=death_signal, parent=parent)
     os.close(writer)
     return Child(child.pid, child.pidfd, reader)
 
 
-def fork(run: Callable[[], int], *, title: str, death_signal: int = 0) -> Child:
+def fork(run: Callable[[], int], *, title: str, death_signal: int = 0, parent: int = 0) -> Child:
     """Fork a process that calls `run` and exits with what it returns; `title` is its name in ps(1), 15 bytes of it.
 
+    Its parent is this process, or `parent`: the nearest process above that adopts orphans, which waits for it then.
     Only for a process without threads. Signal handlers of this process do not hold in the child.
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    parent = os.getpid()
-    pid = os.fork()
-    if pid == 0:
-        _run_child(run, title, death_signal, parent)
+    if parent:
+        pid = _fork_orphan(lambda: _run_child(run, title, death_signal, parent))
+    else:
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            _run_child(run, title, death_signal, parent)
     return Child(pid, os.pidfd_open(pid))
 
 
@@ -116,6 +128,25 @@ def describe_exit(status: int) -> str:
         except ValueError:
             return f"was killed by signal {number}"
     return f"ended with status {os.waitstatus_to_exitcode(status)}"
+
+
+def _fork_orphan(run: Callable[[], NoReturn]) -> int:
+    """The child of a child that has ended when `run` is called."""
+    reader, writer = os.pipe()
+    if (between := os.fork()) == 0:
+        middle = os.getpid()
+        pid = os.fork()
+        if pid:
+            os.write(writer, pid.to_bytes(4, "little"))
+            os._exit(0)
+        while os.getppid() == middle:
+            time.sleep(0.0001)
+        run()
+    os.close(writer)
+    with open(reader, "rb") as told:
+        pid = int.from_bytes(told.read(4), "little")
+    os.waitpid(between, 0)
+    return pid
 
 
 def _run_child(run: Callable[[], int], title: str, death_signal: int, parent: int) -> NoReturn:

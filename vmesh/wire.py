@@ -254,11 +254,11 @@ class Peer:
     """A connection to a service, from the side that dials.
 
     `unasked` has what came without being an answer (Notice, DeviceUpdate), the oldest dropped beyond 1024. While
-    waiting, the end of `lifeline` (a file descriptor) raises LifelineEnded.
+    waiting, the end of `lifeline` (a file descriptor) raises LifelineEnded; `wake` (an eventfd) ends one wait.
     """
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], address: str, said: Hello, *, lifeline: int = -1
+        self, context: zmq.Context[zmq.Socket[bytes]], address: str, said: Hello, *, lifeline: int = -1, wake: int = -1
     ) -> None:
         self.address = address
         self.unasked: deque[Packet] = deque(maxlen=1024)
@@ -266,8 +266,10 @@ class Peer:
         self._next_id = 0
         self._poller = zmq.Poller()
         self._lifeline = lifeline
-        if lifeline >= 0:
-            self._poller.register(lifeline, zmq.POLLIN)
+        self._wake = wake
+        for fd in (lifeline, wake):
+            if fd >= 0:
+                self._poller.register(fd, zmq.POLLIN)
         self.socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, LINGER_MS)
         self.socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
@@ -317,6 +319,15 @@ class Peer:
                 raise mismatch(self.address, "an answer", None)
             return answer
 
+    def say_hello(self) -> int:
+        """Say Hello without waiting; gives its id."""
+        return self.send(self._said)
+
+    def watch_connected(self) -> zmq.Socket[bytes]:
+        """A socket that becomes readable whenever a connection is there, the first or one after a loss: `connected`."""
+        watched: zmq.Socket[bytes] = self.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        return watched
+
     def send(self, body: Message) -> int:
         """Send a request without waiting; gives its id. Raises PeerError if the service does not read its socket."""
         self._next_id += 1
@@ -335,7 +346,9 @@ class Peer:
         ready = self._poller.poll(None if timeout == math.inf else max(0, int(timeout * 1000 + 0.999)))
         if any(where == self._lifeline for where, _ in ready):
             raise errors.LifelineEnded("the process that started this one is gone")
-        if not ready:
+        if any(where == self._wake for where, _ in ready):
+            os.eventfd_read(self._wake)
+        if not any(where is self.socket for where, _ in ready):
             return None
         frame = self.socket.recv(zmq.NOBLOCK)
         if self.socket.rcvmore:
@@ -348,6 +361,19 @@ class Peer:
 
     def close(self) -> None:
         self.socket.close()
+
+    def abandon(self) -> None:
+        """Close, and drop what has not gone out."""
+        self.socket.close(0)
+
+
+def connected(watched: zmq.Socket[bytes]) -> bool:
+    """Whether a connection was made since the last call; `watched` is from `Peer.watch_connected`."""
+    try:
+        watched.recv_multipart(zmq.NOBLOCK)
+    except zmq.Again:
+        return False
+    return True
 
 
 def mismatch(address: str, expected: str, answer: Message | None) -> errors.PeerError:

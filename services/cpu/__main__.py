@@ -30,6 +30,16 @@ def _harts(text: str) -> int:
     return int(text)
 
 
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"'{text}': expected a time in seconds above 0")
+    return value
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the cpu service; gives the exit status."""
     parser = service.parser("cpu", "Runs the machine's harts; holds its clock, ACLINT and PLIC.")
@@ -56,6 +66,13 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--no-cache", action="store_true", help="neither use nor keep compiled code on disk")
     parser.add_argument("--perf-map", action="store_true", help="name the code for perf, in /tmp/perf-PID.map")
+    parser.add_argument(
+        "--bus-limit",
+        type=_seconds,
+        default=20.0,
+        metavar="SECONDS",
+        help="a device that gives no sign of life for so long is not waited for: access fault (default: %(default)g)",
+    )
     options = parser.parse_args(argv)
     plan = Plan(
         harts=options.harts,
@@ -67,6 +84,7 @@ def main(argv: Sequence[str]) -> int:
         hot_samples=options.hot_samples,
         cache=not options.no_cache,
         perf_map=options.perf_map,
+        bus_limit=options.bus_limit,
     )
     return service.run(options, lambda runtime: Cpu(runtime, plan))
 

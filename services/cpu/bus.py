@@ -5,21 +5,28 @@ from __future__ import annotations
 import ctypes
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import zmq
 
 from vmesh import errors, wire
+from vmesh.loop import Loop
 from vmesh.v1 import bus_pb2 as messages
 from vmesh.v1 import common_pb2 as common
 from vmesh.v1.packet_pb2 import Packet
 
 #: Larger regions are reached by round trips only.
 LARGEST_TABLE = 1 << 20
-#: How long a hart waits before it looks whether the machine is ending, in seconds.
+LARGEST_WINDOW = 1 << 16
+#: How long a hart waits before it looks whether the machine is ending, and says Hello again, in seconds.
 PATIENCE = 0.1
 GREETING_LIMIT = 30.0
+#: A device that sends more updates in this time is not listened to for as long: the cpu has other things to do.
+FLOOD_UPDATES, FLOOD_SECONDS = 2000, 0.1
+_AT_ONCE = 64
 
 
 class RegisterTable:
@@ -63,11 +70,17 @@ class RegisterTable:
         self._values[offset : offset + size] = list(raw)
         self._kinds[offset] |= size << 4
 
+    def withdraw(self) -> None:
+        """No shadow is known any more."""
+        for offset, size in self._shadow_kinds:
+            self._kinds[offset] &= ~(size << 4)
+
 
 class Device:
     """A device on the bus: its description, and the lines and shadows as it last drove them.
 
     Updates come by the harts' links and by the irqchip's connection; each value keeps the sequence number that set it.
+    `epoch` is that of the life last met, by whichever connection: links that are of another connect anew.
     """
 
     def __init__(self, number: int, description: messages.Description, set_level: Callable[[int, bool], None]) -> None:
@@ -76,20 +89,22 @@ class Device:
         self.name = description.name
         self.tables = [RegisterTable(region) for region in description.regions]
         self.last_update = 0
-        self._epoch = description.epoch
+        self.epoch = description.epoch
         self._set_level = set_level
         self._seen: dict[tuple[int, ...], int] = {}
         self._lock = threading.Lock()
 
+    def begin(self, epoch: int) -> None:
+        """The device has said Welcome with this epoch. Of another life the shadows are not known yet."""
+        with self._lock:
+            self._begin(epoch)
+
     def apply(self, update: messages.DeviceUpdate) -> None:
         """Takes what is newer than what is known: shadows first, so that a hart that takes the interrupt reads them."""
         with self._lock:
-            if update.epoch < self._epoch:
+            if update.epoch < self.epoch:
                 return
-            if update.epoch > self._epoch:
-                self._epoch = update.epoch
-                self._seen.clear()
-                self.last_update = 0
+            self._begin(update.epoch)
             sequence = update.sequence
             for shadow in update.shadows:
                 if shadow.region < len(self.tables) and self._newer((shadow.region, shadow.offset), sequence):
@@ -99,6 +114,14 @@ class Device:
                 if line.line < len(self.description.lines) and self._newer((line.line,), sequence):
                     self._set_level(self.description.lines[line.line].irq, line.level)
             self.last_update = max(self.last_update, sequence)
+
+    def _begin(self, epoch: int) -> None:
+        if epoch > self.epoch:
+            self.epoch = epoch
+            self._seen.clear()
+            self.last_update = 0
+            for table in self.tables:
+                table.withdraw()
 
     def _newer(self, key: tuple[int, ...], sequence: int) -> bool:
         if self._seen.get(key, 0) > sequence:
@@ -114,102 +137,321 @@ class Counters:
     batches: int = 0
     round_trips: int = 0
     faults: int = 0
+    rejoins: int = 0
+    timeouts: int = 0
 
 
 class Ending(Exception):
     """The machine ends while a hart waits for a device."""
 
 
-class Link:
-    """One hart's connection to one device. Belongs to the hart's thread."""
+class NoAnswer(Exception):
+    """The device has given no sign of life for so long that the hart goes on without its answer."""
 
-    def __init__(self, peer: wire.Peer, device: Device, counters: Counters, ending: threading.Event) -> None:
-        welcome = peer.greet(GREETING_LIMIT)
-        self._peer = peer
+
+@dataclass(slots=True)
+class _Entry:
+    """An access that is not acknowledged; `waits` tells that the device takes it only as the last of a batch."""
+
+    access: messages.Access
+    waits: bool
+
+
+class Link:
+    """One hart's connection to one device. Belongs to the hart's thread.
+
+    Accesses are kept until the device acknowledges them. When the device has another epoch, or does not know this
+    connection any more, the link says Hello again, learns from Welcome what was done, and sends the rest. `dial` makes
+    a connection; a device that says nothing for `limit` seconds while something waits for it raises NoAnswer;
+    `complain` is told of what a device should not do.
+    """
+
+    def __init__(
+        self,
+        dial: Callable[[], wire.Peer],
+        device: Device,
+        counters: Counters,
+        ending: threading.Event,
+        limit: float,
+        complain: Callable[[str, str], None],
+    ) -> None:
+        self._dial = dial
         self._device = device
         self._counters = counters
         self._ending = ending
-        self._epoch = welcome.epoch
-        self._next = welcome.done + 1
-        self._done = welcome.done
-        self._credits = max(1, welcome.window)
+        self._limit = limit
+        self._complain = complain
+        self._epoch = 0
+        self._done = 0  # sequence number of the last access acknowledged
+        self._window = 1
+        self._kept: deque[_Entry] = deque()  # from sequence number _done + 1 on
+        self._sent = 0  # so many of them were sent on this connection
+        self._awaited = False  # the last one kept is waited for, so its answer is needed
+        self._time_ns = 0
         self._packet_id = 0
+        self._heard = time.monotonic()  # the last sign of life, or when waiting began
+        self._silent = False  # given up: until the next sign of life nobody waits
+        self._retry = 0.0
+        self._joined = False
+        self._peer = dial()
+        self._hello = self._peer.say_hello()
+
+    def connect(self) -> None:
+        """Waits until the device has answered the Hello. Raises NoAnswer, Ending."""
+        self._wait(lambda: self._joined)
 
     def post(self, accesses: Sequence[messages.Access], time_ns: int) -> None:
-        """Sends writes that need no answer; waits only while the device gives no credits."""
-        start = 0
-        while start < len(accesses):
-            while self._room() <= 0:
-                self._take_answer(wait=True)
-            count = min(self._room(), len(accesses) - start)
-            self._send(accesses[start : start + count], time_ns)
-            start += count
-        while self._take_answer(wait=False) is not None:
+        """Sends writes that need no answer; waits only while the device gives no credits.
+
+        Raises NoAnswer; what has no room then is lost.
+        """
+        self._time_ns = time_ns
+        while self._step(wait=False):
             pass
+        if self._silent and len(self._kept) + len(accesses) > self._window:
+            raise NoAnswer
+        self._keep(accesses)
+        self._send()
+        self._wait(lambda: self._sent == len(self._kept))
 
     def access(self, posted: Sequence[messages.Access], access: messages.Access, time_ns: int) -> messages.BatchDone:
-        """Makes an access that waits, after the posted ones before it; gives the device's answer."""
-        if len(posted) >= self._room():
+        """Makes an access that waits, after the posted ones before it; gives the device's answer. Raises NoAnswer."""
+        if self._silent:
             self.post(posted, time_ns)
             posted = ()
-            while self._room() <= 0:
-                self._take_answer(wait=True)
-        self._send([*posted, access], time_ns)
+            if self._silent:
+                raise NoAnswer
+        self._time_ns = time_ns
         self._counters.round_trips += 1
-        last = self._next - 1
-        while True:
-            answer = self._take_answer(wait=True)
-            if answer is not None and answer.done >= last:
-                return answer
+        self._keep(posted)
+        self._kept.append(_Entry(access, waits=True))
+        self._awaited = True
+        self._send()
+        try:
+            answer = None
+            since = time.monotonic()
+            while self._kept:
+                answer = self._step(wait=True, since=since) or answer
+            assert answer is not None
+            return answer
+        finally:
+            self._awaited = False
+
+    def look(self) -> None:
+        """Says Hello to a device that has come back meanwhile: what was lost with its former life is sent again."""
+        if self._epoch != self._device.epoch:
+            self._wait(lambda: self._joined and self._epoch == self._device.epoch)
 
     def settle(self) -> None:
-        """Waits until the device has handled everything."""
-        while self._done < self._next - 1:
-            self._take_answer(wait=True)
+        """Waits until the device has handled everything. Raises NoAnswer."""
+        self._wait(lambda: not self._kept)
 
     def close(self) -> None:
         self._peer.close()
 
-    def _room(self) -> int:
-        return self._credits - (self._next - 1 - self._done)
+    def _keep(self, accesses: Sequence[messages.Access]) -> None:
+        self._kept.extend(_Entry(access, waits=False) for access in accesses)
 
-    def _send(self, accesses: Sequence[messages.Access], time_ns: int) -> None:
-        self._packet_id += 1
-        batch = messages.AccessBatch(epoch=self._epoch, sequence=self._next, time_ns=time_ns, accesses=accesses)
-        self._peer.send_packet(Packet(id=self._packet_id, access_batch=batch))
-        self._next += len(accesses)
-        self._counters.batches += 1
+    def _wait(self, met: Callable[[], bool]) -> None:
+        since = time.monotonic()
+        while not met():
+            if self._silent and not self._heard_again():
+                raise NoAnswer
+            self._step(wait=True, since=since)
 
-    def _take_answer(self, wait: bool) -> messages.BatchDone | None:
-        """The next BatchDone, applied."""
-        while True:
+    def _heard_again(self) -> bool:
+        """Whether a silent device has given a sign of life meanwhile."""
+        while self._step(wait=False):
+            pass
+        return not self._silent
+
+    def _send(self) -> None:
+        """Sends what the device gives credits for, in batches of which only the last access waits."""
+        while self._joined and self._epoch == self._device.epoch and self._sent < len(self._kept):
+            room = self._window - self._sent
+            if room <= 0:
+                return
+            accesses = []
+            for entry in islice(self._kept, self._sent, self._sent + room):
+                accesses.append(entry.access)
+                if entry.waits:
+                    break
+            first = self._done + 1 + self._sent
+            batch = messages.AccessBatch(epoch=self._epoch, sequence=first, time_ns=self._time_ns, accesses=accesses)
+            self._packet_id += 1
+            try:
+                self._peer.send_packet(Packet(id=self._packet_id, access_batch=batch))
+            except errors.PeerError:  # it does not read its socket: begin anew when it does
+                self._leave()
+                return
+            self._sent += len(accesses)
+            self._counters.batches += 1
+
+    def _step(self, wait: bool, since: float = 0.0) -> messages.BatchDone | None:
+        """Takes what comes next, if anything; gives a BatchDone that has come, applied."""
+        if self._joined and self._epoch != self._device.epoch:
+            self._leave()
+            self._retry = 0.0
+        if not self._joined and self._hello == 0 and time.monotonic() >= self._retry:
+            self._rejoin()
+        try:
             packet = self._peer.receive(PATIENCE if wait else 0.0)
-            if packet is None:
-                if self._ending.is_set():
-                    raise Ending
-                if wait:
-                    continue
-                return None
-            kind = packet.WhichOneof("body")
-            if kind == "batch_done":
-                break
-            if kind == "error":
-                raise errors.from_message(packet.error)
-            if kind == "refused":
-                raise errors.PeerError(f"{self._device.name} refused: {packet.refused.reason}")
-        done = packet.batch_done
-        if done.epoch != self._epoch or not self._done <= done.done < self._next:
-            expected = f"epoch {self._epoch}, an access from {self._done} to {self._next - 1}"
-            raise errors.PeerError(
-                f"{self._device.name} acknowledged what was not sent",
-                expected=expected,
-                got=f"epoch {done.epoch}, {done.done}",
-            )
+        except errors.PeerError as error:
+            self._complain("nonsense", str(error))
+            return None
+        if packet is None:
+            if self._ending.is_set():
+                raise Ending
+            if wait:
+                self._nothing_came(since)
+            return None
+        kind = packet.WhichOneof("body")
+        if kind == "welcome" and packet.id == self._hello:
+            self._welcomed(packet.welcome)
+        elif kind == "batch_done" and self._joined:
+            return self._acknowledged(packet.batch_done)
+        elif kind in ("error", "refused"):
+            self._refused(packet)
+        return None
+
+    def _nothing_came(self, since: float) -> None:
+        now = time.monotonic()
+        if now - max(self._heard, since) > self._limit:
+            self._silent = True
+            self._counters.timeouts += 1
+            self._complain("no answer", f"no sign of life for {self._limit:g} s while a hart waits")
+            raise NoAnswer
+        if not self._joined and self._hello:
+            self._hello = self._peer.say_hello()  # it may have died with the last one unread
+
+    def _acknowledged(self, done: messages.BatchDone) -> messages.BatchDone | None:
+        count = done.done - self._done
+        if done.epoch != self._epoch or not 0 <= count <= self._sent:
+            expected = f"epoch {self._epoch}, {self._done} to {self._done + self._sent}"
+            self._complain("nonsense", f"acknowledged epoch {done.epoch}, {done.done}; expected {expected}")
+            return None
+        self._heard, self._silent = time.monotonic(), False
+        for _ in range(count):
+            self._kept.popleft()
         self._done = done.done
-        self._credits = max(1, min(done.credits, 1 << 20))
+        self._sent -= count
+        self._window = max(1, min(done.credits, LARGEST_WINDOW))
         if done.HasField("update"):
             self._device.apply(done.update)
+        self._send()
         return done
+
+    def _refused(self, packet: Packet) -> None:
+        """The device does not know this connection, or not what came on it: begin anew, not too often."""
+        if packet.WhichOneof("body") == "error":
+            error = errors.from_message(packet.error)
+            if not isinstance(error, errors.StaleEpoch):
+                self._complain("refused an access", str(error))
+        elif packet.id == self._hello:
+            self._complain("refused Hello", packet.refused.reason)
+        self._leave()
+
+    def _leave(self) -> None:
+        self._joined = False
+        self._hello = 0
+
+    def _rejoin(self) -> None:
+        self._retry = time.monotonic() + PATIENCE
+        self._peer.abandon()
+        self._peer = self._dial()
+        self._hello = self._peer.say_hello()
+        self._counters.rejoins += 1
+
+    def _welcomed(self, welcome: common.Welcome) -> None:
+        self._device.begin(welcome.epoch)
+        if welcome.epoch != self._epoch:
+            self._epoch = welcome.epoch
+            self._heard, self._silent = time.monotonic(), False
+            self._retry = 0.0
+        self._window = max(1, min(welcome.window, LARGEST_WINDOW))
+        count = welcome.done - self._done
+        if 0 <= count <= len(self._kept):
+            # The last one, if it is waited for, is sent again all the same: the device remembers its answer.
+            count = min(count, len(self._kept) - 1) if self._awaited and self._kept else count
+            for _ in range(count):
+                self._kept.popleft()
+            self._done += count
+        else:  # a successor that does not go on where this one ended: it begins with what is not answered
+            self._done = welcome.done
+        self._sent = 0
+        self._hello = 0
+        self._joined = True
+        self._send()
+
+
+class Irqchip:
+    """The irqchip's connection to one device: takes its updates, and finds it again after its death.
+
+    Belongs to the service's thread. `revived` is called when the device was met anew, `complain` as for `Link`.
+    """
+
+    def __init__(
+        self,
+        peer: wire.Peer,
+        device: Device,
+        loop: Loop,
+        revived: Callable[[], None],
+        complain: Callable[[str, str], None],
+    ) -> None:
+        self._peer = peer
+        self._device = device
+        self._loop = loop
+        self._revived = revived
+        self._complain = complain
+        self._window = 0.0  # when the present one began
+        self._taken = 0  # updates in it
+        self._connected = peer.watch_connected()
+        self._hello = peer.say_hello()  # the first connection may have been there before the watch
+        loop.watch(self._connected, read=self._greet)
+        loop.watch(peer.socket, read=self._take_some)
+
+    def wait(self, timeout: float) -> None:
+        """Takes the next update, if one comes within so many seconds."""
+        self._take(timeout)
+
+    def _greet(self) -> None:
+        """There is a connection, perhaps a new one: say who we are."""
+        while wire.connected(self._connected):
+            self._hello = self._peer.say_hello()
+
+    def _take_some(self) -> None:
+        now = time.monotonic()
+        if now - self._window > FLOOD_SECONDS:
+            self._window, self._taken = now, 0
+        for _ in range(_AT_ONCE):
+            if not self._take(0.0):
+                return
+            self._taken += 1
+        if self._taken > FLOOD_UPDATES:
+            self._complain("floods updates", f"more than {FLOOD_UPDATES} within {FLOOD_SECONDS:g} s")
+            self._loop.watch(self._peer.socket)
+            self._loop.call_in(f"flood {self._device.name}", FLOOD_SECONDS, self._listen)
+
+    def _listen(self) -> None:
+        self._loop.watch(self._peer.socket, read=self._take_some)
+
+    def _take(self, timeout: float) -> bool:
+        try:
+            packet = self._peer.receive(timeout)
+        except errors.PeerError as error:
+            self._complain("nonsense", str(error))
+            return True
+        if packet is None:
+            return False
+        kind = packet.WhichOneof("body")
+        if kind == "device_update":
+            self._device.apply(packet.device_update)
+        elif kind == "welcome" and packet.id == self._hello:
+            self._device.begin(packet.welcome.epoch)
+            self._revived()
+        elif kind == "refused" and packet.id == self._hello:
+            self._complain("refused Hello", packet.refused.reason)
+        return True
 
 
 def dial(
@@ -219,11 +461,12 @@ def dial(
     machine: str,
     lifeline: int,
     hart: int = -1,
+    wake: int = -1,
 ) -> wire.Peer:
     """A connection to a device: of a hart, or of the irqchip when ``hart`` is -1."""
     role = common.ROLE_IRQCHIP if hart < 0 else common.ROLE_HART
     said = wire.hello(role, name, machine=machine, hart=max(hart, 0))
-    return wire.Peer(context, description.endpoint, said, lifeline=lifeline)
+    return wire.Peer(context, description.endpoint, said, lifeline=lifeline, wake=wake)
 
 
 def now_ns() -> int:

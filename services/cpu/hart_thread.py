@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from vmesh import errors
 from vmesh.v1 import bus_pb2 as messages
 
-from .bus import Counters, Ending, Link, now_ns
+from .bus import Counters, Ending, Link, NoAnswer, now_ns
 from .harts import Harts
 from .isa.riscv.state import (
     ACCESS_DONE,
@@ -76,15 +78,15 @@ class Gate:
 
 
 class HartThread(threading.Thread):
-    """Runs hart ``number`` of a machine with so many ``devices``. ``connect`` makes its link to one; ``report`` and
-    ``unmapped`` tell the service, from this thread."""
+    """Runs hart ``number`` of a machine with so many ``devices``. ``connect`` makes its link to one, given the eventfd
+    that ends its waits; ``report`` and ``unmapped`` tell the service, from this thread."""
 
     def __init__(
         self,
         harts: Harts,
         number: int,
         gate: Gate,
-        connect: Callable[[int, Counters], Link],
+        connect: Callable[[int, Counters, int], Link],
         unmapped: Callable[[int, int, int, bool], None],
         report: Callable[[str], None],
         regions: Regions | None,
@@ -103,12 +105,18 @@ class HartThread(threading.Thread):
         self._regions = regions
         self._devices = devices
         self._links: dict[int, Link] = {}
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def wake(self) -> None:
+        """From any thread: end this hart's wait for a device, which may have come back."""
+        os.eventfd_write(self._wake, 1)
 
     def run(self) -> None:
         try:
             if self._number < _CONNECTED:
                 for device in range(self._devices):
-                    self._link(device)
+                    with self._waiting_for(device):
+                        self._link(device).connect()
             while not self._gate.ending.is_set():
                 if self._gate.closed and self._hart.access_state == ACCESS_NONE:
                     self._hart.left_at = 0
@@ -124,6 +132,9 @@ class HartThread(threading.Thread):
                     self._drain()
                 elif reason in (EXIT_FLUSH, EXIT_STOP):
                     self._flush()
+                    for device, link in self._links.items():
+                        with self._waiting_for(device):
+                            link.look()
         except Ending:
             pass
         except errors.LifelineEnded:
@@ -140,8 +151,16 @@ class HartThread(threading.Thread):
     def _link(self, device: int) -> Link:
         link = self._links.get(device)
         if link is None:
-            link = self._links[device] = self._connect(device, self.counters)
+            link = self._links[device] = self._connect(device, self.counters, self._wake)
         return link
+
+    @contextmanager
+    def _waiting_for(self, device: int) -> Iterator[None]:
+        """For what may wait for a device; one that does not answer has been complained of, and the hart goes on."""
+        self.waits_for = str(device)
+        with suppress(NoAnswer):
+            yield
+        self.waits_for = ""
 
     def _take_ring(self) -> dict[int, list[messages.Access]]:
         """The posted writes of the ring by device, in program order."""
@@ -159,13 +178,18 @@ class HartThread(threading.Thread):
 
     def _flush(self) -> None:
         for device, accesses in self._take_ring().items():
+            self._post(device, accesses)
+
+    def _post(self, device: int, accesses: list[messages.Access]) -> None:
+        with self._waiting_for(device):
             self._link(device).post(accesses, now_ns())
 
     def _drain(self) -> None:
         """Returns when every posted write has been handled."""
         self._flush()
-        for link in self._links.values():
-            link.settle()
+        for device, link in self._links.items():
+            with self._waiting_for(device):
+                link.settle()
 
     def _access(self) -> None:
         """Makes the access that native code waits for."""
@@ -180,17 +204,16 @@ class HartThread(threading.Thread):
         posted = self._take_ring()
         before = posted.pop(number, [])
         for device, accesses in posted.items():
-            self._link(device).post(accesses, now_ns())
+            self._post(device, accesses)
         value = hart.access_value if write else 0
         access = messages.Access(
             region=hart.access_region, offset=hart.access_offset, size=hart.access_size, write=write, value=value
         )
-        self.waits_for = str(number)
-        answer = self._link(number).access(before, access, now_ns())
-        self.waits_for = ""
-        if answer.bus_error:
+        hart.access_state = ACCESS_FAILED
+        with self._waiting_for(number):
+            answer = self._link(number).access(before, access, now_ns())
+            if not answer.bus_error:
+                hart.access_value = answer.value
+                hart.access_state = ACCESS_DONE
+        if hart.access_state == ACCESS_FAILED:
             self.counters.faults += 1
-            hart.access_state = ACCESS_FAILED
-        else:
-            hart.access_value = answer.value
-            hart.access_state = ACCESS_DONE

@@ -22,7 +22,7 @@ from vmesh.v1.packet_pb2 import Packet
 from vmesh.wire import Client
 
 from . import state
-from .bus import GREETING_LIMIT, Counters, Device, Link, dial
+from .bus import GREETING_LIMIT, Counters, Device, Irqchip, Link, dial
 from .core import load_core
 from .hart_thread import Gate, HartThread
 from .harts import Harts
@@ -52,6 +52,7 @@ class Plan:
     hot_samples: int = 0
     cache: bool = True
     perf_map: bool = False
+    bus_limit: float = 20.0  # seconds
 
 
 class Cpu(Service):
@@ -67,7 +68,7 @@ class Cpu(Service):
         self._core = load_core()
         self._mapped: list[mmap.mmap] = []
         self._devices: list[Device] = []
-        self._irqchip: list[wire.Peer] = []
+        self._irqchip: list[Irqchip] = []
         self._threads: list[HartThread] = []
         self._paused_at = time.clock_gettime_ns(time.CLOCK_MONOTONIC) if plan.paused else 0
         self._said: set[int] = set()
@@ -148,7 +149,7 @@ class Cpu(Service):
                 if time.monotonic() > deadline:
                     expected = f"update {updates[device.name]} of {device.name}"
                     raise errors.VmeshError("the bus did not drain", expected=expected, got=str(device.last_update))
-                self._take_update(number, 0.05)
+                self._irqchip[number].wait(0.05)
         return 0
 
     def save(self) -> lifecycle_pb2.ServiceState:
@@ -223,27 +224,26 @@ class Cpu(Service):
         peer = dial(
             self._runtime.context, description, self._runtime.name, self._runtime.machine.name, self._runtime.lifeline
         )
-        peer.greet(GREETING_LIMIT)
-        for packet in peer.unasked:
-            device.apply(packet.device_update)
-        peer.unasked.clear()
-        self._irqchip.append(peer)
-        self._runtime.loop.watch(peer.socket, read=partial(self._take_updates, number))
+        complain = partial(self._complain, device.name)
+        self._irqchip.append(Irqchip(peer, device, self._runtime.loop, self._revived, complain))
 
-    def _take_updates(self, number: int) -> None:
-        while self._take_update(number, 0.0):
-            pass
+    def _revived(self) -> None:
+        """A device is there, perhaps again: harts that have something for it, or wait for it, look."""
+        for thread in self._threads:
+            thread.wake()
+        if self._threads:
+            self._harts.stop()
 
-    def _take_update(self, number: int, timeout: float) -> bool:
-        packet = self._irqchip[number].receive(timeout)
-        if packet is not None and packet.WhichOneof("body") == "device_update":
-            self._devices[number].apply(packet.device_update)
-        return packet is not None
+    def _complain(self, device: str, what: str, text: str) -> None:
+        self._runtime.complain(device, what, text)
 
-    def _connect(self, hart: int, device: int, counters: Counters) -> Link:
+    def _connect(self, hart: int, device: int, counters: Counters, wake: int) -> Link:
         runtime, target = self._runtime, self._devices[device]
-        peer = dial(runtime.context, target.description, runtime.name, runtime.machine.name, runtime.lifeline, hart)
-        return Link(peer, target, counters, self._gate.ending)
+        connection = partial(
+            dial, runtime.context, target.description, runtime.name, runtime.machine.name, runtime.lifeline, hart, wake
+        )
+        complain = partial(self._call, self._complain, target.name)
+        return Link(connection, target, counters, self._gate.ending, self._plan.bus_limit, complain)
 
     def _call(self, function: Callable[..., None], *args: object) -> None:
         self._calls.put(partial(function, *args))
@@ -274,6 +274,8 @@ class Cpu(Service):
             counters.sync_round_trips += thread.counters.round_trips
             counters.batches += thread.counters.batches
             counters.faults += thread.counters.faults
+            counters.rejoins += thread.counters.rejoins
+            counters.timeouts += thread.counters.timeouts
         for hart in self._harts.hart if self._threads else ():
             counters.posted_accesses += hart.count_posted
             counters.shadow_reads += hart.count_shadow

@@ -28,7 +28,8 @@ class AddressMap:
     def attach(self, device: Description) -> None:
         """Put a device on the map, or in the place of its earlier epoch.
 
-        Raises BadRequest, Overlap or Duplicate; nothing was changed then.
+        Raises BadRequest, Overlap or Duplicate, also for a successor that is not the same to the guest; nothing was
+        changed then.
         """
         _check(device)
         if device.name in self._places:
@@ -38,6 +39,8 @@ class AddressMap:
             raise errors.Duplicate(
                 f"device {device.name} is attached", expected=f"an epoch above {former.epoch}", got=str(device.epoch)
             )
+        if former is not None:
+            _check_successor(former, device)
         others = [other for other in self.devices.values() if other.name != device.name]
         taken = [*self._fixed, *(_range(other, region) for other in others for region in other.regions)]
         for region in device.regions:
@@ -59,6 +62,14 @@ class AddressMap:
 
 def _range(device: Description, region: Region) -> Range:
     return Range(f"{device.name} {region.name}", region.base, region.size)
+
+
+def _check_successor(former: Description, device: Description) -> None:
+    """Raises BadRequest unless the guest and the cpu find in `device` what they know of `former`."""
+    _need(device, device.kind == former.kind, "kind of its next life", former.kind, repr(device.kind[:80]))
+    for what, before, after in (("regions", former.regions, device.regions), ("lines", former.lines, device.lines)):
+        _need(device, list(before) == list(after), what, "those of its former life", "others")
+    _need(device, device.dma == former.dma, "dma of its next life", str(former.dma), str(device.dma))
 
 
 def _check(device: Description) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from services.monitor.keeper import Keeper
 from services.monitor.output import Output
 from services.monitor.supervisor import Settings, Supervisor
 from vmesh.log import Log
@@ -43,7 +44,8 @@ def main(argv: list[str]) -> int:
         start_limit=arguments.start_limit,
     )
     output = Output(log, sys.stderr if arguments.warnings else None)
-    supervisor = Supervisor(machine, arguments.service, settings, log, output)
+    keeper = Keeper(machine, dict(arguments.console), arguments.service)
+    supervisor = Supervisor(machine, arguments.service, settings, keeper, log, output)
     supervisor.on_phase = phase
     signals = _signal_pipe()
     # The services see the end of this pipe when this process ends; nobody ever writes to it.
@@ -120,6 +122,14 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--machine", type=Path, required=True, metavar="DIR", help="the machine directory")
     add("--service", type=_command, action="append", required=True, metavar="'NAME KIND MODULE ARGUMENT...'",
         help="a service to start; once for each, quoted as for a shell")  # fmt: skip
+    add(
+        "--console",
+        type=_console,
+        action="append",
+        default=[],
+        metavar="NAME=CHARDEV",
+        help="what to keep for the serial device NAME, which has --chardev kept:DIR/NAME.kept",
+    )
     add("--no-reboot", action="store_true", help="end when the guest asks for a reset")
     add("--health-interval", type=float, default=1.0, metavar="SECONDS", help="between two looks at a service")
     add("--health-limit", type=float, default=10.0, metavar="SECONDS", help="without an answer: it hangs")
@@ -131,6 +141,13 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--lock", type=int, default=-1, metavar="FD", help="the machine directory's lock, held already")
     add("--report", type=int, metavar="FD", help="a pipe that gets the failure, if any, that ended the machine")
     return parser.parse_args(argv)
+
+
+def _console(text: str) -> tuple[str, str]:
+    name, equals, specification = text.partition("=")
+    if not (name and equals and specification):
+        raise argparse.ArgumentTypeError(f"expected NAME=CHARDEV, got '{text}'")
+    return name, specification
 
 
 def _command(text: str) -> ServiceCommand:

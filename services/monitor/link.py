@@ -46,6 +46,9 @@ class Link:
         """The answer to this question is not waited for any more."""
         self._open.pop(number, None)
 
+    def close(self) -> None:
+        self._peer.abandon()
+
     def receive(self) -> None:
         """Hand every packet that has come to whoever waits for it; what is no packet is counted."""
         while True:

@@ -9,7 +9,7 @@ import os
 import queue
 import signal
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -19,6 +19,7 @@ from functools import partial
 import zmq
 
 from services.monitor import operations
+from services.monitor.keeper import Keeper
 from services.monitor.link import Link
 from services.monitor.operations import Board, Operation, Request, RequestError
 from services.monitor.output import Output, one_line
@@ -32,6 +33,7 @@ from vmesh.v1.packet_pb2 import Packet
 
 END_LIMIT = 3.0  # seconds for an orderly end; what then still lives is killed
 FAILED_END_LIMIT = 1.0  # the same after a failure
+DEATHS, DEATHS_SECONDS = 5, 10.0  # a device that dies so often within so long is not started again
 _TICK = 0.2  # seconds between two looks at the deadlines
 _GATEWAY_DELAY = 2.0  # seconds after which the gateway opens though the machine is not ready
 _QUICK_TICK = 0.02  # the same while the machine starts or ends
@@ -42,6 +44,7 @@ _STATES = {
     lifecycle_pb2.SERVICE_PAUSED: "paused",
     lifecycle_pb2.SERVICE_STOPPING: "stopping",
 }
+_NOT_READY = ("starting", "restarting")
 _MACHINE_STATES = {
     gateway_pb2.MACHINE_STARTING: "starting",
     gateway_pb2.MACHINE_RUNNING: "running",
@@ -71,18 +74,22 @@ class Service:
     command: ServiceCommand
     child: Child
     link: Link
+    began: float
     epoch: int = 1
     state: str = "starting"
     last_error: str = ""
     counters: dict[str, int] = field(default_factory=dict)
+    complaints: dict[str, dict[str, int]] = field(default_factory=dict)  # about others, by name and cause
     welcomed: bool = False
     alive: bool = True
     asked_at: float | None = None  # when the question about its health was sent that is still open
     ask_at: float = 0.0  # when to ask next
+    was_ready: bool = False  # in this life or one before
+    deaths: deque[float] = field(default_factory=lambda: deque(maxlen=DEATHS))  # when it died last
 
     @property
     def ready(self) -> bool:
-        return self.welcomed and self.state != "starting"
+        return self.welcomed and self.state not in _NOT_READY
 
 
 @dataclass(slots=True, eq=False)
@@ -95,7 +102,8 @@ class _Run:
     begun: bool = False
     requests: Sequence[Request] = ()
     answers: list[Packet] = field(default_factory=list)
-    open: dict[int, tuple[Link, int]] = field(default_factory=dict)  # by place: whom was asked, under which id
+    # by place: whom was asked, under which id; None: a device that is being restarted, and is asked then
+    open: dict[int, tuple[Link | None, int]] = field(default_factory=dict)
     deadline: float = 0.0
 
 
@@ -103,7 +111,13 @@ class Supervisor:
     """The life of one machine, from `start` to the exit status that `run` returns."""
 
     def __init__(
-        self, machine: Machine, commands: Sequence[ServiceCommand], settings: Settings, log: Log, output: Output
+        self,
+        machine: Machine,
+        commands: Sequence[ServiceCommand],
+        settings: Settings,
+        keeper: Keeper,
+        log: Log,
+        output: Output,
     ) -> None:
         self.machine = machine
         self.state = gateway_pb2.MACHINE_STARTING
@@ -114,6 +128,8 @@ class Supervisor:
         self.on_phase: Callable[[str], None] = lambda phase: None
         self._commands = commands
         self._settings = settings
+        self._keeper = keeper
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._log = log
         self._output = output
         self._began = time.monotonic()
@@ -145,17 +161,28 @@ class Supervisor:
             keep = [] if last else [self.machine.lock_fd]
             death_signal = 0 if last else signal.SIGKILL
             children.append(start_service(command, lifeline=lifeline, keep=keep, death_signal=death_signal))
+        self._keeper.start(lifeline)
         self.on_phase("services forked")
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._context = zmq.Context()
         for command, child in zip(self._commands, children, strict=True):
-            link = Link(context, self.machine, command.name, partial(self._notice, command.name))
-            service = Service(command, child, link)
+            service = Service(command, child, self._link(command.name), time.monotonic())
             self.services[command.name] = service
-            self._loop.watch(link.socket, read=link.receive)
-            self.watch(child.pidfd, partial(self._dead, service))
-            self.watch(child.output, partial(self._drain, service))
-            link.hello(partial(self._welcome, service))
+            self._meet(service)
         self.watch(self._wake, self._work)
+        self.watch(self._keeper.socket.fileno(), self._keeper.receive)
+        self.watch(self._keeper.child.pidfd, self._keeper_dead)
+        self._keeper.failed = lambda failure: self.end(1, failure)
+
+    def _link(self, name: str) -> Link:
+        assert self._context is not None
+        return Link(self._context, self.machine, name, partial(self._notice, name))
+
+    def _meet(self, service: Service) -> None:
+        """A process of a service has been started: watch it, and say Hello."""
+        self._loop.watch(service.link.socket, read=service.link.receive)
+        self.watch(service.child.pidfd, partial(self._dead, service))
+        self.watch(service.child.output, partial(self._drain, service))
+        service.link.hello(partial(self._welcome, service))
 
     def watch(self, fd: int, ready: Callable[[], None]) -> None:
         """Call `ready` in the loop whenever `fd` is readable, until `unwatch`."""
@@ -218,8 +245,15 @@ class Supervisor:
                 state=service.state,
                 last_error=service.last_error,
                 counters=service.counters,
+                complaints=self._complaints_about(service.command.name),
             )
         return status
+
+    def _complaints_about(self, name: str) -> dict[str, int]:
+        total: Counter[str] = Counter()
+        for service in self.services.values():
+            total.update(service.complaints.get(name, {}))
+        return total
 
     # What comes from the services
 
@@ -232,6 +266,9 @@ class Supervisor:
         service.welcomed = True
         service.epoch = packet.welcome.epoch
         self.on_phase(f"{service.command.name} answers")
+        if service.was_ready and self._stopped:
+            with suppress(PeerError):  # it will then be found hung
+                service.link.ask(lifecycle_pb2.Pause(), lambda packet: None)
         self._ask_health(service)
 
     def _report(self, service: Service, packet: Packet) -> None:
@@ -244,9 +281,15 @@ class Supervisor:
         service.epoch = report.epoch
         service.state = _STATES.get(report.phase, "starting")
         service.counters = dict(report.counters)
+        service.complaints = {}
+        for complaint in report.complaints:
+            service.complaints.setdefault(complaint.service, {})[one_line(complaint.what)] = complaint.count
         service.ask_at = time.monotonic() + (self._settings.health_interval if service.ready else 0.0)
         if service.ready and not was_ready:
             self.on_phase(f"{service.command.name} {service.state}")
+            if service.was_ready:
+                self._back(service)
+            service.was_ready = True
             self._maybe_started()
 
     def _maybe_started(self) -> None:
@@ -300,16 +343,30 @@ class Supervisor:
         self.unwatch(service.child.output)
         os.close(service.child.pidfd)
         os.close(service.child.output)
+        how = service.last_error if service.state == "hung" else describe_exit(status)
         service.alive = False
         service.state = "dead"
-        how = describe_exit(status)
         self._log.info("service ended", service=service.command.name, how=how)
         if self.state == gateway_pb2.MACHINE_ENDING:
             self._shut_down()
+        elif service.command.name in self.board.devices and service.was_ready:
+            self._restart(service, how)
         else:
             self._fail(service, how)
-        if not any(service.alive for service in self.services.values()):
-            self._loop.stop()
+        self._maybe_ended()
+
+    def _maybe_ended(self) -> None:
+        if not self._keeper.busy and not any(service.alive for service in self.services.values()):
+            self._keeper.close()  # its end is the machine's
+            self._loop.call_in("keeper", END_LIMIT, self._keeper.kill)
+
+    def _keeper_dead(self) -> None:
+        _, status = os.waitpid(self._keeper.child.pid, 0)
+        self.unwatch(self._keeper.child.pidfd)
+        if any(service.alive for service in self.services.values()):
+            self.end(1, f"the keeper (pid {self._keeper.child.pid}) {describe_exit(status)}")
+            self._kill_all()
+        self._loop.stop()
 
     def _fail(self, service: Service, how: str) -> None:
         """The machine ends because of `service`: one line that says which, how, and what it said last."""
@@ -319,6 +376,50 @@ class Supervisor:
             text += f"; its last words: {last}"
         service.last_error = how
         self.end(1, text)
+
+    # A device's next life
+
+    @property
+    def _stopped(self) -> bool:
+        """Whether the machine is paused, or may be so in the midst of an operation."""
+        return self.state == gateway_pb2.MACHINE_PAUSED or any(run.exclusive for run in self._runs)
+
+    def _restart(self, service: Service, how: str) -> None:
+        """Start the next life of a device, unless it dies again and again."""
+        now = time.monotonic()
+        service.deaths.append(now)
+        if len(service.deaths) == DEATHS and now - service.deaths[0] < DEATHS_SECONDS:
+            self._fail(service, f"{how}, for the {DEATHS}th time within {DEATHS_SECONDS:g} s")
+            return
+        service.last_error = how
+        service.state, service.welcomed, service.asked_at = "restarting", False, None
+        service.began = now
+        service.epoch += 1
+        self._loop.watch(service.link.socket)
+        service.link.close()
+        service.link = self._link(service.command.name)
+        self._log.info("restarting", service=service.command.name, how=how, epoch=service.epoch)
+        self._keeper.spawn(service.command, ["--epoch", str(service.epoch)], partial(self._spawned, service))
+
+    def _spawned(self, service: Service, child: Child | None, failure: str) -> None:
+        if child is None:
+            self._fail(service, f"cannot be started again: {failure}")
+            self._maybe_ended()
+            return
+        service.child, service.alive = child, True
+        self._meet(service)
+        if self.state == gateway_pb2.MACHINE_ENDING:
+            _kill(service)
+
+    def _back(self, service: Service) -> None:
+        """The next life is ready: what its former one was asked and had not answered is asked again."""
+        took = f"{(time.monotonic() - service.began) * 1e3:.0f}"
+        self._log.info("restarted", service=service.command.name, pid=service.child.pid, epoch=service.epoch, ms=took)
+        for run in list(self._runs):
+            for place, (link, _) in list(run.open.items()):
+                if run.requests[place].service == service.command.name and link is not service.link:
+                    self._ask(run, place)
+        self._next_exclusive()
 
     # Time
 
@@ -345,8 +446,9 @@ class Supervisor:
             self._advance(run, RequestError(f"no answer from {', '.join(names)} for {self._settings.health_limit:g} s"))
         # The cpu waits for all others to start: it is the last to blame.
         for service in sorted(self.services.values(), key=lambda each: each.command.name == self.board.cpu):
-            if not service.ready and self.uptime > self._settings.start_limit:
-                self._hung(service, f"is not ready {self._settings.start_limit:g} s after its start")
+            limit = self._settings.health_limit if service.was_ready else self._settings.start_limit
+            if service.alive and not service.ready and now - service.began > limit:
+                self._hung(service, f"is not ready {limit:g} s after its start")
                 return
             if service.asked_at is not None and now - service.asked_at > self._settings.health_limit:
                 self._hung(service, f"hangs: it owes an answer for {self._settings.health_limit:g} s")
@@ -360,7 +462,12 @@ class Supervisor:
             service.link.ask(lifecycle_pb2.Health(), partial(self._report, service))
 
     def _hung(self, service: Service, how: str) -> None:
-        self._fail(service, how)
+        if service.command.name in self.board.devices and service.was_ready:
+            self._log.info("killed", service=service.command.name, pid=service.child.pid, how=how)
+            service.last_error, service.asked_at = how, None
+            service.began = time.monotonic()
+        else:
+            self._fail(service, how)
         service.state = "hung"
         _kill(service)
 
@@ -368,9 +475,9 @@ class Supervisor:
         for service in self.services.values():
             if service.asked_at is not None:
                 service.asked_at += seconds
+            service.began += seconds
         for run in self._runs:
             run.deadline += seconds
-        self._began += seconds if self.state == gateway_pb2.MACHINE_STARTING else 0.0
 
     # Operations
 
@@ -392,6 +499,8 @@ class Supervisor:
     def _next_exclusive(self) -> None:
         if self.state == gateway_pb2.MACHINE_STARTING or any(run.exclusive for run in self._runs):
             return
+        if not all(service.ready for service in self.services.values()):
+            return  # a device comes back first
         if self._waiting:
             self._runs.append(run := self._waiting.popleft())
             self._advance(run, None)
@@ -415,19 +524,29 @@ class Supervisor:
         run.begun = True
         run.answers = [Packet()] * len(run.requests)
         run.deadline = time.monotonic() + self._settings.health_limit
-        for place, request in enumerate(run.requests):
-            service = self.services[request.service]
-            if not service.welcomed or not service.alive:
-                self._advance(run, RequestError(f"service '{request.service}' is {service.state}"))
+        for place in range(len(run.requests)):
+            if not self._ask(run, place):
                 return
-            try:
-                number = service.link.ask(request.body, partial(self._answered, run, place))
-            except PeerError as error:
-                self._advance(run, RequestError(str(error)))
-                return
-            run.open[place] = (service.link, number)
         if not run.requests:
             self._advance(run, None)
+
+    def _ask(self, run: _Run, place: int) -> bool:
+        """Ask one service its part of a batch; if that fails, so does the operation."""
+        request = run.requests[place]
+        service = self.services[request.service]
+        if service.was_ready and not service.ready and service.command.name in self.board.devices:
+            run.open[place] = (None, 0)  # asked when it is back
+            return True
+        if not service.welcomed or not service.alive:
+            self._advance(run, RequestError(f"service '{request.service}' is {service.state}"))
+            return False
+        try:
+            number = service.link.ask(request.body, partial(self._answered, run, place))
+        except PeerError as error:
+            self._advance(run, RequestError(str(error)))
+            return False
+        run.open[place] = (service.link, number)
+        return True
 
     def _answered(self, run: _Run, place: int, packet: Packet) -> None:
         run.open.pop(place, None)
@@ -449,7 +568,8 @@ class Supervisor:
 
     def _forget(self, run: _Run) -> None:
         for link, number in run.open.values():
-            link.forget(number)
+            if link is not None:
+                link.forget(number)
         run.open.clear()
 
     def _finish(self, run: _Run, error: Exception | None) -> None:
@@ -458,11 +578,19 @@ class Supervisor:
             self._runs.remove(run)
         if run.exclusive and self.state not in (gateway_pb2.MACHINE_STARTING, gateway_pb2.MACHINE_ENDING):
             self._observe_state()
+            self._resume_strays()
         if error is None:
             run.future.set_result(None)
         else:
             run.future.set_exception(error)
         self._next_exclusive()
+
+    def _resume_strays(self) -> None:
+        """A device that was restarted in the midst of a resume was paused, and may have missed it."""
+        for service in self.services.values():
+            if self.state == gateway_pb2.MACHINE_RUNNING and service.ready and service.state == "paused":
+                with suppress(PeerError):
+                    service.link.ask(lifecycle_pb2.Resume(), lambda packet: None)
 
     # The end
 

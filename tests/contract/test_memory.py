@@ -131,9 +131,23 @@ def test_taken_names_and_lines_are_refused(machine: Machine) -> None:
         attach(machine, device("new", base=0x2000_0000, irq=7))
     with pytest.raises(errors.Duplicate, match="old is attached"):
         attach(machine, device("old", base=0x2000_0000))
-    attach(machine, device("old", base=0x3000_0000, irq=7, epoch=2))
+
+
+def test_the_next_life_takes_the_place_if_it_is_the_same_to_the_guest(machine: Machine) -> None:
+    machine.start_memory()
+    attach(machine, device("old", irq=7))
+    others = [device("old", base=0x3000_0000, irq=7), device("old", size=0x200, irq=7), device("old"), device("old")]
+    others += [device("old", irq=7), device("old", irq=7)]
+    others[3].lines.append(Line(name="interrupt", irq=8))
+    others[4].kind = "other"
+    others[5].dma = True
+    for each in others:
+        each.epoch = 2
+        with pytest.raises(errors.BadRequest, match=r"of its (next|former) life"):
+            attach(machine, each)
+    attach(machine, device("old", irq=7, epoch=2))
     (only,) = address_map(machine).devices
-    assert (only.epoch, only.regions[0].base) == (2, 0x3000_0000)
+    assert (only.epoch, only.regions[0].base) == (2, 0x1000_0000)
 
 
 def test_detach_makes_room(machine: Machine) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from vmesh.machine import Machine, MachineError, MachineRecord
+from vmesh.machine import Machine, MachineError, MachineRecord, ServiceRecord
 
 DEADLINE = 30.0  # seconds; generous, as nothing here is about speed
 
@@ -75,6 +75,22 @@ class Rig:
         record = self.record()
         assert record is not None
         return record
+
+    def service(self, name: str) -> ServiceRecord:
+        """What machine.json says of a service."""
+        record = self.record()
+        assert record is not None
+        return next(service for service in record.services if service.name == name)
+
+    def wait_life(self, name: str, epoch: int) -> ServiceRecord:
+        """Wait until that life of a device, or a later one, runs."""
+
+        def there() -> bool:
+            service = self.service(name)
+            return service.epoch >= epoch and service.state in ("running", "paused")
+
+        wait_for(there, f"life {epoch} of {name}")
+        return self.service(name)
 
     def order(self, service: str, text: str) -> None:
         """Have a stand-in misbehave, see tests/standin."""

@@ -10,12 +10,13 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from tests.faults.conftest import Rig, wait_for
 
-SERVICES = ("memory", "cpu", "uart0", "test")
+SERVICES = ("memory", "cpu")  # nothing goes on without these
 
 
 def _kill(*pids: int) -> None:
@@ -33,6 +34,61 @@ def test_service_killed_is_named_and_nothing_is_left(rig: Rig, victim: str) -> N
     assert stderr.decode() == (
         f"vmesh run: machine 'm': service '{victim}' (pid {pids[victim]}) was killed by SIGKILL\n"
     )
+    assert launcher.returncode == 1
+    rig.wait_clean()
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_device_killed_is_started_again(rig: Rig, paused: bool) -> None:
+    launcher = rig.start(*(["-S"] if paused else []))
+    rig.wait_running("paused" if paused else "running")
+    _kill(rig.service("test").pid, rig.service("uart0").pid)
+    rig.wait_life("uart0", 2)
+    wait_for(lambda: rig.wait_life("test", 2).state == ("paused" if paused else "running"), "the state of the others")
+    _kill(rig.service("test").pid)
+    rig.wait_life("test", 3)
+    rig.order("test", "poweroff 5")
+    _, stderr = launcher.communicate()
+    assert (launcher.returncode, stderr) == (5, b"")
+    rig.wait_clean()
+
+
+def test_device_that_dies_again_and_again_ends_the_machine(rig: Rig) -> None:
+    launcher = rig.start()
+    rig.wait_running()
+    for epoch in range(1, 6):
+        rig.wait_life("test", epoch)
+        rig.order("test", "say \x1b[2Jthe disk is on fire\nexit 7")
+    _, stderr = launcher.communicate()
+    (line,) = stderr.decode().splitlines()
+    assert "service 'test'" in line
+    assert "ended with status 7, for the 5th time within 10 s; its last words: [2Jthe disk is on fire" in line
+    assert launcher.returncode == 1
+    rig.wait_clean()
+
+
+def test_device_killed_while_the_machine_resets_is_asked_again(rig: Rig) -> None:
+    launcher = rig.start()
+    rig.wait_running()
+    rig.order("uart0", "slow 2")  # to answer Drain
+    rig.order("test", "reset")
+    wait_for(lambda: "drain" in rig.asked("uart0"), "the drain of the device")
+    _kill(rig.service("uart0").pid)
+    rig.wait_life("uart0", 2)
+    wait_for(lambda: rig.asked("cpu")[-1:] == ["resume"], "the cpu to go on")
+    assert rig.asked("uart0") == ["hello", "pause", "drain", "hello", "pause", "drain", "reset", "resume"]
+    rig.order("test", "poweroff 0")
+    assert launcher.wait() == 0
+    rig.wait_clean()
+
+
+def test_keeper_killed_is_named_and_nothing_is_left(rig: Rig) -> None:
+    launcher = rig.start()
+    rig.wait_running()
+    (keeper,) = (pid for pid in rig.processes() if Path(f"/proc/{pid}/comm").read_text() == "vmesh-keeper\n")
+    _kill(keeper)
+    _, stderr = launcher.communicate()
+    assert stderr.decode() == f"vmesh run: machine 'm': the keeper (pid {keeper}) was killed by SIGKILL\n"
     assert launcher.returncode == 1
     rig.wait_clean()
 

@@ -25,6 +25,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--machine", type=Path, required=True)
     parser.add_argument("--name", required=True)
     parser.add_argument("--kind", required=True)
+    parser.add_argument("--epoch", type=int, default=1)
     parser.add_argument("--lifeline", type=int)
     parser.add_argument("--paused", action="store_true")
     parser.add_argument("--never-ready", action="store_true")
@@ -47,7 +48,9 @@ class StandIn:
         self.user: socket.socket | None = None
         if arguments.kind == "ns16550a":
             self.console = socket.socket(socket.AF_UNIX)
-            self.console.bind(str(arguments.machine / f"{arguments.name}.console"))
+            path = arguments.machine / f"{arguments.name}.console"
+            path.unlink(missing_ok=True)
+            self.console.bind(str(path))
             self.console.listen()
         self.asked = arguments.machine.parent / f"{arguments.name}.asked"
         self.orders = arguments.machine / f"{arguments.name}.do"
@@ -115,12 +118,18 @@ class StandIn:
             case "hello":
                 self.monitors.add(peer)
                 answer.welcome.CopyFrom(
-                    common_pb2.Welcome(major=1, name=self.arguments.name, kind=self.arguments.kind, epoch=1)
+                    common_pb2.Welcome(
+                        major=1, name=self.arguments.name, kind=self.arguments.kind, epoch=self.arguments.epoch
+                    )
                 )
             case "health":
                 answer.health_report.CopyFrom(
                     lifecycle_pb2.HealthReport(
-                        phase=self.phase, name=self.arguments.name, kind=self.arguments.kind, epoch=1, pid=os.getpid()
+                        phase=self.phase,
+                        name=self.arguments.name,
+                        kind=self.arguments.kind,
+                        epoch=self.arguments.epoch,
+                        pid=os.getpid(),
                     )
                 )
             case "drain":

@@ -61,7 +61,7 @@ def client(path: Path) -> socket.socket:
 
 def test_null(tmp_path: Path) -> None:
     port = Port(tmp_path, "null")
-    port.chardev.start(-1)
+    port.chardev.start()
     port.chardev.write(bytes(FULL))
     assert not port.chardev.full
 
@@ -69,17 +69,17 @@ def test_null(tmp_path: Path) -> None:
 def test_file(tmp_path: Path) -> None:
     (tmp_path / "out").write_bytes(b"of an earlier run, longer than this one")
     port = Port(tmp_path, f"file:{tmp_path}/out")
-    port.chardev.start(-1)
+    port.chardev.start()
     port.chardev.write(b"one ")
     port.chardev.write(b"two")
     assert (tmp_path / "out").read_bytes() == b"one two"
-    Port(tmp_path, f"file:{tmp_path}/fresh").chardev.start(-1)
+    Port(tmp_path, f"file:{tmp_path}/fresh").chardev.start()
     assert (tmp_path / "fresh").stat().st_mode & 0o077 == 0
 
 
 def test_a_file_that_takes_no_more_is_said_once(tmp_path: Path) -> None:
     port = Port(tmp_path, "file:/dev/full")
-    port.chardev.start(-1)
+    port.chardev.start()
     for _ in range(5):
         port.chardev.write(b"x")
     assert not port.chardev.full
@@ -88,7 +88,7 @@ def test_a_file_that_takes_no_more_is_said_once(tmp_path: Path) -> None:
 
 def test_socket_clients_come_and_go(tmp_path: Path) -> None:
     port = Port(tmp_path, f"socket:{tmp_path}/s")
-    port.chardev.start(-1)
+    port.chardev.start()
     assert (tmp_path / "s").stat().st_mode & 0o077 == 0
     port.chardev.write(b"before ")
     first, second = client(tmp_path / "s"), client(tmp_path / "s")
@@ -105,7 +105,7 @@ def test_socket_clients_come_and_go(tmp_path: Path) -> None:
 
 def test_input_is_taken_only_as_there_is_room(tmp_path: Path) -> None:
     port = Port(tmp_path, f"socket:{tmp_path}/s", room=3)
-    port.chardev.start(-1)
+    port.chardev.start()
     peer = client(tmp_path / "s")
     peer.sendall(b"abcdefg")
     port.until(lambda: len(port.got) == 3)
@@ -118,7 +118,7 @@ def test_input_is_taken_only_as_there_is_room(tmp_path: Path) -> None:
 
 def test_a_client_that_has_no_more_to_type_still_reads(tmp_path: Path) -> None:
     port = Port(tmp_path, f"socket:{tmp_path}/s")
-    port.chardev.start(-1)
+    port.chardev.start()
     peer = client(tmp_path / "s")
     peer.sendall(b"last")
     peer.shutdown(socket.SHUT_WR)
@@ -130,7 +130,7 @@ def test_a_client_that_has_no_more_to_type_still_reads(tmp_path: Path) -> None:
 
 def test_a_client_that_does_not_read(tmp_path: Path) -> None:
     port = Port(tmp_path, f"socket:{tmp_path}/s")
-    port.chardev.start(-1)
+    port.chardev.start()
     slow = client(tmp_path / "s")
     slow.sendall(b"!")
     port.until(lambda: port.got == b"!")
@@ -155,7 +155,7 @@ def test_finish_waits_for_a_slow_client_and_gives_up_a_stuck_one(
 ) -> None:
     monkeypatch.setattr(chardev, "_STALL_SECONDS", 0.2)
     port = Port(tmp_path, f"socket:{tmp_path}/s")
-    port.chardev.start(-1)
+    port.chardev.start()
     reader, stuck = client(tmp_path / "s"), client(tmp_path / "s")
     for peer in (reader, stuck):
         peer.sendall(b"!")
@@ -181,7 +181,7 @@ def test_unix_client(tmp_path: Path) -> None:
     listener.bind(str(tmp_path / "s"))
     listener.listen()
     port = Port(tmp_path, f"unix:{tmp_path}/s")
-    port.chardev.start(-1)
+    port.chardev.start()
     peer, _ = listener.accept()
     port.chardev.write(b"hello")
     assert peer.recv(10) == b"hello"
@@ -196,7 +196,7 @@ def test_unix_client(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", ["server,nowait", "server=on,wait=off"])
 def test_unix_server_takes_one_peer_after_the_other(tmp_path: Path, options: str) -> None:
     port = Port(tmp_path, f"unix:{tmp_path}/s,{options}")
-    port.chardev.start(-1)
+    port.chardev.start()
     port.chardev.write(b"lost")
     first = client(tmp_path / "s")
     first.sendall(b"1")
@@ -224,7 +224,10 @@ def test_unix_server_waits_for_its_peer(tmp_path: Path) -> None:
 
     thread = threading.Thread(target=come)
     thread.start()
-    port.chardev.start(-1)
+    port.chardev.start()
+    assert not port.chardev.ready
+    port.chardev.wait(-1)
+    assert port.chardev.ready
     thread.join(SECONDS)
     port.chardev.write(b"you")
     assert peers[0].recv(10) == b"you"
@@ -233,14 +236,16 @@ def test_unix_server_waits_for_its_peer(tmp_path: Path) -> None:
 def test_waiting_ends_with_the_lifeline(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.close(writer)
+    port = Port(tmp_path, f"unix:{tmp_path}/s,server")
+    port.chardev.start()
     with pytest.raises(errors.LifelineEnded):
-        Port(tmp_path, f"unix:{tmp_path}/s,server").chardev.start(reader)
+        port.chardev.wait(reader)
     os.close(reader)
 
 
 def test_pty(tmp_path: Path) -> None:
     port = Port(tmp_path, "pty")
-    port.chardev.start(-1)
+    port.chardev.start()
     port.chardev.write(bytes(FULL))  # nobody has it open
     assert not port.chardev.full
     name = port.log.read_text().split("path=")[1].split()[0]
@@ -268,7 +273,7 @@ def receive(data):
     if b"." in data:
         loop.stop()
 device = chardev.make("stdio", loop, Log("x", Path("/dev/null")), lambda: 100, receive)
-device.start(-1)
+device.start()
 loop.run()
 device.finish()
 """

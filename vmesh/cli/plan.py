@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmesh import guest
@@ -25,10 +25,15 @@ _DEFAULT_GUEST_RAM = 512 * MEBIBYTE
 
 @dataclass(frozen=True, slots=True)
 class MachinePlan:
-    """A machine before it starts. `files` are those that its directory must hold, by name; `notes` are for the user."""
+    """A machine before it starts.
+
+    `files` are those that its directory must hold, by name; `consoles` what the serial devices are connected to, as
+    vmesh/chardev.py specifies it, by device; `notes` are for the user.
+    """
 
     services: tuple[ServiceCommand, ...]
     files: dict[str, bytes]
+    consoles: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def write(self, machine: Machine) -> None:
@@ -49,7 +54,8 @@ def plan(options: RunOptions, machine: Machine) -> MachinePlan:
     notes = [external.note(device, machine.path) for device in options.external if not device.command]
     if options.boots_default_guest and guest.find() is None:
         notes.append("booting the small built-in guest (`vmesh guest fetch` gets Debian's)")
-    return MachinePlan(services, {_FILES[blob.name]: blob.data for blob in booted.blobs}, tuple(notes))
+    files_there = {_FILES[blob.name]: blob.data for blob in booted.blobs}
+    return MachinePlan(services, files_there, {_SERIAL: _chardev(options.console, machine)}, tuple(notes))
 
 
 def board_of(options: RunOptions) -> Board:
@@ -69,10 +75,12 @@ def device_tree(options: RunOptions, scratch: Path) -> bytes:
     return boot.resolve(board, files, scratch=scratch, firmware=firmware).dtb.data
 
 
-def monitor_command(services: Sequence[ServiceCommand], options: RunOptions, machine: Machine) -> ServiceCommand:
+def monitor_command(planned: MachinePlan, options: RunOptions, machine: Machine) -> ServiceCommand:
     """The monitor's command line; it names those of all the others."""
     arguments = ["--machine", str(machine.path)]
-    for command in services:
+    for name, specification in planned.consoles.items():
+        arguments += ["--console", f"{name}={specification}"]
+    for command in planned.services:
         arguments += ["--service", command.monitor_text]
     if not options.reboot:
         arguments.append("--no-reboot")
@@ -105,7 +113,7 @@ def _services(options: RunOptions, board: Board, booted: BootPlan, machine: Mach
     images = [f"{load.address:#x}={load.path.absolute()}@{load.offset}:{load.size}" for load in booted.loads]
     images += [f"{blob.address:#x}={machine.path / _FILES[blob.name]}" for blob in booted.blobs]
     place = ("--machine", str(machine.path))
-    devices = _devices(options.console, machine, place)
+    devices = _devices(machine, place)
     devices += _virtio(options, place).values()
     devices += [external.service_command(device, machine.path) for device in options.external]
     memory = [*place, "--ram", str(board.ram_size), "--ram-base", f"{virt.DRAM_BASE:#x}", "--rom", _range(virt.MROM)]
@@ -130,9 +138,9 @@ def _services(options: RunOptions, board: Board, booted: BootPlan, machine: Mach
     )
 
 
-def _devices(serial: Serial, machine: Machine, place: tuple[str, ...]) -> list[ServiceCommand]:
+def _devices(machine: Machine, place: tuple[str, ...]) -> list[ServiceCommand]:
     uart = (*place, "--name", _SERIAL, "--base", f"{virt.UART0.base:#x}", "--irq", str(virt.UART0.irq))
-    uart += ("--chardev", _chardev(serial, machine))
+    uart += ("--chardev", f"kept:{machine.kept_console(_SERIAL)}")
     rtc = (*place, "--name", "rtc", "--base", f"{virt.RTC.base:#x}", "--irq", str(virt.RTC.irq))
     test = (*place, "--name", "test", "--base", f"{virt.TEST.base:#x}")
     return [
@@ -147,7 +155,7 @@ def _virtio(options: RunOptions, place: Sequence[str]) -> dict[int, ServiceComma
 
 
 def _chardev(serial: Serial, machine: Machine) -> str:
-    """The serial port's other end, as the device's --chardev takes it."""
+    """The serial port's other end, as vmesh/chardev.py specifies it."""
     match serial.kind:
         case "stdio":
             return f"socket:{machine.console(_SERIAL)}"  # the launcher connects the terminal there

@@ -111,7 +111,7 @@ def _fork_monitor(machine: Machine, planned: MachinePlan, options: RunOptions) -
     """The monitor, the pipe where it reports a failure, and the pipe whose end tells it that this process is gone."""
     watched, lifeline = os.pipe()
     report, reports = os.pipe()
-    command = monitor_command(planned.services, options, machine)
+    command = monitor_command(planned, options, machine)
     own = ["--lifeline", str(watched), "--lock", str(machine.lock_fd), "--report", str(reports)]
     own += ["--began", str(_process_start_ns())]
 
@@ -169,9 +169,9 @@ def _print_commands(options: RunOptions) -> int:
 
     with TemporaryDirectory() as scratch:
         there = Machine(Path(scratch))
-        commands = plan(options, there).services
+        planned = plan(options, there)
         place = str(machines.runtime_root() / (options.name or "NAME"))
-        for command in (monitor_command(commands, options, there), *commands):
+        for command in (monitor_command(planned, options, there), *planned.services):
             print(str(command).replace(scratch, place))
     return 0
 

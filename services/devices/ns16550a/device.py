@@ -62,8 +62,18 @@ class Ns16550a(Device):
         self._output = bytearray()  # transmitted in this batch
         self._state = _power_on()
 
+    def take_journal(self, journal: bytes) -> None:
+        self.console.recover(journal)
+
     def start(self) -> None:
-        self.console.start(self.runtime.lifeline)
+        self.console.start()
+        self.console.wait(self.runtime.lifeline)
+
+    def journal(self) -> bytes:
+        return self.console.journal()
+
+    def commit(self) -> None:
+        self.console.commit()
 
     def read(self, region: int, offset: int, size: int) -> int:
         value = self._read(offset) if offset < 8 else 0

@@ -1,0 +1,162 @@
+"""The keeper: a process that has what must outlive a device. It holds the consoles, and forks the devices' next lives.
+
+The monitor cannot fork once its gateway runs, which has threads; the keeper has none, and has imported what devices
+need, so that a next life begins within milliseconds. Requests and answers are JSON on a socket between the two.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import socket
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+
+from services.monitor.console import KeptConsole
+from vmesh import errors, lifeline, spawn
+from vmesh.log import Log
+from vmesh.loop import Loop
+from vmesh.machine import Machine
+from vmesh.spawn import Child, ServiceCommand
+
+_MESSAGE_BYTES = 128 << 10
+_WARM_SECONDS = 1.0  # after the start, when the guest boots already
+
+Spawned = Callable[[Child | None, str], None]
+
+
+class Keeper:
+    """The monitor's side. `failed` is called when the process cannot do its work, with one line."""
+
+    def __init__(self, machine: Machine, consoles: Mapping[str, str], commands: Sequence[ServiceCommand]) -> None:
+        self._machine = machine
+        self._consoles = consoles
+        self._commands = commands
+        self._waiting: deque[Spawned] = deque()
+        self.child = Child(-1, -1)
+        self.socket, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.failed: Callable[[str], None] = lambda failure: None
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._waiting)
+
+    def start(self, lifeline: int) -> None:
+        """Fork the process. Call before any thread runs."""
+        spawn.adopt_orphans()  # the next lives are to be this process's children
+        monitor = os.getpid()
+
+        def run() -> int:
+            spawn.close_all_but({0, 1, 2, lifeline, self._machine.lock_fd, self._theirs.fileno()})
+            process = _Process(self._machine, self._theirs, lifeline, monitor, self._commands)
+            return process.run(self._consoles)
+
+        self.child = spawn.fork(run, title="vmesh-keeper", death_signal=signal.SIGKILL)
+        self._theirs.close()
+
+    def spawn(self, command: ServiceCommand, more: Sequence[str], spawned: Spawned) -> None:
+        """Have `command` started with `more` arguments; `spawned` gets the process, or why there is none."""
+        self._waiting.append(spawned)
+        words = [command.name, command.kind, command.module, *command.arguments]
+        try:
+            self.socket.send(json.dumps({"command": words, "more": list(more)}).encode())
+        except OSError as error:
+            self._waiting.pop()
+            spawned(None, f"the keeper does not answer: {error.strerror}")
+
+    def receive(self) -> None:
+        """The socket is readable: take one answer."""
+        try:
+            data, files, _, _ = socket.recv_fds(self.socket, _MESSAGE_BYTES, 1)
+        except OSError:
+            data, files = b"", []
+        if not data:  # its end is told by its process
+            return
+        answer = json.loads(data)
+        if "failed" in answer:
+            self.failed(answer["failed"])
+        elif self._waiting:
+            spawned = self._waiting.popleft()
+            if files:
+                spawned(Child(answer["pid"], os.pidfd_open(answer["pid"]), files[0]), "")
+            else:
+                spawned(None, answer["error"])
+
+    def close(self) -> None:
+        """Have it bring out what the consoles still hold, and end."""
+        self.socket.close()
+
+    def kill(self) -> None:
+        signal.pidfd_send_signal(self.child.pidfd, signal.SIGKILL)
+
+
+class _Process:
+    """The keeper itself."""
+
+    def __init__(
+        self, machine: Machine, control: socket.socket, lifeline: int, monitor: int, commands: Sequence[ServiceCommand]
+    ) -> None:
+        self._machine = machine
+        self._control = control
+        self._lifeline = lifeline
+        self._monitor = monitor
+        self._commands = commands
+        self._loop = Loop()
+        self._consoles: list[KeptConsole] = []
+        self._orphaned = False
+
+    def run(self, consoles: Mapping[str, str]) -> int:
+        try:
+            for name, specification in consoles.items():
+                log = Log(name, self._machine.log)
+                path = self._machine.kept_console(name)
+                self._consoles.append(KeptConsole(path, specification, self._loop, log))
+        except errors.VmeshError as error:
+            self._control.send(json.dumps({"failed": f"the console of {name}: {error}"}).encode())
+        self._loop.settle = self._settle
+        self._loop.watch(self._control.fileno(), read=self._serve)
+        lifeline.watch(self._loop, self._lifeline, self._end)
+        self._loop.call_in("warm", _WARM_SECONDS, self._warm)
+        self._loop.run()
+        for console in self._consoles if not self._orphaned else ():
+            console.finish()
+        return 0
+
+    def _settle(self) -> None:
+        for console in self._consoles:
+            console.look()
+
+    def _end(self) -> None:
+        self._orphaned = True
+        self._loop.stop()
+
+    def _warm(self) -> None:
+        for command in self._commands:
+            with suppress(ImportError):
+                importlib.import_module(f"{command.module}.__main__")
+
+    def _serve(self) -> None:
+        data = self._control.recv(_MESSAGE_BYTES)
+        if not data:
+            self._loop.stop()
+            return
+        asked = json.loads(data)
+        name, kind, module, *arguments = asked["command"]
+        command = ServiceCommand(name, kind, module, tuple(arguments))
+        try:
+            child = spawn.start_service(
+                command,
+                lifeline=self._lifeline,
+                more=asked["more"],
+                keep=[self._machine.lock_fd],
+                parent=self._monitor,
+            )
+        except OSError as error:
+            self._control.send(json.dumps({"error": f"cannot fork: {error.strerror}"}).encode())
+            return
+        socket.send_fds(self._control, [json.dumps({"pid": child.pid}).encode()], [child.output])
+        os.close(child.output)
+        os.close(child.pidfd)

@@ -1,0 +1,327 @@
+"""A hart's link to a device that dies, forgets, talks nonsense or says nothing: the test plays the device."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import zmq
+
+from services.cpu.bus import Counters, Device, Ending, Link, NoAnswer, dial
+from vmesh import wire
+from vmesh.v1.bus_pb2 import (
+    READ_SHADOW,
+    Access,
+    BatchDone,
+    Description,
+    DeviceUpdate,
+    Line,
+    Region,
+    Register,
+    ShadowValue,
+)
+from vmesh.v1.common_pb2 import Refused, Welcome
+from vmesh.v1.packet_pb2 import Packet
+
+PATIENCE = 10_000  # ms
+
+
+class Played:
+    """The device: executes what it is sent, in order, and keeps `done` and `handled` over its lives."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], path: Path) -> None:
+        self.context = context
+        self.endpoint = f"ipc://{path}"
+        self.epoch = 0
+        self.done = 0
+        self.handled: list[int] = []  # values written; -1 for a read
+        self.value = 0  # of the last read
+        self.window = 8
+        self.born()
+
+    def born(self) -> None:
+        self.epoch += 1
+        self.router = self.context.socket(zmq.ROUTER)
+        self.router.setsockopt(zmq.RCVTIMEO, PATIENCE)
+        self.router.setsockopt(zmq.LINGER, 0)
+        self.router.bind(self.endpoint)
+
+    def die(self) -> None:
+        self.router.close(0)
+
+    def receive(self) -> tuple[bytes, Packet]:
+        sender, frame = self.router.recv_multipart()
+        return sender, Packet.FromString(frame)
+
+    def send(self, to: bytes, body: BatchDone | Welcome | Refused, packet_id: int) -> None:
+        self.router.send_multipart([to, wire.make(body, packet_id).SerializeToString()])
+
+    def welcome(self) -> None:
+        """Answer the next Hello, which must be what comes."""
+        sender, packet = self.receive()
+        assert packet.WhichOneof("body") == "hello", packet
+        self.send(sender, Welcome(major=1, epoch=self.epoch, window=self.window, done=self.done), packet.id)
+
+    def execute(self) -> tuple[bytes, int]:
+        """Take the next batch as the protocol says, without an answer yet."""
+        sender, packet = self.receive()
+        batch = packet.access_batch
+        assert packet.WhichOneof("body") == "access_batch", packet
+        assert batch.epoch == self.epoch
+        assert batch.sequence <= self.done + 1
+        for number, access in enumerate(batch.accesses, batch.sequence):
+            if number > self.done:
+                self.done = number
+                self.handled.append(access.value if access.write else -1)
+                self.value = len(self.handled)
+        return sender, packet.id
+
+    def answer(self) -> None:
+        sender, packet_id = self.execute()
+        self.acknowledge(sender, packet_id)
+
+    def acknowledge(self, sender: bytes, packet_id: int) -> None:
+        self.send(sender, BatchDone(epoch=self.epoch, done=self.done, value=self.value, credits=self.window), packet_id)
+
+
+class Bench:
+    """The link in a thread of its own, as in a hart, and the device in front of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.played = Played(self.context, path / "device.sock")
+        self.counters = Counters()
+        self.complaints: list[str] = []
+        self.ending = threading.Event()
+        register = Register(offset=0, size=4, read=READ_SHADOW)
+        region = Region(name="registers", base=0, size=8, access_sizes=4, registers=[register])
+        description = Description(
+            name="device", epoch=1, endpoint=self.played.endpoint, regions=[region], lines=[Line(irq=1)]
+        )
+        self.device = Device(0, description, lambda irq, level: None)
+        self._pool = ThreadPoolExecutor(1)
+        self.limit = 60.0
+
+    def link(self) -> Link:
+        def make() -> Link:
+            made = Link(
+                lambda: dial(self.context, self.device.description, "cpu", "", -1, 0),
+                self.device, self.counters, self.ending, self.limit, lambda what, text: self.complaints.append(what),
+            )  # fmt: skip
+            made.connect()
+            return made
+
+        made = self._pool.submit(make)
+        self.played.welcome()
+        return made.result(PATIENCE)
+
+    def do(self, action: Callable[[], object]) -> Future[object]:
+        return self._pool.submit(action)
+
+    def close(self) -> None:
+        self.ending.set()
+        self._pool.shutdown()
+        self.played.die()
+        self.context.destroy(0)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    made = Bench(tmp_path)
+    yield made
+    made.close()
+
+
+def write(value: int) -> Access:
+    return Access(size=4, write=True, value=value)
+
+
+READ = Access(size=4, offset=4)
+
+
+def test_what_was_not_acknowledged_is_sent_to_the_next_life(bench: Bench) -> None:
+    link, played = bench.link(), bench.played
+    bench.do(lambda: link.post([write(1), write(2)], 0)).result(PATIENCE)
+    played.answer()
+    bench.do(lambda: link.post([write(3), write(4)], 0)).result(PATIENCE)
+    played.die()
+    played.born()
+    bench.device.begin(2)
+    settled = bench.do(link.settle)
+    played.welcome()
+    played.answer()
+    settled.result(PATIENCE)
+    assert played.handled == [1, 2, 3, 4]
+    assert bench.counters.rejoins == 1
+
+
+def test_what_was_done_but_not_acknowledged_is_not_done_again(bench: Bench) -> None:
+    link, played = bench.link(), bench.played
+    bench.do(lambda: link.post([write(1), write(2)], 0)).result(PATIENCE)
+    played.execute()
+    played.die()
+    played.born()
+    bench.device.begin(2)
+    settled = bench.do(link.settle)
+    played.welcome()
+    settled.result(PATIENCE)
+    assert played.handled == [1, 2]
+
+
+@pytest.mark.parametrize("executed", [False, True])
+def test_an_access_that_waits_gets_its_answer_from_the_next_life(bench: Bench, executed: bool) -> None:
+    link, played = bench.link(), bench.played
+    access = bench.do(lambda: link.access([write(1)], READ, 0).value)
+    if executed:
+        played.execute()
+    else:
+        played.receive()
+    played.die()
+    played.born()
+    bench.device.begin(2)
+    played.welcome()
+    played.answer()
+    assert access.result(PATIENCE) == 2
+    assert played.handled == [1, -1]
+
+
+def test_killed_again_while_the_rest_is_sent(bench: Bench) -> None:
+    link, played = bench.link(), bench.played
+    access = bench.do(lambda: link.access([write(1), write(2)], READ, 0).value)
+    for epoch in (2, 3):
+        played.receive()
+        played.die()
+        played.born()
+        bench.device.begin(epoch)
+        played.welcome()
+    played.answer()
+    assert access.result(PATIENCE) == 3
+    assert played.handled == [1, 2, -1]
+
+
+def test_a_device_that_has_forgotten_the_connection(bench: Bench) -> None:
+    """A restarted device refuses what comes before Hello; the hart may learn of its death by that alone."""
+    link, played = bench.link(), bench.played
+    access = bench.do(lambda: link.access([write(1)], READ, 0).value)
+    sender, packet = played.receive()
+    played.send(sender, Refused(expected="Hello first"), packet.id)
+    played.welcome()
+    played.answer()
+    assert access.result(PATIENCE) == 2
+
+
+def test_a_successor_that_counts_anew(bench: Bench) -> None:
+    link, played = bench.link(), bench.played
+    bench.do(lambda: link.post([write(1), write(2)], 0)).result(PATIENCE)
+    played.answer()
+    bench.do(link.settle).result(PATIENCE)
+    bench.do(lambda: link.post([write(3)], 0)).result(PATIENCE)
+    played.die()
+    played.done = 0
+    played.born()
+    bench.device.begin(2)
+    settled = bench.do(link.settle)
+    played.welcome()
+    played.answer()
+    settled.result(PATIENCE)
+    assert played.handled == [1, 2, 3]
+    assert played.done == 1
+
+
+def test_the_window_holds_for_the_next_life_too(bench: Bench) -> None:
+    link, played = bench.link(), bench.played
+    posted = bench.do(lambda: link.post([write(value) for value in range(20)], 0))
+    played.receive()
+    played.die()
+    played.window = 4
+    played.born()
+    bench.device.begin(2)
+    played.welcome()
+    for _ in range(5):
+        before = played.done
+        played.answer()
+        assert played.done - before <= 4
+    posted.result(PATIENCE)
+    assert played.handled == list(range(20))
+
+
+def test_a_device_that_says_nothing_is_not_waited_for(bench: Bench) -> None:
+    bench.limit = 0.3
+    link, played = bench.link(), bench.played
+    with pytest.raises(NoAnswer):
+        bench.do(lambda: link.access([write(1)], READ, 0)).result(PATIENCE)
+    with pytest.raises(NoAnswer):  # at once: it has not been heard since
+        bench.do(lambda: link.access([write(2)], READ, 0)).result(PATIENCE)
+    assert (bench.counters.timeouts, bench.complaints) == (1, ["no answer"])
+    played.answer()
+    played.answer()
+
+    def settle() -> None:
+        while True:
+            with suppress(NoAnswer):
+                return link.settle()
+
+    bench.do(settle).result(PATIENCE)
+    access = bench.do(lambda: link.access([], READ, 0).value)
+    played.answer()
+    assert access.result(PATIENCE) == 4
+    assert played.handled == [1, -1, 2, -1]
+
+
+def test_an_answer_without_progress_is_a_sign_of_life(bench: Bench) -> None:
+    bench.limit = 0.5
+    link, played = bench.link(), bench.played
+    access = bench.do(lambda: link.access([], READ, 0).value)
+    sender, packet = played.receive()
+    for _ in range(8):
+        threading.Event().wait(0.1)
+        played.acknowledge(sender, 0)
+    assert not access.done()
+    played.done, played.value = 1, 77
+    played.acknowledge(sender, packet.id)
+    assert access.result(PATIENCE) == 77
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        wire.make(BatchDone(epoch=1, done=2)).SerializeToString(),
+        wire.make(BatchDone(epoch=9, done=1)).SerializeToString(),
+        wire.make(BatchDone(epoch=1, done=1 << 63)).SerializeToString(),
+        b"\xff" * 40,
+    ],
+)
+def test_nonsense_is_counted_and_ignored(bench: Bench, nonsense: bytes) -> None:
+    link, played = bench.link(), bench.played
+    access = bench.do(lambda: link.access([], READ, 0).value)
+    sender, packet_id = played.execute()
+    played.router.send_multipart([sender, nonsense])
+    played.acknowledge(sender, packet_id)
+    assert access.result(PATIENCE) == 1
+    assert bench.complaints == ["nonsense"]
+
+
+def test_the_end_of_the_machine_ends_a_wait(bench: Bench) -> None:
+    link, played = bench.link(), bench.played
+    access = bench.do(lambda: link.access([], READ, 0))
+    played.die()
+    bench.ending.set()
+    with pytest.raises(Ending):
+        access.result(PATIENCE)
+
+
+def test_shadows_of_a_former_life_are_not_believed(bench: Bench) -> None:
+    device = bench.device
+    kinds = device.tables[0]._kinds
+    device.apply(DeviceUpdate(epoch=1, sequence=5, shadows=[ShadowValue(size=4, value=7)]))
+    assert kinds[0] == 4 << 4
+    device.begin(2)
+    assert kinds[0] == 0
+    device.apply(DeviceUpdate(epoch=1, sequence=6, shadows=[ShadowValue(size=4, value=7)]))
+    assert kinds[0] == 0
+    device.apply(DeviceUpdate(epoch=2, sequence=1, shadows=[ShadowValue(size=4, value=8)]))
+    assert kinds[0] == 4 << 4
