@@ -209,15 +209,15 @@ def prepare(cpu: Cpu, enabled: int, delay: int = 0, arm: str = "nop") -> None:
 
 @pytest.mark.parametrize(("arm", "enabled"), [("sd t0, 0(s0)", MTIP), ("csrw stimecmp, t0", STIP)])
 def test_a_timer_ends_wfi_and_sleep_costs_nothing(cpu: Cpu, arm: str, enabled: int) -> None:
-    prepare(cpu, enabled, 3_000_000, arm)
+    prepare(cpu, enabled, 10_000_000, arm)
     thread, stops, used = in_thread(cpu)
     thread.join()
     assert stops[0].why == "end"
     x = cpu.x()
-    assert x[19] - x[18] >= 3_000_000
+    assert x[19] - x[18] >= 10_000_000
     assert x[20] == enabled
-    # asleep for 0.3 s: a hart that spins would use all of it
-    assert used[0] < 0.1
+    # asleep for 1 s: a hart that spins would use all of it; compiling takes some tenths where that is done at once
+    assert used[0] < 0.5
 
 
 def test_short_sleeps_are_short(cpu: Cpu) -> None:
