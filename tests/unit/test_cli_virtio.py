@@ -20,7 +20,9 @@ def disk(tmp_path: Path) -> Path:
 def services(*flags: str) -> dict[int, tuple[str, list[str]]]:
     """Name and arguments by slot."""
     options = parse(flags)
-    made = virtio.services(options.virtio_devices, options.drives, options.snapshot, ("--machine", "M"))
+    made = virtio.services(
+        options.virtio_devices, options.drives, options.netdevs, options.snapshot, ("--machine", "M")
+    )
     return {slot: (command.name, list(command.arguments)) for slot, command in made.items()}
 
 

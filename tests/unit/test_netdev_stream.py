@@ -53,7 +53,7 @@ class Wire:
         )
 
     def until(self, done: Callable[[], bool]) -> None:
-        for _ in range(10_000):
+        for _ in range(2000):
             if done():
                 return
             self.loop.call_in("test", 0.01, lambda: None)  # a turn ends, if nothing else does it

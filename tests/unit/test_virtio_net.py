@@ -13,10 +13,10 @@ from test_virtio_transport import Guest
 from virtio_driver import BUFFERS, Driver, PackedDriver, SplitDriver, areas, guest_memory
 
 from services.devices.virtio_net import device as net
-from services.devices.virtio_net.device import VirtioNet, mac_address
+from services.devices.virtio_net.device import VirtioNet
 from vmesh import errors
 from vmesh.guest_memory import LocalGuestMemory
-from vmesh.netdev.port import MAX_FRAME, Frame, Port
+from vmesh.netdev.port import MAX_FRAME, Frame, Port, mac_address
 from vmesh.v1.devices_pb2 import VirtioNetState
 from vmesh.virtio.transport import (
     DRIVER_OK,

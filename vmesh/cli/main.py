@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -123,6 +124,15 @@ def _guest(arguments: Sequence[str]) -> int:
     return fetch.main(options.arguments)
 
 
+def _hub(arguments: Sequence[str]) -> int:
+    parser = _Parser(prog="vmesh hub", description="Link the networks of any number of machines, until Ctrl-C.")
+    parser.add_argument("socket", type=Path, help="the Unix socket that their -netdev stream names")
+    options = parser.parse_args(arguments)
+    from vmesh.netdev import hub
+
+    return hub.run(options.socket.absolute())
+
+
 _CONTROLS: Mapping[str, str] = {
     "status": "Show a machine's state, services, harts and bus counters.",
     "pause": "Stop a machine's harts and drain its bus.",
@@ -137,5 +147,6 @@ COMMANDS: Mapping[str, Subcommand] = {
     "run": Subcommand("Start a machine; takes QEMU's flags.", _run),
     "ps": Subcommand("List the running machines and their services.", _ps),
     **{name: Subcommand(text, _control(name, text)) for name, text in _CONTROLS.items()},
+    "hub": Subcommand("Link the networks of machines.", _hub),
     "guest": Subcommand("Fetch the default guest: Debian's kernel, busybox, OpenSBI.", _guest),
 }

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vmesh.board.external import External
-from vmesh.cli import external, virtio
+from vmesh.cli import external, net, virtio
 
 MEBIBYTE = 1 << 20
 MAX_HARTS = 512  # the board's limit in QEMU's `virt` (docs/system/riscv/virt.rst)
@@ -69,6 +69,7 @@ class RunOptions:
     external: tuple[External, ...] = ()
     virtio_devices: tuple[virtio.Device, ...] = ()
     drives: tuple[virtio.Drive, ...] = ()
+    netdevs: tuple[net.Netdev, ...] = ()
     snapshot: bool = False
     perf_map: bool = False
     cache: bool = True
@@ -387,6 +388,18 @@ def _drive(options: RunOptions, text: str) -> RunOptions:
     return replace(options, drives=(*options.drives, virtio.parse_drive(_properties(text, "file"))))
 
 
+def _netdev(options: RunOptions, text: str) -> RunOptions:
+    return replace(options, netdevs=(*options.netdevs, net.parse_netdev(text)))
+
+
+def _nic(options: RunOptions, text: str) -> RunOptions:
+    made = net.parse_nic(text, len(options.netdevs))
+    if made is None:
+        return options
+    card = virtio.parse_device(net.DRIVER, made[1])
+    return replace(options, netdevs=(*options.netdevs, made[0]), virtio_devices=(*options.virtio_devices, card))
+
+
 def _snapshot(options: RunOptions, _text: str) -> RunOptions:
     return replace(options, snapshot=True)
 
@@ -450,6 +463,13 @@ OPTIONS: tuple[Option, ...] = (
     Option(("-d",), "ITEMS", "Say these on stderr, comma separated; -d help lists them.", _log_items),
     Option(("-D",), "FILE", "Keep the machine's log, every line of every service, in FILE.", _log_file),
     Option(("-drive",), "file=FILE[,PROP=VALUE]", f"Add a disk: {virtio.DRIVE_USAGE}.", _drive),
+    Option(("-netdev",), "KIND[,PROP=VALUE]", f"What a network card is plugged into: {net.NETDEV_USAGE}.", _netdev),
+    Option(
+        ("-nic",),
+        "KIND[,PROP=VALUE]",
+        f"-netdev and -device {net.DRIVER} in one, with mac=ADDRESS if wanted; none for no card.",
+        _nic,
+    ),
     Option(("-snapshot",), "", "Write to temporary files instead of the disks' images.", _snapshot),
     Option(
         ("-device",),
@@ -483,7 +503,7 @@ _BY_NAME: Mapping[str, Option] = {name: option for option in OPTIONS for name in
 def _check_together(options: RunOptions) -> None:
     """Raises OptionError for flags that make no sense together."""
     try:
-        virtio.services(options.virtio_devices, options.drives, options.snapshot, ())
+        virtio.services(options.virtio_devices, options.drives, options.netdevs, options.snapshot, ())
     except ValueError as error:
         raise OptionError(str(error)) from error
     if options.initrd is not None and options.kernel is None:

@@ -7,11 +7,13 @@ entry of DRIVERS.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 from vmesh.board import virt
+from vmesh.cli import net
 from vmesh.spawn import ServiceCommand
 
 DRIVE_USAGE = (
@@ -50,17 +52,26 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
+class Backends:
+    """What devices stand on, by name, and a number for each network card."""
+
+    drives: Mapping[str, Drive]
+    netdevs: Mapping[str, net.Netdev]
+    cards: Iterator[int]
+
+
+@dataclass(frozen=True, slots=True)
 class Driver:
     """A kind of device: its service, its properties, and what of its command line follows from them.
 
-    `arguments` gets the device's properties and the drives by name. It raises ValueError.
+    `arguments` gets the device's properties and what they may name. It raises ValueError.
     """
 
     kind: str
     short: str  # what it is called without id=, with a number
     properties: tuple[str, ...]
     usage: str
-    arguments: Callable[[Mapping[str, str], Mapping[str, Drive]], list[str]]
+    arguments: Callable[[Mapping[str, str], Backends], list[str]]
 
     @property
     def module(self) -> str:
@@ -124,7 +135,11 @@ def usage(driver: str) -> str:
 
 
 def services(
-    devices: Sequence[Device], drives: Sequence[Drive], snapshot: bool, place: Sequence[str]
+    devices: Sequence[Device],
+    drives: Sequence[Drive],
+    netdevs: Sequence[net.Netdev],
+    snapshot: bool,
+    place: Sequence[str],
 ) -> dict[int, ServiceCommand]:
     """The processes by slot. Raises ValueError for what does not fit together.
 
@@ -142,7 +157,10 @@ def services(
             wanted.append(Device("virtio-blk-device", properties={"drive": name}))
     if len(wanted) > virt.VIRTIO_SLOTS:
         raise ValueError(f"expected at most {virt.VIRTIO_SLOTS} virtio devices, got {len(wanted)}")
-    used: dict[str, str] = {}
+    backends = Backends(named, {netdev.name: netdev for netdev in netdevs}, count())
+    if len(backends.netdevs) < len(netdevs):
+        raise ValueError("-netdev id=: expected each id once")
+    used: set[tuple[str, str]] = set()
     slots: dict[int, ServiceCommand] = {}
     free = [slot for slot in reversed(range(virt.VIRTIO_SLOTS)) if slot not in {each.slot for each in wanted}]
     names = {device.name for device in wanted}
@@ -158,20 +176,22 @@ def services(
         )
         names.add(name)
         own = device.properties or {}
-        if drive_name := own.get("drive", ""):
-            if drive_name in used:
-                raise ValueError(f"drive '{drive_name}': expected one device for it")
-            used[drive_name] = name
+        for backend in own.items() & {(key, own.get(key, "")) for key in ("drive", "netdev")}:
+            if backend in used:
+                raise ValueError(f"{backend[0]} '{backend[1]}': expected one device for it")
+            used.add(backend)
         region = virt.virtio(slot)
         arguments = [*place, "--name", name, "--base", f"{region.base:#x}", "--irq", str(region.irq)]
-        arguments += [*driver.arguments(own, named), *["--packed"] * device.packed]
+        arguments += [*driver.arguments(own, backends), *["--packed"] * device.packed]
         slots[slot] = ServiceCommand(name, driver.kind, driver.module, tuple(arguments))
+    if idle := [netdev.name for netdev in netdevs if ("netdev", netdev.name) not in used]:
+        raise ValueError(f"-netdev id={idle[0]}: expected a -device with netdev={idle[0]}")
     return slots
 
 
-def _block(properties: Mapping[str, str], drives: Mapping[str, Drive]) -> list[str]:
+def _block(properties: Mapping[str, str], backends: Backends) -> list[str]:
     name = properties.get("drive", "")
-    drive = drives.get(name)
+    drive = backends.drives.get(name)
     if drive is None:
         raise ValueError(
             f"virtio-blk-device: expected drive=NAME of a -drive with id=NAME, there is no '{name}'"
@@ -190,11 +210,16 @@ def _block(properties: Mapping[str, str], drives: Mapping[str, Drive]) -> list[s
     return arguments + (["--serial", serial] if serial else [])
 
 
+def _net(properties: Mapping[str, str], backends: Backends) -> list[str]:
+    return net.card_arguments(properties, backends.netdevs, next(backends.cards))
+
+
 DRIVERS: Mapping[str, Driver] = {
     "virtio-blk-device": Driver(
         "virtio-blk", "blk", ("drive", "serial", "num-queues"), ",drive=NAME[,serial=TEXT][,num-queues=N]", _block
     ),
-    "virtio-rng-device": Driver("virtio-rng", "rng", (), "", lambda _properties, _drives: []),
+    net.DRIVER: Driver("virtio-net", "net", net.CARD_PROPERTIES, net.CARD_USAGE, _net),
+    "virtio-rng-device": Driver("virtio-rng", "rng", (), "", lambda _properties, _backends: []),
 }
 
 

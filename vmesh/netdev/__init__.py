@@ -9,3 +9,9 @@ tap.py       a network interface of the host
 hub.py       links any number of machines
 make.py      the one that was asked for
 """
+
+USAGE = (
+    "user[,hostfwd=tcp::PORT-:PORT][,net=ADDRESS/BITS][,host=ADDRESS][,dhcpstart=ADDRESS][,dns=ADDRESS][,ipv6=on|off], "
+    "stream,addr.type=unix,addr.path=PATH[,server=on|off][,reconnect=SECONDS] or "
+    "tap,ifname=NAME,script=no[,vnet_hdr=on|off]"
+)

@@ -15,14 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmesh.netdev import USAGE
+
 Properties = Sequence[tuple[str, str]]
 """Keys and values in their order; a key may come more than once."""
 
-USAGE = (
-    "user[,hostfwd=tcp::PORT-:PORT][,net=ADDRESS/BITS][,host=ADDRESS][,dhcpstart=ADDRESS][,dns=ADDRESS][,ipv6=on|off], "
-    "stream,addr.type=unix,addr.path=PATH[,server=on|off][,reconnect=SECONDS] or "
-    "tap,ifname=NAME,script=no[,vnet_hdr=on|off]"
-)
 _NETWORK = "10.0.2.0/24"  # QEMU's
 _FORWARD = re.compile(r"(tcp|udp)?:([^:]*):(\d+)-([^:]*):(\d+)")
 _PATH_LIMIT = 107  # bytes: unix(7)

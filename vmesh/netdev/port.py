@@ -6,12 +6,14 @@ each has a virtio-net header (virtio 1.2, 5.1.6) in front of it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Protocol
 
 MIN_FRAME = 14  # an Ethernet header
 MAX_FRAME = 18 + 65535  # an Ethernet header with a VLAN tag, and the largest packet of IP
 HEADER_BYTES = 12  # of a virtio-net header
+_MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 
 Frame = Sequence[memoryview]
 """A frame in pieces, as it lies in guest memory."""
@@ -58,3 +60,11 @@ class Netdev(Protocol):
     def close(self) -> None:
         """The end."""
         ...
+
+
+def mac_address(text: str) -> bytes:
+    """Six bytes from 52:54:00:12:34:56. Raises ValueError."""
+    address = bytes.fromhex(text.replace(":", "")) if _MAC.fullmatch(text) else b""
+    if not address or address[0] & 1:
+        raise ValueError(f"expected mac=XX:XX:XX:XX:XX:XX, the address of one card, got '{text}'")
+    return address

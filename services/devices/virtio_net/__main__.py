@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from services.devices.virtio_net.device import VirtioNet, mac_address
+from services.devices.virtio_net.device import VirtioNet
 from vmesh import device, errors, service
+from vmesh.netdev import USAGE
 from vmesh.netdev import options as netdev
 from vmesh.netdev.make import make
+from vmesh.netdev.port import mac_address
 
 
 def main(argv: Sequence[str]) -> int:
@@ -17,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--base", type=service.number, default=0x1000_1000, metavar="ADDRESS")
     parser.add_argument("--irq", type=service.number, default=1, metavar="N")
     parser.add_argument("--packed", action="store_true", help="offer the packed ring")
-    parser.add_argument("--netdev", required=True, metavar="SPEC", help=netdev.USAGE)
+    parser.add_argument("--netdev", required=True, metavar="SPEC", help=USAGE)
     parser.add_argument("--mac", default="52:54:00:12:34:56", metavar="ADDRESS")
     parser.add_argument("--host-mtu", type=service.number, default=0, metavar="BYTES", help="what the guest is told")
     options = parser.parse_args(argv)

@@ -7,7 +7,6 @@ the guest's queue, for STALL_SECONDS at most: after that it is dropped until the
 
 from __future__ import annotations
 
-import re
 import struct
 import time
 from collections.abc import Callable, Sequence
@@ -42,7 +41,6 @@ _GSO_FEATURES = {GSO_TCPV4: F_HOST_TSO4, GSO_TCPV6: F_HOST_TSO6}
 _CONFIG = struct.Struct("<6sHHH")  # 5.1.4: mac, status, max_virtqueue_pairs, mtu
 _TURN_NS = 2_000_000
 _MAX_GSO_HEADERS = 512  # of a frame that is to be cut up: generous for Ethernet, IP and TCP with their options
-_MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 
 
 class VirtioNet(VirtioDevice):
@@ -269,11 +267,3 @@ def _move(content: list[memoryview], buffers: list[memoryview]) -> int:
                 content[0] = piece[count:]
         total += at
     return total
-
-
-def mac_address(text: str) -> bytes:
-    """Six bytes from 52:54:00:12:34:56. Raises ValueError."""
-    address = bytes.fromhex(text.replace(":", "")) if _MAC.fullmatch(text) else b""
-    if not address or address[0] & 1:
-        raise ValueError(f"expected mac=XX:XX:XX:XX:XX:XX, the address of one card, got '{text}'")
-    return address
