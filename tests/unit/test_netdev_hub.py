@@ -114,11 +114,12 @@ def test_a_machine_that_does_not_read_loses_whole_frames_and_holds_nobody_up(net
 
 def test_many_small_frames_are_bounded_too(network: Network) -> None:
     sender, _slow = network.join(), network.join()
-    for _ in range(60):
-        network.send(sender, packet(bytes(14)) * 1000)
     slow = network.hub._machines[1]
-    network.until(lambda: network.hub.forwarded + network.hub.dropped + len(slow.queue) == 60_000)
-    assert network.hub.dropped > 0
+    for _ in range(1000):
+        network.send(sender, packet(bytes(14)) * 1000)
+        if network.hub.dropped:
+            break
+    assert network.hub.dropped
     assert len(slow.queue) < QUEUE_BYTES // 64
 
 
