@@ -152,6 +152,10 @@ class Device:
         """The state, as a message of type `state`."""
         return self.state()
 
+    def slot_state(self) -> Message:
+        """The state for the slot. Without what the device keeps elsewhere by itself, and finds again in `recover`."""
+        return self.save()
+
     def check(self, state: Message, version: int) -> None:
         """Raises BadState for what `load` cannot take. `version` is at most `state_version`."""
 
@@ -455,7 +459,7 @@ class DeviceService(Service):
             epoch=self._runtime.epoch,
             state_version=self._device.state_version,
             state_type=self._description.state_type,
-            state=self._device.save().SerializeToString(),
+            state=self._device.slot_state().SerializeToString(),
             journal=self._device.journal(),
             links=[
                 LinkRecord(hart=link.hart, done=link.done, value=link.value, bus_error=link.bus_error)

@@ -115,5 +115,16 @@ NET = Case(
     size=4,
     values=(1, 3),
 )
-ALL = (UART, RTC, TEST, *COPIERS, RNG, BLK, NET)
+SHARE = Case(
+    name="share0",
+    program=python("services.devices.virtio_9p"),
+    kind="virtio-9p",
+    arguments=("--irq", "5", "--path", "docs", "--tag", "docs", "--read-only"),
+    base=0x1000_5000,
+    irqs=(5,),
+    offset=0x70,
+    size=4,
+    values=(1, 3),
+)
+ALL = (UART, RTC, TEST, *COPIERS, RNG, BLK, NET, SHARE)
 WITH_STATE = tuple(case for case in ALL if case.offset >= 0)

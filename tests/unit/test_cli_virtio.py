@@ -21,7 +21,7 @@ def services(*flags: str) -> dict[int, tuple[str, list[str]]]:
     """Name and arguments by slot."""
     options = parse(flags)
     made = virtio.services(
-        options.virtio_devices, options.drives, options.netdevs, options.snapshot, ("--machine", "M")
+        options.virtio_devices, options.drives, options.netdevs, options.shares, options.snapshot, ("--machine", "M")
     )
     return {slot: (command.name, list(command.arguments)) for slot, command in made.items()}
 
@@ -107,3 +107,34 @@ def test_an_image_of_another_format_is_not_taken_for_a_raw_one(disk: Path) -> No
     with pytest.raises(OptionError, match="this is qcow2"):
         parse(["-drive", f"file={disk}"])
     assert services("-drive", f"file={disk},format=raw")
+
+
+def test_a_shared_folder(tmp_path: Path) -> None:
+    local = f"local,path={tmp_path},security_model"
+    made = services(
+        *("-virtfs", f"{local}=mapped,mount_tag=host,readonly=on"),
+        *("-fsdev", f"{local}=none,id=f"),
+        *("-device", "virtio-9p-device,fsdev=f,mount_tag=other"),
+    )
+    assert " ".join(made[7][1][8:]) == f"--path {tmp_path} --security mapped-xattr --read-only --tag host"
+    assert " ".join(made[6][1][8:]) == f"--path {tmp_path} --security none --tag other"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("-virtfs", "local,path=/,mount_tag=t"), "expected security_model="),
+        (("-virtfs", "local,path=/,security_model=none"), "expected mount_tag="),
+        (("-virtfs", f"local,path=/,security_model=none,mount_tag={'t' * 32}"), "at most 31 bytes"),
+        (("-virtfs", "proxy,path=/,mount_tag=t,security_model=none"), "expected local"),
+        (("-virtfs", "local,path=/nothing,mount_tag=t,security_model=none"), "/nothing is none"),
+        (("-virtfs", "local,path=/,mount_tag=t,security_model=passthrough"), "none or mapped-xattr"),
+        (("-virtfs", "local,path=/,mount_tag=t,security_model=none,fmode=0600"), "no property 'fmode'"),
+        (("-fsdev", "local,path=/,security_model=none"), "expected id="),
+        (("-device", "virtio-9p-device,fsdev=f,mount_tag=t"), "expected fsdev=NAME"),
+        (("-fsdev", "local,id=f,path=/,security_model=none", "-device", "virtio-9p-device,fsdev=f"), "mount_tag="),
+    ],
+)
+def test_shares_that_are_refused(flags: tuple[str, ...], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        parse(flags)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vmesh.board.external import External
-from vmesh.cli import external, net, virtio
+from vmesh.cli import external, net, share, virtio
 
 MEBIBYTE = 1 << 20
 MAX_HARTS = 512  # the board's limit in QEMU's `virt` (docs/system/riscv/virt.rst)
@@ -71,6 +71,7 @@ class RunOptions:
     drives: tuple[virtio.Drive, ...] = ()
     netdevs: tuple[net.Netdev, ...] = ()
     snapshot: bool = False
+    shares: tuple[share.Share, ...] = ()
     perf_map: bool = False
     cache: bool = True
     cpu: str | None = None
@@ -400,6 +401,16 @@ def _nic(options: RunOptions, text: str) -> RunOptions:
     return replace(options, netdevs=(*options.netdevs, made[0]), virtio_devices=(*options.virtio_devices, card))
 
 
+def _fsdev(options: RunOptions, text: str) -> RunOptions:
+    return replace(options, shares=(*options.shares, share.parse(_properties(text, "driver"))))
+
+
+def _virtfs(options: RunOptions, text: str) -> RunOptions:
+    shared, tag = share.parse_virtfs(_properties(text, "driver"))
+    device = virtio.Device("virtio-9p-device", properties={"fsdev": shared.name, "mount_tag": tag})
+    return replace(options, shares=(*options.shares, shared), virtio_devices=(*options.virtio_devices, device))
+
+
 def _snapshot(options: RunOptions, _text: str) -> RunOptions:
     return replace(options, snapshot=True)
 
@@ -471,6 +482,8 @@ OPTIONS: tuple[Option, ...] = (
         _nic,
     ),
     Option(("-snapshot",), "", "Write to temporary files instead of the disks' images.", _snapshot),
+    Option(("-virtfs",), "local,path=FOLDER[,...]", f"Share a folder with the guest: {share.VIRTFS_USAGE}.", _virtfs),
+    Option(("-fsdev",), "local,id=NAME[,...]", f"A folder for -device virtio-9p-device: {share.USAGE}.", _fsdev),
     Option(
         ("-device",),
         "DRIVER[,PROP=VALUE]",
@@ -503,7 +516,7 @@ _BY_NAME: Mapping[str, Option] = {name: option for option in OPTIONS for name in
 def _check_together(options: RunOptions) -> None:
     """Raises OptionError for flags that make no sense together."""
     try:
-        virtio.services(options.virtio_devices, options.drives, options.netdevs, options.snapshot, ())
+        virtio.services(options.virtio_devices, options.drives, options.netdevs, options.shares, options.snapshot, ())
     except ValueError as error:
         raise OptionError(str(error)) from error
     if options.initrd is not None and options.kernel is None:

@@ -151,7 +151,9 @@ def _devices(machine: Machine, place: tuple[str, ...]) -> list[ServiceCommand]:
 
 
 def _virtio(options: RunOptions, place: Sequence[str]) -> dict[int, ServiceCommand]:
-    return virtio.services(options.virtio_devices, options.drives, options.netdevs, options.snapshot, place)
+    return virtio.services(
+        options.virtio_devices, options.drives, options.netdevs, options.shares, options.snapshot, place
+    )
 
 
 def _chardev(serial: Serial, machine: Machine) -> str:

@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 
 from vmesh.board import virt
-from vmesh.cli import net
+from vmesh.cli import net, share
 from vmesh.spawn import ServiceCommand
 
 DRIVE_USAGE = (
@@ -57,6 +57,7 @@ class Backends:
 
     drives: Mapping[str, Drive]
     netdevs: Mapping[str, net.Netdev]
+    shares: Mapping[str, share.Share]
     cards: Iterator[int]
 
 
@@ -138,6 +139,7 @@ def services(
     devices: Sequence[Device],
     drives: Sequence[Drive],
     netdevs: Sequence[net.Netdev],
+    shares: Sequence[share.Share],
     snapshot: bool,
     place: Sequence[str],
 ) -> dict[int, ServiceCommand]:
@@ -157,9 +159,13 @@ def services(
             wanted.append(Device("virtio-blk-device", properties={"drive": name}))
     if len(wanted) > virt.VIRTIO_SLOTS:
         raise ValueError(f"expected at most {virt.VIRTIO_SLOTS} virtio devices, got {len(wanted)}")
-    backends = Backends(named, {netdev.name: netdev for netdev in netdevs}, count())
+    backends = Backends(
+        named, {netdev.name: netdev for netdev in netdevs}, {shared.name: shared for shared in shares}, count()
+    )
     if len(backends.netdevs) < len(netdevs):
         raise ValueError("-netdev id=: expected each id once")
+    if len(backends.shares) < len(shares):
+        raise ValueError("-fsdev id=: expected each id once")
     used: set[tuple[str, str]] = set()
     slots: dict[int, ServiceCommand] = {}
     free = [slot for slot in reversed(range(virt.VIRTIO_SLOTS)) if slot not in {each.slot for each in wanted}]
@@ -214,12 +220,21 @@ def _net(properties: Mapping[str, str], backends: Backends) -> list[str]:
     return net.card_arguments(properties, backends.netdevs, next(backends.cards))
 
 
+def _share(properties: Mapping[str, str], backends: Backends) -> list[str]:
+    name = properties.get("fsdev", "")
+    shared = backends.shares.get(name)
+    if shared is None:
+        raise ValueError(f"virtio-9p-device: expected fsdev=NAME of an -fsdev with id=NAME, got '{name}'")
+    return [*shared.arguments, "--tag", share.check_tag(properties.get("mount_tag", ""))]
+
+
 DRIVERS: Mapping[str, Driver] = {
     "virtio-blk-device": Driver(
         "virtio-blk", "blk", ("drive", "serial", "num-queues"), ",drive=NAME[,serial=TEXT][,num-queues=N]", _block
     ),
     net.DRIVER: Driver("virtio-net", "net", net.CARD_PROPERTIES, net.CARD_USAGE, _net),
     "virtio-rng-device": Driver("virtio-rng", "rng", (), "", lambda _properties, _backends: []),
+    "virtio-9p-device": Driver("virtio-9p", "share", ("fsdev", "mount_tag"), ",fsdev=NAME,mount_tag=TAG", _share),
 }
 
 

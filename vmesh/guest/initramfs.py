@@ -69,11 +69,11 @@ stty sane
 poweroff -f
 """
 
-# The kernel's modules that the guest has, beside those they depend on: drivers of the board's devices, the file system
-# of a disk (which asks for its checksum by an alias), and what systemd looks for.
+# The kernel's modules that the guest has, beside those they depend on: drivers of the board's devices, the file systems
+# of a disk (which asks for its checksum by an alias) and of a shared folder, and what systemd looks for.
 MODULES = (
-    *("virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng", "virtio_console"),
-    *("ext4", "crc32c_generic", "autofs4"),
+    *("virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng", "virtio_console", "9pnet_virtio"),
+    *("ext4", "crc32c_generic", "9p", "autofs4"),
 )
 
 _ROOT_MODE = 0o755
