@@ -115,13 +115,14 @@ def _control(name: str, text: str) -> Callable[[Sequence[str]], int]:
 
 
 def _guest(arguments: Sequence[str]) -> int:
-    parser = _Parser(prog="vmesh guest", description="The guest that `vmesh run` boots by default.")
-    parser.add_argument("action", choices=["fetch"], help="fetch Debian's kernel, firmware and busybox with apt")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="`vmesh guest fetch --help` says which")
+    actions = "fetch: Debian's kernel, firmware and busybox, with apt; image: a disk with Debian on it"
+    parser = _Parser(prog="vmesh guest", description="What there is to boot.")
+    parser.add_argument("action", choices=["fetch", "image"], help=actions)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="`vmesh guest ACTION --help` says which")
     options = parser.parse_args(arguments)
-    from vmesh.guest import fetch
+    from vmesh.guest import fetch, image
 
-    return fetch.main(options.arguments)
+    return {"fetch": fetch.main, "image": image.main}[options.action](options.arguments)
 
 
 def _hub(arguments: Sequence[str]) -> int:
@@ -148,5 +149,5 @@ COMMANDS: Mapping[str, Subcommand] = {
     "ps": Subcommand("List the running machines and their services.", _ps),
     **{name: Subcommand(text, _control(name, text)) for name, text in _CONTROLS.items()},
     "hub": Subcommand("Link the networks of machines.", _hub),
-    "guest": Subcommand("Fetch the default guest: Debian's kernel, busybox, OpenSBI.", _guest),
+    "guest": Subcommand("Fetch the default guest; make a disk with Debian on it.", _guest),
 }

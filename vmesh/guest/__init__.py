@@ -3,13 +3,18 @@
     guest.find()            the Debian guest in the cache, or None
     guest.default(scratch)  that one, or else the small guest that the project builds itself, written into `scratch`
     guest.fetch.main(argv)  `vmesh guest fetch`: fill the cache (imported on demand)
+    guest.image.main(argv)  `vmesh guest image`: a disk with Debian on it (imported on demand)
 
 A Guest has the values of the flags -bios, -kernel, -initrd and -append.
 
 cache      where guests are kept and how they are found
 fetch      Debian packages to kernel, firmware and initramfs
+image      a disk with Debian on it: image.lock's packages, configured in a machine
 apt        the host's apt, for another suite and architecture
-initramfs  busybox and an /init
+pinned     which packages the default guest is made of
+rootfs     packages to the tree of a root file system
+modules    drivers from the kernel's package
+initramfs  busybox, drivers and an /init
 tiny       a bare-metal guest, for hosts without apt
 """
 

@@ -75,6 +75,12 @@ class Apt:
         printed = self._run("apt-get", "--print-uris", "download", *packages)
         return tuple(parse_printed_uris(printed, len(packages)))
 
+    def closure(self, packages: Sequence[str]) -> tuple[Deb, ...]:
+        """`packages` (names, or patterns as apt-patterns(7) has them), and all that they depend on."""
+        options = ("--print-uris", "--yes", "-o", "APT::Install-Recommends=false")
+        printed = self._run("apt-get", *options, "install", *packages)
+        return tuple(parse_printed_uris(printed, sum(line.startswith("'") for line in printed.splitlines())))
+
     def download(self, debs: Sequence[Deb], folder: Path, on_progress: Callable[[int], None]) -> None:
         """Fetch `debs` into `folder`, going on with what is there in part.
 

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
             print(f"{cached.name}: already in {cached.kernel.parent} (--refresh looks for newer packages)")
         return 0
     try:
-        with _progress_bar() as report:
+        with progress_bar() as report:
             guest = fetch(mirror=options.mirror, refresh=options.refresh, report=report)
     except GuestError as error:
         print(f"vmesh guest fetch: {error}", file=sys.stderr)
@@ -78,7 +78,7 @@ def fetch(*, mirror: str | None = None, refresh: bool = False, report: Report = 
     require_apt()
     cache = cache_directory()
     cache.mkdir(parents=True, exist_ok=True)
-    with _locked(cache, report):
+    with locked(cache, report):
         guest = None if refresh else find()
         if guest is None:
             _fill(cache, mirror or host_mirror(), refresh, report)
@@ -95,7 +95,7 @@ def _fill(cache: Path, mirror: str, refresh: bool, report: Report) -> None:
     folder.mkdir(exist_ok=True)
     debs: Sequence[Deb] = () if refresh else pinned(mirror)
     try:
-        _download(apt, debs, folder, report)
+        download(apt, debs, folder, report)
     except GuestError as gone:
         debs = ()
         problem = f"; before that, for the pinned packages: {gone}"
@@ -104,7 +104,7 @@ def _fill(cache: Path, mirror: str, refresh: bool, report: Report) -> None:
     try:
         if not debs:
             debs = _current(apt, report)
-            _download(apt, debs, folder, report)
+            download(apt, debs, folder, report)
     except GuestError as error:
         raise GuestError(f"{error}{problem}") from None
     for path in folder.iterdir():
@@ -124,8 +124,8 @@ def _current(apt: Apt, report: Report) -> Sequence[Deb]:
     return apt.describe([kernel, *(package for package, _, _ in SOURCES.values() if package != KERNEL)])
 
 
-def _download(apt: Apt, debs: Sequence[Deb], folder: Path, report: Report) -> None:
-    """Have every file of `debs` in `folder`, with its hash as the lists say it."""
+def download(apt: Apt, debs: Sequence[Deb], folder: Path, report: Report) -> None:
+    """Have every file of `debs` in `folder`, with its hash as the lists say it. Raises GuestError."""
     total = sum(deb.size for deb in debs)
     missing = [deb for deb in debs if not _matches(folder / deb.file, deb)]
     if missing:
@@ -200,7 +200,7 @@ def _matches(path: Path, deb: Deb) -> bool:
 
 
 @contextmanager
-def _locked(cache: Path, report: Report) -> Iterator[None]:
+def locked(cache: Path, report: Report) -> Iterator[None]:
     """One fetch at a time; the lock goes with the process that holds it."""
     with (cache / "lock").open("w") as lock:
         try:
@@ -212,7 +212,7 @@ def _locked(cache: Path, report: Report) -> Iterator[None]:
 
 
 @contextmanager
-def _progress_bar() -> Iterator[Report]:
+def progress_bar() -> Iterator[Report]:
     """A bar per step on stderr; where that is no terminal, a line per step at the end."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn

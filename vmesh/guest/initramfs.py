@@ -42,10 +42,12 @@ for word in $line; do
 done
 set +f
 if [ -n "$root" ]; then
+    modprobe -qa autofs4  # systemd would, but has no modules there
     # A link may be an absolute one, which leads there only when that is the root.
     if mount -t "$type" -o "$mode" "$root" /mnt && { [ -x "/mnt$init" ] || [ -L "/mnt$init" ]; }; then
-        for folder in dev proc sys; do mount -o move /$folder /mnt/$folder; done
-        exec switch_root /mnt "$init"
+        # By its name: busybox finds its commands through /proc.
+        for folder in dev sys proc; do /bin/busybox mount -o move /$folder /mnt/$folder; done
+        exec /bin/busybox switch_root /mnt "$init"
     fi
     echo "root=$root: expected a file system of type $type there, with $init on it"
 fi

@@ -1,0 +1,104 @@
+"""A disk as the root of a Debian machine: handed over to by the initramfs, and a whole Debian that boots to a login."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.system.conftest import PROMPT, Terminal
+from vmesh.guest import Guest, GuestError, image
+from vmesh.guest.cache import cache_directory
+
+pytestmark = pytest.mark.system
+
+Run = Callable[..., Terminal]
+ROOT_PROMPT = "root@debian:~# "
+
+
+def drive(disk: Path) -> tuple[str, str]:
+    return "-drive", f"file={disk},format=raw,if=virtio"
+
+
+@pytest.fixture
+def small_disk(peer: Callable[[str], str], debian: Guest, tmp_path: Path) -> Path:
+    """An ext4 disk with busybox on it, and an init that tells where it is."""
+    peer("mke2fs")
+    tree = tmp_path / "tree"
+    for folder in ("bin", "sbin", "dev", "proc", "sys"):
+        (tree / folder).mkdir(parents=True)
+    (tree / "bin/busybox").write_bytes((debian.kernel.parent / "busybox").read_bytes())
+    (tree / "bin/sh").symlink_to("busybox")
+    init = tree / "sbin/init"
+    init.write_text("#!/bin/sh\nexport PATH=/bin\necho process $$\ngrep ' / ' /proc/mounts\nls -d /init\npoweroff -f\n")
+    init.chmod(0o755)
+    (tree / "bin/busybox").chmod(0o755)
+    (tree / "sbin/other").hardlink_to(init)
+    image.make_file_system(tree, tmp_path / "disk.img", 16 << 20)
+    return tmp_path / "disk.img"
+
+
+@pytest.mark.parametrize(
+    ("words", "mounted"), [("", "ro"), ("rw", "rw"), ("init=/sbin/other rootfstype=ext4 rw ro", "ro")]
+)
+def test_root_on_a_disk_goes_on_with_what_is_there(run: Run, small_disk: Path, words: str, mounted: str) -> None:
+    machine = run(*drive(small_disk), "-append", f"loglevel=1 root=/dev/vda {words}", pipes=True)
+
+    assert machine.wait() == 0
+    assert "\nprocess 1\n" in machine.output
+    assert re.search(rf"^/dev/\w+ / ext4 {mounted},", machine.output, re.MULTILINE), machine.output
+    assert "ls: /init: No such file or directory" in machine.output
+
+
+@pytest.mark.parametrize("words", ["root=/dev/vdb", "root=/dev/vda init=/nothing", "root=/dev/vda rootfstype=ext5"])
+def test_root_that_is_not_there_is_told_and_the_shell_comes(run: Run, small_disk: Path, words: str) -> None:
+    machine = run(*drive(small_disk), "-append", f"loglevel=1 {words}", pipes=True)
+
+    assert machine.wait() == 0
+    assert re.search(rf"^{words.split()[0]}: expected a file system of type ", machine.output, re.MULTILINE)
+    assert PROMPT in machine.output
+
+
+@pytest.fixture(scope="session")
+def disk(debian: Guest) -> Path:
+    """Debian's disk, made once for the packages in image.lock and this version's recipe."""
+    folder = cache_directory() / "image"
+    folder.mkdir(exist_ok=True)
+    recipe = repr((image.LOCK.read_text(), image.PATHS, image.FILES, image.SOURCES, image.CONFIGURE))
+    path = folder / f"debian-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.img"
+    if not path.exists():
+        try:
+            image.require_tools()
+            image.fetch_packages(folder)
+        except GuestError as error:
+            pytest.skip(f"Debian's disk cannot be made: {error}")
+        for old in folder.glob("debian-*.img"):
+            old.unlink()
+        image.build(path, image.parse_size(image.DEFAULT_SIZE))
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # making the disk takes a minute of two cores
+def test_debian_boots_to_a_login_and_powers_off(run: Run, disk: Path) -> None:
+    machine = run("-m", "512M", *drive(disk), "-snapshot", "-append", "quiet root=/dev/vda")
+    machine.expect("debian login: ")
+    machine.type("root\n")
+    machine.expect(ROOT_PROMPT)
+    machine.type("bind 'set enable-bracketed-paste off'; stty cols 200; export TERM=dumb\n")
+    machine.expect(ROOT_PROMPT)
+
+    assert "running" in machine.ask("systemctl is-system-running --wait", ROOT_PROMPT)
+    assert "/dev/vda ext4 rw" in machine.ask("findmnt -rno SOURCE,FSTYPE,OPTIONS /", ROOT_PROMPT)
+    assert machine.ask("dpkg --audit && dpkg-query -W -f '${Status}\\n' | sort -u", ROOT_PROMPT) == (
+        "install ok installed\n"
+    )
+    assert "-rwsr-xr-x 1 root root" in machine.ask("ls -l /usr/bin/passwd", ROOT_PROMPT)
+    assert machine.ask("find / -xdev '(' -nouser -o -nogroup ')'", ROOT_PROMPT) == ""
+
+    machine.type("poweroff\n")
+    assert machine.wait() == 0
+    assert "reboot: Power down" in machine.output
