@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,14 @@ class Rig:
         record = self.record()
         assert record is not None
         return next(service for service in record.services if service.name == name)
+
+    def pid(self, name: str) -> int | None:
+        """The process of a service, however young it is; None while there is none."""
+        for pid in self.processes():
+            with suppress(OSError):
+                if Path(f"/proc/{pid}/comm").read_text() == f"vmesh-{name}"[:15] + "\n":
+                    return pid
+        return None
 
     def wait_life(self, name: str, epoch: int) -> ServiceRecord:
         """Wait until that life of a device, or a later one, runs."""

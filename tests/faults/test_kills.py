@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
@@ -85,7 +84,8 @@ def test_device_killed_while_the_machine_resets_is_asked_again(rig: Rig) -> None
 def test_keeper_killed_is_named_and_nothing_is_left(rig: Rig) -> None:
     launcher = rig.start()
     rig.wait_running()
-    (keeper,) = (pid for pid in rig.processes() if Path(f"/proc/{pid}/comm").read_text() == "vmesh-keeper\n")
+    keeper = rig.pid("keeper")
+    assert keeper is not None
     _kill(keeper)
     _, stderr = launcher.communicate()
     assert stderr.decode() == f"vmesh run: machine 'm': the keeper (pid {keeper}) was killed by SIGKILL\n"

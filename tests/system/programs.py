@@ -12,6 +12,7 @@ MCAUSE, MTVEC = 0x342, 0x305
 _PLIC_ENABLE, _PLIC_CLAIM = 0x2000, 0x20_0004  # of hart 0 in M-mode
 _MACHINE_EXTERNAL = 11  # bit of mie
 _LSR, _SEND_EMPTY = 5, 0x20
+_MCR, _LOOP = 4, 0x10
 _ELF_HEADER, _PROGRAM_HEADER = 64, 56
 
 
@@ -87,6 +88,23 @@ def count(lines: int) -> bytes:
     return program.assemble()
 
 
+def loop_back(times: int) -> bytes:
+    """Sends bytes to itself through the serial port's loop-back, `times` of them, one by one: a posted write and a read
+    that waits and takes the byte away. Ends with failure code 1 when another byte comes than was sent."""
+    program = Program()
+    program.emit(e.lui(e.S0, virt.UART0.base >> 12), e.addi(e.S1, e.ZERO, 0), *_load(e.S2, times))
+    program.emit(e.addi(e.T0, e.ZERO, _LOOP), e.sb(e.T0, e.S0, _MCR))
+    program.label("again")
+    program.emit(e.sb(e.S1, e.S0, 0), e.lbu(e.T0, e.S0, 0), e.andi(e.T1, e.S1, 0xFF))
+    program.to("wrong", lambda offset: e.bne(e.T0, e.T1, offset))
+    program.emit(e.addi(e.S1, e.S1, 1))
+    program.to("again", lambda offset: e.bne(e.S1, e.S2, offset))
+    _finish(program, virt.TEST_POWER_OFF)
+    program.label("wrong")
+    _finish(program, 1 << 16 | 0x3333)
+    return program.assemble()
+
+
 COPIED = 64  # bytes that `copy` has copied: the first of itself
 
 
@@ -122,8 +140,7 @@ def copy(base: int, irq: int) -> bytes:
 
 def _finish(program: Program, value: int) -> None:
     program.emit(e.lui(e.T0, virt.TEST.base >> 12), *_load(e.T1, value), e.sw(e.T1, e.T0, 0))
-    program.label("finished")
-    program.jump("finished")
+    program.emit(e.jal(e.ZERO, 0))
 
 
 def _load(register: int, value: int) -> tuple[int, int]:
