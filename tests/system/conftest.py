@@ -14,7 +14,7 @@ import sys
 import tempfile
 import termios
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,12 +112,18 @@ class Host:
         """`vmesh run`."""
         return Terminal(_vmesh("run", *flags), {**self.environment, **environment}, self._root, pipes=pipes)
 
-    def vmesh(self, *arguments: str, status: int = 0, stdin: str = "") -> str:
-        """What a vmesh command prints (on stderr if it fails), given `stdin`; it ends with `status`."""
+    def vmesh(self, *arguments: str, status: int = 0, stdin: str = "", by: Sequence[str] = ()) -> str:
+        """What a vmesh command prints (on stderr if it fails), given `stdin` and run `by` another command; it ends with
+        `status`."""
         done = subprocess.run(
-            _vmesh(*arguments), input=stdin, capture_output=True, text=True, env=self.environment, timeout=LIMIT,
+            [*by, *_vmesh(*arguments)],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            env=self.environment,
+            timeout=LIMIT,
             check=False,
-        )  # fmt: skip
+        )
         assert done.returncode == status, done.stderr
         return done.stdout if status == 0 else done.stderr
 

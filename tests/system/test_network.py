@@ -1,0 +1,248 @@
+"""Debian's kernel on networks: behind passt, on a hub with others, at an interface of the host."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import http.server
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.system.conftest import LIMIT, PROMPT, Host, Terminal, counters
+from vmesh.client import MachineClient
+from vmesh.guest import Guest
+from vmesh.machine import find
+from vmesh.v1.gateway_pb2 import ServiceStatus
+
+pytestmark = pytest.mark.system
+
+Run = Callable[..., Terminal]
+SIZE = 5_000_003  # of the file that is fetched
+# Commands for an address by DHCP: udhcpc's script makes the lease the interface's configuration.
+LEASE = r"""
+echo '[ $1 = bound ] || exit 0; ip addr add $ip/$mask dev $interface; ip route add default via $router' >/tmp/lease
+sed -i '1i #!/bin/sh' /tmp/lease; chmod +x /tmp/lease; ip link set eth0 up
+udhcpc -i eth0 -nqs /tmp/lease
+"""
+
+
+@pytest.fixture
+def passt() -> None:
+    if shutil.which("passt") is None:
+        pytest.skip("passt is not installed (Debian's package passt)")
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[tuple[str, str]]:
+    """A file's address on the host's loopback, as a guest sees it, and its SHA-256."""
+    content = random.Random(5).randbytes(SIZE)
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "file").write_bytes(content)
+    handler = partial(_Quiet, directory=tmp_path / "web")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://10.0.2.2:{server.server_port}/file", hashlib.sha256(content).hexdigest()
+        server.shutdown()
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub() -> Iterator[str]:
+    """The socket of a `vmesh hub`."""
+    directory = Path(tempfile.mkdtemp(prefix="vmesh-hub-"))
+    path = directory / "hub"
+    process = subprocess.Popen([sys.executable, "-m", "vmesh.cli", "hub", str(path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert f"addr.path={path} joins" in process.stdout.readline()
+    yield str(path)
+    process.terminate()
+    assert process.wait(LIMIT) == 0
+    assert re.search(r"\d+ frames forwarded, \d+ dropped", process.stdout.read())
+    process.stdout.close()
+    directory.rmdir()  # it has removed its socket
+
+
+@pytest.mark.parametrize("device", ["", ",host_mtu=65520", ",host_mtu=65520,packed=on"])
+def test_address_by_dhcp_and_a_file_by_http(
+    host: Host, debian: Guest, passt: None, web: tuple[str, str], tmp_path: Path, device: str
+) -> None:
+    url, digest = web
+    log = tmp_path / "log"
+    answer = host.vmesh(
+        *("run", "-append", "loglevel=1", "-D", str(log), "-netdev", "user,id=n"),
+        *("-device", f"virtio-net-device,netdev=n,id=card,mac=52:54:00:00:00:07{device}"),
+        stdin=f"{LEASE}ip addr\nwget -qO- {url} | sha256sum\n",
+    )
+    assert "link/ether 52:54:00:00:00:07" in answer
+    assert "inet 10.0.2.15/24" in answer
+    assert f"{digest}  -" in answer
+    counted = counters(log, "card")
+    assert counted["bytes_received"] > SIZE
+    if "host_mtu" in device:
+        assert "mtu 65520" in answer
+        assert counted["frames_received"] < SIZE // 4000
+
+
+def test_a_lease_with_a_large_mtu(host: Host, debian: Guest, passt: None, web: tuple[str, str], tmp_path: Path) -> None:
+    """The driver has small buffers then, of which a frame needs several."""
+    url, digest = web
+    log = tmp_path / "log"
+    commands = f"{LEASE}ip link set eth0 mtu 65520\nwget -qO- {url} | sha256sum\n"
+    answer = host.vmesh(
+        "run", "-append", "loglevel=1", "-D", str(log), "-nic", "user,id=n", "-smp", "2", stdin=commands
+    )
+    assert f"{digest}  -" in answer
+    assert counters(log, "net0")["frames_received"] < SIZE // 4000
+
+
+def test_a_port_of_the_host_leads_to_the_guest(run: Run, debian: Guest, passt: None) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    flags = ("-netdev", f"user,id=n,hostfwd=tcp:127.0.0.1:{port}-:7", "-device", "virtio-net-device,netdev=n")
+    machine = run("-append", "loglevel=1", *flags)
+    machine.expect(PROMPT)
+    for line in LEASE.strip().splitlines():
+        machine.type(line + "\n")
+    machine.type("echo l''eased; nc -lp 7 -e cat\n")
+    machine.expect("leased\n")
+    echo = b""
+    while not echo:  # until nc listens, the guest refuses
+        with suppress(ConnectionError), socket.create_connection(("127.0.0.1", port), LIMIT) as connection:
+            connection.settimeout(LIMIT)
+            connection.sendall(b"there and back\n")
+            echo = connection.recv(100)
+    assert echo == b"there and back\n"
+
+
+def test_a_port_that_is_taken_ends_the_machine_with_passts_reason(run: Run, passt: None) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        forward = f"127.0.0.1:{taken.getsockname()[1]}"
+        machine = run("-nic", f"user,hostfwd=tcp:{forward}-:7", pipes=True)
+        assert machine.wait() == 1
+    assert forward.replace(":", "/") in machine.output
+
+
+def test_without_passt_the_machine_says_what_to_install(run: Run) -> None:
+    machine = run("-nic", "user", pipes=True, PATH="/nonexistent")
+    assert machine.wait() == 1
+    assert "Debian's package passt" in machine.output
+
+
+def test_machines_on_a_hub_and_a_card_that_is_killed(
+    host: Host, run: Run, debian: Guest, hub: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two guests ping each other and send a file; meanwhile the receiver's card is killed, and comes back."""
+    monkeypatch.setenv("VMESH_RUNTIME", str(host.runtime))
+    machines = []
+    for number in (1, 2):
+        card = f"virtio-net-device,netdev=n,id=card,mac=52:54:00:00:00:0{number}"
+        netdev = f"stream,id=n,addr.type=unix,addr.path={hub},reconnect-ms=50"
+        flags = ("-append", "loglevel=1", "-health-interval", "0.05", "-netdev", netdev, "-device", card)
+        machines.append(run("-name", f"hub{number}", *flags))
+    for number, machine in enumerate(machines, 1):
+        machine.expect(PROMPT)
+        machine.ask(f"ip addr add 10.1.0.{number}/24 dev eth0; ip link set eth0 up")
+    one, two = machines
+    assert "3 packets received" in one.ask("ping -c 3 -i 0.2 -w 20 10.1.0.2")
+
+    one.ask("dd if=/dev/urandom of=/tmp/f bs=1M count=12 2>/dev/null")
+    digest = one.ask("sha256sum /tmp/f").split()[0]
+    two.type("nc -lp 9 >/tmp/f; sha256sum /tmp/f; echo d''one\n")
+    one.type("until nc 10.1.0.2 9 </tmp/f; do :; done\n")
+    while service("hub2").counters["bytes_received"] < 2_000_000:
+        time.sleep(0.02)
+    os.kill(service("hub2").pid, signal.SIGKILL)
+    assert digest in two.expect("\ndone\n")
+    again = service("hub2")
+    assert again.epoch == 2
+    assert again.counters["bytes_received"] > 1_000_000
+
+
+def service(machine: str) -> ServiceStatus:
+    """The card of a machine."""
+    with MachineClient(find(machine)) as client:
+        return next(each for each in client.status().services if each.name == "card")
+
+
+@pytest.fixture
+def namespace() -> Iterator[str]:
+    """A network namespace of the host."""
+    if os.geteuid() != 0 or not Path("/dev/net/tun").exists() or shutil.which("ip") is None:
+        pytest.skip("needs root, /dev/net/tun and ip (Debian's package iproute2)")
+    name = f"vmesh-test-{os.getpid()}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    yield name
+    subprocess.run(["ip", "netns", "delete", name], check=True)
+
+
+@pytest.mark.parametrize("offload", ["on", "off"])
+def test_an_interface_of_the_host(host: Host, debian: Guest, namespace: str, tmp_path: Path, offload: str) -> None:
+    """Both directions of a connection between guest and host; with offload, frames larger than the wire's."""
+    log = tmp_path / "log"
+    inside = ("ip", "netns", "exec", namespace)
+    subprocess.run(["ip", "-n", namespace, "tuntap", "add", "dev", "tap0", "mode", "tap"], check=True)
+    subprocess.run(["ip", "-n", namespace, "addr", "add", "10.3.0.1/24", "dev", "tap0"], check=True)
+    subprocess.run(["ip", "-n", namespace, "link", "set", "tap0", "up"], check=True)
+    content = random.Random(6).randbytes(SIZE)
+    flags = ("-append", "loglevel=1", "-D", str(log), "-nic", f"tap,ifname=tap0,script=no,vnet_hdr={offload}")
+    commands = (
+        "ip addr add 10.3.0.2/24 dev eth0; ip link set eth0 up\n"
+        "nc 10.3.0.1 9 >/tmp/f </dev/null; sha256sum /tmp/f\n"
+        "nc 10.3.0.1 9 </tmp/f\n"
+    )
+    listener = listen_inside(namespace)
+    with listener, ThreadPoolExecutor(1) as pool:
+        serving = pool.submit(give_and_take, listener, content)
+        answer = host.vmesh("run", *flags, stdin=commands, by=inside)
+        assert serving.result(LIMIT) == content
+    assert hashlib.sha256(content).hexdigest() in answer
+    counted = counters(log, "net0")
+    least = SIZE // 1460  # of the wire's size
+    assert (counted["frames_received"] < least) == (offload == "on")
+    assert (counted["frames_sent"] < least) == (offload == "on")
+
+
+def listen_inside(namespace: str) -> socket.socket:
+    """A listening socket of that network namespace."""
+    made: list[socket.socket] = []
+
+    def make() -> None:  # in a thread of its own, which alone moves there
+        with open(f"/run/netns/{namespace}") as file:
+            assert ctypes.CDLL(None, use_errno=True).setns(file.fileno(), 0) == 0
+        made.append(socket.create_server(("10.3.0.1", 9)))
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+    made[0].settimeout(LIMIT)
+    return made[0]
+
+
+def give_and_take(listener: socket.socket, content: bytes) -> bytes:
+    """Sends `content` to the first that comes, and gives what the second sends."""
+    connection, _ = listener.accept()
+    with connection:
+        connection.sendall(content)
+    connection, _ = listener.accept()
+    with connection, connection.makefile("rb") as file:
+        return file.read()
