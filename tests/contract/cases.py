@@ -20,7 +20,9 @@ def python(module: str) -> Callable[[], list[str]]:
 class Case:
     """A device, and a register of it that keeps what is written (none: `offset` is -1) and is `initial` after reset.
 
-    `program` gives the beginning of the command line, or skips the test where the program cannot be had.
+    `program` gives the beginning of the command line, or skips the test where the program cannot be had. `kept` are
+    fields of the state that outlive a reset. `interrupts` says that after a kill the guest is interrupted once more,
+    for what may have been lost.
     """
 
     name: str
@@ -33,6 +35,8 @@ class Case:
     size: int = 1
     values: tuple[int, int] = (0, 0)
     initial: int = 0
+    kept: tuple[str, ...] = ()
+    interrupts: bool = False
 
     def start(self, machine: Machine, *more: str, epoch: int = 1) -> None:
         """Start the service, with `more` arguments that come last."""
@@ -60,6 +64,7 @@ RTC = Case(
     offset=0x0C,
     size=4,
     values=(0x1234_5678, 0x8765_4321),
+    kept=("offset_ns",),  # the time: a clock with a battery
 )
 TEST = Case(
     name="test",
@@ -92,6 +97,7 @@ RNG = Case(
     offset=0x70,
     size=4,
     values=(1, 3),
+    interrupts=True,
 )
 BLK = Case(
     name="blk0",
@@ -103,6 +109,7 @@ BLK = Case(
     offset=0x70,
     size=4,
     values=(1, 3),
+    interrupts=True,
 )
 NET = Case(
     name="net0",

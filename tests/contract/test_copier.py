@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 
 import pytest
 from cases import COPIERS, Case
@@ -10,7 +11,7 @@ from harness import RAM_BASE, Hart, Irqchip, Machine
 
 from vmesh import errors
 from vmesh.v1 import lifecycle_pb2 as lifecycle
-from vmesh.v1.bus_pb2 import Access
+from vmesh.v1.bus_pb2 import Access, AccessBatch
 from vmesh.v1.devices_pb2 import CopierState
 
 SOURCE, TARGET, LENGTH, STATUS, CRC = range(0, 40, 8)
@@ -115,3 +116,27 @@ def test_a_state_that_it_cannot_be_in(machine: Machine, case: Case) -> None:
     with pytest.raises(errors.BadState, match="status"):
         monitor.ask(lifecycle.Load(state=bad))
     assert monitor.ask(lifecycle.Save()) == state
+
+
+@every_copier
+def test_of_a_batch_that_overlaps_only_the_new_part_is_executed(machine: Machine, case: Case) -> None:
+    hart = begin(machine, case)
+    hart.batch(write(SOURCE, 1), write(TARGET, 2))
+    done = hart.send(AccessBatch(epoch=1, sequence=2, accesses=[write(TARGET, 9), write(LENGTH, 3)]))
+    hart.sequence = done.done + 1
+    assert [hart.read(offset, 8) for offset in (SOURCE, TARGET, LENGTH)] == [1, 2, 3]
+
+
+@every_copier
+def test_either_language_takes_over_from_the_other(machine: Machine, case: Case) -> None:
+    hart = begin(machine, case)
+    hart.batch(write(SOURCE, RAM_BASE), write(TARGET, RAM_BASE + 8), write(LENGTH, 8), write(STATUS, 1))
+    (other,) = (each for each in COPIERS if each != case)
+    machine.kill(case.name)
+    replace(other, name=case.name).start(machine, epoch=2)
+    again = machine.hart(case.name)
+    assert (again.epoch, again.sequence) == (2, 5)
+    irqchip = Irqchip(machine, case.name)
+    irqchip.until(lambda: irqchip.levels == {0: True}, "the line as it was")
+    assert [again.read(offset, 8) for offset in (SOURCE, TARGET, LENGTH)] == [RAM_BASE, RAM_BASE + 8, 8]
+    assert copy(again, RAM_BASE, RAM_BASE + 16, 8) == DONE

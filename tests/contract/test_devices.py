@@ -11,7 +11,7 @@ from harness import PATIENCE, ROOT, Hart, Irqchip, Machine, until
 from vmesh import errors
 from vmesh.v1 import common_pb2 as common
 from vmesh.v1 import lifecycle_pb2 as lifecycle
-from vmesh.v1.bus_pb2 import Access, AccessBatch, BatchDone, Description
+from vmesh.v1.bus_pb2 import WRITE_POSTED, Access, AccessBatch, BatchDone, Description
 from vmesh.v1.memory_pb2 import AddressMap, Attach, MapRequest
 from vmesh.v1.packet_pb2 import Packet
 
@@ -242,6 +242,69 @@ def test_killed_and_started_again(machine: Machine, case: Case) -> None:
         again.send(AccessBatch(epoch=1, sequence=3, accesses=[Access(offset=0, size=4)]))
 
 
+@every_device_with_state
+def test_killed_in_the_middle_of_a_batch(machine: Machine, case: Case) -> None:
+    """What was answered is not executed again, what was not is, and each hart is told where to go on."""
+    attach(machine, case)
+    first, second = machine.hart(case.name, hart=0), machine.hart(case.name, hart=7)
+    values = (*case.values, case.initial)
+    for value in values:
+        store(first, case, value)
+    read = Access(offset=case.offset, size=case.size)
+    assert second.batch(read).value == case.initial
+    machine.kill(case.name)
+    case.start(machine, epoch=2)
+    first, second = machine.hart(case.name, hart=0), machine.hart(case.name, hart=7)
+    assert (first.sequence, second.sequence) == (4, 2)
+    assert machine.hart(case.name, hart=3).sequence == 1
+
+    old = [Access(offset=case.offset, size=case.size, write=True, value=value) for value in values]
+    for sequence in (1, 2, 3):
+        done = first.send(AccessBatch(epoch=2, sequence=sequence, accesses=[old[sequence % 2]]))
+        assert (done.done, done.bus_error) == (3, False)
+    assert second.send(AccessBatch(epoch=2, sequence=1, accesses=[read])).value == case.initial
+    assert stored(first, case) == case.initial
+    with pytest.raises(errors.BadRequest, match="sequence"):
+        second.send(AccessBatch(epoch=2, sequence=3, accesses=[read]))
+
+
+@every_device_with_state
+def test_the_answer_that_was_lost_is_given_by_the_next_life(machine: Machine, case: Case) -> None:
+    attach(machine, case)
+    hart = machine.hart(case.name)
+    store(hart, case, case.values[0])
+    assert stored(hart, case) == case.values[0]
+    again = AccessBatch(epoch=2, sequence=2, accesses=[Access(offset=case.offset, size=case.size)])
+    machine.kill(case.name)
+    case.start(machine, epoch=2)
+    store(machine.hart(case.name, hart=1), case, case.values[1])
+    done = machine.hart(case.name).send(again)
+    assert (done.done, done.value) == (2, case.values[0])
+
+
+@every_device_with_state
+def test_each_hart_has_its_own_numbers(machine: Machine, case: Case) -> None:
+    attach(machine, case)
+    first, second = machine.hart(case.name, hart=0), machine.hart(case.name, hart=4095)
+    for value in case.values:
+        assert store(first, case, value).done == first.sequence - 1
+        assert stored(second, case) == value
+    assert (first.sequence, second.sequence) == (3, 3)
+
+
+@every_device
+def test_paused_it_answers_and_drains(machine: Machine, case: Case) -> None:
+    """Accesses that are under way when the machine stops are made, and counted."""
+    attach(machine, case)
+    hart, monitor = machine.hart(case.name), machine.monitor(case.name)
+    monitor.ask(lifecycle.Pause())
+    for count in (1, 2, 3):
+        assert hart.batch(Access(offset=1 << 40, size=4)).done == count
+    assert isinstance(monitor.ask(lifecycle.Drain()), lifecycle.Drained)
+    counters = monitor.health().counters
+    assert (counters["accesses"], counters["batches"], counters["bus_errors"]) == (3, 3, 3)
+
+
 @every_device
 def test_shutdown_ends_the_process(machine: Machine, case: Case) -> None:
     attach(machine, case)
@@ -306,15 +369,19 @@ def test_drained_names_the_last_update(machine: Machine) -> None:
     assert drained.update_sequence < last.sequence <= drained.update_sequence + 2
 
 
-def test_more_than_the_window_is_refused(machine: Machine) -> None:
-    attach(machine, UART)
-    hart = machine.hart("uart0")
-    write = Access(offset=0, size=1, write=True, value=65)
+@every_device
+def test_more_than_the_window_is_refused(machine: Machine, case: Case) -> None:
+    region = attach(machine, case).regions[0]
+    posted = [register for register in region.registers if register.write == WRITE_POSTED]
+    if not posted:
+        pytest.skip(f"{case.kind} has no register whose writes are posted")
+    hart = machine.hart(case.name)
+    write = Access(offset=posted[0].offset, size=posted[0].size, write=True, value=65)
     with pytest.raises(errors.TooMany):
         hart.send(AccessBatch(epoch=1, sequence=1, accesses=[write] * (hart.window + 1)))
     with pytest.raises(errors.PeerError, match="Hello first"):
         hart.batch(write)
-    assert machine.hart("uart0").batch(*[write] * hart.window).done == hart.window
+    assert machine.hart(case.name).batch(*[write] * hart.window).done == hart.window
 
 
 @every_device

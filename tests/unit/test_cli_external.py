@@ -15,6 +15,8 @@ from vmesh.board.errors import BoardError
 from vmesh.board.external import External, check
 from vmesh.cli import external
 from vmesh.cli.options import OptionError, parse
+from vmesh.cli.plan import plan
+from vmesh.machine import Machine
 
 RAM = 128 << 20
 COPIER = External("copier0", virt.Region(0x400_0000, 0x1000, 20))
@@ -69,8 +71,6 @@ def test_what_cannot_be_followed(text: str, expected: str) -> None:
         (External("a", virt.Region(0x500_0000, 4, 10)), "interrupt 10 is uart0's"),
         (External("a", virt.Region(0x500_0000, 4, 1)), "interrupt 1 is virtio-mmio 0's"),
         (External("a", virt.Region(0x500_0000, 4, 20)), "interrupt 20 is copier0's"),
-        (External("rtc", virt.Region(0x500_0000, 4)), "the name is taken"),
-        (External("copier0", virt.Region(0x500_0000, 4)), "the name is taken"),
     ],
 )
 def test_places_that_are_taken(device: External, reason: str) -> None:
@@ -81,6 +81,16 @@ def test_places_that_are_taken(device: External, reason: str) -> None:
 def test_places_that_are_free() -> None:
     above, below = virt.Region(0x400_1000, 8), virt.Region(0x3FF_FFFC, 4)
     check([COPIER, External("a", above), External("b", below), External("c", virt.virtio(0))], RAM, virtio_slots=[1])
+
+
+@pytest.mark.parametrize("name", ["rtc", "copier0", "rng0"])
+def test_names_that_are_taken(tmp_path: Path, name: str) -> None:
+    kernel = tmp_path / "kernel"
+    kernel.write_bytes(bytes(4))
+    flags = ["-bios", "none", "-kernel", str(kernel), "-device", "virtio-rng-device"]
+    flags += ["-device", "vmesh-external,id=copier0,base=0x4000000"]
+    with pytest.raises(BoardError, match=f"id={name}: expected each id once"):
+        plan(parse([*flags, "-device", f"vmesh-external,id={name},base=0x5000000"]), Machine(tmp_path))
 
 
 def test_the_process() -> None:

@@ -36,8 +36,6 @@ def check(devices: Sequence[External], ram_size: int, virtio_slots: Sequence[int
                 raise BoardError(f"-device vmesh-external,id={device.name}: {place}")
             if region.irq and region.irq == other.irq:
                 raise BoardError(f"-device vmesh-external,id={device.name}: interrupt {region.irq} is {name}'s")
-            if device.name == name:
-                raise BoardError(f"-device vmesh-external,id={device.name}: the name is taken")
         taken.append((device.name, region))
 
 

@@ -11,6 +11,7 @@ from vmesh.board import boot, cpu_model, devicetree, virt
 from vmesh.board import external as external_devices
 from vmesh.board.boot import BootFiles, BootPlan
 from vmesh.board.devicetree import Board
+from vmesh.board.errors import BoardError
 from vmesh.cli import external, virtio
 from vmesh.cli.options import MEBIBYTE, RunOptions, Serial
 from vmesh.machine import Machine
@@ -116,6 +117,9 @@ def _services(options: RunOptions, board: Board, booted: BootPlan, machine: Mach
     devices = _devices(machine, place)
     devices += _virtio(options, place).values()
     devices += [external.service_command(device, machine.path) for device in options.external]
+    names = [device.name for device in devices]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise BoardError(f"-device id={min(twice)}: expected each id once, and none that the board has")
     memory = [*place, "--ram", str(board.ram_size), "--ram-base", f"{virt.DRAM_BASE:#x}", "--rom", _range(virt.MROM)]
     memory += ["--reserve", f"clint={_range(virt.CLINT)}", "--reserve", f"plic={_range(virt.PLIC)}"]
     memory += ["--expect", ",".join(device.name for device in devices)]
