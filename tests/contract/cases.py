@@ -121,6 +121,7 @@ NET = Case(
     offset=0x70,
     size=4,
     values=(1, 3),
+    interrupts=True,
 )
 SHARE = Case(
     name="share0",

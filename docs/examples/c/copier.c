@@ -84,7 +84,7 @@ int main(int argc, char **argv) {
     };
     static const struct device copier = {
         .kind = "copier", .state_type = "vmesh.v1.CopierState", .state_version = 1,
-        .region_size = END, .access_sizes = 8, .registers = registers, .register_rows = 2, .has_line = true,
+        .region_size = END, .access_sizes = 8, .registers = registers, .register_rows = 2, .line = "done",
         .reset = reset, .read = read_register, .write = write_register, .save = save, .load = load,
     };
     return serve(&copier, argc, argv);

@@ -43,7 +43,8 @@ enum {
     LOOK_MS = 1000,            // without a lifeline: between two looks whether the machine is still there
     PAGE = 4096,
     DIRTY = 1, DIRTY_CPU = 2,  // page flags, memory.proto
-    SLOT_HALF = 64 << 10,
+    SLOT_HALF = 1 << 20,       // in a sparse file: what is not written takes nothing
+    SLOT_MARKS = 512,          // bytes behind the two records, which this device has no use for
 };
 
 struct client {
@@ -330,7 +331,7 @@ static void open_slot(void) {
     char path[128];
     snprintf(path, sizeof path, "%s/%s.slot", self.machine, self.name);
     int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | (self.epoch == 1 ? O_TRUNC : 0), 0600);
-    if (fd < 0 || ftruncate(fd, 2 * SLOT_HALF) < 0) fail("cannot open the slot %s: %s", path, strerror(errno));
+    if (fd < 0 || ftruncate(fd, 2 * SLOT_HALF + SLOT_MARKS) < 0) fail("cannot open the slot %s: %s", path, strerror(errno));
     self.slot = mmap(NULL, 2 * SLOT_HALF, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (self.slot == MAP_FAILED) fail("cannot map the slot %s: %s", path, strerror(errno));
     close(fd);
@@ -342,7 +343,8 @@ static void write_slot(void) {
     static uint8_t bytes[SLOT_HALF - 16];
     uint8_t state[STATE_BYTES];
     PB(SlotRecord) slot = VMESH__V1__SLOT_RECORD__INIT;
-    slot.epoch = self.epoch, slot.state_version = self.device->state_version;
+    slot.epoch = self.epoch;
+    slot.state_type = self.device->state_type, slot.state_version = self.device->state_version;
     slot.state.len = self.device->save(state), slot.state.data = state;
     slot.links = links;
     for (uint32_t hart = 0; hart < MAX_HARTS; hart++) {
@@ -375,6 +377,8 @@ static void recover(void) {
     if (newest == NULL) return;
     PB(SlotRecord) *slot = vmesh__v1__slot_record__unpack(NULL, newest->size, newest->bytes);
     if (slot == NULL) fail("slot of %s cannot be parsed", self.name);
+    if (strcmp(slot->state_type, self.device->state_type) != 0)
+        fail("slot of %s: expected %s, got '%.80s'", self.name, self.device->state_type, slot->state_type);
     if (slot->state_version < 1 || slot->state_version > self.device->state_version)
         fail("state of %s: expected version 1 to %" PRIu32 ", got %" PRIu32, self.name, self.device->state_version,
              slot->state_version);
@@ -430,7 +434,7 @@ static void next_update(struct update *update, bool everything) {
     update->message.sequence = ++self.update_sequence;
     self.updates++;
     update->message.lines = update->lines, update->message.shadows = update->shadows;
-    if (self.device->has_line && (everything || self.level_changed)) {
+    if (self.device->line != NULL && (everything || self.level_changed)) {
         vmesh__v1__line_level__init(&update->line);
         update->line.level = self.level;
         update->lines[update->message.n_lines++] = &update->line;
@@ -887,13 +891,13 @@ static void attach(void) {
         rows[i].write = row->write == WRITE_POSTED ? VMESH__V1__WRITE_KIND__WRITE_POSTED : VMESH__V1__WRITE_KIND__WRITE_SYNC;
         registers[region.n_registers++] = &rows[i];
     }
-    line.name = "interrupt", line.irq = self.irq;
+    line.name = self.device->line, line.irq = self.irq;
     PB(Description) description = VMESH__V1__DESCRIPTION__INIT;
     description.name = self.name, description.kind = (char *)self.device->kind;
     description.state_type = self.device->state_type, description.state_version = self.device->state_version;
     description.epoch = self.epoch, description.endpoint = self.endpoint;
     description.regions = regions, description.n_regions = 1;
-    description.lines = lines, description.n_lines = self.device->has_line;
+    description.lines = lines, description.n_lines = self.device->line != NULL;
     description.dma = true;
     PB(Attach) attach = VMESH__V1__ATTACH__INIT;
     attach.description = &description;
@@ -982,7 +986,7 @@ int serve(const struct device *device, int argc, char **argv) {
     self.phase = VMESH__V1__SERVICE_PHASE__SERVICE_STARTING;
     listen_on_socket();
     open_slot();
-    self.level_changed = device->has_line;  // nobody knows it yet
+    self.level_changed = device->line != NULL;  // nobody knows it yet
     device->reset();
     recover();
     write_slot();

@@ -29,7 +29,7 @@ struct device {
     uint32_t access_sizes;
     const struct registers *registers;
     size_t register_rows;
-    bool has_line;
+    char *line;  // its name, NULL if there is none
     void (*reset)(void);
     bool (*read)(uint64_t offset, unsigned size, uint64_t *value);
     bool (*write)(uint64_t offset, unsigned size, uint64_t value);
