@@ -108,8 +108,10 @@ def loop_back(times: int) -> bytes:
 COPIED = 64  # bytes that `copy` has copied: the first of itself
 
 
-def copy(base: int, irq: int) -> bytes:
-    """Has the copier at `base` copy, and sleeps until its interrupt. Ends with failure code 128 + the CRC's low 7 bits.
+def copy(base: int, irq: int, times: int = 1) -> bytes:
+    """Has the copier at `base` copy so many times, then once more, asleep until its interrupt.
+
+    Ends with failure code 128 + the CRC's low 7 bits.
 
     Codes below say what was wrong: 1 the interrupt, 2 the status, 3 the copy, 4 the line after it was acknowledged.
     """
@@ -118,6 +120,12 @@ def copy(base: int, irq: int) -> bytes:
     program.emit(e.lui(e.S3, 0x80000), e.slli(e.S3, e.S3, 32), e.srli(e.S3, e.S3, 32))  # the start of RAM
     program.emit(e.lui(e.S4, 0x100), e.add(e.S4, e.S3, e.S4), *_load(e.T0, COPIED))
     program.emit(e.sd(e.S3, e.S0, 0), e.sd(e.S4, e.S0, 8), e.sd(e.T0, e.S0, 16), e.addi(e.T1, e.ZERO, 1))
+    program.emit(*_load(e.S5, times))
+    program.label("again")
+    program.emit(e.sd(e.T1, e.S0, 24), e.ld(e.T0, e.S0, 24), e.sd(e.ZERO, e.S0, 24), e.addi(e.A0, e.ZERO, 2))
+    program.to("end", lambda offset: e.bne(e.T0, e.T1, offset))
+    program.emit(e.addi(e.S5, e.S5, -1))
+    program.to("again", lambda offset: e.bne(e.S5, e.ZERO, offset))
     program.emit(e.slli(e.T0, e.S2, 2), e.add(e.T0, e.S1, e.T0), e.sw(e.T1, e.T0, 0))  # priority
     program.emit(*_load(e.T0, _PLIC_ENABLE), e.add(e.T0, e.S1, e.T0), *_load(e.T2, 1 << irq), e.sw(e.T2, e.T0, 0))
     program.emit(*_load(e.T0, 1 << _MACHINE_EXTERNAL), e.csrw(e.MIE, e.T0), e.sd(e.T1, e.S0, 24), e.wfi())

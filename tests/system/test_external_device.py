@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.c_example import copier_in_c
 from tests.system import programs
-from tests.system.conftest import LIMIT, Terminal
+from tests.system.conftest import LIMIT, Host, Terminal
+from vmesh.machine import Machine, MachineError
 
 pytestmark = pytest.mark.system
 
@@ -22,6 +27,7 @@ Run = Callable[..., Terminal]
 Program = Callable[[], list[str]]
 
 BASE, IRQ = 0x400_0000, 20  # where the board has nothing
+TIMES = 3_000  # so that the guest is busy for some time
 PYTHON = f"{sys.executable} -m docs.examples.copier"
 
 
@@ -41,9 +47,9 @@ def guest(tmp_path: Path) -> tuple[str, ...]:
     return "-bios", "none", "-kernel", str(path), "-serial", "null"
 
 
-def copied() -> int:
+def copied(times: int = 1) -> int:
     """The exit status of a guest that found all right."""
-    return 128 + (zlib.crc32(programs.copy(BASE, IRQ)[: programs.COPIED]) & 0x7F)
+    return 128 + (zlib.crc32(programs.copy(BASE, IRQ, times)[: programs.COPIED]) & 0x7F)
 
 
 @every_language
@@ -65,6 +71,51 @@ def test_the_machine_waits_for_a_device_started_by_hand(
 
     assert machine.wait() == copied()
     assert device.wait(LIMIT) == 0
+
+
+@every_language
+def test_killed_while_the_guest_uses_it(host: Host, run: Run, tmp_path: Path, program: Program) -> None:
+    """kill -9: the machine starts its next life, and the guest sees nothing but a pause."""
+    path = tmp_path / "busy.elf"
+    path.write_bytes(programs.elf(programs.copy(BASE, IRQ, TIMES)))
+    flags = ("-bios", "none", "-kernel", str(path), "-serial", "null", "-name", "busy")
+    machine = run(*flags, "-device", f"{FLAG},command={shlex.join(program())}", pipes=True)
+    for epoch in (1, 2):
+        pid = wait_for_life(Machine(host.runtime / "busy"), epoch)
+        time.sleep(0.05)  # so that the kill is in the midst of accesses
+        os.kill(pid, signal.SIGKILL)
+
+    assert (machine.wait(), machine.output) == (copied(TIMES), "")
+
+
+def test_killed_and_started_again_by_hand(host: Host, root: Path, run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "busy.elf"
+    path.write_bytes(programs.elf(programs.copy(BASE, IRQ, TIMES)))
+    flags = ("-bios", "none", "-kernel", str(path), "-serial", "null", "-name", "hand")
+    machine = run(*flags, "-device", FLAG, pipes=True)
+    here = Machine(host.runtime / "hand")
+    arguments = ["--machine", str(here.path), "--name", "copier0", "--base", hex(BASE), "--irq", str(IRQ)]
+    machine.expect("\n")
+    first = subprocess.Popen([*python(), *arguments], cwd=root)
+    wait_for_life(here, 1)
+    first.kill()
+    first.wait()
+    second = subprocess.Popen([*python(), *arguments, "--epoch", "2"], cwd=root)
+
+    assert machine.wait() == copied(TIMES)
+    assert second.wait(LIMIT) == 0
+
+
+def wait_for_life(machine: Machine, epoch: int) -> int:
+    """The process of the copier in its life `epoch`, once the machine runs."""
+    deadline = time.monotonic() + LIMIT
+    while time.monotonic() < deadline:
+        with suppress(MachineError):
+            for service in machine.read_record().services:
+                if (service.name, service.epoch, service.state) == ("copier0", epoch, "running"):
+                    return service.pid
+        time.sleep(0.01)
+    raise AssertionError(f"waited {LIMIT:g} s for life {epoch} of the copier")
 
 
 @pytest.mark.parametrize(
