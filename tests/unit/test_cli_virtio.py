@@ -45,7 +45,7 @@ def test_what_a_disk_is_told(disk: Path) -> None:
     )
     words = " ".join(made[7][1][8:])
     assert words == (
-        f"--file {disk} --cache unsafe --num-queues 4 --discard unmap --snapshot --serial one two --packed"
+        f"--file {disk} --format raw --cache unsafe --num-queues 4 --discard unmap --snapshot --serial one two --packed"
     )
 
 
@@ -70,12 +70,22 @@ def test_a_comma_in_a_name(tmp_path: Path) -> None:
     assert str(path) in services("-drive", f"file={tmp_path}/a,,b,format=raw")[7][1]
 
 
+def test_a_disk_that_a_server_has() -> None:
+    assert services("-drive", "file=nbd://host:99/disk")[7][1][8:12] == [
+        "--file",
+        "nbd://host:99/disk",
+        "--format",
+        "raw",
+    ]
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
         (["-drive", "format=raw"], "expected file=FILE"),
         (["-drive", "file=/does/not/exist"], "expected an image file"),
-        (["-drive", "file=DISK,format=qcow2"], "expected format=raw, got 'qcow2'"),
+        (["-drive", "file=DISK,format=vmdk"], "expected format=raw or qcow2, got 'vmdk'"),
+        (["-drive", "file=nbd:unix:/s,format=qcow2"], "what an NBD server gives"),
         (["-drive", "file=DISK,if=ide"], "expected if=virtio or none, got 'ide'"),
         (["-drive", "file=DISK,cache=none"], "expected cache=writeback or writethrough or unsafe, got 'none'"),
         (["-drive", "file=DISK,bps=1"], "no property 'bps'"),
@@ -104,7 +114,7 @@ def test_what_is_refused(disk: Path, flags: list[str], words: str) -> None:
 
 def test_an_image_of_another_format_is_not_taken_for_a_raw_one(disk: Path) -> None:
     disk.write_bytes(b"QFI\xfb" + bytes(1020))
-    with pytest.raises(OptionError, match="this is qcow2"):
+    with pytest.raises(OptionError, match="this says it is qcow2"):
         parse(["-drive", f"file={disk}"])
     assert services("-drive", f"file={disk},format=raw")
 

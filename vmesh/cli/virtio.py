@@ -7,6 +7,7 @@ entry of DRIVERS.
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -17,13 +18,14 @@ from vmesh.cli import net, share
 from vmesh.spawn import ServiceCommand
 
 DRIVE_USAGE = (
-    "file=FILE[,format=raw][,if=virtio|none][,id=NAME][,readonly=on|off][,snapshot=on|off]"
+    "file=FILE|nbd:...[,format=raw|qcow2][,if=virtio|none][,id=NAME][,readonly=on|off][,snapshot=on|off]"
     "[,cache=writeback|writethrough|unsafe][,discard=ignore|unmap]"
 )
 
 _OURS = ("monitor", "gateway", "memory", "cpu", "uart0", "rtc", "test")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,30}")
 _BUS = re.compile(r"virtio-mmio-bus\.([0-7])")
+_SERVERS = ("nbd:", "nbd://", "nbd+unix://")
 _NOT_RAW = {b"QFI\xfb": "qcow2", b"KDMV": "vmdk", b"vhdxfile": "vhdx", b"conectix": "vpc", b"QED\0": "qed"}
 
 
@@ -31,8 +33,9 @@ _NOT_RAW = {b"QFI\xfb": "qcow2", b"KDMV": "vmdk", b"vhdxfile": "vhdx", b"conecti
 class Drive:
     """A disk of the host, as -drive describes it. `snapshot` is None where -snapshot decides."""
 
-    file: Path
+    file: str
     name: str = ""
+    format: str = "raw"
     alone: bool = False  # if=none: it waits for a -device that names it
     read_only: bool = False
     snapshot: bool | None = None
@@ -88,20 +91,22 @@ def parse_drive(properties: Mapping[str, str]) -> Drive:
         raise ValueError("expected file=FILE, the disk's image")
     interface = _one_of(properties, "if", "virtio", "virtio", "none")
     _one_of(properties, "media", "disk", "disk")
-    _one_of(properties, "format", "raw", "raw")
+    format_ = _one_of(properties, "format", "raw", "raw", "qcow2")
     name = properties.get("id", "")
     if name and not _NAME.fullmatch(name):
         raise ValueError(f"expected id=NAME, at most 31 letters, digits and ._-, got '{name}'")
-    file = Path(properties["file"]).absolute()
-    if not file.exists():
-        raise ValueError("expected an image file, there is none of that name")
-    if file.is_dir():
-        raise ValueError("expected an image file, this is a directory")
-    if "format" not in properties:
-        _refuse_other_formats(file)
+    file = properties["file"]
+    if not file.startswith(_SERVERS):
+        file = str(Path(file).absolute())
+        _check_file(Path(file), known_raw="format" in properties)
+    elif format_ != "raw":
+        raise ValueError("expected format=raw: what an NBD server gives is the disk itself")
+    if format_ != "raw" and shutil.which("qemu-nbd") is None:
+        raise ValueError(f"format={format_} needs qemu-nbd, which is not installed (Debian: qemu-utils)")
     return Drive(
         file,
         name,
+        format_,
         interface == "none",
         _on(properties, "readonly") or _on(properties, "read-only"),
         _on(properties, "snapshot") if "snapshot" in properties else None,
@@ -210,7 +215,7 @@ def _block(properties: Mapping[str, str], backends: Backends) -> list[str]:
     queues = properties.get("num-queues", "1")
     if not (queues.isascii() and queues.isdecimal() and 1 <= int(queues) <= 16):
         raise ValueError(f"num-queues={queues}: expected 1 to 16")
-    arguments = ["--file", str(drive.file), "--cache", drive.cache, "--num-queues", queues]
+    arguments = ["--file", drive.file, "--format", drive.format, "--cache", drive.cache, "--num-queues", queues]
     arguments += ["--discard", "unmap" if drive.discard else "ignore"]
     arguments += ["--read-only"] * drive.read_only + ["--snapshot"] * bool(drive.snapshot and not drive.read_only)
     return arguments + (["--serial", serial] if serial else [])
@@ -238,8 +243,14 @@ DRIVERS: Mapping[str, Driver] = {
 }
 
 
-def _refuse_other_formats(file: Path) -> None:
-    """Without format=, an image that says itself what it is, is not taken for a raw one."""
+def _check_file(file: Path, *, known_raw: bool) -> None:
+    """Without format=, an image that says itself what it is, is not taken for a raw one. Raises ValueError."""
+    if not file.exists():
+        raise ValueError("expected an image file, there is none of that name")
+    if file.is_dir():
+        raise ValueError("expected an image file, this is a directory")
+    if known_raw:
+        return
     try:
         with file.open("rb") as image:
             begin = image.read(8)
@@ -247,7 +258,7 @@ def _refuse_other_formats(file: Path) -> None:
         raise ValueError(f"the image cannot be read: {error.strerror}") from error
     for magic, name in _NOT_RAW.items():
         if begin.startswith(magic):
-            raise ValueError(f"expected a raw image, this is {name}; format=raw takes its bytes as they are")
+            raise ValueError(f"expected format=, this says it is {name}; format=raw takes its bytes as they are")
 
 
 def _one_of(properties: Mapping[str, str], key: str, default: str, *choices: str) -> str:

@@ -7,9 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from services.devices.virtio_blk import nbd
 from services.devices.virtio_blk.device import Options, VirtioBlk
 from services.devices.virtio_blk.image import Image, RawImage
+from services.devices.virtio_blk.nbd import NbdImage
 from services.devices.virtio_blk.overlay import Overlay
+from services.devices.virtio_blk.qemu_nbd import ServedImage
 from vmesh import device, service
 from vmesh.service import Runtime
 
@@ -19,7 +22,8 @@ def main(argv: Sequence[str]) -> int:
     parser = service.parser("virtio-blk", "A disk.")
     parser.add_argument("--base", type=service.number, default=0x1000_1000, metavar="ADDRESS")
     parser.add_argument("--irq", type=service.number, default=1, metavar="N")
-    parser.add_argument("--file", type=Path, required=True, metavar="PATH", help="a raw image or a block device")
+    parser.add_argument("--file", required=True, metavar="PATH", help="an image, a block device, or nbd:... (QEMU's)")
+    parser.add_argument("--format", choices=("raw", "qcow2"), default="raw")
     parser.add_argument("--read-only", action="store_true")
     parser.add_argument("--snapshot", action="store_true", help="write to a temporary file instead")
     parser.add_argument("--cache", choices=("writeback", "writethrough", "unsafe"), default="writeback")
@@ -32,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _build(runtime: Runtime, options: argparse.Namespace) -> VirtioBlk:
-    image: Image = RawImage(options.file, read_only=options.read_only or options.snapshot)
+    image = _open(runtime, options)
     if options.snapshot:
         image = Overlay(image, runtime.machine.path / f"{runtime.name}.overlay", fresh=runtime.epoch == 1)
     chosen = Options(
@@ -45,6 +49,18 @@ def _build(runtime: Runtime, options: argparse.Namespace) -> VirtioBlk:
         packed=options.packed,
     )
     return VirtioBlk(runtime, options.base, options.irq, image, chosen)
+
+
+def _open(runtime: Runtime, options: argparse.Namespace) -> Image:
+    read_only = options.read_only or options.snapshot
+    server = nbd.parse(options.file)
+    if server is not None:
+        return NbdImage(server, read_only=read_only)
+    if options.format == "raw":
+        return RawImage(Path(options.file), read_only=read_only)
+    socket = runtime.machine.path / f"{runtime.name}.nbd"
+    discard = options.discard == "unmap"
+    return ServedImage(Path(options.file), options.format, socket, read_only=read_only, discard=discard)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ again before anything that came after (vmesh/virtio/queue.py has the argument).
 
 from __future__ import annotations
 
-import os
 import struct
 import time
 from dataclasses import dataclass
@@ -252,7 +251,7 @@ class VirtioBlk(VirtioDevice):
         last = self._told.get(error.errno)
         if last is None or now - last >= _NOTICE_SECONDS:
             self._told[error.errno] = now
-            text = error.strerror or os.strerror(error.errno or 0)
+            text = error.strerror or str(error)
             self.runtime.notify(SEVERITY_ERROR, f"the disk failed, the guest was told: {text}")
 
 
