@@ -14,7 +14,7 @@ from vmesh import errors
 from vmesh.v1 import common_pb2 as common
 from vmesh.v1 import devices_pb2
 from vmesh.v1 import lifecycle_pb2 as lifecycle
-from vmesh.v1.bus_pb2 import Access, Description
+from vmesh.v1.bus_pb2 import WRITE_POSTED, Access, Description
 from vmesh.v1.memory_pb2 import AddressMap, MapRequest
 
 ACCESSES = 400
@@ -53,15 +53,29 @@ class Running:
         self.monitor.ask(lifecycle.Resume())
 
     def use(self, chance: random.Random, accesses: int = ACCESSES) -> None:
-        """What a guest may do: accesses of any size at any place, with values that may mean something."""
+        """What a guest may do: accesses of any size at any place, some behind posted writes in one batch."""
+        posted = [
+            Access(region=region, offset=row.offset + place * row.size, size=row.size, write=True)
+            for region, said in enumerate(self.description.regions)
+            for row in said.registers
+            if row.write == WRITE_POSTED
+            for place in range(max(1, row.count))
+        ]
         for _ in range(accesses):
-            region = chance.randrange(len(self.description.regions))
-            said = self.description.regions[region]
-            size = chance.choice([size for size in (1, 2, 4, 8) if size & said.access_sizes] * 8 + [1, 2, 4, 8])
-            near = min(said.size, chance.choice((0x30, 0x100, said.size)))
-            offset = chance.randrange(near) // size * size
-            value = chance.choice((*EDGES, chance.getrandbits(64)))
-            self.hart.batch(Access(region=region, offset=offset, size=size, write=chance.random() < 0.7, value=value))
+            batch = [self.access(chance)]
+            if posted and chance.random() < 0.2:
+                batch = [*chance.choices(posted, k=chance.choice((1, 2, 20))), *batch]
+            for access in batch:
+                access.value = chance.choice((*EDGES, chance.getrandbits(64)))
+            self.hart.batch(*batch)
+
+    def access(self, chance: random.Random) -> Access:
+        region = chance.randrange(len(self.description.regions))
+        said = self.description.regions[region]
+        size = chance.choice([size for size in (1, 2, 4, 8) if size & said.access_sizes] * 8 + [1, 2, 4, 8])
+        near = min(said.size, chance.choice((0x30, 0x100, said.size)))
+        offset = chance.randrange(near) // size * size
+        return Access(region=region, offset=offset, size=size, write=chance.random() < 0.7)
 
     def message(self) -> Message:
         """The state as the message that it is, without what outlives a reset."""
