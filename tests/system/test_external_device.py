@@ -18,7 +18,9 @@ import pytest
 
 from tests.c_example import copier_in_c
 from tests.system import programs
-from tests.system.conftest import LIMIT, Host, Terminal
+from tests.system.conftest import LIMIT, PROMPT, Host, Terminal
+from vmesh.board.virt import DRAM_BASE
+from vmesh.guest import Guest
 from vmesh.machine import Machine, MachineError
 
 pytestmark = pytest.mark.system
@@ -116,6 +118,22 @@ def wait_for_life(machine: Machine, epoch: int) -> int:
                     return service.pid
         time.sleep(0.01)
     raise AssertionError(f"waited {LIMIT:g} s for life {epoch} of the copier")
+
+
+@every_language
+def test_linux_finds_and_uses_it(run: Run, debian: Guest, program: Program) -> None:
+    """Debian's kernel has it in its device tree; a program in the guest has it copy the start of the firmware."""
+    flag = f"{FLAG},kind=copier,compatible=acme,,copier,command={shlex.join(program())}"
+    machine = run("-append", "loglevel=1", "-device", flag)
+    machine.expect(PROMPT)
+    assert machine.ask(f"cat /proc/device-tree/soc/copier@{BASE:x}/compatible") == "acme,copier\0"
+    for offset, value in ((0, DRAM_BASE), (8, DRAM_BASE), (16, 64), (24, 1)):
+        machine.ask(f"devmem {BASE + offset:#x} 64 {value}")
+    assert int(machine.ask(f"devmem {BASE + 24:#x} 64"), 16) == 1
+    firmware = Path(debian.bios).read_bytes()[:64]
+    assert int(machine.ask(f"devmem {BASE + 32:#x} 64"), 16) == zlib.crc32(firmware)
+    machine.type("\x04")
+    assert machine.wait() == 0
 
 
 @pytest.mark.parametrize(
