@@ -19,7 +19,7 @@ from vmesh.netdev.user import UserNetdev, command
 def cards(*flags: str) -> dict[int, str]:
     """The cards' own arguments by slot."""
     asked = parse(flags)
-    made = virtio.services(asked.virtio_devices, asked.drives, asked.netdevs, asked.snapshot, ())
+    made = virtio.services(asked.virtio_devices, asked.drives, asked.netdevs, asked.shares, asked.snapshot, ())
     return {slot: " ".join(each.arguments[6:]) for slot, each in made.items()}
 
 

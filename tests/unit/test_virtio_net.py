@@ -194,6 +194,19 @@ def test_frames_come_in_with_a_header(memory: LocalGuestMemory, extra: int) -> N
     assert card.line
 
 
+def test_many_frames_come_in_in_their_order(memory: LocalGuestMemory) -> None:
+    card = Card(memory)
+    card.begin(size=128)
+    for number in range(100):
+        assert card.receive.add([], [(SECOND + 0x100 * number, 0x100)]) is not None
+    card.netdev.come(*(bytes([number]) * 20 for number in range(101)))
+    card.settle()
+    assert len(card.receive.reap()) == 100
+    assert len(card.netdev.refused) == 1
+    for number in range(100):
+        assert memory.read(SECOND + 0x100 * number + 12, 20) == bytes([number]) * 20
+
+
 def test_a_large_frame_is_spread_over_buffers_that_are_used_at_once(card: Card) -> None:
     card.begin(F_VERSION_1 | net.F_MRG_RXBUF)
     large = bytes(number % 251 for number in range(3000))

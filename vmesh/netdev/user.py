@@ -24,6 +24,9 @@ _HOST, _DNS, _GUEST = 2, 3, 15  # places in the network: as QEMU has them
 _BEGIN_SECONDS = 3.0  # an end before that is one of a passt that cannot do what it was asked for
 _RETRY_SECONDS = 1.0
 _END_SECONDS = 1.0
+# What passt can have sent and we not read; the host may give less (net.core.wmem_max). A passt whose socket is full
+# drops frames, which its TCP then repeats only after a while.
+_PASST_BYTES = 4 << 20
 _ERROR_BYTES = 4096
 
 
@@ -55,6 +58,7 @@ class UserNetdev(SocketNetdev):
         if shutil.which(PROGRAM) is None:
             raise errors.ConfigError("-netdev user needs passt", expected="Debian's package passt (apt install passt)")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _PASST_BYTES)
         self._errors.seek(0)
         self._errors.truncate()
         with theirs:

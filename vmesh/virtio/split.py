@@ -114,6 +114,8 @@ class SplitQueue(Queue):
                 address, length, flags, following = indirect[following]
 
     def push_all(self, done: Sequence[tuple[Chain, int]]) -> None:
+        if not done:
+            return
         memory, device, position = self._memory, self.areas.device, self._used
         for chain, written in done:
             self._check_oldest(chain, position)

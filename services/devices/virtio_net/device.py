@@ -24,6 +24,7 @@ RECEIVE, TRANSMIT = 0, 1
 QUEUE_SIZE = 256
 BATCH = 64  # frames given to the netdev at a time
 BATCH_BYTES = 256 << 10
+PUSHED = 32  # buffers given back to the guest at a time, or more if a frame needs them
 STALL_SECONDS = 1.0
 
 # 5.1.3
@@ -125,11 +126,18 @@ class VirtioNet(VirtioDevice):
         if self.paused:
             return 0
         queue = self.queues[RECEIVE]
-        for number, frame in enumerate(frames):
-            if queue is None or not self.live:
-                self._counts["received_lost"] += 1  # a card that is not set up does not listen
-            elif not self._put(queue, frame) and self.live:
-                return number
+        taken = 0
+        if queue is not None:
+            done: list[tuple[Chain, int]] = []
+            while taken < len(frames) and self.live and self._put(queue, frames[taken], done):
+                taken += 1
+                if len(done) >= PUSHED:
+                    queue.push_all(done)
+                    done.clear()
+            queue.push_all(done)
+        if self.live and queue is not None:
+            return taken
+        self._counts["received_lost"] += len(frames) - taken  # a card that is not set up does not listen
         return len(frames)
 
     def writable(self) -> None:
@@ -218,8 +226,8 @@ class VirtioNet(VirtioDevice):
         feature = _GSO_FEATURES.get(gso_type, 0)
         return bool(self.negotiated(feature) and flags & NEEDS_CSUM and gso_size and csum_start <= _MAX_GSO_HEADERS)
 
-    def _put(self, queue: Queue, frame: memoryview) -> bool:
-        """Into the guest's buffers; gives False if it has none now."""
+    def _put(self, queue: Queue, frame: memoryview, done: list[tuple[Chain, int]]) -> bool:
+        """Into the guest's buffers, which are then in `done`; gives False if it has none now."""
         offload = self.netdev.offload
         size = len(frame) + (0 if offload else HEADER_BYTES)
         chains: list[Chain] = []
@@ -236,11 +244,8 @@ class VirtioNet(VirtioDevice):
             room += length_of(chain.writable)
         header = (bytes(frame[:_COUNT]) if offload else _PLAIN[:_COUNT]) + struct.pack("<H", len(chains))
         content = [memoryview(header), frame[HEADER_BYTES:] if offload else frame]
-        written = []
         for chain in chains:
-            count = self.memory.scatter(chain.writable, lambda buffers: _move(content, buffers))
-            written.append(count)
-        queue.push_all(list(zip(chains, written, strict=True)))
+            done.append((chain, self.memory.scatter(chain.writable, lambda buffers: _move(content, buffers))))
         self._counts["frames_received"] += 1
         self._counts["bytes_received"] += size - HEADER_BYTES
         return True
