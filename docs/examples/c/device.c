@@ -3,27 +3,29 @@
 #include "device.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <poll.h>
 #include <regex.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 #include <zmq.h>
 
+#include "parts.h"
 #include "vmesh/v1/packet.pb-c.h"
 #include "vmesh/v1/slot.pb-c.h"
 
 #define PB(name) Vmesh__V1__##name
+#define BODY(name) VMESH__V1__PACKET__BODY_##name
+#define CODE(name) VMESH__V1__ERROR_CODE__ERROR_##name
+#define PHASE(name) VMESH__V1__SERVICE_PHASE__SERVICE_##name
+#define ROLE(name) VMESH__V1__ROLE__ROLE_##name
 #define NAME_PATTERN "^[A-Za-z0-9._-]{1,64}$"
 
 enum {
@@ -33,7 +35,6 @@ enum {
     MAX_CLIENTS = 1024,
     MAX_HARTS = 4096,
     MAX_SHADOWS = 64,
-    MAX_SEGMENTS = 16,
     MAX_CAUSES = 64,           // kinds of refusals that are told apart in the log
     MAX_NOTES = 240,
     QUEUE = 4096,              // messages that wait in a socket
@@ -41,10 +42,6 @@ enum {
     START_MS = 30000,
     RETRY_MS = 1,
     LOOK_MS = 1000,            // without a lifeline: between two looks whether the machine is still there
-    PAGE = 4096,
-    DIRTY = 1, DIRTY_CPU = 2,  // page flags, memory.proto
-    SLOT_HALF = 1 << 20,       // in a sparse file: what is not written takes nothing
-    SLOT_MARKS = 512,          // bytes behind the two records, which this device has no use for
 };
 
 struct client {
@@ -70,19 +67,6 @@ struct shadow {
     bool changed;
 };
 
-struct segment {
-    uint64_t base, size;
-    uint8_t *content;
-    uint8_t *flags;  // or NULL
-    uint64_t stride;
-    bool writable;
-};
-
-struct grant {
-    uint64_t base, size;
-    bool writable;
-};
-
 static struct {
     const struct device *device;
     char *machine, *machine_name, *name;
@@ -90,7 +74,7 @@ static struct {
     struct stat socket_stat;
     uint64_t epoch, base;
     uint32_t irq;
-    int lifeline, signals, log;
+    int lifeline, signals;
     void *context, *router, *memory;
     PB(ServicePhase) phase;
     bool drained, stop;
@@ -101,66 +85,16 @@ static struct {
     struct shadow shadows[MAX_SHADOWS];
     size_t shadow_count;
     uint64_t update_sequence;
-    struct segment segments[MAX_SEGMENTS];
-    size_t segment_count;
-    struct grant grants[MAX_SEGMENTS];
-    size_t grant_count;
-    uint8_t *slot;
-    uint64_t slot_number;
-    uint8_t written[SLOT_HALF];
-    size_t written_size;
     uint64_t accesses, batches, updates, bus_errors, unsendable, refused;
     struct { char name[48]; uint64_t count; } causes[MAX_CAUSES];
 } self;
-
-// Log and failure
-
-static void log_line(const char *level, const char *format, ...) __attribute__((format(printf, 2, 3)));
-static void fail(const char *format, ...) __attribute__((format(printf, 1, 2), noreturn));
-
-// One line, as all services of a machine write them: to the machine's log, and to stderr if it is no information.
-static void log_line(const char *level, const char *format, ...) {
-    char line[1024], text[768];
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(text, sizeof text, format, arguments);
-    va_end(arguments);
-    for (char *c = text; *c != '\0'; c++)
-        if ((unsigned char)*c < ' ' || *c == 0x7f) *c = '?';
-    struct timespec now;
-    struct tm utc;
-    char stamp[32];
-    clock_gettime(CLOCK_REALTIME, &now);
-    strftime(stamp, sizeof stamp, "%Y-%m-%dT%H:%M:%S", gmtime_r(&now.tv_sec, &utc));
-    int size = snprintf(line, sizeof line, "%s.%03ldZ %s %s %s\n", stamp, now.tv_nsec / 1000000, level,
-                        self.name != NULL ? self.name : self.device->kind, text);
-    if (size >= (int)sizeof line) size = sizeof line - 1;
-    // The log must not end a service.
-    if (self.log >= 0 && write(self.log, line, size) < 0) self.log = -1;
-    if (strcmp(level, "info") != 0 && write(STDERR_FILENO, line, size) < 0) return;
-}
-
-static void fail(const char *format, ...) {
-    char text[512];
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(text, sizeof text, format, arguments);
-    va_end(arguments);
-    log_line("error", "failed reason=\"%s\"", text);
-    exit(1);
-}
-
-static void *allocate(size_t size) {
-    void *found = malloc(size > 0 ? size : 1);
-    if (found == NULL) fail("no memory for %zu bytes", size);
-    return found;
-}
 
 // Count a refusal; log the 1st, 10th, 100th, ... of its cause.
 static void note_refusal(const char *cause, const char *text) {
     self.refused++;
     size_t place = 0;
-    while (place < MAX_CAUSES - 1 && self.causes[place].count > 0 && strcmp(self.causes[place].name, cause) != 0) place++;
+    while (place < MAX_CAUSES - 1 && self.causes[place].count > 0 && strcmp(self.causes[place].name, cause) != 0)
+        place++;
     if (self.causes[place].count == 0) snprintf(self.causes[place].name, sizeof self.causes[place].name, "%s", cause);
     uint64_t count = ++self.causes[place].count, power = 1;
     while (power < count) power *= 10;
@@ -211,12 +145,12 @@ static bool answer(const struct client *client, uint64_t id, PB(Packet__BodyCase
 
 static void answer_done(const struct client *client, uint64_t id) {
     PB(Done) done = VMESH__V1__DONE__INIT;
-    if (id != 0) answer(client, id, VMESH__V1__PACKET__BODY_DONE, &done);
+    if (id != 0) answer(client, id, BODY(DONE), &done);
 }
 
 // Answer Error: count it, log it.
-static void refuse_request(const struct client *client, const PB(Packet) *packet, PB(ErrorCode) code, const char *expected,
-                           const char *got) {
+static void refuse_request(const struct client *client, const PB(Packet) *packet, PB(ErrorCode) code,
+                           const char *expected, const char *got) {
     char text[MAX_NOTES], note[2 * MAX_NOTES];
     snprintf(text, sizeof text, "%s to %s", kind_name(packet), self.name);
     snprintf(note, sizeof note, "from %s: %s: expected %s, got %s", client->name, text, expected, got);
@@ -224,7 +158,7 @@ static void refuse_request(const struct client *client, const PB(Packet) *packet
     if (packet->id == 0) return;
     PB(Error) error = VMESH__V1__ERROR__INIT;
     error.code = code, error.text = text, error.expected = (char *)expected, error.got = (char *)got;
-    answer(client, packet->id, VMESH__V1__PACKET__BODY_ERROR, &error);
+    answer(client, packet->id, BODY(ERROR), &error);
 }
 
 // Answer Refused to somebody who is no client.
@@ -235,112 +169,15 @@ static void refuse_peer(const uint8_t *identity, size_t identity_size, uint64_t 
     note_refusal(cause, reason);
     PB(Refused) refused = VMESH__V1__REFUSED__INIT;
     refused.expected = (char *)expected, refused.got = (char *)got, refused.reason = reason;
-    PB(Packet) packet = packet_with(id, VMESH__V1__PACKET__BODY_REFUSED, &refused);
+    PB(Packet) packet = packet_with(id, BODY(REFUSED), &refused);
     send_packet(identity, identity_size, &packet);
 }
 
-// Guest memory
-
-static uint8_t *map_file(const char *path, size_t *size, bool writable) {
-    int fd = open(path, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC);
-    struct stat found;
-    if (fd < 0 || fstat(fd, &found) < 0) fail("cannot open %s: %s", path, strerror(errno));
-    *size = found.st_size;
-    uint8_t *mapped = mmap(NULL, *size, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, fd, 0);
-    if (mapped == MAP_FAILED) fail("cannot map %s: %s", path, strerror(errno));
-    close(fd);
-    return mapped;
-}
-
-static void map_guest_memory(const PB(Attached) *attached) {
-    if (attached->n_segments > MAX_SEGMENTS || attached->n_grants > MAX_SEGMENTS) fail("memory has too many segments");
-    if (attached->n_segments == 0) fail("memory gave nothing to map: this device must be on its host");
-    for (size_t i = 0; i < attached->n_segments; i++) {
-        const PB(Segment) *said = attached->segments[i];
-        struct segment *segment = &self.segments[self.segment_count++];
-        *segment = (struct segment){said->base_address, said->size, NULL, NULL, said->flags_stride, said->writable};
-        size_t size, flags_size = 0;
-        segment->content = map_file(said->path, &size, said->writable);
-        if (size != said->size) fail("segment %s: expected %" PRIu64 " bytes, got %zu", said->name, said->size, size);
-        if (said->flags_path[0] == '\0') continue;
-        segment->flags = map_file(said->flags_path, &flags_size, true);
-        if (segment->stride < size / PAGE || flags_size / 4 < segment->stride) fail("page flags of %s are too short", said->name);
-    }
-    for (size_t i = 0; i < attached->n_grants; i++) {
-        const PB(Grant) *said = attached->grants[i];
-        self.grants[self.grant_count++] = (struct grant){said->base_address, said->size, said->writable};
-    }
-}
-
-static bool inside(uint64_t base, uint64_t length, uint64_t address, uint64_t size) {
-    return base <= address && address - base <= length && size <= length - (address - base);
-}
-
-static struct segment *segment_at(uint64_t address, uint64_t size) {
-    for (struct segment *segment = self.segments; segment < self.segments + self.segment_count; segment++)
-        if (inside(segment->base, segment->size, address, size)) return segment;
-    return NULL;
-}
-
-void *guest_memory(uint64_t address, uint64_t size, bool write) {
-    struct segment *segment = segment_at(address, size);
-    if (segment == NULL || (write && !segment->writable)) return NULL;
-    for (struct grant *grant = self.grants; grant < self.grants + self.grant_count; grant++)
-        if (inside(grant->base, grant->size, address, size) && (grant->writable || !write))
-            return segment->content + (address - segment->base);
-    return NULL;
-}
-
-void guest_memory_written(uint64_t address, uint64_t size) {
-    struct segment *segment = segment_at(address, size);
-    if (segment == NULL || segment->flags == NULL || size == 0) return;
-    // After the write: see Segment in memory.proto.
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    uint64_t first = (address - segment->base) / PAGE, last = (address - segment->base + size - 1) / PAGE;
-    memset(segment->flags + DIRTY * segment->stride + first, 1, last - first + 1);
-    memset(segment->flags + DIRTY_CPU * segment->stride + first, 1, last - first + 1);
-}
-
-uint32_t crc32(uint32_t crc, const void *data, size_t size) {
-    static uint32_t table[256];
-    if (table[1] == 0)
-        for (uint32_t byte = 0; byte < 256; byte++) {
-            uint32_t value = byte;
-            for (int bit = 0; bit < 8; bit++) value = value >> 1 ^ (value & 1 ? 0xedb88320 : 0);
-            table[byte] = value;
-        }
-    crc = ~crc;
-    for (const uint8_t *byte = data; byte < (const uint8_t *)data + size; byte++) crc = crc >> 8 ^ table[(crc ^ *byte) & 0xff];
-    return ~crc;
-}
-
-// The slot: two records that take turns, each { checksum, size, number, bytes }, little endian, so that a process that
-// dies while it writes one leaves the other. vmesh/slot.py writes the same, so a successor may be in another language.
-
-struct record {
-    uint32_t checksum, size;  // the checksum is of what follows it
-    uint64_t number;
-    uint8_t bytes[SLOT_HALF - 16];
-};
-
-static uint32_t record_checksum(const struct record *record) {
-    return crc32(crc32(0, &record->size, 12), record->bytes, record->size);
-}
-
-static void open_slot(void) {
-    char path[128];
-    snprintf(path, sizeof path, "%s/%s.slot", self.machine, self.name);
-    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | (self.epoch == 1 ? O_TRUNC : 0), 0600);
-    if (fd < 0 || ftruncate(fd, 2 * SLOT_HALF + SLOT_MARKS) < 0) fail("cannot open the slot %s: %s", path, strerror(errno));
-    self.slot = mmap(NULL, 2 * SLOT_HALF, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    if (self.slot == MAP_FAILED) fail("cannot map the slot %s: %s", path, strerror(errno));
-    close(fd);
-}
+// What survives the process
 
 static void write_slot(void) {
     static PB(LinkRecord) records[MAX_HARTS];
     static PB(LinkRecord) *links[MAX_HARTS];
-    static uint8_t bytes[SLOT_HALF - 16];
     uint8_t state[STATE_BYTES];
     PB(SlotRecord) slot = VMESH__V1__SLOT_RECORD__INIT;
     slot.epoch = self.epoch;
@@ -353,29 +190,22 @@ static void write_slot(void) {
         PB(LinkRecord) *record = links[slot.n_links] = &records[slot.n_links];
         slot.n_links++;
         vmesh__v1__link_record__init(record);
-        record->hart = hart, record->done = link->done, record->value = link->value, record->bus_error = link->bus_error;
+        record->hart = hart, record->done = link->done;
+        record->value = link->value, record->bus_error = link->bus_error;
     }
     size_t size = vmesh__v1__slot_record__get_packed_size(&slot);
-    if (size > sizeof bytes) fail("slot: expected at most %zu bytes, got %zu", sizeof bytes, size);
+    uint8_t *bytes = allocate(size);
     vmesh__v1__slot_record__pack(&slot, bytes);
-    if (size == self.written_size && memcmp(bytes, self.written, size) == 0) return;
-    memcpy(self.written, bytes, size), self.written_size = size;
-    struct record *record = (struct record *)(self.slot + (++self.slot_number & 1) * SLOT_HALF);
-    memcpy(record->bytes, bytes, size);
-    record->size = size, record->number = self.slot_number;
-    record->checksum = record_checksum(record);
+    slot_write(bytes, size);
+    free(bytes);
 }
 
 // Take over from the epoch before, if there was one.
 static void recover(void) {
-    const struct record *newest = NULL;
-    for (int half = 0; half < 2; half++) {
-        const struct record *record = (struct record *)(self.slot + half * SLOT_HALF);
-        if (record->number <= self.slot_number || record->size > sizeof record->bytes) continue;
-        if (record->checksum == record_checksum(record)) newest = record, self.slot_number = record->number;
-    }
-    if (newest == NULL) return;
-    PB(SlotRecord) *slot = vmesh__v1__slot_record__unpack(NULL, newest->size, newest->bytes);
+    size_t size;
+    const void *data = slot_read(&size);
+    if (data == NULL) return;
+    PB(SlotRecord) *slot = vmesh__v1__slot_record__unpack(NULL, size, data);
     if (slot == NULL) fail("slot of %s cannot be parsed", self.name);
     if (strcmp(slot->state_type, self.device->state_type) != 0)
         fail("slot of %s: expected %s, got '%.80s'", self.name, self.device->state_type, slot->state_type);
@@ -443,7 +273,8 @@ static void next_update(struct update *update, bool everything) {
         if (!everything && !self.shadows[i].changed) continue;
         PB(ShadowValue) *value = &update->values[update->message.n_shadows];
         vmesh__v1__shadow_value__init(value);
-        value->offset = self.shadows[i].offset, value->size = self.shadows[i].size, value->value = self.shadows[i].value;
+        value->offset = self.shadows[i].offset, value->size = self.shadows[i].size;
+        value->value = self.shadows[i].value;
         update->shadows[update->message.n_shadows++] = value;
         self.shadows[i].changed = false;
     }
@@ -465,7 +296,7 @@ static void send_update(bool everything) {
     static struct update update;
     if (self.irqchip == NULL || !(everything || wires_changed())) return;
     next_update(&update, everything);
-    if (!answer(self.irqchip, 0, VMESH__V1__PACKET__BODY_DEVICE_UPDATE, &update.message)) take_back(&update);
+    if (!answer(self.irqchip, 0, BODY(DEVICE_UPDATE), &update.message)) take_back(&update);
 }
 
 // Batches
@@ -502,7 +333,7 @@ static void answer_batch(const struct client *client, uint64_t id, const struct 
     done.epoch = self.epoch, done.done = link->done, done.value = link->value, done.bus_error = link->bus_error;
     done.credits = WINDOW;
     done.update = update != NULL ? &update->message : NULL;
-    if (!answer(client, id, VMESH__V1__PACKET__BODY_BATCH_DONE, &done) && update != NULL) take_back(update);
+    if (!answer(client, id, BODY(BATCH_DONE), &done) && update != NULL) take_back(update);
 }
 
 static void handle_batch(struct client *client, const PB(Packet) *packet) {
@@ -512,33 +343,34 @@ static void handle_batch(struct client *client, const PB(Packet) *packet) {
     uint64_t count = batch->n_accesses, last = batch->sequence + count - 1;
     char expected[64], got[32];
     snprintf(got, sizeof got, "%" PRIu64, batch->epoch);
-    if (link->identity_size != client->identity_size || memcmp(link->identity, client->identity, client->identity_size) != 0) {
-        refuse_request(client, packet, VMESH__V1__ERROR_CODE__ERROR_NOT_ALLOWED, "the newest connection of its hart", "another");
+    if (link->identity_size != client->identity_size ||
+        memcmp(link->identity, client->identity, client->identity_size) != 0) {
+        refuse_request(client, packet, CODE(NOT_ALLOWED), "the newest connection of its hart", "another");
         return;
     }
     if (batch->epoch != self.epoch) {
         snprintf(expected, sizeof expected, "epoch %" PRIu64, self.epoch);
-        refuse_request(client, packet, VMESH__V1__ERROR_CODE__ERROR_STALE_EPOCH, expected, got);
+        refuse_request(client, packet, CODE(STALE_EPOCH), expected, got);
         return;
     }
     snprintf(got, sizeof got, "%" PRIu64, batch->sequence);
     if (packet->id == 0 || count == 0 || batch->sequence == 0 || last < batch->sequence) {
-        refuse_request(client, packet, VMESH__V1__ERROR_CODE__ERROR_BAD_REQUEST, "a packet id, a sequence number and accesses", got);
+        refuse_request(client, packet, CODE(BAD_REQUEST), "a packet id, a sequence number and accesses", got);
         return;
     }
     if (last > link->done && batch->sequence > link->done + 1) {
         snprintf(expected, sizeof expected, "sequence %" PRIu64, link->done + 1);
-        refuse_request(client, packet, VMESH__V1__ERROR_CODE__ERROR_BAD_REQUEST, expected, got);
+        refuse_request(client, packet, CODE(BAD_REQUEST), expected, got);
         return;
     }
     if (last > link->done && last - link->done > WINDOW) {
-        refuse_request(client, packet, VMESH__V1__ERROR_CODE__ERROR_TOO_MANY, "at most 1024 unacknowledged", "more");
+        refuse_request(client, packet, CODE(TOO_MANY), "at most 1024 unacknowledged", "more");
         client->role = 0;
         return;
     }
     for (uint64_t i = 0; i + 1 < count; i++)
         if (!is_posted(batch->accesses[i])) {
-            refuse_request(client, packet, VMESH__V1__ERROR_CODE__ERROR_BAD_REQUEST,
+            refuse_request(client, packet, CODE(BAD_REQUEST),
                            "only posted writes before the last access", "an access that waits");
             return;
         }
@@ -580,7 +412,7 @@ static void answer_health(const struct client *client, uint64_t id) {
     PB(HealthReport) report = VMESH__V1__HEALTH_REPORT__INIT;
     report.phase = self.phase, report.name = self.name, report.kind = self.device->kind, report.epoch = self.epoch;
     report.pid = getpid(), report.counters = places, report.n_counters = COUNT;
-    answer(client, id, VMESH__V1__PACKET__BODY_HEALTH_REPORT, &report);
+    answer(client, id, BODY(HEALTH_REPORT), &report);
 }
 
 static void handle_save(const struct client *client, const PB(Packet) *packet) {
@@ -588,14 +420,14 @@ static void handle_save(const struct client *client, const PB(Packet) *packet) {
     PB(ServiceState) state = VMESH__V1__SERVICE_STATE__INIT;
     state.type = self.device->state_type, state.version = self.device->state_version;
     state.bytes.len = self.device->save(bytes), state.bytes.data = bytes;
-    answer(client, packet->id, VMESH__V1__PACKET__BODY_SERVICE_STATE, &state);
+    answer(client, packet->id, BODY(SERVICE_STATE), &state);
 }
 
 static void handle_load(const struct client *client, const PB(Packet) *packet) {
     const PB(Load) *load = packet->load;
     const PB(ServiceState) *state = load->state;
-    if (!load->check_only && self.phase != VMESH__V1__SERVICE_PHASE__SERVICE_PAUSED) {
-        refuse_request(client, packet, VMESH__V1__ERROR_CODE__ERROR_BAD_REQUEST, "Pause before it", "none");
+    if (!load->check_only && self.phase != PHASE(PAUSED)) {
+        refuse_request(client, packet, CODE(BAD_REQUEST), "Pause before it", "none");
         return;
     }
     const char *expected = NULL;
@@ -606,7 +438,7 @@ static void handle_load(const struct client *client, const PB(Packet) *packet) {
     else
         expected = self.device->load(state->bytes.data, state->bytes.len, load->check_only);
     if (expected != NULL)
-        refuse_request(client, packet, VMESH__V1__ERROR_CODE__ERROR_BAD_STATE, expected, "another state");
+        refuse_request(client, packet, CODE(BAD_STATE), expected, "another state");
     else
         answer_done(client, packet->id);
 }
@@ -615,13 +447,13 @@ static void handle_drain(const struct client *client, const PB(Packet) *packet) 
     // No batch ever waits here: each is executed when it comes.
     send_update(false);
     if (self.irqchip != NULL && wires_changed()) {
-        refuse_request(client, packet, VMESH__V1__ERROR_CODE__ERROR_INTERNAL, "an irqchip that reads", "one that does not");
+        refuse_request(client, packet, CODE(INTERNAL), "an irqchip that reads", "one that does not");
         return;
     }
     self.drained = true;
     PB(Drained) drained = VMESH__V1__DRAINED__INIT;
     drained.update_sequence = self.update_sequence;
-    if (packet->id != 0) answer(client, packet->id, VMESH__V1__PACKET__BODY_DRAINED, &drained);
+    if (packet->id != 0) answer(client, packet->id, BODY(DRAINED), &drained);
 }
 
 // A request of a client that has said Hello.
@@ -629,46 +461,46 @@ static void handle(struct client *client, const PB(Packet) *packet) {
     const int role = client->role;
     int allowed;
     switch (packet->body_case) {
-    case VMESH__V1__PACKET__BODY_ACCESS_BATCH: allowed = VMESH__V1__ROLE__ROLE_HART; break;
-    case VMESH__V1__PACKET__BODY_PAUSE:
-    case VMESH__V1__PACKET__BODY_DRAIN:
-    case VMESH__V1__PACKET__BODY_SAVE:
-    case VMESH__V1__PACKET__BODY_LOAD:
-    case VMESH__V1__PACKET__BODY_RESUME:
-    case VMESH__V1__PACKET__BODY_RESET:
-    case VMESH__V1__PACKET__BODY_SHUTDOWN:
-    case VMESH__V1__PACKET__BODY_HEALTH: allowed = VMESH__V1__ROLE__ROLE_MONITOR; break;
+    case BODY(ACCESS_BATCH): allowed = ROLE(HART); break;
+    case BODY(PAUSE):
+    case BODY(DRAIN):
+    case BODY(SAVE):
+    case BODY(LOAD):
+    case BODY(RESUME):
+    case BODY(RESET):
+    case BODY(SHUTDOWN):
+    case BODY(HEALTH): allowed = ROLE(MONITOR); break;
     default:
-        refuse_request(client, packet, VMESH__V1__ERROR_CODE__ERROR_BAD_REQUEST, "a request that devices serve", kind_name(packet));
+        refuse_request(client, packet, CODE(BAD_REQUEST), "a request that devices serve", kind_name(packet));
         return;
     }
     if (role != allowed) {
-        refuse_request(client, packet, VMESH__V1__ERROR_CODE__ERROR_NOT_ALLOWED, "a client whose role allows it", client->name);
+        refuse_request(client, packet, CODE(NOT_ALLOWED), "a client whose role allows it", client->name);
         return;
     }
-    const bool paused = self.phase == VMESH__V1__SERVICE_PHASE__SERVICE_PAUSED;
+    const bool paused = self.phase == PHASE(PAUSED);
     switch (packet->body_case) {
-    case VMESH__V1__PACKET__BODY_ACCESS_BATCH: handle_batch(client, packet); return;
-    case VMESH__V1__PACKET__BODY_HEALTH:
+    case BODY(ACCESS_BATCH): handle_batch(client, packet); return;
+    case BODY(HEALTH):
         if (packet->id != 0) answer_health(client, packet->id);
         return;
-    case VMESH__V1__PACKET__BODY_DRAIN:
+    case BODY(DRAIN):
         if (paused) handle_drain(client, packet);
-        else refuse_request(client, packet, VMESH__V1__ERROR_CODE__ERROR_BAD_REQUEST, "Pause before it", "none");
+        else refuse_request(client, packet, CODE(BAD_REQUEST), "Pause before it", "none");
         return;
-    case VMESH__V1__PACKET__BODY_SAVE:
-        if (!self.drained) refuse_request(client, packet, VMESH__V1__ERROR_CODE__ERROR_BAD_REQUEST, "Drain before it", "none");
+    case BODY(SAVE):
+        if (!self.drained) refuse_request(client, packet, CODE(BAD_REQUEST), "Drain before it", "none");
         else if (packet->id != 0) handle_save(client, packet);
         return;
-    case VMESH__V1__PACKET__BODY_LOAD: handle_load(client, packet); return;
-    case VMESH__V1__PACKET__BODY_PAUSE: self.phase = VMESH__V1__SERVICE_PHASE__SERVICE_PAUSED; break;
-    case VMESH__V1__PACKET__BODY_RESUME:
-        self.phase = VMESH__V1__SERVICE_PHASE__SERVICE_RUNNING;
+    case BODY(LOAD): handle_load(client, packet); return;
+    case BODY(PAUSE): self.phase = PHASE(PAUSED); break;
+    case BODY(RESUME):
+        self.phase = PHASE(RUNNING);
         self.drained = false;
         break;
-    case VMESH__V1__PACKET__BODY_RESET: self.device->reset(); break;
+    case BODY(RESET): self.device->reset(); break;
     default:  // Shutdown
-        self.phase = VMESH__V1__SERVICE_PHASE__SERVICE_STOPPING;
+        self.phase = PHASE(STOPPING);
         self.stop = true;
     }
     answer_done(client, packet->id);
@@ -678,7 +510,8 @@ static void handle(struct client *client, const PB(Packet) *packet) {
 
 static struct client *client_of(const uint8_t *identity, size_t size) {
     for (struct client *client = self.clients; client < self.clients + MAX_CLIENTS; client++)
-        if (client->role != 0 && client->identity_size == size && memcmp(client->identity, identity, size) == 0) return client;
+        if (client->role != 0 && client->identity_size == size && memcmp(client->identity, identity, size) == 0)
+            return client;
     return NULL;
 }
 
@@ -714,7 +547,7 @@ static void handle_hello(const uint8_t *identity, size_t identity_size, const PB
         cause = "version";
         snprintf(expected, sizeof expected, "protocol %d.x", MAJOR);
         snprintf(got, sizeof got, "protocol %" PRIu32 ".%" PRIu32, said->major, said->minor);
-    } else if (said->role < VMESH__V1__ROLE__ROLE_MONITOR || said->role > VMESH__V1__ROLE__ROLE_HART) {
+    } else if (said->role < ROLE(MONITOR) || said->role > ROLE(HART)) {
         cause = "role";
         snprintf(expected, sizeof expected, "a Role of common.proto");
         snprintf(got, sizeof got, "%d", (int)said->role);
@@ -745,14 +578,14 @@ static void handle_hello(const uint8_t *identity, size_t identity_size, const PB
     PB(Welcome) welcome = VMESH__V1__WELCOME__INIT;
     welcome.major = MAJOR, welcome.minor = MINOR, welcome.name = self.name, welcome.kind = self.device->kind;
     welcome.epoch = self.epoch;
-    if (client->role == VMESH__V1__ROLE__ROLE_HART) {
+    if (client->role == ROLE(HART)) {
         // A new connection of the same hart: it replays what was not acknowledged.
         struct link *link = &self.links[client->hart];
         memcpy(link->identity, identity, identity_size), link->identity_size = identity_size;
         welcome.window = WINDOW, welcome.done = link->done;
     }
-    answer(client, packet->id, VMESH__V1__PACKET__BODY_WELCOME, &welcome);
-    if (client->role == VMESH__V1__ROLE__ROLE_IRQCHIP) {
+    answer(client, packet->id, BODY(WELCOME), &welcome);
+    if (client->role == ROLE(IRQCHIP)) {
         self.irqchip = client;
         send_update(true);
     }
@@ -799,9 +632,10 @@ static void receive(void) {
             continue;
         }
         struct client *client = client_of(identity, identity_size);
-        if (packet->body_case == VMESH__V1__PACKET__BODY_HELLO) handle_hello(identity, identity_size, packet);
+        if (packet->body_case == BODY(HELLO)) handle_hello(identity, identity_size, packet);
         else if (packet->body_case == VMESH__V1__PACKET__BODY__NOT_SET) ;
-        else if (client == NULL) refuse_peer(identity, identity_size, packet->id, "no hello", "Hello first", kind_name(packet));
+        else if (client == NULL)
+            refuse_peer(identity, identity_size, packet->id, "no hello", "Hello first", kind_name(packet));
         else handle(client, packet);
         vmesh__v1__packet__free_unpacked(packet, NULL);
     }
@@ -810,7 +644,8 @@ static void receive(void) {
 // Whether the machine is gone: our socket, or another in its place.
 static bool orphaned(void) {
     struct stat found;
-    return stat(self.socket_path, &found) < 0 || found.st_ino != self.socket_stat.st_ino || found.st_dev != self.socket_stat.st_dev;
+    return stat(self.socket_path, &found) < 0 || found.st_ino != self.socket_stat.st_ino ||
+           found.st_dev != self.socket_stat.st_dev;
 }
 
 static void run(void) {
@@ -820,7 +655,8 @@ static void run(void) {
         };
         bool unsent = self.irqchip != NULL && wires_changed();
         long timeout = unsent ? RETRY_MS : self.lifeline < 0 ? LOOK_MS : -1;
-        if (zmq_poll(items, self.lifeline < 0 ? 2 : 3, timeout) < 0 && errno != EINTR) fail("poll: %s", zmq_strerror(errno));
+        if (zmq_poll(items, self.lifeline < 0 ? 2 : 3, timeout) < 0 && errno != EINTR)
+            fail("poll: %s", zmq_strerror(errno));
         if (items[1].revents != 0) self.stop = true;  // asked to end
         if (self.lifeline < 0 ? orphaned() : items[2].revents != 0) {
             log_line("warning", "the machine is gone");
@@ -870,12 +706,12 @@ static void attach(void) {
     if (zmq_connect(self.memory, address) < 0) fail("cannot connect to %s: %s", address, zmq_strerror(errno));
 
     PB(Hello) hello = VMESH__V1__HELLO__INIT;
-    hello.major = MAJOR, hello.minor = MINOR, hello.role = VMESH__V1__ROLE__ROLE_DEVICE;
+    hello.major = MAJOR, hello.minor = MINOR, hello.role = ROLE(DEVICE);
     hello.name = self.name, hello.machine = self.machine_name;
-    PB(Packet) request = packet_with(1, VMESH__V1__PACKET__BODY_HELLO, &hello);
+    PB(Packet) request = packet_with(1, BODY(HELLO), &hello);
     PB(Packet) *said = ask(&request);
-    if (said->body_case == VMESH__V1__PACKET__BODY_REFUSED) fail("memory refused: %.200s", said->refused->reason);
-    if (said->body_case != VMESH__V1__PACKET__BODY_WELCOME) fail("memory answered: expected Welcome, got %s", kind_name(said));
+    if (said->body_case == BODY(REFUSED)) fail("memory refused: %.200s", said->refused->reason);
+    if (said->body_case != BODY(WELCOME)) fail("memory answered: expected Welcome, got %s", kind_name(said));
     vmesh__v1__packet__free_unpacked(said, NULL);
 
     PB(Register) rows[64], *registers[64];
@@ -888,7 +724,8 @@ static void attach(void) {
         vmesh__v1__register__init(&rows[i]);
         rows[i].name = row->name, rows[i].offset = row->offset, rows[i].size = row->size, rows[i].count = row->count;
         rows[i].read = row->read == READ_SHADOW ? VMESH__V1__READ_KIND__READ_SHADOW : VMESH__V1__READ_KIND__READ_SYNC;
-        rows[i].write = row->write == WRITE_POSTED ? VMESH__V1__WRITE_KIND__WRITE_POSTED : VMESH__V1__WRITE_KIND__WRITE_SYNC;
+        rows[i].write =
+            row->write == WRITE_POSTED ? VMESH__V1__WRITE_KIND__WRITE_POSTED : VMESH__V1__WRITE_KIND__WRITE_SYNC;
         registers[region.n_registers++] = &rows[i];
     }
     line.name = self.device->line, line.irq = self.irq;
@@ -901,15 +738,15 @@ static void attach(void) {
     description.dma = true;
     PB(Attach) attach = VMESH__V1__ATTACH__INIT;
     attach.description = &description;
-    request = packet_with(2, VMESH__V1__PACKET__BODY_ATTACH, &attach);
+    request = packet_with(2, BODY(ATTACH), &attach);
     said = ask(&request);
-    if (said->body_case == VMESH__V1__PACKET__BODY_ERROR) {
+    if (said->body_case == BODY(ERROR)) {
         const PB(Error) *error = said->error;
         fail("%.200s%s%.100s%s%.100s", error->text, error->expected[0] ? ": expected " : "", error->expected,
              error->got[0] ? ", got " : "", error->got);
     }
-    if (said->body_case != VMESH__V1__PACKET__BODY_ATTACHED) fail("memory answered: expected Attached, got %s", kind_name(said));
-    map_guest_memory(said->attached);
+    if (said->body_case != BODY(ATTACHED)) fail("memory answered: expected Attached, got %s", kind_name(said));
+    guest_memory_map(said->attached);
     vmesh__v1__packet__free_unpacked(said, NULL);
 }
 
@@ -970,8 +807,9 @@ static void parse(int argc, char **argv) {
 
 int serve(const struct device *device, int argc, char **argv) {
     self.device = device;
-    self.log = -1;
+    log_as(device->kind);
     parse(argc, argv);
+    log_as(self.name);
     umask(077);
     sigset_t mask;
     sigemptyset(&mask);
@@ -980,18 +818,19 @@ int serve(const struct device *device, int argc, char **argv) {
     sigprocmask(SIG_BLOCK, &mask, NULL);
     signal(SIGPIPE, SIG_IGN);
     self.signals = signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK);
-    char path[128];
-    snprintf(path, sizeof path, "%.100s/log", self.machine);
-    self.log = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
-    self.phase = VMESH__V1__SERVICE_PHASE__SERVICE_STARTING;
+    char path[256];
+    snprintf(path, sizeof path, "%s/log", self.machine);
+    log_open(path);
+    self.phase = PHASE(STARTING);
     listen_on_socket();
-    open_slot();
+    snprintf(path, sizeof path, "%s/%s.slot", self.machine, self.name);
+    slot_open(path, self.epoch == 1);
     self.level_changed = device->line != NULL;  // nobody knows it yet
     device->reset();
     recover();
     write_slot();
     attach();
-    self.phase = VMESH__V1__SERVICE_PHASE__SERVICE_RUNNING;
+    self.phase = PHASE(RUNNING);
     log_line("info", "started kind=%s epoch=%" PRIu64 " pid=%d", device->kind, self.epoch, getpid());
     run();
     int linger = 200;  // ms, for the last answer
