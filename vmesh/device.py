@@ -47,10 +47,13 @@ class Wires:
         self._shadows: dict[tuple[int, int, int], int | None] = {}
         self._changed_lines: set[int] = set()
         self._changed_shadows: set[tuple[int, int, int]] = set()
+        self._latches: dict[tuple[int, int, int], int] = {}  # bits raised since they were cleared
+        self._raised: dict[tuple[int, int, int], int] = {}  # of these, what has not been said
+        self._cleared: set[tuple[int, int, int]] = set()  # said to nobody
 
     @property
     def changed(self) -> bool:
-        return bool(self._changed_lines or self._changed_shadows)
+        return bool(self._changed_lines or self._changed_shadows or self._raised or self._cleared)
 
     def set_line(self, line: int, level: bool) -> None:
         """Drive a line. A device drives all of its lines in `reset`."""
@@ -66,6 +69,19 @@ class Wires:
         """The next read of this register has a side effect: let it come to the device."""
         self._set_shadow((region, offset, size), None)
 
+    def raise_latch(self, region: int, offset: int, size: int, bits: int) -> None:
+        """Set bits of a READ_LATCH register; the guest clears them, and the device does not hear of it."""
+        key = (region, offset, size)
+        self._latches[key] = self._latches.get(key, 0) | bits
+        self._raised[key] = self._raised.get(key, 0) | bits
+
+    def clear_latch(self, region: int, offset: int, size: int) -> None:
+        """Clear all bits of a READ_LATCH register: the device is reset."""
+        key = (region, offset, size)
+        self._latches[key] = 0
+        self._raised.pop(key, None)
+        self._cleared.add(key)
+
     def _set_shadow(self, key: tuple[int, int, int], value: int | None) -> None:
         if key not in self._shadows or self._shadows[key] != value:
             self._shadows[key] = value
@@ -79,13 +95,30 @@ class Wires:
             region, offset, size = key
             value = self._shadows[key]
             update.shadows.add(region=region, offset=offset, size=size, value=value or 0, withdrawn=value is None)
+        for key in sorted(self._latches if everything else self._raised.keys() | self._cleared):
+            region, offset, size = key
+            bits = (self._latches if everything else self._raised).get(key, 0)
+            # All of it where nothing is set, or nobody knows that nothing was; otherwise what is set beside the rest.
+            update.shadows.add(
+                region=region, offset=offset, size=size, value=bits, raised=bool(bits) and key not in self._cleared
+            )
+        self._raised.clear()
+        self._cleared.clear()
         self._changed_lines.clear()
         self._changed_shadows.clear()
 
     def put_back(self, update: messages.DeviceUpdate) -> None:
         """`update` has not reached anybody."""
         self._changed_lines.update(each.line for each in update.lines)
-        self._changed_shadows.update((each.region, each.offset, each.size) for each in update.shadows)
+        for each in update.shadows:
+            key = (each.region, each.offset, each.size)
+            if key not in self._latches:
+                self._changed_shadows.add(key)
+                continue
+            if each.value:
+                self._raised[key] = self._raised.get(key, 0) | each.value
+            if not each.raised:
+                self._cleared.add(key)
 
 
 class Device:

@@ -21,6 +21,7 @@ from vmesh.v1.packet_pb2 import Packet
 #: Larger regions are reached by round trips only.
 LARGEST_TABLE = 1 << 20
 LARGEST_WINDOW = 1 << 16
+_LATCH_SIZE = 4
 #: How long a hart waits before it looks whether the machine is ending, and says Hello again, in seconds.
 PATIENCE = 0.1
 GREETING_LIMIT = 30.0
@@ -34,6 +35,7 @@ class RegisterTable:
 
     def __init__(self, region: messages.Region) -> None:
         self._shadow_kinds: set[tuple[int, int]] = set()
+        self._latch_kinds: set[tuple[int, int]] = set()
         size = region.size if region.size <= LARGEST_TABLE else 0
         self._kinds = (ctypes.c_uint8 * size)()
         self._values = (ctypes.c_uint8 * (size + 8))()
@@ -50,6 +52,8 @@ class RegisterTable:
                     self._kinds[offset] |= register.size
                 if register.read == messages.READ_SHADOW:
                     self._shadow_kinds.add((offset, register.size))
+                elif register.read == messages.READ_LATCH:
+                    self._latch_kinds.add((offset, register.size))
 
     @property
     def kinds(self) -> int:
@@ -61,7 +65,7 @@ class RegisterTable:
 
     def set(self, offset: int, size: int, value: int | None) -> None:
         """Takes a shadow value, or withdraws it; what the description does not call a shadow is ignored."""
-        if (offset, size) not in self._shadow_kinds:
+        if (offset, size) not in self._shadow_kinds | self._latch_kinds:
             return
         if value is None:
             self._kinds[offset] &= ~(size << 4)
@@ -71,7 +75,7 @@ class RegisterTable:
         self._kinds[offset] |= size << 4
 
     def withdraw(self) -> None:
-        """No shadow is known any more."""
+        """No shadow is known any more; latches are the cpu's own."""
         for offset, size in self._shadow_kinds:
             self._kinds[offset] &= ~(size << 4)
 
@@ -92,7 +96,18 @@ class Device:
         self.epoch = description.epoch
         self._set_level = set_level
         self._seen: dict[tuple[int, ...], int] = {}
+        self._latches, self._clearing = _latches(description)
+        self._latched = dict.fromkeys(self._latches, 0)
         self._lock = threading.Lock()
+
+    def clear(self, region: int, offset: int, size: int, value: int) -> bool:
+        """A write of a hart. Whether it was to a register that clears bits of a latch, and has done so."""
+        latch = self._clearing.get((region, offset, size))
+        if latch is None:
+            return False
+        with self._lock:
+            self._set_latch(latch, self._latched[latch] & ~value)
+        return True
 
     def begin(self, epoch: int) -> None:
         """The device has said Welcome with this epoch. Of another life the shadows are not known yet."""
@@ -107,10 +122,15 @@ class Device:
             self._begin(update.epoch)
             sequence = update.sequence
             for shadow in update.shadows:
-                if shadow.region < len(self.tables) and self._newer((shadow.region, shadow.offset), sequence):
+                latch = (shadow.region, shadow.offset)
+                if latch in self._latches:
+                    self._apply_latch(latch, shadow, sequence)
+                elif shadow.region < len(self.tables) and self._newer((shadow.region, shadow.offset), sequence):
                     value = None if shadow.withdrawn else shadow.value
                     self.tables[shadow.region].set(shadow.offset, shadow.size, value)
             for line in update.lines:
+                if line.line in self._latches.values():
+                    continue
                 if line.line < len(self.description.lines) and self._newer((line.line,), sequence):
                     self._set_level(self.description.lines[line.line].irq, line.level)
             self.last_update = max(self.last_update, sequence)
@@ -123,11 +143,48 @@ class Device:
             for table in self.tables:
                 table.withdraw()
 
+    def _apply_latch(self, latch: tuple[int, int], shadow: messages.ShadowValue, sequence: int) -> None:
+        if shadow.raised:  # its order among its like means nothing
+            if sequence >= self._seen.get(latch, 0):
+                self._set_latch(latch, self._latched[latch] | shadow.value)
+        elif self._newer(latch, sequence):
+            self._set_latch(latch, shadow.value)
+
+    def _set_latch(self, latch: tuple[int, int], value: int) -> None:
+        region, offset = latch
+        self._latched[latch] = value
+        self.tables[region].set(offset, _LATCH_SIZE, value)
+        self._set_level(self.description.lines[self._latches[latch]].irq, value != 0)
+
     def _newer(self, key: tuple[int, ...], sequence: int) -> bool:
         if self._seen.get(key, 0) > sequence:
             return False
         self._seen[key] = sequence
         return True
+
+
+def _latches(
+    description: messages.Description,
+) -> tuple[dict[tuple[int, int], int], dict[tuple[int, int, int], tuple[int, int]]]:
+    """Each latch, by region and offset, with its line; each register that clears bits, with its latch."""
+    latches: dict[tuple[int, int], int] = {}
+    clearing: dict[tuple[int, int, int], tuple[int, int]] = {}
+    for number, region in enumerate(description.regions):
+        for register in region.registers:
+            if register.read == messages.READ_LATCH:
+                if register.size != _LATCH_SIZE or register.line >= len(description.lines):
+                    raise errors.BadRequest(
+                        f"latch {register.name} of {description.name}", expected=f"{_LATCH_SIZE} bytes and a line"
+                    )
+                latches[number, register.offset] = register.line
+        for register in region.registers:
+            if register.write == messages.WRITE_CLEARS:
+                if (number, register.latch) not in latches:
+                    raise errors.BadRequest(
+                        f"register {register.name} of {description.name}", expected="a latch", got=hex(register.latch)
+                    )
+                clearing[number, register.offset, register.size] = (number, register.latch)
+    return latches, clearing
 
 
 @dataclass(slots=True)
@@ -176,7 +233,7 @@ class Link:
         complain: Callable[[str, str], None],
     ) -> None:
         self._dial = dial
-        self._device = device
+        self.device = self._device = device
         self._counters = counters
         self._ending = ending
         self._limit = limit

@@ -9,7 +9,7 @@ from typing import Any
 
 from vmesh.device import Device
 from vmesh.log import Log
-from vmesh.v1.bus_pb2 import DeviceUpdate
+from vmesh.v1.bus_pb2 import READ_LATCH, WRITE_CLEARS, DeviceUpdate
 
 
 @dataclass
@@ -50,26 +50,51 @@ class Bench:
     def __init__(self, device: Device, size: int) -> None:
         self.device = device
         self.size = size
+        self._latches: dict[int, int] = {}
+        self._clearing = {each.offset: each.latch for each in device.regions[0].registers if each.write == WRITE_CLEARS}
         device.reset()
 
     def read(self, offset: int) -> int:
+        self._take_latches()
+        if offset in self._latches:
+            return self._latches[offset]
         return self.device.read(0, offset, self.size)
 
     def write(self, offset: int, value: int) -> None:
+        if offset in self._clearing:
+            self._take_latches()
+            self._latches[self._clearing[offset]] &= ~value
+            return
         self.device.write(0, offset, self.size, value)
         self.device.flush()
 
+    def _take_latches(self) -> None:
+        """What the cpu does with them."""
+        update = DeviceUpdate()
+        self.device.wires.fill(update)
+        for register in self.device.regions[0].registers:
+            for each in update.shadows:
+                if register.read == READ_LATCH and each.offset == register.offset:
+                    self._latches[each.offset] = each.value | (self._latches[each.offset] if each.raised else 0)
+
     def wires(self) -> DeviceUpdate:
+        self._take_latches()
         update = DeviceUpdate()
         self.device.wires.fill(update, everything=True)
         return update
 
     @property
     def line(self) -> bool:
+        self._take_latches()
+        if self._latches:
+            return any(self._latches.values())
         return next(each.level for each in self.wires().lines if each.line == 0)
 
     def shadow(self, offset: int) -> int | None:
         """What the cpu answers by itself; None: it asks the device."""
+        self._take_latches()
+        if offset in self._latches:
+            return self._latches[offset]
         for each in self.wires().shadows:
             if each.offset == offset:
                 return None if each.withdrawn else each.value

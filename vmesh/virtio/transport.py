@@ -5,11 +5,9 @@ What an access costs (docs/protocol.md), and why it is right:
 * QueueNotify is posted: the guest does not wait for what it asks for. Queues are served when the turn of the loop ends,
   so that one turn, and one interrupt, is for all that the driver has made available until then; a ring for a queue that
   was looked at already costs nothing.
-* InterruptStatus and Status are shadows: their values change at the device and travel in the same update as the
-  interrupt line, before it. So the handler of an interrupt reads, without a message, at least the cause of it.
-* InterruptACK is sync. Were it posted, the handler could look into the ring, and find nothing, before the device takes
-  the acknowledgement: which would also clear what was pushed in between, and nobody would look again. And the line
-  would be high still when the handler ends.
+* InterruptStatus is a latch, and InterruptACK clears it: neither is a message. The driver acknowledges before it looks
+  into the ring, and we raise the bit after we have pushed, so that whatever it does not find comes with another raise.
+* Status is a shadow.
 * All else is for setting up and is sync.
 """
 
@@ -25,7 +23,7 @@ from vmesh import errors
 from vmesh.device import Device
 from vmesh.service import Runtime
 from vmesh.slot import MARKS
-from vmesh.v1.bus_pb2 import READ_SHADOW, READ_SYNC, WRITE_POSTED, Line, Region, Register
+from vmesh.v1.bus_pb2 import READ_LATCH, READ_SHADOW, WRITE_CLEARS, WRITE_POSTED, Line, Region, Register
 from vmesh.v1.common_pb2 import SEVERITY_WARNING
 from vmesh.v1.devices_pb2 import VirtioQueueState, VirtioState
 from vmesh.virtio.packed import WRAP, PackedQueue
@@ -85,8 +83,11 @@ _ADDRESSES = {
 }
 _REGISTERS = (
     Register(name="MagicValue, Version, DeviceID, VendorID", offset=0, size=4, count=4, read=READ_SHADOW),
-    Register(name="QueueNotify", offset=Offset.QUEUE_NOTIFY, size=4, read=READ_SYNC, write=WRITE_POSTED),
-    Register(name="InterruptStatus", offset=Offset.INTERRUPT_STATUS, size=4, read=READ_SHADOW),
+    Register(name="QueueNotify", offset=Offset.QUEUE_NOTIFY, size=4, write=WRITE_POSTED),
+    Register(name="InterruptStatus", offset=Offset.INTERRUPT_STATUS, size=4, read=READ_LATCH, line=0),
+    Register(
+        name="InterruptACK", offset=Offset.INTERRUPT_ACK, size=4, write=WRITE_CLEARS, latch=Offset.INTERRUPT_STATUS
+    ),
     Register(name="Status", offset=Offset.STATUS, size=4, read=READ_SHADOW),
 )
 _TURN_NS = 1_000_000  # how long queues are served before what is done is told, and registers are looked at again
@@ -187,7 +188,7 @@ class VirtioDevice(Device):
         """What `config` gives is different from now on."""
         self._state.config_generation = self._state.config_generation + 1 & _MASK32
         if self._state.status & DRIVER_OK:
-            self._state.interrupt_status |= CONFIG_CHANGED
+            self._interrupt(CONFIG_CHANGED)
         self._drive()
 
     def needs_reset(self, reason: str) -> None:
@@ -196,7 +197,7 @@ class VirtioDevice(Device):
             return
         self._state.status |= NEEDS_RESET
         if self._state.status & DRIVER_OK:
-            self._state.interrupt_status |= CONFIG_CHANGED
+            self._interrupt(CONFIG_CHANGED)
         self._drive()
         self.runtime.notify(SEVERITY_WARNING, f"the guest's driver has to reset the device: {reason}")
 
@@ -211,7 +212,7 @@ class VirtioDevice(Device):
             if queue is not None:
                 queue.recover()
         if self._state.status & DRIVER_OK:
-            self._state.interrupt_status |= USED_BUFFER
+            self._interrupt(USED_BUFFER)
         self._drive()
         self._ring_all()
 
@@ -230,7 +231,7 @@ class VirtioDevice(Device):
             if queue is not None and queue.wants_interrupt():
                 interrupt = True
         if interrupt:
-            self._state.interrupt_status |= USED_BUFFER
+            self._interrupt(USED_BUFFER)
             self._drive()
 
     def pause(self) -> None:
@@ -247,6 +248,7 @@ class VirtioDevice(Device):
         self.reset_device()
         for index, value in enumerate((MAGIC, VERSION, self.device_id, VENDOR)):
             self.wires.set_shadow(0, 4 * index, 4, value)
+        self.wires.clear_latch(0, Offset.INTERRUPT_STATUS, 4)
         self._drive()
 
     def save(self) -> Message:
@@ -287,6 +289,9 @@ class VirtioDevice(Device):
             for index in range(len(self.marks)):
                 self.marks[index] = 0
             self._make_queues()
+        self.wires.clear_latch(0, Offset.INTERRUPT_STATUS, 4)
+        if self._state.interrupt_status:  # what of it the guest has seen is not known: once more does no harm
+            self._interrupt(self._state.interrupt_status)
         if self._state.status & DRIVER_OK:
             self.driver_ready()
         self._drive()
@@ -340,8 +345,6 @@ class VirtioDevice(Device):
             return
         state = self._state
         match offset:
-            case Offset.INTERRUPT_ACK:
-                state.interrupt_status &= ~value
             case Offset.STATUS:
                 self._write_status(value)
             case Offset.DEVICE_FEATURES_SEL:
@@ -361,11 +364,13 @@ class VirtioDevice(Device):
     def _power_on(self) -> VirtioState:
         return VirtioState(queues=[VirtioQueueState(size=size) for size in self._queue_sizes])
 
+    def _interrupt(self, bits: int) -> None:
+        self._state.interrupt_status |= bits
+        self.wires.raise_latch(0, Offset.INTERRUPT_STATUS, 4, bits)
+
     def _drive(self) -> None:
         state, wires = self._state, self.wires
-        wires.set_shadow(0, Offset.INTERRUPT_STATUS, 4, state.interrupt_status)
         wires.set_shadow(0, Offset.STATUS, 4, state.status)
-        wires.set_line(0, state.interrupt_status != 0)
 
     def _write_status(self, value: int) -> None:
         state = self._state
