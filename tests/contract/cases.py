@@ -21,8 +21,7 @@ class Case:
     """A device, and a register of it that keeps what is written (none: `offset` is -1) and is `initial` after reset.
 
     `program` gives the beginning of the command line, or skips the test where the program cannot be had. `kept` are
-    fields of the state that outlive a reset. `interrupts` says that after a kill the guest is interrupted once more,
-    for what may have been lost.
+    fields of the state that outlive a reset.
     """
 
     name: str
@@ -36,7 +35,11 @@ class Case:
     values: tuple[int, int] = (0, 0)
     initial: int = 0
     kept: tuple[str, ...] = ()
-    interrupts: bool = False
+
+    @property
+    def interrupts_after_kill(self) -> bool:
+        """Whether the next life of the device interrupts the guest once, for what may have been lost."""
+        return self.kind.startswith("virtio-")
 
     def start(self, machine: Machine, *more: str, epoch: int = 1) -> None:
         """Start the service, with `more` arguments that come last."""
@@ -97,7 +100,6 @@ RNG = Case(
     offset=0x70,
     size=4,
     values=(1, 3),
-    interrupts=True,
 )
 BLK = Case(
     name="blk0",
@@ -109,7 +111,6 @@ BLK = Case(
     offset=0x70,
     size=4,
     values=(1, 3),
-    interrupts=True,
 )
 NET = Case(
     name="net0",
@@ -121,7 +122,6 @@ NET = Case(
     offset=0x70,
     size=4,
     values=(1, 3),
-    interrupts=True,
 )
 SHARE = Case(
     name="share0",

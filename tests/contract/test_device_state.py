@@ -87,7 +87,7 @@ class Running:
 
     def settle(self) -> None:
         """Bring about what a kill changes, if that is anything."""
-        if self.case.interrupts:
+        if self.case.interrupts_after_kill:
             self.kill_and_restart()
 
     def kill_and_restart(self) -> None:
