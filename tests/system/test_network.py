@@ -115,23 +115,48 @@ def test_a_lease_with_a_large_mtu(host: Host, debian: Guest, passt: None, web: t
     assert counters(log, "net0")["frames_received"] < SIZE // 4000
 
 
-def test_a_port_of_the_host_leads_to_the_guest(run: Run, debian: Guest, passt: None) -> None:
+@pytest.mark.parametrize("killed", ["passt", "card"])
+def test_a_port_of_the_host_leads_to_the_guest_whoever_is_killed(
+    host: Host, run: Run, debian: Guest, passt: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: str
+) -> None:
+    log = tmp_path / "log"
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    flags = ("-netdev", f"user,id=n,hostfwd=tcp:127.0.0.1:{port}-:7", "-device", "virtio-net-device,netdev=n")
-    machine = run("-append", "loglevel=1", *flags)
+    netdev, card = f"user,id=n,hostfwd=tcp:127.0.0.1:{port}-:7", "virtio-net-device,netdev=n,id=card"
+    flags = ("-append", "loglevel=1", "-D", str(log), "-health-interval", "0.1", "-netdev", netdev, "-device", card)
+    machine = run("-name", "forward", *flags)
     machine.expect(PROMPT)
     for line in LEASE.strip().splitlines():
         machine.type(line + "\n")
-    machine.type("echo l''eased; nc -lp 7 -e cat\n")
+    machine.type("echo l''eased; nc -llp 7 -e cat\n")
     machine.expect("leased\n")
-    echo = b""
-    while not echo:  # until nc listens, the guest refuses
-        with suppress(ConnectionError), socket.create_connection(("127.0.0.1", port), LIMIT) as connection:
-            connection.settimeout(LIMIT)
+    monkeypatch.setenv("VMESH_RUNTIME", str(host.runtime))
+    echo_from_the_guest(port)
+    before = service("forward").counters["frames_received"]
+    assert before > 0
+    victim = {"passt": passt_pid(log), "card": service("forward").pid}[killed]
+    os.kill(victim, signal.SIGKILL)
+    echo_from_the_guest(port)
+    assert passt_pid(log) != victim
+    assert service("forward").epoch == (2 if killed == "card" else 1)
+
+
+def echo_from_the_guest(port: int) -> None:
+    """A connection to the guest's server; it is tried until there is one, and passt that leads there."""
+    deadline = time.monotonic() + LIMIT
+    while time.monotonic() < deadline:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 2) as connection:
+            connection.settimeout(2)
             connection.sendall(b"there and back\n")
-            echo = connection.recv(100)
-    assert echo == b"there and back\n"
+            if connection.recv(100) == b"there and back\n":
+                return
+        time.sleep(0.05)
+    raise AssertionError("the guest does not answer")
+
+
+def passt_pid(log: Path) -> int:
+    """Of the one that was started last."""
+    return int(re.findall(r"info card netdev passt=(\d+)", log.read_text())[-1])
 
 
 def test_a_port_that_is_taken_ends_the_machine_with_passts_reason(run: Run, passt: None) -> None:
@@ -182,6 +207,25 @@ def service(machine: str) -> ServiceStatus:
     """The card of a machine."""
     with MachineClient(find(machine)) as client:
         return next(each for each in client.status().services if each.name == "card")
+
+
+def test_the_guest_sees_whether_somebody_is_there(run: Run, debian: Guest) -> None:
+    directory = Path(tempfile.mkdtemp(prefix="vmesh-wire-"))
+    path = directory / "wire"
+    try:
+        machine = run("-append", "loglevel=1", "-nic", f"stream,id=n,server=on,addr.type=unix,addr.path={path}")
+        machine.expect(PROMPT)
+        machine.ask("carrier() { cat /sys/class/net/eth0/carrier; }")
+        machine.ask("wait_for() { until [ $(carrier) = $1 ]; do :; done; }")
+        machine.ask("ip link set eth0 up")
+        for _ in range(2):
+            machine.ask("wait_for 0")
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
+                peer.connect(str(path))
+                machine.ask("wait_for 1")
+        machine.ask("wait_for 0")
+    finally:
+        shutil.rmtree(directory)
 
 
 @pytest.fixture

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from device_harness import FakeRuntime
@@ -458,3 +460,97 @@ def test_an_mtu_that_no_frame_can_carry_is_refused(memory: LocalGuestMemory) -> 
     for mtu in (67, 65536):
         with pytest.raises(errors.ConfigError, match="expected 68 to 65535"):
             Card(memory, mtu=mtu)
+
+
+class Killed(BaseException):
+    pass
+
+
+class Mortal:
+    """Guest memory through which a card writes: at the n-th store it dies, before it."""
+
+    def __init__(self, memory: LocalGuestMemory, life: int) -> None:
+        self._memory = memory
+        self._life = life
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._memory, name)
+        if name not in ("write", "write_u16", "scatter"):
+            return method
+        self._life -= 1
+        if self._life < 0:
+            raise Killed
+        return method
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_cards_that_die_at_any_store_mix_nothing_up(memory: LocalGuestMemory, packed: bool) -> None:
+    """What the driver gets are whole frames in the order in which they came, some lost; what goes out is in its order
+    too, some twice; every buffer comes back once, and nothing is stuck."""
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    guest = Card(memory, packed=packed)
+    guest.begin(F_VERSION_1 | (F_RING_PACKED if packed else net.F_MRG_RXBUF))
+    card, marks = guest.card, guest.card.marks
+    state = VirtioNetState.FromString(card.save().SerializeToString())
+    count = sent = received = 0
+    places: dict[int, int] = {}  # where each buffer to receive into lies
+    last_received = -1
+    outgoing: list[bytes] = []
+    for life in range(300):
+        while chance.random() < 0.8:
+            place = SECOND + 0x800 * chance.randrange(40)
+            if place in places.values():
+                continue
+            identifier = guest.receive.add([], [(place, 0x800 if packed else 0x100)])
+            if identifier is None:
+                break
+            places[identifier] = place
+        while chance.random() < 0.6:
+            data = struct.pack("<I", sent) * 10
+            place = BUFFERS + 0x100 * (sent % 256)
+            memory.write(place, PLAIN + data)
+            if guest.transmit.add([(place, len(PLAIN + data))], []) is None:
+                break
+            sent += 1
+        successor = Card(memory, packed=packed)
+        successor.card.marks = marks
+        successor.card.memory = Mortal(memory, chance.randrange(30) if life < 299 else 10_000)  # type: ignore[assignment]
+        successor.card._attached = False  # as from the slot: the marks are kept
+        successor.card.load(state)
+        try:
+            successor.card.attached()
+            successor.card.recover()
+            state = VirtioNetState.FromString(successor.card.save().SerializeToString())
+            for _ in range(chance.randrange(4)):
+                frame = struct.pack("<I", count) * chance.choice((4, 30, 200))
+                count += 1
+                successor.netdev.refused.clear()
+                successor.netdev.come(frame)
+                if chance.random() < 0.5:
+                    successor.settle()
+                    state = VirtioNetState.FromString(successor.card.save().SerializeToString())
+            successor.settle()
+        except Killed:
+            pass
+        assert not successor.runtime.notices
+        outgoing += successor.netdev.sent
+        guest.transmit.reap()
+        parts = [memory.read(places.pop(identifier), written) for identifier, written in guest.receive.reap()]
+        while parts:
+            (merged,) = struct.unpack_from("<H", parts[0], 10)
+            assert 1 <= merged <= len(parts)
+            frame, parts = b"".join(parts[:merged])[12:], parts[merged:]
+            (number,) = struct.unpack_from("<I", frame)
+            assert frame == struct.pack("<I", number) * (len(frame) // 4)
+            assert len(frame) // 4 in (4, 30, 200)
+            assert number > last_received
+            last_received = number
+            received += 1
+    assert received > 100
+    assert not guest.transmit.chains
+    numbers = [struct.unpack_from("<I", frame)[0] for frame in outgoing]
+    assert set(numbers) == set(range(sent))
+    firsts = [number for place, number in enumerate(numbers) if number not in numbers[:place]]
+    assert firsts == sorted(firsts)

@@ -39,6 +39,10 @@ class SocketNetdev(ABC):
     def start(self) -> None: ...
 
     @abstractmethod
+    def _again(self) -> None:
+        """It is time to try that."""
+
+    @abstractmethod
     def _lost(self, reason: str) -> None:
         """The connection has ended; try to get another one."""
 
@@ -76,7 +80,7 @@ class SocketNetdev(ABC):
         self._port.link(True)
 
     def _later(self, seconds: float) -> None:
-        self._loop.call_in(_TIMER, seconds, self.start)
+        self._loop.call_in(_TIMER, seconds, self._again)
 
     def _end(self, reason: str) -> None:
         self.close()
@@ -153,6 +157,9 @@ class StreamNetdev(SocketNetdev):
             self.start()
         else:
             self._later(self._asked.reconnect)
+
+    def _again(self) -> None:
+        self._connect()
 
     def _connect(self) -> None:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

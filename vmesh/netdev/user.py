@@ -5,29 +5,30 @@ passt gets one end of a pair of sockets and ends when the other is closed, howev
 
 from __future__ import annotations
 
-import shutil
+import ipaddress
 import socket
+import struct
 import subprocess
 import tempfile
 import time
-from contextlib import suppress
 
 from vmesh import errors
 from vmesh.log import Log
 from vmesh.loop import Loop
 from vmesh.netdev import options
-from vmesh.netdev.port import Port
+from vmesh.netdev.port import MAX_FRAME, Port
 from vmesh.netdev.stream import SocketNetdev
 
 PROGRAM = "passt"
 _HOST, _DNS, _GUEST = 2, 3, 15  # places in the network: as QEMU has them
-_BEGIN_SECONDS = 3.0  # an end before that is one of a passt that cannot do what it was asked for
-_RETRY_SECONDS = 1.0
+_ANSWER_SECONDS = 2.0
+_TRIES = 3  # at the start: a former passt may be about to give up its ports
+_RETRY_SECONDS = 0.3
 _END_SECONDS = 1.0
+_ERROR_BYTES = 4096
 # What passt can have sent and we not read; the host may give less (net.core.wmem_max). A passt whose socket is full
 # drops frames, which its TCP then repeats only after a while.
 _PASST_BYTES = 4 << 20
-_ERROR_BYTES = 4096
 
 
 def command(asked: options.User, connection: int) -> list[str]:
@@ -52,25 +53,13 @@ class UserNetdev(SocketNetdev):
         self._asked = asked
         self._passt: subprocess.Popen[bytes] | None = None
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
-        self._fatal_until = time.monotonic() + _BEGIN_SECONDS
 
     def start(self) -> None:
-        if shutil.which(PROGRAM) is None:
-            raise errors.ConfigError("-netdev user needs passt", expected="Debian's package passt (apt install passt)")
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _PASST_BYTES)
-        self._errors.seek(0)
-        self._errors.truncate()
-        with theirs:
-            self._passt = subprocess.Popen(
-                command(self._asked, theirs.fileno()),
-                stdin=subprocess.DEVNULL,
-                stdout=self._errors,
-                stderr=self._errors,
-                pass_fds=[theirs.fileno()],
-            )
-        self._log.info("netdev", passt=self._passt.pid)
-        self._connected(ours)
+        for _ in range(_TRIES):
+            if not (failure := self._begin()):
+                return
+            time.sleep(_RETRY_SECONDS)
+        raise errors.ConfigError(failure)
 
     def close(self) -> None:
         super().close()
@@ -82,18 +71,72 @@ class UserNetdev(SocketNetdev):
                 self._passt.wait()
 
     def _lost(self, reason: str) -> None:
-        assert self._passt is not None
-        said = self._last_line()
-        text = f"passt ended with status {self._passt.returncode}" + (f": {said}" if said else "")
-        if time.monotonic() < self._fatal_until:
-            raise errors.ConfigError(text)
-        self._log.warning("netdev", reason=text)
+        self._log.info("netdev", reason=self._end_of_passt())
         self._later(_RETRY_SECONDS)
 
-    def _last_line(self) -> str:
-        with suppress(OSError):
-            self._errors.seek(0)
-            lines = self._errors.read(_ERROR_BYTES).decode(errors="replace").splitlines()
-            told = [line.strip() for line in lines if line.strip() and "syslog" not in line]
-            return told[-1] if told else ""
+    def _again(self) -> None:
+        if failure := self._begin():
+            self._log.info("netdev", reason=failure)
+            self._later(_RETRY_SECONDS)
+
+    def _begin(self) -> str:
+        """Start passt; gives why it is not there."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _PASST_BYTES)
+        self._errors.seek(0)
+        self._errors.truncate()
+        with theirs:
+            try:
+                self._passt = subprocess.Popen(
+                    command(self._asked, theirs.fileno()),
+                    stdin=subprocess.DEVNULL,
+                    stdout=self._errors,
+                    stderr=self._errors,
+                    pass_fds=[theirs.fileno()],
+                )
+            except OSError as error:
+                ours.close()
+                return f"cannot start {PROGRAM}, Debian's package passt (apt install passt): {error.strerror}"
+        if not _answers(ours, self._asked):
+            ours.close()
+            return self._end_of_passt()
+        self._log.info("netdev", passt=self._passt.pid)
+        self._connected(ours)
         return ""
+
+    def _end_of_passt(self) -> str:
+        """Wait for it; gives how it ended and what it said last."""
+        self.close()
+        assert self._passt is not None
+        self._errors.seek(0)
+        lines = self._errors.read(_ERROR_BYTES).decode(errors="replace").splitlines()
+        said = [line.strip() for line in lines if line.strip() and "syslog" not in line]
+        return f"passt ended with status {self._passt.returncode}" + (f": {said[-1]}" if said else "")
+
+
+def _answers(connection: socket.socket, asked: options.User) -> bool:
+    """Whether passt is there: who has the host's address (ARP, RFC 826)? If it ends instead, it cannot do its work."""
+    host, guest = (
+        ipaddress.IPv4Address(asked.address(*each)).packed for each in ((asked.host, _HOST), (asked.guest, _GUEST))
+    )
+    mac = b"\x02\0\0\0\0\0"  # passt takes the guest's as soon as that sends
+    ask = struct.pack(">6s6sHHHBBH6s4s6s4s", b"\xff" * 6, mac, 0x0806, 1, 0x0800, 6, 4, 1, mac, guest, b"", host)
+    connection.settimeout(_ANSWER_SECONDS)
+    try:
+        connection.sendall(struct.pack(">I", len(ask)) + ask)
+        size = struct.unpack(">I", _read(connection, 4))[0]
+        return bool(_read(connection, min(size, MAX_FRAME)))
+    except TimeoutError:
+        return True  # it has its reasons, and lives
+    except (OSError, EOFError):
+        return False
+
+
+def _read(connection: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        part = connection.recv(size - len(data))
+        if not part:
+            raise EOFError
+        data += part
+    return data
