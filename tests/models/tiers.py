@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Sequence
 from functools import cache
+from typing import TypeVar
 
 from services.cpu.harts import Harts
 from services.cpu.isa.riscv.features import FEATURES
@@ -25,6 +27,7 @@ LIMITS = (16, 3, 40, 100)
 _COPY = CodePage.offset_of("copy")
 #: What all machines of a test run share: code is bound to its place in a page and to nothing else.
 _arena = Arena()
+_T = TypeVar("_T")
 _compiled: dict[tuple[object, ...], int] = {}
 
 
@@ -35,6 +38,11 @@ def default_mode() -> str:
     if mode not in MODES:
         raise ValueError(f"VMESH_CPU_MODE: expected one of {', '.join(MODES)}, got '{mode}'")
     return mode
+
+
+def portion(everything: Sequence[_T]) -> Sequence[_T]:
+    """All cases, or each 37th in a mode that compiles all code before it runs, which takes a hundred times as long."""
+    return everything if default_mode() == INTERPRET else everything[::37]
 
 
 def compiled(region: Region) -> int:

@@ -13,10 +13,11 @@ import pytest
 
 from tests.models.operands import CENTRE, Generator, disassemble, report
 from tests.models.oracle import ILLEGAL, WINDOW, Case, Ours, Qemu, State, Unicorn
+from tests.models.tiers import portion
 
 SEED = 7_016
 #: All but C.J to itself, which never ends.
-COMPRESSED = [encoding for encoding in range(1 << 16) if encoding & 3 != 3 and encoding != 0xA001]
+COMPRESSED = portion([encoding for encoding in range(1 << 16) if encoding & 3 != 3 and encoding != 0xA001])
 #: Major opcodes (bits 6..2).
 MISC_MEM, OP_IMM, OP_IMM_32, AMO, OP, OP_32, OP_FP, BRANCH, JALR, JAL, SYSTEM = 3, 4, 6, 11, 12, 14, 20, 24, 25, 27, 28
 #: Those in which rs2, or all of funct7, says what the instruction is.
@@ -104,7 +105,7 @@ def test_compressed_encodings_are_reserved_as_specified(ours: Ours) -> None:
         elif state.cause == ILLEGAL and state.value != encoding:
             found.append(f"{encoding:#06x}: mtval {state.value:#x}")
     assert not found, report(found)
-    assert count == 8 + 2048 + 64 + 32 + 128 + 2 * 64 + 1
+    assert count == 8 + 2048 + 64 + 32 + 128 + 2 * 64 + 1 or len(COMPRESSED) < 1 << 15
 
 
 def test_compressed_instructions_agree_with_unicorn(ours: Ours) -> None:
@@ -160,7 +161,7 @@ def privileged_words() -> list[int]:
 def word_cases(thorough: bool) -> tuple[Case, ...]:
     generator = Generator(SEED + 1)
     made = []
-    for word in words(thorough) + privileged_words():
+    for word in portion(words(thorough) + privileged_words()):
         opcode = word >> 2 & 31
         case = generator.code(word.to_bytes(4, "little"))
         offset = {BRANCH: 0x804, JAL: 0x30000 + (word & 0x7000) + (word >> 20 & 1) * 0x800 + (word >> 20 & 0x7FE)}

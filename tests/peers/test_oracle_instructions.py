@@ -19,7 +19,7 @@ from services.cpu.isa.riscv.region import translatable
 from tests.models.bitmanip import MASK, MODEL
 from tests.models.operands import CENTRE, CSRS, Generator, disassemble, report
 from tests.models.oracle import BREAKPOINT, WINDOW, Case, Ours, Qemu, State, Unicorn
-from tests.models.tiers import INTERPRET, TRANSLATE
+from tests.models.tiers import INTERPRET, TRANSLATE, portion
 
 #: Instructions that are compared elsewhere: WFI waits and the returns change privilege (tests of traps); ``illegal``
 #: stands for all that is no instruction (test_oracle_encodings).
@@ -64,7 +64,7 @@ def test_every_instruction_has_an_oracle() -> None:
 
 def test_instructions_agree_with_unicorn(ours: Ours) -> None:
     generator = Generator(SEED)
-    made = generator.cases(ON_UNICORN, 64) + generator.pairs(ON_UNICORN)
+    made = portion(generator.cases(ON_UNICORN, 64) + generator.pairs(ON_UNICORN))
     cases = [case for _, case in made]
     found, compared = [], Counter[str]()
     for (item, case), mine, theirs in zip(made, ours.run(cases), Unicorn().run(cases), strict=True):
@@ -75,7 +75,7 @@ def test_instructions_agree_with_unicorn(ours: Ours) -> None:
         if differences := mine.differences(theirs):
             found.append(f"{item.name}: {named(case)}: ours / Unicorn {differences}")
     assert not found, f"seed {SEED}: {report(found)}"
-    assert min(compared[item.name] for item in ON_UNICORN) > 16
+    assert min(compared[item.name] for item in ON_UNICORN) > 16 or len(made) < 64 * len(ON_UNICORN)
 
 
 def test_translated_instructions_agree_with_the_interpreter() -> None:
@@ -96,7 +96,7 @@ def test_bit_manipulation_agrees_with_the_model(ours: Ours) -> None:
     described = [item for item in INSTRUCTIONS if item.extension in ("zba", "zbb", "zbc", "zbs")]
     assert {item.name for item in described} == set(MODEL)
     generator = Generator(SEED + 1)
-    made = generator.cases(described, 96) + generator.pairs(described)
+    made = portion(generator.cases(described, 96) + generator.pairs(described))
     found = []
     for (item, case), mine in zip(made, ours.run([case for _, case in made]), strict=True):
         expected = _expected_of_model(item, case)
@@ -184,7 +184,7 @@ EXCUSED: tuple[Excuse, ...] = (
 def test_instructions_agree_with_qemu(ours: Ours, peer: Callable[[str], str]) -> None:
     peer(Qemu.PROGRAM)
     generator = Generator(SEED + 3)
-    made = generator.cases(TESTED, 96) + generator.pairs(TESTED)
+    made = portion(generator.cases(TESTED, 96) + generator.pairs(TESTED))
     cases = [case for _, case in made]
     found = []
     for (item, case), mine, theirs in zip(made, ours.run(cases), Qemu().run(cases), strict=True):

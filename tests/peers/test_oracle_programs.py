@@ -23,7 +23,7 @@ from tests.models.programs import (
     unicorn,
     write,
 )
-from tests.models.tiers import BOTH, LIMITS, TRANSLATE
+from tests.models.tiers import BOTH, LIMITS, TRANSLATE, portion
 
 SEED = 1_000
 
@@ -34,7 +34,7 @@ def ours() -> Ours:
 
 
 def test_programs_end_and_are_long(ours: Ours) -> None:
-    programs = [write(seed, ON_QEMU) for seed in range(SEED, SEED + 100)]
+    programs = [write(seed, ON_QEMU) for seed in portion(range(SEED, SEED + 100))]
     states = ours.run([case for _, _, case in placed(programs, some(0))])
     assert {state.cause for state in states} == {BREAKPOINT}
     assert min(ours.retired) > 50
@@ -45,7 +45,7 @@ def test_programs_agree_with_unicorn(ours: Ours) -> None:
     oracle = unicorn()
     found: list[str] = []
     for start in range(SEED, SEED + 300, 60):
-        found += compare([write(seed, ON_UNICORN) for seed in range(start, start + 60)], ours, oracle)
+        found += compare([write(seed, ON_UNICORN) for seed in portion(range(start, start + 60))], ours, oracle)
     assert not found, "\n".join(found[:5])
 
 
@@ -55,7 +55,7 @@ def test_programs_agree_with_qemu(ours: Ours, peer: Callable[[str], str]) -> Non
     oracle = qemu()
     found: list[str] = []
     for start in range(SEED, SEED + 300, 60):
-        found += compare([write(seed, ON_QEMU) for seed in range(start, start + 60)], ours, oracle)
+        found += compare([write(seed, ON_QEMU) for seed in portion(range(start, start + 60))], ours, oracle)
     assert not found, "\n".join(found[:5])
 
 
