@@ -21,7 +21,7 @@ class Case:
     """A device, and a register of it that keeps what is written (none: `offset` is -1) and is `initial` after reset.
 
     `program` gives the beginning of the command line, or skips the test where the program cannot be had. `kept` are
-    fields of the state that outlive a reset.
+    fields of the state that outlive a reset, `timed` those that change as time passes.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Case:
     values: tuple[int, int] = (0, 0)
     initial: int = 0
     kept: tuple[str, ...] = ()
+    timed: tuple[str, ...] = ()
 
     @property
     def interrupts_after_kill(self) -> bool:
@@ -68,6 +69,7 @@ RTC = Case(
     size=4,
     values=(0x1234_5678, 0x8765_4321),
     kept=("offset_ns",),  # the time: a clock with a battery
+    timed=("alarm_armed", "irq_pending"),
 )
 TEST = Case(
     name="test",
