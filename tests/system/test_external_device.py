@@ -90,7 +90,10 @@ def test_killed_while_the_guest_uses_it(host: Host, run: Run, tmp_path: Path, pr
     assert (machine.wait(), machine.output) == (copied(TIMES), "")
 
 
-def test_killed_and_started_again_by_hand(host: Host, root: Path, run: Run, tmp_path: Path) -> None:
+@every_language
+def test_killed_and_another_started_by_hand(host: Host, root: Path, run: Run, tmp_path: Path, program: Program) -> None:
+    """The successor may be in another language: it finds the state and where each hart was in the slot."""
+    successor = program()
     path = tmp_path / "busy.elf"
     path.write_bytes(programs.elf(programs.copy(BASE, IRQ, TIMES)))
     flags = ("-bios", "none", "-kernel", str(path), "-serial", "null", "-name", "hand")
@@ -102,7 +105,7 @@ def test_killed_and_started_again_by_hand(host: Host, root: Path, run: Run, tmp_
     wait_for_life(here, 1)
     first.kill()
     first.wait()
-    second = subprocess.Popen([*python(), *arguments, "--epoch", "2"], cwd=root)
+    second = subprocess.Popen([*successor, *arguments, "--epoch", "2"], cwd=root)
 
     assert machine.wait() == copied(TIMES)
     assert second.wait(LIMIT) == 0
