@@ -80,9 +80,11 @@ class Running:
     def look(self, *without: str) -> tuple[Message, Wires]:
         """State, lines and shadows, without these fields and without what changes as time passes."""
         state = self.save()
-        message: Message = getattr(devices_pb2, state.type.rpartition(".")[2]).FromString(state.bytes)
-        for field in (*without, *self.case.timed):
-            message.ClearField(field)
+        message: Message = state
+        if ignored := {*without, *self.case.timed}:
+            message = getattr(devices_pb2, state.type.rpartition(".")[2]).FromString(state.bytes)
+            for field in ignored:
+                message.ClearField(field)
         return message, ({}, {}) if self.case.timed else self.wires()
 
     def settle(self) -> None:
