@@ -136,5 +136,16 @@ SHARE = Case(
     size=4,
     values=(1, 3),
 )
-ALL = (UART, RTC, TEST, *COPIERS, RNG, BLK, NET, SHARE)
+HVC = Case(
+    name="console0",
+    program=python("services.devices.virtio_console"),
+    kind="virtio-console",
+    arguments=("--irq", "4", "--chardev", "null"),
+    base=0x1000_4000,
+    irqs=(4,),
+    offset=0x70,
+    size=4,
+    values=(1, 3),
+)
+ALL = (UART, RTC, TEST, *COPIERS, RNG, BLK, NET, SHARE, HVC)
 WITH_STATE = tuple(case for case in ALL if case.offset >= 0)

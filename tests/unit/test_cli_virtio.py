@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vmesh.cli import virtio
-from vmesh.cli.options import OptionError, parse
+from vmesh.cli.options import OptionError, Serial, parse
 
 
 @pytest.fixture
@@ -146,5 +146,52 @@ def test_a_shared_folder(tmp_path: Path) -> None:
     ],
 )
 def test_shares_that_are_refused(flags: tuple[str, ...], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        parse(flags)
+
+
+SERIAL = ("-device", "virtio-serial-device")
+
+
+def test_a_console() -> None:
+    flags = ("-chardev", "socket,id=c,path=/tmp/c,server=on,wait=off", *SERIAL, "-device", "virtconsole,chardev=c")
+    assert services(*flags)[7] == ("console0", [*services(*flags)[7][1][:8], "--chardev", "kept"])
+    options = parse(flags)
+    assert options.consoles["console0"] == Serial("unix", "/tmp/c", server=True, wait=False)
+    assert options.terminal == ("uart0", Serial("stdio", mux=True))
+
+
+def test_a_console_on_the_terminal_and_one_elsewhere() -> None:
+    options = parse(
+        (
+            *("-serial", "null", "-chardev", "stdio,id=c,mux=on,signal=off", "-chardev", "file,id=f,path=/tmp/f"),
+            *("-device", "virtio-serial-device,id=one", "-device", "virtio-serial-device,id=two"),
+            *("-device", "virtconsole,chardev=c,bus=two.0", "-device", "virtconsole,chardev=f"),
+        )
+    )
+    assert options.terminal == ("two", Serial("stdio", mux=True))
+    assert options.consoles["one"] == Serial("file", "/tmp/f")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (SERIAL, "expected a -device virtconsole"),
+        (("-device", "virtconsole,chardev=c"), "expected a -device virtio-serial-device before it"),
+        ((*SERIAL, "-device", "virtconsole,chardev=c"), "there is no 'c'"),
+        ((*SERIAL, "-device", "virtconsole"), "expected chardev=NAME"),
+        ((*SERIAL, "-device", "virtconsole,chardev=c,is=1"), "no property 'is'"),
+        (("-chardev", "null,id=c", "-chardev", "null,id=c"), "each id once"),
+        (("-chardev", "null,id=c", *2 * (*SERIAL, "-device", "virtconsole,chardev=c")), "one device for it"),
+        (("-chardev", "stdio,id=c", *SERIAL, "-device", "virtconsole,chardev=c"), "the terminal is taken"),
+        (("-chardev", "stdio"), "expected id=NAME"),
+        (("-chardev", "socket,id=c,host=h,port=1"), "no property 'host'"),
+        (("-chardev", "file,id=c"), "path=PATH"),
+        (("-chardev", "pty,id=c,path=/tmp/c"), "expected no path"),
+        (("-chardev", "udp,id=c"), "expected stdio, socket"),
+        (("-chardev", "stdio,id=c,mux=on,signal=on"), "signal=off with mux=on"),
+    ],
+)
+def test_consoles_that_are_refused(flags: tuple[str, ...], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         parse(flags)

@@ -37,7 +37,9 @@ class Console:
     every later one. Other guests are sent what comes when it comes, and nothing at its end, as by QEMU.
     """
 
-    def __init__(self, machine: Machine, serial: Serial, prompt: bool, monitor: Child, scripted: bool) -> None:
+    def __init__(
+        self, machine: Machine, device: str, serial: Serial, prompt: bool, monitor: Child, scripted: bool
+    ) -> None:
         self.ended_by = ""  # what the user did to end the machine: for one line
         self._machine = machine
         self._serial = serial
@@ -47,7 +49,7 @@ class Console:
         self._editor = LineEditor()
         self._at_prompt = prompt and serial.kind != "stdio"
         self._has_prompt = prompt
-        self._path: Path | None = machine.console("uart0") if serial.kind == "stdio" else None
+        self._path: Path | None = machine.console(device) if serial.kind == "stdio" else None
         self._socket: socket.socket | None = None
         self._to_guest = bytearray()
         self._to_user = bytearray()

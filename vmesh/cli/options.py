@@ -16,6 +16,7 @@ from vmesh.board.external import External
 from vmesh.cli import external, net, share, virtio
 
 MEBIBYTE = 1 << 20
+UART = "uart0"  # the service that is the board's serial port
 MAX_HARTS = 512  # the board's limit in QEMU's `virt` (docs/system/riscv/virt.rst)
 
 LOG_ITEMS: Mapping[str, str] = {
@@ -83,6 +84,7 @@ class RunOptions:
     nographic: bool = False
     display: str | None = None
     serial: Serial | None = None
+    chardevs: tuple[tuple[str, Serial], ...] = ()
     monitor: str | None = None
     name: str | None = None
     paused: bool = False
@@ -96,6 +98,19 @@ class RunOptions:
     @property
     def boots_default_guest(self) -> bool:
         return self.kernel is None and self.bios is None
+
+    @property
+    def consoles(self) -> dict[str, Serial]:
+        """What each serial device is connected to, by the device's name."""
+        named = dict(self.chardevs)
+        return {UART: self.console} | {
+            device: named[chardev] for device, chardev in virtio.consoles(self.virtio_devices).items()
+        }
+
+    @property
+    def terminal(self) -> tuple[str, Serial]:
+        """The serial device that the launcher's terminal is for; its kind is not stdio if there is none."""
+        return next((each for each in self.consoles.items() if each[1].kind == "stdio"), (UART, self.console))
 
     @property
     def console(self) -> Serial:
@@ -335,6 +350,31 @@ def _serial(options: RunOptions, text: str) -> RunOptions:
     return replace(options, serial=serial)
 
 
+def _chardev(options: RunOptions, text: str) -> RunOptions:
+    properties = _properties(text, "backend")
+    backend, name, path = (properties.pop(key, "") for key in ("backend", "id", "path"))
+    if not name:
+        raise ValueError("expected id=NAME")
+    allowed = {"stdio": {"mux", "signal"}, "socket": {"server", "wait", "nowait"}, "file": set(), "pty": {"mux"}}
+    if backend not in (*allowed, "null"):
+        raise ValueError(f"expected stdio, socket, file, pty or null, got '{backend}'")
+    if unknown := properties.keys() - allowed.get(backend, set()):
+        raise ValueError(f"no property '{min(unknown)}' of {backend}")
+    if (backend in ("socket", "file")) != bool(path):
+        raise ValueError(f"{backend}: expected {'path=PATH' if not path else 'no path'}")
+    on = {key: _on_off(key, value) for key, value in properties.items()}
+    if "signal" in on and on["signal"] == on.get("mux", False):
+        raise ValueError("expected signal=off with mux=on; without mux Ctrl-C ends the machine")
+    serial = Serial(
+        "unix" if backend == "socket" else backend,
+        str(Path(path).absolute()) if path else "",
+        mux=backend == "stdio" and on.get("mux", False),
+        server=on.get("server", False),
+        wait=on.get("wait", True) and not on.get("nowait", False),
+    )
+    return replace(options, chardevs=(*options.chardevs, (name, serial)))
+
+
 def _monitor(options: RunOptions, text: str) -> RunOptions:
     if text not in ("none", "stdio"):
         raise ValueError("expected none or stdio")
@@ -375,12 +415,16 @@ def _device(options: RunOptions, text: str) -> RunOptions:
     properties = _properties(text, "driver")
     driver = properties.pop("driver", "")
     if driver == "help":
-        raise HelpRequested("\n".join([*(virtio.usage(name) for name in virtio.DRIVERS), external.USAGE]))
+        raise HelpRequested(
+            "\n".join([*(virtio.usage(name) for name in virtio.DRIVERS), virtio.CONSOLE_USAGE, external.USAGE])
+        )
+    if driver == virtio.CONSOLE:
+        return replace(options, virtio_devices=virtio.add_console(options.virtio_devices, properties))
     if driver in virtio.DRIVERS:
         return replace(options, virtio_devices=(*options.virtio_devices, virtio.parse_device(driver, properties)))
     if driver == external.DRIVER:
         return replace(options, external=(*options.external, external.parse(properties)))
-    known = ", ".join([*virtio.DRIVERS, external.DRIVER])
+    known = ", ".join([*virtio.DRIVERS, virtio.CONSOLE, external.DRIVER])
     why = "the board has no PCI" if driver.endswith("-pci") else f"no device '{driver}' can be added"
     raise ValueError(f"{why}; expected one of {known}")
 
@@ -482,6 +526,13 @@ OPTIONS: tuple[Option, ...] = (
         _nic,
     ),
     Option(("-snapshot",), "", "Write to temporary files instead of the disks' images.", _snapshot),
+    Option(
+        ("-chardev",),
+        "BACKEND,id=NAME[,...]",
+        f"What a -device {virtio.CONSOLE_USAGE} is connected to: stdio[,mux=on], "
+        "socket,path=PATH[,server=on][,wait=off], file,path=PATH, pty or null.",
+        _chardev,
+    ),
     Option(("-virtfs",), "local,path=FOLDER[,...]", f"Share a folder with the guest: {share.VIRTFS_USAGE}.", _virtfs),
     Option(("-fsdev",), "local,id=NAME[,...]", f"A folder for -device virtio-9p-device: {share.USAGE}.", _fsdev),
     Option(
@@ -519,6 +570,7 @@ def _check_together(options: RunOptions) -> None:
         virtio.services(options.virtio_devices, options.drives, options.netdevs, options.shares, options.snapshot, ())
     except ValueError as error:
         raise OptionError(str(error)) from error
+    _check_consoles(options)
     if options.initrd is not None and options.kernel is None:
         raise OptionError("-initrd: expected -kernel with it")
     if options.append is not None and options.kernel is None and not options.boots_default_guest:
@@ -534,6 +586,20 @@ def _check_together(options: RunOptions) -> None:
         )
     if options.dtb is not None and options.dumpdtb is not None:
         raise OptionError("-dtb -machine dumpdtb=: expected one of them, there is nothing to dump with -dtb")
+
+
+def _check_consoles(options: RunOptions) -> None:
+    names = [name for name, _ in options.chardevs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise OptionError(f"-chardev id={twice[0]}: expected each id once")
+    used = list(virtio.consoles(options.virtio_devices).values())
+    for name in used:
+        if name not in names:
+            raise OptionError(f"-device {virtio.CONSOLE}: expected chardev=NAME of a -chardev, there is no '{name}'")
+        if used.count(name) > 1:
+            raise OptionError(f"-chardev id={name}: expected one device for it")
+    if sum(serial.kind == "stdio" for serial in options.consoles.values()) > 1:
+        raise OptionError("-chardev stdio: the terminal is taken; -serial null lets go of it")
 
 
 def _unknown(name: str) -> str:

@@ -13,12 +13,11 @@ from vmesh.board.boot import BootFiles, BootPlan
 from vmesh.board.devicetree import Board
 from vmesh.board.errors import BoardError
 from vmesh.cli import external, virtio
-from vmesh.cli.options import MEBIBYTE, RunOptions, Serial
+from vmesh.cli.options import MEBIBYTE, UART, RunOptions, Serial
 from vmesh.machine import Machine
 from vmesh.spawn import ServiceCommand
 
 _FILES = {"the device tree": "dtb", "the reset vector": "reset"}  # blobs of the boot plan in the machine directory
-_SERIAL = "uart0"
 _START_SECONDS = 60.0  # for a machine to start that does not wait for anybody
 _DEFAULT_RAM = 128 * MEBIBYTE  # QEMU's default for `virt`
 _DEFAULT_GUEST_RAM = 512 * MEBIBYTE
@@ -55,8 +54,9 @@ def plan(options: RunOptions, machine: Machine) -> MachinePlan:
     notes = [external.note(device, machine.path) for device in options.external if not device.command]
     if options.boots_default_guest and guest.find() is None:
         notes.append("booting the small built-in guest (`vmesh guest fetch` gets Debian's)")
+    consoles = {name: _chardev(name, serial, machine) for name, serial in options.consoles.items()}
     files_there = {_FILES[blob.name]: blob.data for blob in booted.blobs}
-    return MachinePlan(services, files_there, {_SERIAL: _chardev(options.console, machine)}, tuple(notes))
+    return MachinePlan(services, files_there, consoles, tuple(notes))
 
 
 def board_of(options: RunOptions) -> Board:
@@ -90,7 +90,7 @@ def monitor_command(planned: MachinePlan, options: RunOptions, machine: Machine)
     if "startup" in options.log_items:
         arguments.append("--startup")
     arguments += ["--health-interval", f"{options.health_interval:g}", "--health-limit", f"{options.health_limit:g}"]
-    if options.console.kind == "unix" and options.console.server and options.console.wait:
+    if any(serial.kind == "unix" and serial.server and serial.wait for serial in options.consoles.values()):
         arguments += ["--start-limit", "inf"]
     elif options.external:
         longest = max(device.wait_seconds for device in options.external)
@@ -143,12 +143,12 @@ def _services(options: RunOptions, board: Board, booted: BootPlan, machine: Mach
 
 
 def _devices(machine: Machine, place: tuple[str, ...]) -> list[ServiceCommand]:
-    uart = (*place, "--name", _SERIAL, "--base", f"{virt.UART0.base:#x}", "--irq", str(virt.UART0.irq))
-    uart += ("--chardev", f"kept:{machine.kept_console(_SERIAL)}")
+    uart = (*place, "--name", UART, "--base", f"{virt.UART0.base:#x}", "--irq", str(virt.UART0.irq))
+    uart += ("--chardev", f"kept:{machine.kept_console(UART)}")
     rtc = (*place, "--name", "rtc", "--base", f"{virt.RTC.base:#x}", "--irq", str(virt.RTC.irq))
     test = (*place, "--name", "test", "--base", f"{virt.TEST.base:#x}")
     return [
-        ServiceCommand(_SERIAL, "ns16550a", "services.devices.ns16550a", uart),
+        ServiceCommand(UART, "ns16550a", "services.devices.ns16550a", uart),
         ServiceCommand("rtc", "goldfish-rtc", "services.devices.goldfish_rtc", rtc),
         ServiceCommand("test", "sifive-test", "services.devices.sifive_test", test),
     ]
@@ -160,11 +160,11 @@ def _virtio(options: RunOptions, place: Sequence[str]) -> dict[int, ServiceComma
     )
 
 
-def _chardev(serial: Serial, machine: Machine) -> str:
-    """The serial port's other end, as vmesh/chardev.py specifies it."""
+def _chardev(device: str, serial: Serial, machine: Machine) -> str:
+    """The other end of a serial device, as vmesh/chardev.py specifies it."""
     match serial.kind:
         case "stdio":
-            return f"socket:{machine.console(_SERIAL)}"  # the launcher connects the terminal there
+            return f"socket:{machine.console(device)}"  # the launcher connects the terminal there
         case "none" | "null":
             return "null"
         case "unix" if serial.server:

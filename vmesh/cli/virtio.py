@@ -22,6 +22,10 @@ DRIVE_USAGE = (
     "[,cache=writeback|writethrough|unsafe][,discard=ignore|unmap]"
 )
 
+CONSOLE = "virtconsole"
+CONSOLE_USAGE = f"{CONSOLE},chardev=NAME"
+_SERIAL = "virtio-serial-device"
+
 _OURS = ("monitor", "gateway", "memory", "cpu", "uart0", "rtc", "test")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,30}")
 _BUS = re.compile(r"virtio-mmio-bus\.([0-7])")
@@ -233,12 +237,43 @@ def _share(properties: Mapping[str, str], backends: Backends) -> list[str]:
     return [*shared.arguments, "--tag", share.check_tag(properties.get("mount_tag", ""))]
 
 
+def add_console(devices: Sequence[Device], properties: Mapping[str, str]) -> tuple[Device, ...]:
+    """The devices, one of which got the port of a `-device virtconsole`. Raises ValueError."""
+    if unknown := properties.keys() - {"chardev", "id", "bus", "nr", "name"}:
+        raise ValueError(f"no property '{min(unknown)}'; expected {CONSOLE_USAGE}")
+    if not properties.get("chardev"):
+        raise ValueError("expected chardev=NAME of a -chardev")
+    bus = properties.get("bus", "").removesuffix(".0")
+    for place, device in enumerate(devices):
+        if device.driver == _SERIAL and not device.properties and bus in ("", device.name):
+            name = device.name or f"console{place}"
+            changed = replace(device, name=name, properties={"chardev": properties["chardev"]})
+            return (*devices[:place], changed, *devices[place + 1 :])
+    raise ValueError(f"expected a -device {_SERIAL} before it, with no port yet")
+
+
+def consoles(devices: Sequence[Device]) -> dict[str, str]:
+    """The chardev of each serial device, by the device's name."""
+    return {
+        device.name: device.properties["chardev"]
+        for device in devices
+        if device.driver == _SERIAL and device.properties
+    }
+
+
+def _console(properties: Mapping[str, str], _backends: Backends) -> list[str]:
+    if "chardev" not in properties:
+        raise ValueError(f"{_SERIAL}: expected a -device {CONSOLE_USAGE} behind it")
+    return ["--chardev", "kept"]
+
+
 DRIVERS: Mapping[str, Driver] = {
     "virtio-blk-device": Driver(
         "virtio-blk", "blk", ("drive", "serial", "num-queues"), ",drive=NAME[,serial=TEXT][,num-queues=N]", _block
     ),
     net.DRIVER: Driver("virtio-net", "net", net.CARD_PROPERTIES, net.CARD_USAGE, _net),
     "virtio-rng-device": Driver("virtio-rng", "rng", (), "", lambda _properties, _backends: []),
+    _SERIAL: Driver("virtio-console", "console", (), "", _console),
     "virtio-9p-device": Driver("virtio-9p", "share", ("fsdev", "mount_tag"), ",fsdev=NAME,mount_tag=TAG", _share),
 }
 

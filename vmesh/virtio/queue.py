@@ -103,6 +103,11 @@ class Queue(ABC):
         """Of the first request that is not completed; see VirtioQueueState in devices.proto."""
         return self._used
 
+    @property
+    def ahead(self) -> int:
+        """Of the request that `pop` gives next."""
+        return self._next
+
     def pop(self) -> Chain | None:
         """The next request. None: there is none, and the driver will ring when it makes one available."""
         if self._broken is None:
