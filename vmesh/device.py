@@ -8,10 +8,11 @@ wire.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 from google.protobuf.message import DecodeError, Message
 
@@ -180,6 +181,7 @@ class Device:
 
     def reset(self) -> None:
         """Back to the state after power-on, lines and shadows included. Also called before the device is attached."""
+        self.load(self.state())
 
     def save(self) -> Message:
         """The state, as a message of type `state`."""
@@ -541,6 +543,15 @@ def run(options: argparse.Namespace, build: Callable[[Runtime], Device]) -> int:
     """Serve the device that `build` makes, to its end; gives the exit status."""
 
     return service.run(options, lambda runtime: DeviceService(runtime, build(runtime)))
+
+
+def main(kind: str, build: Callable[[Runtime, int, int], Device]) -> NoReturn:
+    """The command line of a device with one place and one interrupt: serve `build(runtime, base, irq)`, to its end."""
+    parser = service.parser(kind, None)
+    parser.add_argument("--base", type=service.number, required=True, metavar="ADDRESS")
+    parser.add_argument("--irq", type=service.number, required=True, metavar="N")
+    options = parser.parse_args()
+    sys.exit(run(options, lambda runtime: build(runtime, options.base, options.irq)))
 
 
 def _posted(regions: Sequence[messages.Region]) -> list[tuple[int, int, int]]:

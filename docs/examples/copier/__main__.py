@@ -1,6 +1,5 @@
 """A device in one page, the copier: it moves up to 1 MiB of guest memory and gives its CRC-32 (zlib's)."""
 
-import sys
 import zlib
 
 from google.protobuf.message import Message
@@ -49,9 +48,6 @@ class Copier(device.Device):
         self._state.crc = zlib.crc32(data)
         return DONE
 
-    def reset(self) -> None:
-        self.load(CopierState())
-
     def save(self) -> Message:
         return self._state
 
@@ -68,8 +64,4 @@ class Copier(device.Device):
 
 
 if __name__ == "__main__":
-    parser = service.parser("copier", __doc__)
-    parser.add_argument("--base", type=service.number, required=True, metavar="ADDRESS")
-    parser.add_argument("--irq", type=service.number, required=True, metavar="N")
-    options = parser.parse_args()
-    sys.exit(device.run(options, lambda runtime: Copier(runtime, options.base, options.irq)))
+    device.main("copier", Copier)
