@@ -240,6 +240,7 @@ class DeviceService(Service):
         self._slot = Slot(runtime.machine.path / f"{runtime.name}.slot", fresh=runtime.epoch == 1)
         device.marks = self._slot.marks
         self._written = b""
+        self._owed: list[tuple[_Link, int]] = []  # answers, when the slot has what they say
         self._description = messages.Description(
             name=runtime.name,
             kind=device.kind,
@@ -417,10 +418,13 @@ class DeviceService(Service):
         link.done = batch.sequence + len(accesses) - 1
         link.value, link.bus_error = value, bus_error
         device.flush()
+        if access.write and (access.region, access.offset, access.size) in self._posted:
+            # Nobody waits for the answer to posted writes: the end of the turn has time for it. What they changed goes
+            # to the irqchip, which listens.
+            self._owed.append((link, packet.id))
+            return
         self._write_slot()
-        # Nobody may be waiting for the answer to posted writes: what they changed goes to the irqchip, which listens.
-        waited_for = (access.region, access.offset, access.size) not in self._posted or not access.write
-        self._answer(link, packet.id, self._next_update() if waited_for else None)
+        self._answer(link, packet.id, self._next_update())
 
     def _answer(self, link: _Link, packet_id: int, update: messages.DeviceUpdate | None) -> None:
         done = messages.BatchDone(
@@ -461,6 +465,9 @@ class DeviceService(Service):
         self._write_slot()
         if self._device.wires.changed:
             self._send_update()
+        owed, self._owed = self._owed, []
+        for link, packet_id in owed:
+            self._answer(link, packet_id, None)
 
     def _send_update(self, *, everything: bool = False) -> None:
         if self._irqchip is None:
