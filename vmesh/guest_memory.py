@@ -136,10 +136,10 @@ class LocalGuestMemory:
         _mark(mapped, address - mapped.base, 2)
 
     def covers(self, address: int, size: int, *, write: bool) -> bool:
-        return any(
-            window.base <= address and 0 <= size <= window.end - address and window.writable >= write
-            for window in self._windows
-        )
+        for window in self._windows:  # the path of every buffer: a loop is faster than any()
+            if window.base <= address and 0 <= size <= window.end - address and window.writable >= write:
+                return True
+        return False
 
     def gather(self, pieces: Sequence[Piece]) -> list[memoryview]:
         return [self._view(address, size) for address, size in pieces]
