@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
+import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import pytest
 
 from tests.system.conftest import Host, Terminal
 from vmesh.guest import Guest
+from vmesh.machine import Machine
 
 pytestmark = pytest.mark.system
 
@@ -53,6 +57,40 @@ def test_what_the_guest_reads_and_writes(host: Host, debian: Guest, disk: Path, 
     assert f"{digest(after[start:end])}  -" in answer
     assert after[start:end] != before[start:end]
     assert (after[:start], after[end:]) == (before[:start], before[end:])
+
+
+@pytest.mark.parametrize("properties", ["", ",packed=on"])
+def test_a_killed_disk_comes_back_and_has_lost_nothing(
+    run: Run, host: Host, debian: Guest, disk: Path, properties: str
+) -> None:
+    steps = 24
+    script = (
+        f"for i in $(seq {steps}); do head -c 262144 /dev/urandom >/tmp/n; "
+        "dd if=/tmp/n of=/dev/vda bs=16k seek=$((i * 16)) oflag=direct conv=notrunc 2>/dev/null || echo failed; "
+        "dd if=/dev/vda of=/tmp/m bs=16k skip=$((i * 16)) count=16 iflag=direct 2>/dev/null || echo failed; "
+        "cmp /tmp/n /tmp/m && echo step $i $(sha256sum </tmp/n); done"
+    )
+    machine = run(
+        *("-name", "killed", "-drive", f"file={disk},format=raw,if=none,id=d"),
+        *("-device", f"virtio-blk-device,drive=d{properties}", "-append", f'loglevel=1 vmesh.run="{script}"'),
+        pipes=True,
+    )
+    killed = set()
+    for step in (2, 7, 13, 19):
+        machine.expect(f"step {step} ")
+        record = Machine(host.runtime / "killed").read_record()
+        assert record is not None
+        pid = next(service.pid for service in record.services if service.name == "blk0")
+        os.kill(pid, signal.SIGKILL)
+        killed.add(pid)
+
+    assert machine.wait() == 0
+    assert len(killed) == 4
+    assert "failed" not in machine.output
+    told = dict(re.findall(r"^step (\d+) (\w{64}) ", machine.output, re.MULTILINE))
+    data = disk.read_bytes()
+    written = {str(step): digest(data[step * SIZE // 64 : (step + 1) * SIZE // 64]) for step in range(1, steps + 1)}
+    assert told == written
 
 
 def test_disks_that_are_not_written_to(run: Run, debian: Guest, disk: Path, tmp_path: Path) -> None:
