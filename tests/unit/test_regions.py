@@ -7,7 +7,9 @@ import threading
 
 import pytest
 
+from services.cpu.isa.riscv.encoding import encode
 from services.cpu.isa.riscv.features import FEATURES
+from services.cpu.isa.riscv.region import form
 from services.cpu.isa.riscv.state import ATTENTION_STOP, EXIT_REGIONS, EXIT_STOP
 from services.cpu.regions import FINGERPRINT, LONGEST_CODE, PAGE, Regions, Translation
 from services.cpu.translator import translate
@@ -127,6 +129,16 @@ def test_what_was_never_run_is_left_out() -> None:
     # though the clock finds nothing but the region at the loop's head, what it lacks is found hot
     machine.run(10)
     assert [offset for _, offset in elsewhere.requests] == [8]
+
+
+def test_a_loop_is_whole_before_what_comes_behind_it() -> None:
+    """A loop of 21 instructions from byte 4 on, found in its middle, and more behind it than there is room for."""
+    words = [encode("addi", rd=10, rs1=10, imm=1)] * 52
+    words[21] = encode("bne", rs1=10, rs2=0, imm=-80)
+    page = struct.pack("<52I", *words).ljust(PAGE, b"\0")
+    region = form(page, 60, frozenset(FEATURES), limit=25)
+    assert region is not None
+    assert sorted(region.steps) == [*range(4, 88, 4), 88, 92, 96, 100]
 
 
 def test_a_request_that_is_repeated() -> None:

@@ -134,8 +134,9 @@ def is_region(hart: Hart, slot: u64) -> bool:
 def sample(hart: Hart, slot: u64, hot: u64) -> None:
     """Counts a slot that the clock found; every ``hot`` samples Python is told. A slot may take another's place.
 
-    In place of a slot that is a region already, the one counts where a region was last left for the interpreter: what
-    a loop's region lacks, because it had not been run when the region was made or was too much for one, is hot too.
+    In place of a slot that is a region already, the one counts where a region was last left for the interpreter, or a
+    page for the next one: what a loop's region lacks, because it had not been run when the region was made, was too
+    much for one or is in another page, is hot too.
     """
     ran = hart.retired - hart.looked
     hart.looked = hart.retired
@@ -203,6 +204,8 @@ def go(hart: Hart) -> None:
         select_tlb(hart)
         slot = locate(hart, hart.pc)
         if slot != 0:
+            # a loop across pages comes through here
+            hart.outside = slot
             hart.ip = slot
             return
 
@@ -230,6 +233,9 @@ def locate(hart: Hart, pc: u64) -> u64:
 @native
 def fetch_half(hart: Hart, pc: u64) -> u32:
     """Two bytes of code; ``hart.pending`` says whether the fetch trapped."""
+    entry = at(Tlb, hart.tlb).fetch[(pc >> 12) & (FETCH_ENTRIES - 1)]
+    if entry.tag == pc & ~OFFSET:
+        return u32(peek(u16, ref(at(CodePage, entry.addend).copy) + (pc & OFFSET)))
     host = host_address(hart, pc, 2, FETCH)
     if host == 0:
         if hart.pending == PENDING_NONE:
@@ -250,10 +256,12 @@ def single(hart: Hart, pc: u64) -> u64:
             return 0
     machine = machine_of(hart)
     slots = at(Ptr[Slot], ref(hart.scratch))
-    decode(hart, slots[0], insn, pc, False)
-    slots[1].handler = machine.page_end_handler
-    slots[2].handler = machine.page_end_handler
-    hart.scratch[SCRATCH_BITS] = u64(insn)
+    if hart.scratch[SCRATCH_BITS] != u64(insn) or slots[0].handler == 0:
+        # a loop that has one in it comes with the same one again and again
+        decode(hart, slots[0], insn, pc, False)
+        slots[1].handler = machine.page_end_handler
+        slots[2].handler = machine.page_end_handler
+        hart.scratch[SCRATCH_BITS] = u64(insn)
     hart.bias = pc - (ref(hart.scratch) >> 3)
     return ref(hart.scratch)
 

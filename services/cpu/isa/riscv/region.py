@@ -177,12 +177,12 @@ class Region:
     entries: list[int] = field(default_factory=list)
     joins: set[int] = field(default_factory=set)
 
-    def reach(self, step: Step, work: list[int]) -> None:
-        """Takes note of where a branch or jump goes."""
-        work.append(step.target)
+    def reach(self, step: Step) -> bool:
+        """Takes note of where a branch or jump goes; gives whether that is a loop's head."""
         self.joins.add(step.target)
         if step.imm <= 0:
             self.entries.append(step.target)
+        return step.imm <= 0
 
 
 def form(
@@ -197,12 +197,13 @@ def form(
     than ``least`` instructions.
 
     ``executed`` has a bit for each slot (see ``execution.executed``): what was never run is left out. A loop can be
-    entered at its head, since it is left where it does something for the first time.
+    entered at its head, since it is left where it does something for the first time. What comes behind a loop is taken
+    when the loop is whole: to go round it must not need two regions.
     """
     region = Region(entries=[entry])
-    work = [entry]
-    while work and len(region.steps) < limit:
-        offset = work.pop(0)
+    work, later = [entry], list[int]()
+    while (work or later) and len(region.steps) < limit:
+        offset = work.pop(0) if work else later.pop(0)
         while 0 <= offset < PAGE:
             if offset in region.steps:
                 region.joins.add(offset)
@@ -215,14 +216,21 @@ def form(
             region.steps[offset] = step
             name = step.instruction.name
             if step.instruction.result == "branch":
-                region.reach(step, work)
+                if region.reach(step):
+                    later.append(step.next)
+                    offset = step.target
+                    continue
+                work.append(step.target)
             elif name == "jal":
                 if step.register("rd") != 0:
                     # the return comes in by the slot behind the call
                     region.entries.append(step.next)
                     work.append(step.next)
+                elif region.reach(step):
+                    offset = step.target
+                    continue
                 else:
-                    region.reach(step, work)
+                    work.append(step.target)
                 break
             elif name == "jalr":
                 if step.register("rd") != 0:

@@ -325,7 +325,7 @@ class Hart(Record):
     #: at the last look
     count_translated: u64
     looked: u64
-    #: the slot at which a region was last left for an instruction that it does not have
+    #: the slot at which a region was last left for an instruction that it does not have, or that ``go`` found last
     outside: u64
     #: host nanoseconds: when the hart left native code for work of Python's own, and the longest time until it was back
     left_at: u64
