@@ -39,8 +39,8 @@ _NOT_DEVICES = ("memory", "cpu")
 class Work:
     """What the guest does again and again: `script`, with the step's number in $1.
 
-    `flags` makes the machine's flags, with files in a directory; `check` gets the step's number, the lines that the guest
-    said, and the directory, and says what is wrong, if anything.
+    `flags` makes the machine's flags, with files in a directory; `check` gets the step's number, the lines that the
+    guest said, and the directory, and says what is wrong, if anything.
     """
 
     flags: Callable[[Path], list[str]]
