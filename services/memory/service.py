@@ -219,7 +219,11 @@ class Memory(Service):
     def _check_dma(self, client: Client, address: int, size: int, *, write: bool) -> None:
         if size > MAX_TRANSFER:
             raise errors.BadRequest("DMA", expected=f"at most {MAX_TRANSFER} bytes", got=str(size))
-        check(self._grants.get(client.identity, []), address, size, write)
+        try:
+            check(self._grants.get(client.identity, []), address, size, write)
+        except errors.OutsideGrant as error:
+            self._runtime.complain(client.name, "DMA outside its grants", str(error))
+            raise
         self._dma_bytes += size
 
     def _forget_gone(self) -> None:

@@ -62,6 +62,16 @@ def touch(address: int) -> bytes:
     return program.assemble()
 
 
+def peek(address: int) -> bytes:
+    """Reads a word at a multiple of 4 KiB once, and sleeps."""
+    program = Program()
+    program.emit(e.lui(e.T0, address >> 12), e.lw(e.T1, e.T0, 0))
+    program.label("park")
+    program.emit(e.wfi())
+    program.jump("park")
+    return program.assemble()
+
+
 def count(lines: int) -> bytes:
     """Prints the numbers from 0 to `lines` - 1, a line of eight hexadecimal digits each, and powers off."""
     program = Program()

@@ -94,6 +94,7 @@ class RunOptions:
     print_commands: bool = False
     health_interval: float = 1.0  # seconds between two looks at a service's health
     health_limit: float = 10.0  # seconds without an answer after which a service counts as hung
+    bus_limit: float = 20.0  # seconds without a sign of life after which a hart does not wait for a device
 
     @property
     def boots_default_guest(self) -> bool:
@@ -467,6 +468,10 @@ def _health_interval(options: RunOptions, text: str) -> RunOptions:
     return replace(options, health_interval=_seconds(text))
 
 
+def _bus_limit(options: RunOptions, text: str) -> RunOptions:
+    return replace(options, bus_limit=_seconds(text))
+
+
 def _health_limit(options: RunOptions, text: str) -> RunOptions:
     return replace(options, health_limit=_seconds(text))
 
@@ -558,6 +563,12 @@ OPTIONS: tuple[Option, ...] = (
         "SECONDS",
         "How long a service may owe the answer before it counts as hung. Default: 10.",
         _health_limit,
+    ),
+    Option(
+        ("-bus-limit",),
+        "SECONDS",
+        "How long a hart waits for a device that gives no sign of life before it gets an access fault. Default: 20.",
+        _bus_limit,
     ),
 )
 

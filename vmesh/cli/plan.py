@@ -133,6 +133,7 @@ def _services(options: RunOptions, board: Board, booted: BootPlan, machine: Mach
         cpu.append("--no-cache")
     if options.perf_map:
         cpu.append("--perf-map")
+    cpu += ["--bus-limit", f"{options.bus_limit:g}"]
     if options.paused:
         cpu.append("--paused")
     return (

@@ -49,8 +49,15 @@ def machine(status: gateway_pb2.MachineStatus) -> str:
         )
         for hart in status.harts
     ]
+    complaints = [
+        (service.name, what, f"{count:,}")
+        for service in status.services
+        for what, count in sorted(service.complaints.items())
+    ]
     bus = [(field.name.replace("_", " "), f"{getattr(status.bus, field.name):,}") for field in _BUS_FIELDS]
     parts = [state(status), services(status)]
+    if complaints:
+        parts.append(_table(("name", "complaint", "count"), complaints))
     if harts:
         parts.append(_table(("hart", "state", "mode", "pc", "instructions retired"), harts))
     if status.HasField("bus"):

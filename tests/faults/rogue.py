@@ -1,0 +1,79 @@
+"""A device that misbehaves in the way that ROGUE names, for tests; takes the arguments of `-device vmesh-external`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from google.protobuf.message import Message
+from google.protobuf.wrappers_pb2 import UInt32Value
+
+from vmesh import device, errors, service
+from vmesh.v1 import bus_pb2, memory_pb2
+from vmesh.v1.common_pb2 import ROLE_DEVICE
+from vmesh.v1.packet_pb2 import Packet
+from vmesh.wire import Client
+
+_PATIENCE = 10.0
+
+
+class Rogue(device.Device):
+    """One word that reads as 7."""
+
+    kind = "rogue"
+    state = UInt32Value
+
+    def __init__(self, runtime: service.Runtime, base: int, irq: int) -> None:
+        super().__init__(runtime)
+        self.regions = [bus_pb2.Region(name="word", base=base, size=4096, access_sizes=4)]
+        self.lines = [bus_pb2.Line(name="line", irq=irq)]
+
+    def read(self, region: int, offset: int, size: int) -> int:
+        return 7
+
+
+class RogueService(device.DeviceService):
+    def start(self) -> None:
+        super().start()
+        self._line = False
+        misdeed: dict[str, Callable[[], None]] = {"flood": self._flood, "dma": self._reach}
+        if (action := misdeed.get(os.environ["ROGUE"])) is not None:
+            action()
+
+    def handle(self, client: Client, packet: Packet) -> Message | None:
+        match os.environ["ROGUE"]:
+            case "silent" if packet.WhichOneof("body") == "access_batch":
+                return None
+            case "nonsense" if packet.WhichOneof("body") == "access_batch":
+                self._runtime.server.send(client, bus_pb2.BatchDone(epoch=9, done=1 << 60), packet.id)
+                self._runtime.server.socket.send_multipart([client.identity, b"\xff" * 50])
+        return super().handle(client, packet)
+
+    def _flood(self) -> None:
+        for _ in range(500):
+            self._line = not self._line
+            self._device.wires.set_line(0, self._line)
+            self._send_update()
+        self._runtime.loop.call_in("flood", 0.001, self._flood)
+
+    def _reach(self) -> None:
+        memory = self._runtime.dial("memory", ROLE_DEVICE)
+        memory.greet(_PATIENCE)
+        try:
+            memory.request(memory_pb2.DmaRead(address=0x8000_0000, size=64), _PATIENCE)
+        except errors.OutsideGrant:
+            return
+        raise errors.PeerError("memory gave what it should not")
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = service.parser("rogue", __doc__)
+    parser.add_argument("--base", type=service.number, required=True)
+    parser.add_argument("--irq", type=service.number, required=True)
+    options = parser.parse_args(argv)
+    return service.run(options, lambda runtime: RogueService(runtime, Rogue(runtime, options.base, options.irq)))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,62 @@
+"""A device that misbehaves is named, and the rest of the machine goes on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.faults.conftest import DEADLINE, Rig, wait_for
+from tests.system import programs
+from vmesh.client import MachineClient
+
+pytestmark = pytest.mark.system
+
+BASE = 0x400_0000  # where the board has nothing
+LOAD_ACCESS_FAULT = 5
+
+
+def start(rig: Rig, tmp_path: Path, misdeed: str, program: bytes, *flags: str) -> subprocess.Popen[bytes]:
+    elf = tmp_path / "guest.elf"
+    elf.write_bytes(programs.elf(program))
+    rig.environment["ROGUE"] = misdeed
+    rogue = f"vmesh-external,id=rogue,base={BASE:#x},irq=20,command={sys.executable} -m tests.faults.rogue"
+    return rig.start_real("-bios", "none", "-kernel", str(elf), "-health-interval", "0.1", "-device", rogue, *flags)
+
+
+def complaints(rig: Rig) -> dict[str, int]:
+    with MachineClient(rig.machine) as client:
+        services = client.status().services
+    assert all(not service.complaints for service in services if service.name != "rogue")
+    return next(dict(service.complaints) for service in services if service.name == "rogue")
+
+
+def finish(rig: Rig, launcher: subprocess.Popen[bytes]) -> None:
+    with MachineClient(rig.machine) as client:
+        assert all(service.epoch == 1 for service in client.status().services)
+        client.quit()
+    launcher.communicate(timeout=DEADLINE)
+    assert launcher.returncode == 0
+    rig.wait_clean()
+
+
+def test_a_hart_gets_an_access_fault_from_a_device_that_says_nothing(rig: Rig, tmp_path: Path) -> None:
+    launcher = start(rig, tmp_path, "silent", programs.touch(BASE), "-bus-limit", "0.3")
+    assert launcher.wait(DEADLINE) == LOAD_ACCESS_FAULT
+    rig.wait_clean()
+
+
+def test_answers_that_are_nonsense(rig: Rig, tmp_path: Path) -> None:
+    """The access is answered all the same, as the right answer comes too: the guest goes on, without a trap."""
+    launcher = start(rig, tmp_path, "nonsense", programs.peek(BASE))
+    wait_for(lambda: complaints(rig) == {"nonsense": 2}, "two complaints")
+    finish(rig, launcher)
+
+
+@pytest.mark.parametrize(("misdeed", "complaint"), [("flood", "floods updates"), ("dma", "DMA outside its grants")])
+def test_what_others_see_is_counted(rig: Rig, tmp_path: Path, misdeed: str, complaint: str) -> None:
+    launcher = start(rig, tmp_path, misdeed, programs.sleep(0))
+    wait_for(lambda: complaints(rig).get(complaint, 0) > 0, complaint)
+    finish(rig, launcher)
