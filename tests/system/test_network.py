@@ -132,8 +132,6 @@ def test_a_port_of_the_host_leads_to_the_guest_whoever_is_killed(
     machine.expect("leased\n")
     monkeypatch.setenv("VMESH_RUNTIME", str(host.runtime))
     echo_from_the_guest(port)
-    before = service("forward").counters["frames_received"]
-    assert before > 0
     victim = {"passt": passt_pid(log), "card": service("forward").pid}[killed]
     os.kill(victim, signal.SIGKILL)
     echo_from_the_guest(port)
