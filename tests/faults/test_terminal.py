@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
-from tests.faults.conftest import Rig, wait_for
+from tests.faults.conftest import DEADLINE, Rig, wait_for
 
 
 class Terminal:
@@ -42,15 +45,28 @@ class Terminal:
             start_new_session=True,
         )
         self.seen = b""
+        self._rig = rig
 
     def type(self, keys: bytes) -> None:
         os.write(self.user, keys)
 
     def wait(self, text: bytes) -> None:
         """Read until `text` has come."""
+        end = time.monotonic() + DEADLINE
         while text not in self.seen:
-            data = os.read(self.user, 4096)
-            self.seen += data
+            ready, _, _ = select.select([self.user], [], [], max(0.0, end - time.monotonic()))
+            assert ready, f"waited {DEADLINE:g} s for {text!r}, saw {self.seen!r}"
+            self.seen += os.read(self.user, 4096)
+
+    def end(self) -> bytes:
+        """Wait until the launcher has ended; gives what it said on stderr."""
+        try:
+            return self.launcher.communicate(timeout=DEADLINE)[1]
+        except subprocess.TimeoutExpired:
+            left = [_describe(pid) for pid in self._rig.processes()]
+            raise AssertionError(
+                f"the launcher, process {self.launcher.pid}, has not ended; there are {left}"
+            ) from None
 
     @property
     def mode(self) -> list[object]:
@@ -68,6 +84,15 @@ class Terminal:
             self.hang_up()
 
 
+def _describe(pid: int) -> str:
+    """A process: its number and name, what it waits for, and the signals that it has not taken."""
+    status = dict(
+        line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
+    )
+    waits = Path(f"/proc/{pid}/wchan").read_text()
+    return f"{pid} {status['Name']} {status['State']} in {waits}, pending {status['SigPnd']} {status['ShdPnd']}"
+
+
 @pytest.fixture
 def terminal(rig: Rig, request: pytest.FixtureRequest) -> Iterator[Terminal]:
     made = Terminal(rig, *getattr(request, "param", ()))
@@ -82,7 +107,7 @@ def test_keys_go_to_the_guest_raw_and_ctrl_a_x_ends(rig: Rig, terminal: Terminal
     terminal.type(b"\x03\x1a\x04")
     terminal.wait(b"<\x03\x1a\x04>")
     terminal.type(b"\x01x")
-    _, stderr = terminal.launcher.communicate()
+    stderr = terminal.end()
     assert (terminal.launcher.returncode, stderr) == (0, b"vmesh: terminated by Ctrl-A x\n")
     assert terminal.mode == terminal.before
     rig.wait_clean()
@@ -99,7 +124,7 @@ def test_prompt_controls_the_machine_and_the_console_comes_back(rig: Rig, termin
     terminal.type(b"again")
     terminal.wait(b"<again>")
     terminal.type(b"\x01cquit\r")
-    terminal.launcher.communicate()
+    terminal.end()
     assert terminal.launcher.returncode == 0
     assert terminal.mode == terminal.before
     rig.wait_clean()
@@ -110,7 +135,7 @@ def test_ctrl_c_ends_where_nothing_else_does(rig: Rig, terminal: Terminal) -> No
     terminal.type(b"\x01x")
     terminal.wait(b"<\x01x>")
     terminal.type(b"\x03")
-    _, stderr = terminal.launcher.communicate()
+    stderr = terminal.end()
     assert (terminal.launcher.returncode, stderr) == (0, b"vmesh: terminated by SIGINT\n")
     assert terminal.mode == terminal.before
     rig.wait_clean()
@@ -119,7 +144,7 @@ def test_ctrl_c_ends_where_nothing_else_does(rig: Rig, terminal: Terminal) -> No
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
 def test_signal_ends_in_order_and_restores_the_terminal(rig: Rig, terminal: Terminal, number: int) -> None:
     terminal.launcher.send_signal(number)
-    terminal.launcher.communicate()
+    terminal.end()
     assert terminal.launcher.returncode == 0
     assert terminal.mode == terminal.before
     rig.wait_clean()
@@ -130,7 +155,7 @@ def test_failure_restores_the_terminal(rig: Rig, terminal: Terminal, victim: str
     record = rig.wait_running()
     pids = {"monitor": record.pid, **{service.name: service.pid for service in record.services}}
     os.kill(pids[victim], signal.SIGKILL)
-    _, stderr = terminal.launcher.communicate()
+    stderr = terminal.end()
     assert victim.encode() in stderr
     assert terminal.mode == terminal.before
     rig.wait_clean()
@@ -138,7 +163,7 @@ def test_failure_restores_the_terminal(rig: Rig, terminal: Terminal, victim: str
 
 def test_closed_terminal_ends_the_machine(rig: Rig, terminal: Terminal) -> None:
     terminal.hang_up()
-    terminal.launcher.communicate()
+    terminal.end()
     rig.wait_clean()
 
 

@@ -250,7 +250,7 @@ def test_an_interface_of_the_host(host: Host, debian: Guest, namespace: str, tmp
     commands = (
         "ip addr add 10.3.0.2/24 dev eth0; ip link set eth0 up\n"
         "nc 10.3.0.1 9 >/tmp/f </dev/null; sha256sum /tmp/f\n"
-        "nc 10.3.0.1 9 </tmp/f\n"
+        "nc 10.3.0.1 9 -e cat /tmp/f\n"  # cat sends much at once, nc would send pieces of 1 KiB
     )
     listener = listen_inside(namespace)
     with listener, ThreadPoolExecutor(1) as pool:
@@ -259,9 +259,9 @@ def test_an_interface_of_the_host(host: Host, debian: Guest, namespace: str, tmp
         assert serving.result(LIMIT) == content
     assert hashlib.sha256(content).hexdigest() in answer
     counted = counters(log, "net0")
-    least = SIZE // 1460  # of the wire's size
-    assert (counted["frames_received"] < least) == (offload == "on")
-    assert (counted["frames_sent"] < least) == (offload == "on")
+    # How many there are is TCP's own affair: it sends small segments where its peer is slow.
+    assert (counted["gso_received"] > 0) == (offload == "on")
+    assert (counted["gso_sent"] > 0) == (offload == "on")
 
 
 def listen_inside(namespace: str) -> socket.socket:

@@ -106,7 +106,7 @@ class Console:
         if signals in ready:
             self._signalled(os.read(signals, 64))
         if STDIN in ready:
-            self._typed()
+            self._typed(ready[STDIN])
         if STDOUT in ready and self._stdout_open:
             self._flush(ready[STDOUT])
         if self._socket is not None and (events := ready.get(self._socket.fileno())):
@@ -179,11 +179,13 @@ class Console:
 
     # The user's side
 
-    def _typed(self) -> None:
+    def _typed(self, events: int) -> None:
         try:
             data = os.read(STDIN, 4096)
         except OSError:
-            data = b""
+            data, events = b"", select.POLLERR
+        if not data and self._from_terminal and not events & (select.POLLHUP | select.POLLERR):
+            return  # see RawTerminal: no end, but nothing to read
         if not data:
             self._stdin_open = False
             return

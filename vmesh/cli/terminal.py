@@ -46,7 +46,8 @@ class RawTerminal:
             lflag &= ~termios.ISIG
         cflag = cflag & ~(termios.CSIZE | termios.PARENB) | termios.CS8
         cc = [*cc]
-        cc[termios.VMIN], cc[termios.VTIME] = 1, 0
+        # A read never waits: what poll has seen may be gone, since the kernel drops what was typed before a Ctrl-C.
+        cc[termios.VMIN], cc[termios.VTIME] = 0, 0
         # A terminal that was closed meanwhile needs no mode.
         with suppress(termios.error):
             termios.tcsetattr(

@@ -72,9 +72,7 @@ class VirtioNet(VirtioDevice):
         self._link_up = self._told_up = False  # as it is; as the guest can read it
         self._held = False  # the netdev is full
         self._stalled = False  # and has been for long
-        self._counts = dict.fromkeys(
-            ("frames_sent", "frames_received", "bytes_sent", "bytes_received", "sent_lost", "received_lost"), 0
-        )
+        self._counts = dict.fromkeys(_COUNTERS, 0)
         super().__init__(runtime, base, irq, queue_sizes=(QUEUE_SIZE, QUEUE_SIZE), features=features, packed=packed)
 
     def start(self) -> None:
@@ -193,6 +191,8 @@ class VirtioNet(VirtioDevice):
         if lost < done:
             counts["frames_sent"] += done - lost
             counts["bytes_sent"] += sum(len(piece) for frame in frames[:done] for piece in frame)
+            if self.netdev.offload:
+                counts["gso_sent"] += sum(bool(frame) and frame[0][_GSO_TYPE] != GSO_NONE for frame in frames[:done])
         if sent < len(good):
             self._held = True
             self.runtime.loop.call_in("stall", STALL_SECONDS, self._stall)
@@ -248,10 +248,16 @@ class VirtioNet(VirtioDevice):
             done.append((chain, self.memory.scatter(chain.writable, lambda buffers: _move(content, buffers))))
         self._counts["frames_received"] += 1
         self._counts["bytes_received"] += size - HEADER_BYTES
+        self._counts["gso_received"] += offload and frame[_GSO_TYPE] != GSO_NONE
         return True
 
 
+_COUNTERS = (
+    "frames_sent", "frames_received", "bytes_sent", "bytes_received", "sent_lost", "received_lost",
+    "gso_sent", "gso_received",  # of the frames: those that are still to be cut into segments
+)  # fmt: skip
 _PLAIN = bytes(HEADER_BYTES)
+_GSO_TYPE = 1  # where it is in the header
 _COUNT = HEADER_BYTES - 2  # where num_buffers is
 _RECEIVED = (F_GUEST_CSUM, F_GUEST_TSO4, F_GUEST_TSO6)
 
