@@ -17,6 +17,7 @@ from typing import ClassVar, NoReturn
 from google.protobuf.message import DecodeError, Message
 
 from vmesh import errors, service
+from vmesh.doorbell import Bell, Raiser
 from vmesh.guest_memory import GuestMemory, LocalGuestMemory, RemoteGuestMemory
 from vmesh.service import Runtime, Service
 from vmesh.slot import MARKS, Slot
@@ -107,6 +108,14 @@ class Wires:
         self._cleared.clear()
         self._changed_lines.clear()
         self._changed_shadows.clear()
+
+    def take_raises(self) -> list[tuple[tuple[int, int, int], int]]:
+        """The latches with the bits raised since the last time, if nothing else has changed; otherwise none."""
+        if self._changed_lines or self._changed_shadows or self._cleared:
+            return []
+        raises = list(self._raised.items())
+        self._raised.clear()
+        return raises
 
     def put_back(self, update: messages.DeviceUpdate) -> None:
         """`update` has not reached anybody."""
@@ -237,6 +246,11 @@ class DeviceService(Service):
         self._accesses = self._batches = self._updates = self._bus_errors = 0
         self._sizes = [(region.size, region.access_sizes) for region in device.regions]
         self._posted = frozenset(_posted(device.regions))
+        self._doorbell = _doorbell(device.regions)
+        self._latches = _latches(device.regions)
+        self._bell = Bell(runtime.machine.doorbell(runtime.name)) if self._doorbell else None
+        self._raiser = Raiser(runtime.machine.interrupts(runtime.name)) if self._latches else None
+        self._rings = 0
         self._slot = Slot(runtime.machine.path / f"{runtime.name}.slot", fresh=runtime.epoch == 1)
         device.marks = self._slot.marks
         self._written = b""
@@ -251,6 +265,8 @@ class DeviceService(Service):
             regions=device.regions,
             lines=device.lines,
             dma=device.dma,
+            doorbell=runtime.machine.doorbell(runtime.name).name if self._bell else "",
+            interrupts=runtime.machine.interrupts(runtime.name).name if self._raiser else "",
         )
 
     def start(self) -> None:
@@ -275,6 +291,8 @@ class DeviceService(Service):
         if former is not None:
             self._device.recover()
         self._runtime.loop.settle = self._settle
+        if self._bell is not None:
+            self._runtime.loop.watch(self._bell.fd, read=self._answer_bell)
 
     def welcome(self, client: Client) -> Welcome:
         if client.role != ROLE_HART:
@@ -320,6 +338,7 @@ class DeviceService(Service):
     def drain(self, updates: dict[str, int]) -> int:
         # The queues are bounded by the window, so a device that is blocked can take them all.
         self._work(even_if_blocked=True)
+        self._answer_bell()
         self._settle()
         if self._irqchip is not None and self._device.wires.changed:
             raise errors.PeerError(f"{self._irqchip.name} does not read the updates of {self._runtime.name}")
@@ -349,6 +368,7 @@ class DeviceService(Service):
 
     def shutdown(self) -> None:
         self._work(even_if_blocked=True)
+        self._answer_bell()
         self._device.shutdown()
 
     def counters(self) -> dict[str, int]:
@@ -357,6 +377,7 @@ class DeviceService(Service):
             "batches": self._batches,
             "updates": self._updates,
             "bus_errors": self._bus_errors,
+            "rings": self._rings,
             "batches_waiting": sum(len(link.queue) for link in self._links.values()),
             **self._device.counters(),
         }
@@ -458,16 +479,42 @@ class DeviceService(Service):
             while link.queue and (even_if_blocked or not self._device.blocked):
                 self._perform(link, link.queue.popleft())
 
+    def _answer_bell(self) -> None:
+        """Harts have rung: as writes of the values, each once."""
+        if self._bell is None or self._doorbell is None:
+            return
+        region, offset, size = self._doorbell
+        for value in sorted(self._bell.rung()):
+            self._rings += 1
+            try:
+                self._device.write(region, offset, size, value)
+            except BusError:
+                self._bus_errors += 1
+        self._device.flush()
+
     def _settle(self) -> None:
         """After each turn of the loop: what came from outside becomes state in the slot, then lines and shadows."""
         self._work()
         self._device.settle()
         self._write_slot()
         if self._device.wires.changed:
+            self._send_raises()
             self._send_update()
         owed, self._owed = self._owed, []
         for link, packet_id in owed:
             self._answer(link, packet_id, None)
+
+    def _send_raises(self) -> None:
+        """What is nothing but a raise goes to the irqchip straight, if that listens."""
+        if self._raiser is None or self._irqchip is None:
+            return
+        for key, bits in self._device.wires.take_raises():
+            sequence = self._update_sequence + 1
+            if self._raiser.send(self._runtime.epoch, sequence, self._latches.index(key), bits):
+                self._update_sequence = sequence
+                self._updates += 1
+            else:
+                self._device.wires.raise_latch(*key, bits)
 
     def _send_update(self, *, everything: bool = False) -> None:
         if self._irqchip is None:
@@ -562,11 +609,30 @@ def main(kind: str, build: Callable[[Runtime, int, int], Device]) -> NoReturn:
 
 
 def _posted(regions: Sequence[messages.Region]) -> list[tuple[int, int, int]]:
-    """Region, offset and size of every register whose writes are posted."""
+    """Region, offset and size of every register whose writes nobody waits for."""
     return [
         (number, register.offset + index * register.size, register.size)
         for number, region in enumerate(regions)
         for register in region.registers
-        if register.write == messages.WRITE_POSTED
+        if register.write in (messages.WRITE_POSTED, messages.WRITE_DOORBELL)
         for index in range(max(1, register.count))
+    ]
+
+
+def _doorbell(regions: Sequence[messages.Region]) -> tuple[int, int, int] | None:
+    """Region, offset and size of the doorbell, if the device has one."""
+    for number, region in enumerate(regions):
+        for register in region.registers:
+            if register.write == messages.WRITE_DOORBELL:
+                return number, register.offset, register.size
+    return None
+
+
+def _latches(regions: Sequence[messages.Region]) -> list[tuple[int, int, int]]:
+    """Region, offset and size of each latch."""
+    return [
+        (number, register.offset, register.size)
+        for number, region in enumerate(regions)
+        for register in region.registers
+        if register.read == messages.READ_LATCH
     ]

@@ -83,6 +83,14 @@ class Machine:
         """The stream socket with the raw bytes of a serial device."""
         return self.path / f"{device}.console"
 
+    def doorbell(self, device: str) -> Path:
+        """The FIFO by which harts ring a device."""
+        return self.path / f"{device}.doorbell"
+
+    def interrupts(self, device: str) -> Path:
+        """The FIFO by which a device raises its interrupts."""
+        return self.path / f"{device}.interrupts"
+
     def kept_console(self, device: str) -> Path:
         """Where the keeper of that console listens for the device: proto/vmesh/v1/console.proto."""
         return self.path / f"{device}.kept"

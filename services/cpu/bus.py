@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Protocol
 
 import zmq
 
@@ -22,6 +23,7 @@ from vmesh.v1.packet_pb2 import Packet
 LARGEST_TABLE = 1 << 20
 LARGEST_WINDOW = 1 << 16
 _LATCH_SIZE = 4
+_MASK32 = (1 << 32) - 1
 #: How long a hart waits before it looks whether the machine is ending, and says Hello again, in seconds.
 PATIENCE = 0.1
 GREETING_LIMIT = 30.0
@@ -35,7 +37,6 @@ class RegisterTable:
 
     def __init__(self, region: messages.Region) -> None:
         self._shadow_kinds: set[tuple[int, int]] = set()
-        self._latch_kinds: set[tuple[int, int]] = set()
         size = region.size if region.size <= LARGEST_TABLE else 0
         self._kinds = (ctypes.c_uint8 * size)()
         self._values = (ctypes.c_uint8 * (size + 8))()
@@ -48,12 +49,10 @@ class RegisterTable:
                     raise errors.BadRequest(
                         f"register {register.name} of {region.name}", expected=f"inside {size:#x} bytes"
                     )
-                if register.write == messages.WRITE_POSTED:
+                if register.write in (messages.WRITE_POSTED, messages.WRITE_DOORBELL):
                     self._kinds[offset] |= register.size
                 if register.read == messages.READ_SHADOW:
                     self._shadow_kinds.add((offset, register.size))
-                elif register.read == messages.READ_LATCH:
-                    self._latch_kinds.add((offset, register.size))
 
     @property
     def kinds(self) -> int:
@@ -65,7 +64,7 @@ class RegisterTable:
 
     def set(self, offset: int, size: int, value: int | None) -> None:
         """Takes a shadow value, or withdraws it; what the description does not call a shadow is ignored."""
-        if (offset, size) not in self._shadow_kinds | self._latch_kinds:
+        if (offset, size) not in self._shadow_kinds:
             return
         if value is None:
             self._kinds[offset] &= ~(size << 4)
@@ -80,34 +79,51 @@ class RegisterTable:
             self._kinds[offset] &= ~(size << 4)
 
 
+class Board(Protocol):
+    """Where devices drive their lines and latches (`harts.Harts`)."""
+
+    def set_level(self, source: int, level: bool) -> None: ...
+
+    def add_latch(self, device: int, index: int, offset: int, source: int, clears: tuple[int, int]) -> int: ...
+
+    def latch_set(self, latch: int, sequence: int, value: int) -> None: ...
+
+    def latch_raise(self, latch: int, sequence: int, bits: int) -> None: ...
+
+    def latch_begin(self, latch: int) -> None: ...
+
+    def listener_begin(self, listener: int, epoch: int) -> None: ...
+
+
 class Device:
     """A device on the bus: its description, and the lines and shadows as it last drove them.
 
     Updates come by the harts' links and by the irqchip's connection; each value keeps the sequence number that set it.
-    `epoch` is that of the life last met, by whichever connection: links that are of another connect anew.
+    Latches are the board's. `epoch` is that of the life last met, by whichever connection: links that are of another
+    connect anew. Its regions are on the board before it.
     """
 
-    def __init__(self, number: int, description: messages.Description, set_level: Callable[[int, bool], None]) -> None:
+    def __init__(
+        self, number: int, description: messages.Description, board: Board, tables: list[RegisterTable]
+    ) -> None:
+        """Raises BadRequest for registers that cannot be."""
         self.number = number
         self.description = description
         self.name = description.name
-        self.tables = [RegisterTable(region) for region in description.regions]
+        self.tables = tables
         self.last_update = 0
         self.epoch = description.epoch
-        self._set_level = set_level
+        self._board = board
         self._seen: dict[tuple[int, ...], int] = {}
-        self._latches, self._clearing = _latches(description)
-        self._latched = dict.fromkeys(self._latches, 0)
+        rows = _latches(description)
+        self.latches = [
+            board.add_latch(number, row.region, row.offset, description.lines[row.line].irq, row.clears) for row in rows
+        ]
+        self._latch_at = {(row.region, row.offset): latch for row, latch in zip(rows, self.latches, strict=True)}
+        self._latch_lines = {row.line for row in rows}
+        self.doorbell = _doorbell(description)
+        self.listener = -1  # its number on the board, if the device may raise latches through a FIFO
         self._lock = threading.Lock()
-
-    def clear(self, region: int, offset: int, size: int, value: int) -> bool:
-        """A write of a hart. Whether it was to a register that clears bits of a latch, and has done so."""
-        latch = self._clearing.get((region, offset, size))
-        if latch is None:
-            return False
-        with self._lock:
-            self._set_latch(latch, self._latched[latch] & ~value)
-        return True
 
     def begin(self, epoch: int) -> None:
         """The device has said Welcome with this epoch. Of another life the shadows are not known yet."""
@@ -121,40 +137,35 @@ class Device:
                 return
             self._begin(update.epoch)
             sequence = update.sequence
-            for shadow in update.shadows:
-                latch = (shadow.region, shadow.offset)
-                if latch in self._latches:
-                    self._apply_latch(latch, shadow, sequence)
+            for shadow in sorted(update.shadows, key=self._is_latch):
+                latch = self._latch_at.get((shadow.region, shadow.offset))
+                if latch is not None:
+                    change = self._board.latch_raise if shadow.raised else self._board.latch_set
+                    change(latch, sequence, shadow.value & _MASK32)
                 elif shadow.region < len(self.tables) and self._newer((shadow.region, shadow.offset), sequence):
                     value = None if shadow.withdrawn else shadow.value
                     self.tables[shadow.region].set(shadow.offset, shadow.size, value)
             for line in update.lines:
-                if line.line in self._latches.values():
+                if line.line in self._latch_lines:
                     continue
                 if line.line < len(self.description.lines) and self._newer((line.line,), sequence):
-                    self._set_level(self.description.lines[line.line].irq, line.level)
+                    self._board.set_level(self.description.lines[line.line].irq, line.level)
             self.last_update = max(self.last_update, sequence)
+
+    def _is_latch(self, shadow: messages.ShadowValue) -> bool:
+        return (shadow.region, shadow.offset) in self._latch_at
 
     def _begin(self, epoch: int) -> None:
         if epoch > self.epoch:
             self.epoch = epoch
             self._seen.clear()
             self.last_update = 0
+            for latch in self.latches:
+                self._board.latch_begin(latch)
+            if self.listener >= 0:
+                self._board.listener_begin(self.listener, epoch)
             for table in self.tables:
                 table.withdraw()
-
-    def _apply_latch(self, latch: tuple[int, int], shadow: messages.ShadowValue, sequence: int) -> None:
-        if shadow.raised:  # its order among its like means nothing
-            if sequence >= self._seen.get(latch, 0):
-                self._set_latch(latch, self._latched[latch] | shadow.value)
-        elif self._newer(latch, sequence):
-            self._set_latch(latch, shadow.value)
-
-    def _set_latch(self, latch: tuple[int, int], value: int) -> None:
-        region, offset = latch
-        self._latched[latch] = value
-        self.tables[region].set(offset, _LATCH_SIZE, value)
-        self._set_level(self.description.lines[self._latches[latch]].irq, value != 0)
 
     def _newer(self, key: tuple[int, ...], sequence: int) -> bool:
         if self._seen.get(key, 0) > sequence:
@@ -163,28 +174,50 @@ class Device:
         return True
 
 
-def _latches(
-    description: messages.Description,
-) -> tuple[dict[tuple[int, int], int], dict[tuple[int, int, int], tuple[int, int]]]:
-    """Each latch, by region and offset, with its line; each register that clears bits, with its latch."""
-    latches: dict[tuple[int, int], int] = {}
-    clearing: dict[tuple[int, int, int], tuple[int, int]] = {}
+@dataclass(frozen=True, slots=True)
+class _LatchRow:
+    """A latch of a description: `clears` is offset and size of the register that clears its bits (0 and 0: none)."""
+
+    region: int
+    offset: int
+    line: int
+    clears: tuple[int, int]
+
+
+def _latches(description: messages.Description) -> list[_LatchRow]:
+    """The latches in the order in which the description has them."""
+    rows = []
     for number, region in enumerate(description.regions):
+        clearing = {
+            register.latch: register for register in region.registers if register.write == messages.WRITE_CLEARS
+        }
         for register in region.registers:
-            if register.read == messages.READ_LATCH:
-                if register.size != _LATCH_SIZE or register.line >= len(description.lines):
-                    raise errors.BadRequest(
-                        f"latch {register.name} of {description.name}", expected=f"{_LATCH_SIZE} bytes and a line"
-                    )
-                latches[number, register.offset] = register.line
-        for register in region.registers:
-            if register.write == messages.WRITE_CLEARS:
-                if (number, register.latch) not in latches:
-                    raise errors.BadRequest(
-                        f"register {register.name} of {description.name}", expected="a latch", got=hex(register.latch)
-                    )
-                clearing[number, register.offset, register.size] = (number, register.latch)
-    return latches, clearing
+            if register.read != messages.READ_LATCH:
+                continue
+            if register.size != _LATCH_SIZE or register.line >= len(description.lines) or region.size > LARGEST_TABLE:
+                expected = f"{_LATCH_SIZE} bytes and a line"
+                raise errors.BadRequest(f"latch {register.name} of {description.name}", expected=expected)
+            clears = clearing.pop(register.offset, None)
+            place = (0, 0) if clears is None else (clears.offset, clears.size)
+            rows.append(_LatchRow(number, register.offset, register.line, place))
+        for offset, register in clearing.items():
+            name = f"register {register.name} of {description.name}"
+            raise errors.BadRequest(name, expected="a latch", got=hex(offset))
+    return rows
+
+
+def _doorbell(description: messages.Description) -> tuple[int, int, int] | None:
+    """Region, offset and size of the doorbell, if the device has one."""
+    found = [
+        (number, register.offset, register.size)
+        for number, region in enumerate(description.regions)
+        for register in region.registers
+        if register.write == messages.WRITE_DOORBELL
+        for _ in range(register.count or 1)
+    ]
+    if len(found) > 1:
+        raise errors.BadRequest(f"doorbells of {description.name}", expected="at most one", got=str(len(found)))
+    return found[0] if found else None
 
 
 @dataclass(slots=True)

@@ -201,11 +201,6 @@ class HartThread(threading.Thread):
             self._unmapped(hart.access_offset, hart.access_size, hart.pc, write)
             hart.access_state = ACCESS_FAILED
             return
-        if write and self._link(number).device.clear(
-            hart.access_region, hart.access_offset, hart.access_size, hart.access_value
-        ):
-            hart.access_state = ACCESS_DONE
-            return
         posted = self._take_ring()
         before = posted.pop(number, [])
         for device, accesses in posted.items():

@@ -19,6 +19,8 @@ from .isa.riscv.state import (
     CONTEXTS,
     DEVICE_ACLINT,
     DEVICE_PLIC,
+    DOORBELL_VALUES,
+    LATCHES,
     MACHINE,
     MODES,
     PAGE_SLOTS,
@@ -64,6 +66,9 @@ class Harts:
         machine.plic = base + Machine.size
         machine.clock_gettime = ctypes.cast(_libc.clock_gettime, ctypes.c_void_p).value
         machine.syscall = ctypes.cast(_libc.syscall, ctypes.c_void_p).value
+        machine.read = ctypes.cast(_libc.read, ctypes.c_void_p).value
+        machine.write = ctypes.cast(_libc.write, ctypes.c_void_p).value
+        machine.poll = ctypes.cast(_libc.poll, ctypes.c_void_p).value
         machine.futex_number = _FUTEX["x86_64"]
         machine.time_base = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         machine.features = sum(1 << FEATURE_BIT[name] for name in features)
@@ -100,6 +105,12 @@ class Harts:
         self._install = self.blob.function("install", 7, result=False)
         self._executed = self.blob.function("executed", 3, result=False)
         self._set_level = self.blob.function("plic_set_level", 3, result=False)
+        self._latch_set = self.blob.function("latch_set", 4, result=False)
+        self._latch_raise = self.blob.function("latch_raise", 4, result=False)
+        self._latch_begin = self.blob.function("latch_begin", 2, result=False)
+        self._listener_begin = self.blob.function("listener_begin", 3, result=False)
+        self._take_raises = self.blob.function("take_raises", 2)
+        self._listen = self.blob.function("listen", 1)
         self.hart: list[Any] = []
         self.address: list[int] = []
         self._memory: list[mmap.mmap] = []
@@ -133,6 +144,48 @@ class Harts:
         region.base, region.size, region.device, region.index = base, size, device, index
         region.kinds, region.shadow = kinds, shadow
         self.machine.region_count += 1
+
+    def add_doorbell(self, device: int, index: int, offset: int, size: int, file: int) -> None:
+        """Writes of small values to that register of a device's region ring ``file``."""
+        region = self._region(device, index)
+        region.doorbell_offset, region.doorbell_size, region.doorbell_file = offset, size, file
+
+    def rung(self, device: int, index: int) -> list[int]:
+        """The values that a doorbell has been rung with."""
+        rung = self._region(device, index).rung
+        return [value for value in range(DOORBELL_VALUES) if rung >> value & 1]
+
+    def add_latch(self, device: int, index: int, offset: int, source: int, clears: tuple[int, int]) -> int:
+        """A register of a device's region is a latch that drives ``source``; ``clears`` is offset and size of the one
+        that clears its bits. Those of a region, and of a device, are added one after the other. Gives its number."""
+        machine, region = self.machine, self._region(device, index)
+        number = machine.latch_count
+        if number == LATCHES:
+            raise ValueError(f"expected at most {LATCHES} latches")
+        latch = machine.latches[number]
+        latch.value, latch.kind, latch.source = region.shadow + offset, region.kinds + offset, source
+        latch.clears_offset, latch.clears_size = clears
+        machine.latch_count += 1
+        if not region.latch_count:
+            region.first_latch = number
+        region.latch_count += 1
+        return number  # type: ignore[no-any-return]
+
+    def add_listener(self, file: int, epoch: int, first_latch: int, latch_count: int) -> int:
+        """A device raises its latches through ``file`` in its life ``epoch``; gives the listener's number."""
+        number = self.machine.listener_count
+        listener = self.machine.listeners[number]
+        listener.file, listener.epoch = file, epoch
+        listener.first_latch, listener.latch_count = first_latch, latch_count
+        self.machine.listener_count += 1
+        return number  # type: ignore[no-any-return]
+
+    def _region(self, device: int, index: int) -> Any:
+        for number in range(self.machine.region_count):
+            region = self.machine.regions[number]
+            if (region.device, region.index) == (device, index):
+                return region
+        raise ValueError(f"device {device} has no region {index}")
 
     def add_irqchip(self, aclint: int, plic: int) -> None:
         """Places the ACLINT and the PLIC."""
@@ -202,6 +255,30 @@ class Harts:
     def set_level(self, source: int, level: bool) -> None:
         """Drives a line of the PLIC."""
         self._set_level(self.machine_address, source, int(level))
+
+    def latch_set(self, latch: int, sequence: int, value: int) -> None:
+        """Update ``sequence`` of the device says all of a latch."""
+        self._latch_set(self.machine_address, latch, sequence, value)
+
+    def latch_raise(self, latch: int, sequence: int, bits: int) -> None:
+        """Update ``sequence`` of the device raises bits of a latch."""
+        self._latch_raise(self.machine_address, latch, sequence, bits)
+
+    def latch_begin(self, latch: int) -> None:
+        """The device counts its updates anew."""
+        self._latch_begin(self.machine_address, latch)
+
+    def listener_begin(self, listener: int, epoch: int) -> None:
+        """The device has another life, whose raises alone count."""
+        self._listener_begin(self.machine_address, listener, epoch)
+
+    def take_raises(self, listener: int) -> bool:
+        """Takes some of what has come through a device's FIFO; whether there was something."""
+        return bool(self._take_raises(self.machine_address, listener))
+
+    def listen(self) -> int:
+        """Takes all that comes, until Python is wanted (see ``latch.listen``)."""
+        return self._listen(self.machine_address)  # type: ignore[no-any-return]
 
     @property
     def machine_address(self) -> int:

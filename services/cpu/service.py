@@ -22,8 +22,9 @@ from vmesh.v1.packet_pb2 import Packet
 from vmesh.wire import Client
 
 from . import state
-from .bus import GREETING_LIMIT, Counters, Device, Irqchip, Link, dial
+from .bus import FLOOD_SECONDS, GREETING_LIMIT, Counters, Device, Irqchip, Link, RegisterTable, dial
 from .core import load_core
+from .doorbell import Doorbell, Listener
 from .hart_thread import Gate, HartThread
 from .harts import Harts
 from .perf_map import PerfMap
@@ -69,6 +70,7 @@ class Cpu(Service):
         self._mapped: list[mmap.mmap] = []
         self._devices: list[Device] = []
         self._irqchip: list[Irqchip] = []
+        self._doorbells: dict[int, Doorbell] = {}
         self._threads: list[HartThread] = []
         self._paused_at = time.clock_gettime_ns(time.CLOCK_MONOTONIC) if plan.paused else 0
         self._said: set[int] = set()
@@ -99,8 +101,10 @@ class Cpu(Service):
         if self._translator is not None:
             store = RegionStore(store_path() if self._plan.cache else None)
             self._regions = Regions(self._harts, self._translator, store, self._plan.hot_samples, self._perf_map)
+        self._listener = Listener(self._harts, self._runtime.machine.path, partial(self._call, self._complain_of_flood))
         for number, description in enumerate(answer.devices):
             self._add_device(number, description)
+        self._listener.start()
         self._runtime.loop.watch(self._wake, read=self._run_calls)
         for number in range(self._plan.harts):
             unmapped = partial(self._call, self._unmapped)
@@ -145,12 +149,21 @@ class Cpu(Service):
     def drain(self, updates: dict[str, int]) -> int:
         deadline = time.monotonic() + PAUSE_LIMIT
         for number, device in enumerate(self._devices):
-            while device.last_update < updates.get(device.name, 0):
+            while self._last_update(device) < updates.get(device.name, 0):
                 if time.monotonic() > deadline:
                     expected = f"update {updates[device.name]} of {device.name}"
                     raise errors.VmeshError("the bus did not drain", expected=expected, got=str(device.last_update))
                 self._irqchip[number].wait(0.05)
         return 0
+
+    def _last_update(self, device: Device) -> int:
+        """The number of the last one applied, whatever way it came."""
+        if device.listener < 0:
+            return device.last_update
+        while self._harts.take_raises(device.listener):
+            pass
+        raised: int = self._harts.machine.listeners[device.listener].sequence
+        return max(device.last_update, raised)
 
     def save(self) -> lifecycle_pb2.ServiceState:
         message = state.save(self._harts, self._paused_at)
@@ -195,6 +208,8 @@ class Cpu(Service):
         self._gate.end()
         if self._threads:
             self._harts.stop()
+            self._listener.end()
+            self._listener.join(1.0)
         for thread in self._threads:
             thread.join(1.0)
         if self._translator is not None:
@@ -216,23 +231,39 @@ class Cpu(Service):
         return found.base, found.size, _address(memory), dirty, found.writable
 
     def _add_device(self, number: int, description: bus_pb2.Description) -> None:
-        device = Device(number, description, self._harts.set_level)
-        self._devices.append(device)
-        for index, region in enumerate(description.regions):
-            table = device.tables[index]
+        tables = [RegisterTable(region) for region in description.regions]
+        for index, (region, table) in enumerate(zip(description.regions, tables, strict=True)):
             self._harts.add_region(region.base, region.size, number, index, table.kinds, table.values)
+        device = Device(number, description, self._harts, tables)
+        self._devices.append(device)
+        if description.doorbell and device.doorbell is not None:
+            self._doorbells[number] = Doorbell(self._harts, device, self._runtime.machine.path)
+        if description.interrupts and device.latches:
+            self._listener.add(device)
         peer = dial(
             self._runtime.context, description, self._runtime.name, self._runtime.machine.name, self._runtime.lifeline
         )
         complain = partial(self._complain, device.name)
-        self._irqchip.append(Irqchip(peer, device, self._runtime.loop, self._revived, complain))
+        self._irqchip.append(Irqchip(peer, device, self._runtime.loop, partial(self._revived, device), complain))
 
-    def _revived(self) -> None:
+    def _revived(self, device: Device) -> None:
         """A device is there, perhaps again: harts that have something for it, or wait for it, look."""
+        try:
+            if device.number in self._doorbells:
+                self._doorbells[device.number].open()
+            if device.listener >= 0:
+                self._listener.open(device)
+        except errors.BadRequest as error:
+            self._complain(device.name, "nonsense", str(error))
         for thread in self._threads:
             thread.wake()
         if self._threads:
             self._harts.stop()
+
+    def _complain_of_flood(self, device: str, what: str, text: str) -> None:
+        """The listener has muted a device, for a while."""
+        self._complain(device, what, text)
+        self._runtime.loop.call_in(f"raises {device}", FLOOD_SECONDS, self._listener.unmute)
 
     def _complain(self, device: str, what: str, text: str) -> None:
         self._runtime.complain(device, what, text)
@@ -278,6 +309,7 @@ class Cpu(Service):
             counters.timeouts += thread.counters.timeouts
         for hart in self._harts.hart if self._threads else ():
             counters.posted_accesses += hart.count_posted
+            counters.doorbells += hart.count_doorbell
             counters.shadow_reads += hart.count_shadow
             counters.local_accesses += hart.count_local
         return counters

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from services.memory.layout import ADDRESS_LIMIT, Place, Range, check_disjoint
-from vmesh import errors
+from vmesh import doorbell, errors
 from vmesh.v1.bus_pb2 import Description, Region
 
 _MAX_REGIONS = 64
@@ -79,6 +79,8 @@ def _check(device: Description) -> None:
     _need(device, device.endpoint.startswith("ipc://"), "endpoint", "ipc://...", repr(device.endpoint[:80]))
     _need(device, len(device.regions) <= _MAX_REGIONS, "regions", f"at most {_MAX_REGIONS}", str(len(device.regions)))
     _need(device, len(device.lines) <= _MAX_LINES, "lines", f"at most {_MAX_LINES}", str(len(device.lines)))
+    for fifo in filter(None, (device.doorbell, device.interrupts)):
+        _need(device, doorbell.is_name(fifo), "name of a FIFO", doorbell.NAMES, repr(fifo[:80]))
     for line in device.lines:
         _need(device, 1 <= line.irq <= _MAX_IRQ, f"irq of {line.name}", f"1 to {_MAX_IRQ}", str(line.irq))
     for region in device.regions:

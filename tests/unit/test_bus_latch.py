@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from services.cpu.bus import Device
+from services.cpu.bus import Device, RegisterTable
+from tests.models.guest import CODE, put, virt
 from vmesh import errors
 from vmesh.device import Wires
 from vmesh.v1.bus_pb2 import (
@@ -23,33 +24,47 @@ STATUS, ACK = 0x60, 0x64
 KEY = (0, STATUS, 4)
 
 
+BASE, IRQ = 0x1000_1000, 7
+
+
 class Cpu:
-    """A device as the cpu knows it, and the level of its line."""
+    """A device as the cpu knows it, its line, and a hart that writes to it."""
 
     def __init__(self, status: Register | None = None, latch: int = STATUS) -> None:
-        self.level: bool | None = None
+        self._cpu = virt(1)
+        self._cpu.reset()
+        put(self._cpu, "sw a1, 0(a0)\n .word END\n sh a1, 0(a0)\n .word END\n lw a1, 0(a0)\n .word END")
         registers = [
             status or Register(name="status", offset=STATUS, size=4, read=READ_LATCH, line=0),
             Register(name="ack", offset=ACK, size=4, write=WRITE_CLEARS, latch=latch),
         ]
-        region = Region(name="r", base=0x1000, size=0x100, access_sizes=4, registers=registers)
-        description = Description(name="d", epoch=1, regions=[region], lines=[Line(name="l", irq=7)])
-        self.device = Device(0, description, self._set_level)
-
-    def _set_level(self, irq: int, level: bool) -> None:
-        assert irq == 7
-        self.level = level
+        region = Region(name="r", base=BASE, size=0x100, access_sizes=6, registers=registers)
+        description = Description(name="d", epoch=1, regions=[region], lines=[Line(name="l", irq=IRQ)])
+        table = RegisterTable(region)
+        harts = self._cpu.harts
+        harts.add_region(BASE, 0x100, 0, 0, table.kinds, table.values)
+        self.device = Device(0, description, harts, [table])
 
     def take(self, sequence: int, value: int, *, raised: bool, epoch: int = 1) -> None:
         shadow = ShadowValue(offset=STATUS, size=4, value=value, raised=raised)
         self.device.apply(DeviceUpdate(epoch=epoch, sequence=sequence, shadows=[shadow]))
 
+    def run(self, place: int, offset: int, value: int = 0) -> bool:
+        """An access of the hart; whether the cpu dealt with it by itself."""
+        self._cpu.set(CODE + place, {10: BASE + offset, 11: value})
+        return self._cpu.run().why == "end"
+
     def clear(self, value: int) -> bool:
-        return self.device.clear(0, ACK, 4, value)
+        return self.run(0, ACK, value)
+
+    @property
+    def level(self) -> bool:
+        return bool(self._cpu.harts.plic.level[0] >> IRQ & 1)
 
     @property
     def value(self) -> int:
-        return bytes(self.device.tables[0]._values)[STATUS]
+        assert self.run(16, STATUS)
+        return int(self._cpu.hart.x[11])
 
 
 def test_the_line_is_high_until_all_is_cleared() -> None:
@@ -70,10 +85,10 @@ def test_the_line_is_high_until_all_is_cleared() -> None:
 def test_other_registers_clear_nothing() -> None:
     cpu = Cpu()
     cpu.take(1, 1, raised=True)
-    assert not cpu.device.clear(0, STATUS, 4, 1)
-    assert not cpu.device.clear(0, ACK, 2, 1)
-    assert not cpu.device.clear(1, ACK, 4, 1)
-    assert cpu.level
+    assert not cpu.run(0, STATUS, 1)
+    assert not cpu.run(8, ACK, 1)
+    assert not cpu.run(0, ACK + 4, 1)
+    assert (cpu.value, cpu.level) == (1, True)
 
 
 def test_what_was_raised_before_a_reset_comes_too_late_after_it() -> None:

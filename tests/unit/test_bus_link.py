@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zmq
 
-from services.cpu.bus import Counters, Device, Ending, Link, NoAnswer, dial
+from services.cpu.bus import Counters, Device, Ending, Link, NoAnswer, RegisterTable, dial
 from vmesh import wire
 from vmesh.v1.bus_pb2 import (
     READ_SHADOW,
@@ -88,6 +89,13 @@ class Played:
         self.send(sender, BatchDone(epoch=self.epoch, done=self.done, value=self.value, credits=self.window), packet_id)
 
 
+class NoBoard:
+    """These devices drive nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments: None
+
+
 class Bench:
     """The link in a thread of its own, as in a hart, and the device in front of it."""
 
@@ -102,7 +110,7 @@ class Bench:
         description = Description(
             name="device", epoch=1, endpoint=self.played.endpoint, regions=[region], lines=[Line(irq=1)]
         )
-        self.device = Device(0, description, lambda irq, level: None)
+        self.device = Device(0, description, NoBoard(), [RegisterTable(region)])
         self._pool = ThreadPoolExecutor(1)
         self.limit = 60.0
 

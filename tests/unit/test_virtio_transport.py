@@ -10,7 +10,7 @@ from virtio_driver import BUFFERS, Driver, PackedDriver, SplitDriver, areas, gue
 
 from vmesh import errors
 from vmesh.guest_memory import LocalGuestMemory
-from vmesh.v1.bus_pb2 import READ_LATCH, WRITE_CLEARS, WRITE_POSTED
+from vmesh.v1.bus_pb2 import READ_LATCH, WRITE_CLEARS, WRITE_DOORBELL
 from vmesh.v1.devices_pb2 import VirtioRngState
 from vmesh.virtio.queue import Chain, Queue
 from vmesh.virtio.transport import (
@@ -134,7 +134,7 @@ def test_what_the_device_is(guest: Guest) -> None:
 
 def test_kinds_of_registers(guest: Guest) -> None:
     registers = {each.offset: each for each in guest.device.regions[0].registers}
-    assert registers[Offset.QUEUE_NOTIFY].write == WRITE_POSTED
+    assert registers[Offset.QUEUE_NOTIFY].write == WRITE_DOORBELL
     assert registers[Offset.INTERRUPT_STATUS].read == READ_LATCH
     assert registers[Offset.INTERRUPT_ACK].write == WRITE_CLEARS
 

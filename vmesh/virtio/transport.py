@@ -2,10 +2,10 @@
 
 What an access costs (docs/protocol.md), and why it is right:
 
-* QueueNotify is posted: the guest does not wait for what it asks for (unless the model says that its drivers do, in a
-  loop: then a ring must not lie until a time slice ends). Queues are served when the turn of the loop ends, so that one
-  turn, and one interrupt, is for all that the driver has made available until then; a ring for a queue that was looked
-  at already costs nothing.
+* QueueNotify is a doorbell: it only says that there may be something in a queue, and what a life of the device was
+  rung for and did not look at, its successor finds in the queues. Queues are served when the turn of the loop ends, so
+  that one turn, and one interrupt, is for all that the driver has made available until then; a ring for a queue that
+  was looked at already costs nothing.
 * InterruptStatus is a latch, and InterruptACK clears it: neither is a message. The driver acknowledges before it looks
   into the ring, and we raise the bit after we have pushed, so that whatever it does not find comes with another raise.
 * Status is a shadow.
@@ -24,7 +24,7 @@ from vmesh import errors
 from vmesh.device import Device
 from vmesh.service import Runtime
 from vmesh.slot import MARKS
-from vmesh.v1.bus_pb2 import READ_LATCH, READ_SHADOW, WRITE_CLEARS, WRITE_POSTED, WRITE_SYNC, Line, Region, Register
+from vmesh.v1.bus_pb2 import READ_LATCH, READ_SHADOW, WRITE_CLEARS, WRITE_DOORBELL, Line, Region, Register
 from vmesh.v1.common_pb2 import SEVERITY_WARNING
 from vmesh.v1.devices_pb2 import VirtioQueueState, VirtioState
 from vmesh.virtio.packed import WRAP, PackedQueue
@@ -89,6 +89,7 @@ _REGISTERS = (
         name="InterruptACK", offset=Offset.INTERRUPT_ACK, size=4, write=WRITE_CLEARS, latch=Offset.INTERRUPT_STATUS
     ),
     Register(name="Status", offset=Offset.STATUS, size=4, read=READ_SHADOW),
+    Register(name="QueueNotify", offset=Offset.QUEUE_NOTIFY, size=4, write=WRITE_DOORBELL),
 )
 _TURN_NS = 1_000_000  # how long queues are served before what is done is told, and registers are looked at again
 
@@ -102,7 +103,6 @@ class VirtioDevice(Device):
     """
 
     device_id: ClassVar[int]
-    drivers_wait: ClassVar[bool] = False
     dma = True
 
     def __init__(
@@ -116,9 +116,7 @@ class VirtioDevice(Device):
         packed: bool = False,
     ) -> None:
         super().__init__(runtime)
-        notify = WRITE_SYNC if self.drivers_wait else WRITE_POSTED
-        registers = [*_REGISTERS, Register(name="QueueNotify", offset=Offset.QUEUE_NOTIFY, size=4, write=notify)]
-        self.regions = [Region(name="virtio-mmio", base=base, size=SIZE, access_sizes=7, registers=registers)]
+        self.regions = [Region(name="virtio-mmio", base=base, size=SIZE, access_sizes=7, registers=_REGISTERS)]
         self.lines = [Line(name="interrupt", irq=irq)]
         if 2 * len(queue_sizes) > MARKS or not all(0 < size <= MAX_SIZE for size in queue_sizes):
             raise errors.ConfigError(f"expected at most {MARKS // 2} queues of at most {MAX_SIZE} entries")

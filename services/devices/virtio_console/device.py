@@ -34,7 +34,6 @@ class VirtioConsole(VirtioDevice):
     kind = "virtio-console"
     state = VirtioConsoleState
     device_id = 3
-    drivers_wait = True  # Linux' hvc gives 16 bytes, and looks at the ring until they are taken
 
     def __init__(self, runtime: Runtime, base: int, irq: int, specification: str, *, packed: bool = False) -> None:
         super().__init__(

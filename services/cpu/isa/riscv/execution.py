@@ -23,6 +23,7 @@ from ...native.lang import (
 from .attention import FUTEX_WAIT_PRIVATE, raise_attention
 from .clint import NEVER, TICK, host_time, look_at_clock
 from .decoder import SCRATCH_BITS, decode
+from .latch import EXPORTS as LATCH_EXPORTS
 from .memory import FETCH, OFFSET, code_page, fault, flush_all, host_address, machine_of, select_context, select_tlb
 from .plic import plic_set_level
 from .state import (
@@ -329,4 +330,4 @@ def reset_tlbs(hart: Hart) -> None:
     select_tlb(hart)
 
 
-EXPORTS = (run, install, executed, reset_tlbs, raise_attention, plic_set_level)
+EXPORTS = (run, install, executed, reset_tlbs, raise_attention, plic_set_level, *LATCH_EXPORTS)

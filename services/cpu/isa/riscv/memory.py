@@ -10,6 +10,8 @@ from __future__ import annotations
 from ...native.lang import (
     Ptr,
     at,
+    atomic_rmw,
+    call_host,
     cold,
     compare_exchange,
     i64,
@@ -66,6 +68,7 @@ from .isa import (
     STORE_MISALIGNED,
     STORE_PAGE,
 )
+from .latch import clear_latch
 from .plic import plic_read, plic_write
 from .state import (
     ACCESS_FAILED,
@@ -79,6 +82,7 @@ from .state import (
     DEVICE_ACLINT,
     DEVICE_PLIC,
     DEVICE_UNMAPPED,
+    DOORBELL_VALUES,
     EXIT_ACCESS,
     EXIT_FLUSH,
     FETCH_ENTRIES,
@@ -483,6 +487,24 @@ def device_read(hart: Hart, address: u64, physical: u64, size: u64) -> u64:
 
 
 @native
+def ring_doorbell(hart: Hart, region: Region, value: u64) -> bool:
+    """Rings a device at once, whoever of it lives; False if it cannot be, and the write is to be posted.
+
+    The value is noted first: whoever opens the FIFO of another life rings what has been noted.
+    """
+    if value >= DOORBELL_VALUES:
+        return False
+    machine = machine_of(hart)
+    atomic_rmw("or", u64, ref(region.rung), u64(1) << value)
+    hart.doorbell = value
+    # not if nobody reads (EPIPE) or nobody has read for long (EAGAIN)
+    if call_host(machine.write, region.doorbell_file, ref(hart.doorbell), 1) != 1:
+        return False
+    hart.count_doorbell += 1
+    return True
+
+
+@native
 def device_write(hart: Hart, address: u64, physical: u64, size: u64, value: u64) -> None:
     """A store to no writable memory; one to a read-only segment is dropped, as on QEMU's board."""
     if segment_of(hart, physical) != 0:
@@ -501,6 +523,11 @@ def device_write(hart: Hart, address: u64, physical: u64, size: u64, value: u64)
             plic_write(hart, offset, size, value)
         if hart.pending != PENDING_NONE:
             fault(hart, WRITE, address, False)
+        return
+    if region.latch_count != 0 and clear_latch(hart, region, offset, size, value):
+        hart.count_local += 1
+        return
+    if region.doorbell_size == size and region.doorbell_offset == offset and ring_doorbell(hart, region, value):
         return
     if region.kinds != 0 and u64(peek(u8, region.kinds + offset)) & size != 0:
         if hart.ring_count == RING_ENTRIES:

@@ -71,14 +71,11 @@ def update_lines(machine: Machine, plic: Plic) -> None:
         set_line(hart, SEIP, notified(plic, 2 * number + 1))
 
 
-@export
-def plic_set_level(machine: Machine, source: u64, level: u64) -> None:
-    """A device drives interrupt line ``source`` (1 to 95). A level-triggered gateway: a request once made stays
-    pending."""
+@native
+def drive(machine: Machine, plic: Plic, source: u64, level: u64) -> None:
+    """As ``plic_set_level``, for who has the lock."""
     if source == 0 or source >= SOURCES:
         return
-    plic = plic_of(machine)
-    acquire(plic)
     word = source >> 5
     bit = u32(1) << (source & 31)
     if level != 0:
@@ -88,6 +85,15 @@ def plic_set_level(machine: Machine, source: u64, level: u64) -> None:
     else:
         plic.level[word] &= ~bit
     update_lines(machine, plic)
+
+
+@export
+def plic_set_level(machine: Machine, source: u64, level: u64) -> None:
+    """A device drives interrupt line ``source`` (1 to 95). A level-triggered gateway: a request once made stays
+    pending."""
+    plic = plic_of(machine)
+    acquire(plic)
+    drive(machine, plic, source, level)
     release(plic)
 
 

@@ -32,6 +32,12 @@ PMP_ENTRIES = 16
 RING_ENTRIES = 256
 REGIONS = 64
 SEGMENTS = 8
+LATCHES = 64
+#: Values that a doorbell takes; larger ones are posted.
+DOORBELL_VALUES = 64
+#: A raise as it comes through a FIFO (bus.proto: Description.interrupts): words of 8 bytes, and how many are read at
+#: once. So many raises from one device make ``listen`` give Python a look.
+RAISE_WORDS, RAISES, RAISES_LOOKED_AT = 3, 64, 2000
 
 
 class TlbEntry(Record):
@@ -89,6 +95,45 @@ class Region(Record):
     shadow: u64
     device: u32
     index: u32
+    #: its doorbell: offset of the register, its size (0: there is none), the file to ring, the values rung so far
+    doorbell_offset: u64
+    doorbell_size: u64
+    doorbell_file: u64
+    rung: u64
+    #: its latches, by their place among the machine's
+    first_latch: u64
+    latch_count: u64
+
+
+class Latch(Record):
+    """An interrupt status of 4 bytes that the cpu keeps for a device: host addresses of its value (in the region's
+    ``shadow``) and of its byte in ``kinds``, the PLIC's source that it drives, and the register that clears its bits.
+
+    ``sequence`` is the number of the device's update that said all of it last. The PLIC's lock guards it.
+    """
+
+    value: u64
+    kind: u64
+    source: u64
+    sequence: u64
+    clears_offset: u64
+    clears_size: u64
+
+
+class Listener(Record):
+    """The cpu's end of the FIFO through which a device raises its latches; ``lock`` guards it."""
+
+    lock: u64
+    file: u64
+    epoch: u64
+    #: number of the last raise taken
+    sequence: u64
+    first_latch: u64
+    latch_count: u64
+    #: raises since Python looked, and reads that were no records
+    taken: u64
+    nonsense: u64
+    records: Ptr[u64] = array(u64, RAISE_WORDS * RAISES)
 
 
 DEVICE_ACLINT, DEVICE_PLIC, DEVICE_UNMAPPED = 0xFFFF_FFFF, 0xFFFF_FFFE, 0xFFFF_FFFD
@@ -170,9 +215,18 @@ class Machine(Record):
     segments: Ptr[Segment] = array(Segment, SEGMENTS)
     region_count: u64
     regions: Ptr[Region] = array(Region, REGIONS)
-    #: C functions of the host: clock_gettime(clock, timespec*), syscall(number, ...).
+    latch_count: u64
+    latches: Ptr[Latch] = array(Latch, LATCHES)
+    listener_count: u64
+    listeners: Ptr[Listener] = array(Listener, LATCHES)
+    #: a struct pollfd for each listener, and the last one for who wants ``listen`` to come back
+    polls: Ptr[u64] = array(u64, LATCHES + 1)
+    #: C functions of the host: clock_gettime(clock, timespec*), syscall(number, ...), and read, write, poll.
     clock_gettime: u64
     syscall: u64
+    read: u64
+    write: u64
+    poll: u64
     #: Host CLOCK_MONOTONIC nanoseconds at which guest time was 0 (grows while the machine is paused).
     time_base: u64
     futex_number: u64
@@ -276,6 +330,8 @@ class Hart(Record):
     ring_count: u64
     ring_since: u64
     ring: Ptr[Posted] = array(Posted, RING_ENTRIES)
+    #: the value of a doorbell on its way
+    doorbell: u64
     # what a page walk found besides the physical address
     physical: u64
     walk_level: u64
@@ -312,6 +368,7 @@ class Hart(Record):
     # counters
     count_sync: u64
     count_posted: u64
+    count_doorbell: u64
     count_shadow: u64
     count_local: u64
     count_traps: u64

@@ -1,0 +1,149 @@
+"""The cpu's ends of a device's FIFOs (proto/vmesh/v1/bus.proto: Description.doorbell, Description.interrupts), and the
+thread that takes the interrupts.
+
+Native code knows each by a descriptor that stays the same for as long as the device is on the board; what it stands for
+is replaced at once (dup2) when another life of the device begins.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import select
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from vmesh import doorbell
+
+from .bus import FLOOD_SECONDS, Device
+from .harts import Harts
+
+_READABLE = select.POLLIN << 32
+_MUTED = 0xFFFF_FFFF
+
+
+class Doorbell:
+    """Rings a device. Until `open`, and after an `open` that found nobody, harts find that they cannot (EPIPE)."""
+
+    def __init__(self, harts: Harts, device: Device, folder: Path) -> None:
+        self._harts, self._device, self._folder = harts, device, folder
+        self._file = _unread()
+        assert device.doorbell is not None
+        index, offset, size = device.doorbell
+        self._index = index
+        harts.add_doorbell(device.number, index, offset, size, self._file)
+
+    def open(self) -> None:
+        """A life of the device begins: ring it, for all that its predecessor was rung for and may not have looked at.
+
+        Raises BadRequest for what is no FIFO.
+        """
+        found = None
+        try:
+            found = doorbell.open_existing(self._folder, self._device.description.doorbell, os.O_WRONLY)
+        finally:
+            _replace(self._file, _unread() if found is None else found)
+        for value in self._harts.rung(self._device.number, self._index):
+            try:
+                os.write(self._file, bytes((value,)))
+            except OSError:  # nobody reads, or there is more to read than can have been rung
+                return
+
+
+class Listener(threading.Thread):
+    """Takes what devices raise through their FIFOs, in native code: an interrupt needs no interpreter.
+
+    `complain` is told, from this thread, of a device (its name) that does what it should not.
+    """
+
+    def __init__(self, harts: Harts, folder: Path, complain: Callable[[str, str, str], None]) -> None:
+        super().__init__(name="interrupts", daemon=True)
+        self._harts, self._folder, self._complain = harts, folder, complain
+        self._devices: list[Device] = []
+        self._files: list[int] = []
+        self._looked: list[float] = []
+        self._muted: dict[int, float] = {}  # until when
+        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._ended = False
+
+    def add(self, device: Device) -> None:
+        """Before the thread is started."""
+        file = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        device.listener = self._harts.add_listener(file, device.epoch, device.latches[0], len(device.latches))
+        self._devices.append(device)
+        self._files.append(file)
+        self._looked.append(0.0)
+
+    def run(self) -> None:
+        polls = self._harts.machine.polls
+        for number in range(len(self._devices)):
+            polls[number] = _READABLE | _MUTED
+        polls[len(self._devices)] = _READABLE | self._wake
+        while not self._ended:
+            number = self._harts.listen()
+            if number < len(self._devices):
+                self._look(number)
+            else:
+                os.eventfd_read(self._wake)
+                while not self._calls.empty():
+                    self._calls.get()()
+
+    def open(self, device: Device) -> None:
+        """A life of the device begins. Raises BadRequest for what is no FIFO."""
+        number = device.listener
+        found = doorbell.open_existing(self._folder, device.description.interrupts, os.O_RDWR)
+        if found is not None:
+            _replace(self._files[number], found)
+        self._call(lambda: self._listen_to(number, found is not None))
+
+    def unmute(self) -> None:
+        """Listens again to those that have been muted for long enough."""
+        self._call(self._unmute)
+
+    def end(self) -> None:
+        self._ended = True
+        self._call(lambda: None)
+
+    def _call(self, function: Callable[[], None]) -> None:
+        self._calls.put(function)
+        os.eventfd_write(self._wake, 1)
+
+    def _listen_to(self, number: int, listen: bool) -> None:
+        self._harts.machine.polls[number] = _READABLE | (self._files[number] if listen else _MUTED)
+
+    def _unmute(self) -> None:
+        for number, until in list(self._muted.items()):
+            if time.monotonic() >= until:
+                del self._muted[number]
+                self._listen_to(number, True)
+
+    def _look(self, number: int) -> None:
+        listener = self._harts.machine.listeners[number]
+        name, now = self._devices[number].name, time.monotonic()
+        lately, self._looked[number] = now - self._looked[number] < FLOOD_SECONDS, now
+        if listener.nonsense:
+            what, text = "nonsense", "what it raises interrupts with is no record of one"
+        elif lately:
+            what, text = "floods updates", f"more than {listener.taken} interrupts within {FLOOD_SECONDS:g} s"
+        else:
+            what = text = ""
+        listener.taken = listener.nonsense = 0
+        if what:
+            self._muted[number] = now + FLOOD_SECONDS
+            self._listen_to(number, False)
+            self._complain(name, what, text)
+
+
+def _unread() -> int:
+    """A pipe that nobody reads."""
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    os.close(reader)
+    return writer
+
+
+def _replace(file: int, by: int) -> None:
+    os.dup2(by, file, inheritable=False)
+    os.close(by)
