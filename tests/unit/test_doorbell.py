@@ -1,0 +1,311 @@
+"""The FIFOs between harts and a device: real ones, a hart that rings in native code, the thread that listens."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import stat
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from services.cpu.bus import Device, RegisterTable
+from services.cpu.doorbell import Doorbell, Listener
+from tests.cpu_harness import Cpu
+from tests.models.guest import CODE, put, virt
+from vmesh import errors
+from vmesh.doorbell import Bell, Raiser, open_existing
+from vmesh.v1.bus_pb2 import (
+    READ_LATCH,
+    WRITE_CLEARS,
+    WRITE_DOORBELL,
+    Description,
+    DeviceUpdate,
+    Line,
+    Region,
+    Register,
+    ShadowValue,
+)
+
+BASE, IRQ = 0x1000_1000, 9
+NOTIFY, STATUS, ACK = 0x50, 0x60, 0x64
+PATIENCE = 20.0
+
+
+def until(true: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.001)
+
+
+class Board:
+    """A hart, a device's FIFOs, and the cpu's side of them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        registers = [
+            Register(name="notify", offset=NOTIFY, size=4, write=WRITE_DOORBELL),
+            Register(name="status", offset=STATUS, size=4, read=READ_LATCH),
+            Register(name="ack", offset=ACK, size=4, write=WRITE_CLEARS, latch=STATUS),
+        ]
+        region = Region(name="r", base=BASE, size=0x100, access_sizes=15, registers=registers)
+        self.description = Description(
+            name="d", epoch=1, regions=[region], lines=[Line(irq=IRQ)], doorbell="d.doorbell", interrupts="d.interrupts"
+        )
+        self.cpu: Cpu = virt(1)
+        self.cpu.reset()
+        put(self.cpu, "sw a1, 0(a0)\n .word END\n sh a1, 0(a0)\n .word END")
+        table = RegisterTable(region)
+        harts = self.cpu.harts
+        harts.add_region(BASE, 0x100, 0, 0, table.kinds, table.values)
+        self.device = Device(0, self.description, harts, [table])
+        self.complaints: list[str] = []
+        self.doorbell = Doorbell(harts, self.device, path)
+        self.listener = Listener(harts, path, lambda device, what, text: self.complaints.append(what))
+        self.listener.add(self.device)
+        self.listener.start()
+
+    def born(self, epoch: int = 1) -> tuple[Bell, Raiser]:
+        """A life of the device, which the cpu has met."""
+        bell, raiser = Bell(self.path / "d.doorbell"), Raiser(self.path / "d.interrupts")
+        self.device.begin(epoch)
+        self.doorbell.open()
+        self.listener.open(self.device)
+        return bell, raiser
+
+    def write(self, value: int, place: int = 0, offset: int = NOTIFY) -> None:
+        self.cpu.set(CODE + place, {10: BASE + offset, 11: value})
+        assert self.cpu.run().why == "end"
+
+    @property
+    def posted(self) -> list[int]:
+        """What lies in the hart's ring; it is taken out."""
+        hart = self.cpu.hart
+        values = [hart.ring[number].value for number in range(hart.ring_count)]
+        hart.ring_count = 0
+        return values
+
+    @property
+    def level(self) -> bool:
+        return bool(self.cpu.harts.plic.level[0] >> IRQ & 1)
+
+    @property
+    def last(self) -> int:
+        return int(self.cpu.harts.machine.listeners[0].sequence)
+
+    def close(self) -> None:
+        self.listener.end()
+        self.listener.join(PATIENCE)
+        assert not self.listener.is_alive()
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Iterator[Board]:
+    made = Board(tmp_path)
+    yield made
+    made.close()
+
+
+def test_a_write_rings_at_once_and_many_are_one(board: Board) -> None:
+    bell, _ = board.born()
+    board.write(3)
+    assert board.posted == []
+    assert bell.rung() == {3}
+    assert bell.rung() == set()
+    for value in (0, 63, 0, 0, 5, 63):
+        board.write(value)
+    assert bell.rung() == {0, 5, 63}
+    assert board.cpu.hart.count_doorbell == 7
+
+
+def test_values_and_sizes_that_do_not_ring_are_posted(board: Board) -> None:
+    bell, _ = board.born()
+    for value in (64, 255, 256, (1 << 32) - 1):
+        board.write(value)
+    assert board.posted == [64, 255, 256, (1 << 32) - 1]
+    assert bell.rung() == set()
+    board.cpu.device = lambda access: 0  # of another size it is sync, as any offset that no row covers
+    board.write(1, place=8)
+    assert board.posted == []
+    assert bell.rung() == set()
+
+
+def test_without_a_reader_writes_are_posted_and_its_next_life_is_rung(board: Board) -> None:
+    board.write(1)
+    assert board.posted == [1]
+    bell, _ = board.born()
+    assert bell.rung() == {1}
+    os.close(bell.fd)
+    board.write(2)
+    assert board.posted == [2]
+    successor, _ = board.born(2)
+    assert successor.rung() == {1, 2}
+    board.write(7)
+    assert successor.rung() == {7}
+
+
+def test_what_a_stale_life_swallowed_its_successor_hears(board: Board) -> None:
+    stale, _ = board.born()
+    successor = Bell(board.path / "d.doorbell")
+    board.write(4)
+    assert stale.rung() == {4}
+    board.doorbell.open()
+    assert successor.rung() == {4}
+    board.write(6)
+    assert successor.rung() == {6}
+    assert stale.rung() == set()
+
+
+def test_a_full_fifo(board: Board) -> None:
+    bell, _ = board.born()
+    filler = open_existing(board.path, "d.doorbell", os.O_WRONLY)
+    assert filler is not None
+    room = fcntl.fcntl(filler, fcntl.F_GETPIPE_SZ)
+    assert os.write(filler, b"\x02" * room) == room
+    board.write(1)
+    assert board.posted == [1]
+    assert bell.rung() == {2}
+    board.write(1)
+    assert bell.rung() == {1}
+
+
+def test_an_interrupt(board: Board) -> None:
+    _, raiser = board.born()
+    assert raiser.send(1, 1, 0, 1)
+    until(lambda: board.level, "the line")
+    assert raiser.send(1, 2, 0, 2)
+    until(lambda: board.last == 2, "the second raise")
+    assert board.cpu.harts.machine.latches[0].sequence == 0
+    board.write(1, offset=ACK)
+    assert board.level
+    board.write(2, offset=ACK)
+    assert not board.level
+
+
+def test_an_interrupt_ends_a_harts_sleep(board: Board) -> None:
+    _, raiser = board.born()
+    cpu = board.cpu
+    source, enable = 0xC00_0000 + 4 * IRQ, 0xC00_2000
+    put(
+        cpu,
+        "li a0, 1\n li a1, SOURCE\n sw a0, 0(a1)\n li a0, BITS\n li a1, ENABLE\n sw a0, 0(a1)\n wfi\n .word END",
+        SOURCE=source,
+        BITS=1 << IRQ,
+        ENABLE=enable,
+    )
+    cpu.set(CODE, mie=1 << 11)
+    thread = threading.Timer(0.05, lambda: raiser.send(1, 1, 0, 1))
+    thread.start()
+    assert cpu.run().why == "end"
+    thread.join()
+    assert board.level
+
+
+def test_raises_of_a_former_life_and_from_before_a_reset_are_not_heard(board: Board) -> None:
+    _, former = board.born()
+    assert former.send(1, 5, 0, 1)
+    until(lambda: board.last == 5, "the raise")
+    board.write(3, offset=ACK)
+    _, raiser = board.born(2)
+    former.send(1, 6, 0, 1)
+    assert raiser.send(1, 7, 0, 1)  # one that believes to be of the former life
+    assert raiser.send(2, 1, 0, 2)
+    until(lambda: board.last == 1, "the raise of the new life")
+    assert board.cpu.harts.machine.listeners[0].sequence == 1
+    assert board.level
+    reset = ShadowValue(offset=STATUS, size=4, value=0)
+    board.device.apply(DeviceUpdate(epoch=2, sequence=9, shadows=[reset]))
+    assert raiser.send(2, 8, 0, 1)
+    until(lambda: board.last == 8, "the late raise")
+    assert not board.level
+
+
+def test_nobody_listens(tmp_path: Path) -> None:
+    raiser = Raiser(tmp_path / "d.interrupts")
+    assert not raiser.send(1, 1, 0, 1)
+    reader = open_existing(tmp_path, "d.interrupts", os.O_RDWR)
+    assert reader is not None
+    assert raiser.send(1, 1, 0, 1)
+    assert os.read(reader, 100) == struct.pack("<QQII", 1, 1, 0, 1)
+    os.close(reader)
+    assert not raiser.send(1, 2, 0, 1)
+    reader = open_existing(tmp_path, "d.interrupts", os.O_RDWR)
+    assert reader is not None
+    sent = 0
+    while raiser.send(1, 3 + sent, 0, 1):
+        sent += 1
+    assert sent > 1000  # then it is full, and the raise goes as a packet
+    os.close(reader)
+
+
+def test_nonsense_and_floods_are_named_and_do_not_last(board: Board) -> None:
+    _, raiser = board.born()
+    writer = open_existing(board.path, "d.interrupts", os.O_WRONLY)
+    assert writer is not None
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    for length in (1, 23, 25, 1023):
+        board.complaints.clear()
+        os.write(writer, chance.randbytes(length))
+        until(lambda: board.complaints == ["nonsense"], "a complaint")
+        time.sleep(0.11)  # how long the device is not listened to
+        board.listener.unmute()
+    board.complaints.clear()
+    os.write(writer, struct.pack("<QQII", 1, 1, 1, 1))  # a latch that it does not have
+    until(lambda: board.complaints == ["nonsense"], "a complaint")
+    assert not board.level
+    time.sleep(0.11)
+    board.listener.unmute()
+    board.complaints.clear()
+    number = 0
+
+    def flood() -> bool:
+        nonlocal number
+        for _ in range(1000):
+            number += 1
+            raiser.send(1, number, 0, 1)
+        return "floods updates" in board.complaints
+
+    until(flood, "a complaint")
+    time.sleep(0.11)
+    board.listener.unmute()
+    until(lambda: raiser.send(1, number + 1, 0, 1), "room")
+    until(lambda: board.last == number + 1, "the last raise")
+
+
+def test_what_is_no_fifo_is_refused(tmp_path: Path) -> None:
+    for name in ("", ".", "..", ".hidden", "a/b", "/etc/passwd", "../x", "a\0b", "x" * 81):
+        with pytest.raises(errors.BadRequest, match="name of a FIFO"):
+            open_existing(tmp_path, name, os.O_RDWR)
+    assert open_existing(tmp_path, "absent", os.O_RDWR) is None
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(errors.BadRequest, match="a FIFO of our own"):
+        open_existing(tmp_path, "file", os.O_RDWR)
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("fifo")
+    assert open_existing(tmp_path, "link", os.O_RDWR) is None
+    bell = Bell(tmp_path / "file")  # made anew, whatever was there
+    assert stat.filemode(os.fstat(bell.fd).st_mode) == "prw-------"
+
+
+def test_a_hostile_name_leaves_the_device_to_messages(board: Board) -> None:
+    board.description.doorbell = "../d.doorbell"
+    with pytest.raises(errors.BadRequest):
+        board.doorbell.open()
+    board.write(1)
+    assert board.posted == [1]
+
+
+def test_two_doorbells_cannot_be(tmp_path: Path) -> None:
+    registers = [Register(name="notify", offset=0, size=4, count=2, write=WRITE_DOORBELL)]
+    region = Region(name="r", base=BASE, size=0x100, access_sizes=15, registers=registers)
+    harts = virt(1).harts
+    with pytest.raises(errors.BadRequest, match="doorbells of d: expected at most one"):
+        Device(0, Description(name="d", epoch=1, regions=[region]), harts, [RegisterTable(region)])
