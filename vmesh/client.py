@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -60,6 +60,11 @@ class MachineClient:
 
     def registers(self, hart: int = 0) -> cpu_pb2.HartRegisters:
         return self._call(self._stub.Registers, gateway_pb2.RegistersRequest(hart=hart))
+
+    def swap(self, device: str, command: Sequence[str], directory: str) -> gateway_pb2.SwapDeviceReply:
+        """Put a program, started in `directory`, in the place of a device. Refused, the former one goes on."""
+        request = gateway_pb2.SwapDeviceRequest(name=device, command=command, directory=directory)
+        return self._call(self._stub.SwapDevice, request)
 
     def _call(self, method: Callable[..., Reply], request: Any) -> Reply:
         try:

@@ -31,6 +31,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--base", type=service.number, required=True, metavar="ADDRESS")
     parser.add_argument("--irq", type=service.number, default=0, metavar="N")
     parser.add_argument("--command", default="", metavar="TEXT", help="the program and its arguments, as for a shell")
+    parser.add_argument("--directory", default="", metavar="DIR", help="where to start it (default: where this is)")
     parser.add_argument("--wait", type=float, default=60.0, metavar="SECONDS", help="for a device started by hand")
     options = parser.parse_args(argv)
     machine = Machine(options.machine.absolute())
@@ -40,17 +41,18 @@ def main(argv: Sequence[str]) -> int:
     if options.command:
         if options.lifeline >= 0:
             arguments += ["--lifeline", str(options.lifeline)]
-        return _become([*shlex.split(options.command), *arguments], log)
+        return _become([*shlex.split(options.command), *arguments], options.directory or ".", log)
     log.info("waiting for a device", arguments=shlex.join(arguments))
     return _stand_in(machine.socket(options.name), options.lifeline, options.wait, log)
 
 
-def _become(command: list[str], log: Log) -> int:
+def _become(command: list[str], directory: str, log: Log) -> int:
     # The lifeline, and the lock that says that a process of the machine lives.
     for fd in map(int, os.listdir("/proc/self/fd")):
         with suppress(OSError):  # the one that listdir used
             os.set_inheritable(fd, True)
     try:
+        os.chdir(directory)
         os.execvp(command[0], command)
     except OSError as error:
         log.error("cannot start", reason=f"{command[0]}: {error.strerror}")

@@ -21,6 +21,7 @@ from grpc_reflection.v1alpha import reflection
 from services.monitor import operations
 from services.monitor.operations import Operation, RequestError
 from services.monitor.supervisor import StateError, Supervisor
+from services.monitor.swap import swap
 from vmesh.v1 import cpu_pb2, gateway_pb2
 from vmesh.v1.gateway_pb2_grpc import MachineServicer, add_MachineServicer_to_server
 
@@ -94,6 +95,13 @@ class _Machine(MachineServicer):
             _refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "the machine has no cpu service")
         self._do(operations.registers(board, request.hart, found), context, exclusive=False)
         return found
+
+    def SwapDevice(
+        self, request: gateway_pb2.SwapDeviceRequest, context: grpc.ServicerContext
+    ) -> gateway_pb2.SwapDeviceReply:
+        reply = gateway_pb2.SwapDeviceReply()
+        self._do(swap(self._supervisor, request.name, request.command, request.directory, reply), context)
+        return reply
 
     def _do(self, operation: Operation, context: grpc.ServicerContext, *, exclusive: bool = True) -> None:
         """Carry out an operation; its error becomes the status of the call."""

@@ -62,7 +62,7 @@ class Board:
 def pause(board: Board) -> Operation:
     """Stop the harts, then the devices, and drain the bus. If a part fails, all go on as before and it raises."""
     try:
-        yield from _stop(board)
+        yield from stop(board)
     except RequestError:
         yield from resume(board)
         raise
@@ -78,7 +78,7 @@ def resume(board: Board) -> Operation:
 
 def reset(board: Board, *, stay_paused: bool) -> Operation:
     """The state after power-on. Memory comes before the harts, so that they start from images loaded anew."""
-    yield from _stop(board)
+    yield from stop(board)
     yield [Request(name, lifecycle_pb2.Reset()) for name in board.devices]
     yield [Request(board.memory, lifecycle_pb2.Reset())]
     if board.cpu:
@@ -106,7 +106,8 @@ def registers(board: Board, hart: int, registers: cpu_pb2.HartRegisters) -> Oper
     registers.CopyFrom(packet.hart_registers)
 
 
-def _stop(board: Board) -> Operation:
+def stop(board: Board) -> Operation:
+    """Stop the harts, then the devices, and drain the bus. What has stopped stays so if a part fails."""
     if board.cpu:
         yield [Request(board.cpu, lifecycle_pb2.Pause())]
     yield [Request(name, lifecycle_pb2.Pause()) for name in board.others]

@@ -45,6 +45,10 @@ class Output:
         """What `service` said last; empty if nothing."""
         return self._last.get(service, "")
 
+    def forget(self, service: str) -> None:
+        """Another program is to speak under this name."""
+        self._last.pop(service, None)
+
     def _take(self, service: str, raw: bytes) -> None:
         line = one_line(raw[:_LINE_LIMIT].decode(errors="replace"), _LINE_LIMIT)
         if not line:

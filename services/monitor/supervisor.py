@@ -67,6 +67,14 @@ class Settings:
     start_limit: float = 60.0
 
 
+@dataclass(frozen=True, slots=True)
+class Successor:
+    """What is to be the next life of a device; `prepare` is called when the former one has ended."""
+
+    command: ServiceCommand
+    prepare: Callable[[], None]
+
+
 @dataclass(slots=True, eq=False)
 class Service:
     """A service and what is known of it."""
@@ -85,6 +93,8 @@ class Service:
     asked_at: float | None = None  # when the question about its health was sent that is still open
     ask_at: float = 0.0  # when to ask next
     was_ready: bool = False  # in this life or one before
+    on_trial: bool = False  # its process is a successor that has yet to show that it can take its place
+    successor: Successor | None = None  # what to start when this life ends, as it was asked to
     deaths: deque[float] = field(default_factory=lambda: deque(maxlen=DEATHS))  # when it died last
 
     @property
@@ -227,9 +237,13 @@ class Supervisor:
         self._to_shut_down.extend(self.board.shutdown_order())
         self._shut_down()
 
+    @property
+    def paused(self) -> bool:
+        return self.state == gateway_pb2.MACHINE_PAUSED
+
     def reset(self) -> Operation:
         """The reset operation: a machine that is paused when it begins stays so."""
-        yield from operations.reset(self.board, stay_paused=self.state == gateway_pb2.MACHINE_PAUSED)
+        yield from operations.reset(self.board, stay_paused=self.paused)
 
     def machine_status(self) -> gateway_pb2.MachineStatus:
         """All that is known here without asking the services."""
@@ -349,6 +363,10 @@ class Supervisor:
         self._log.info("service ended", service=service.command.name, how=how)
         if self.state == gateway_pb2.MACHINE_ENDING:
             self._shut_down()
+        elif service.successor is not None:
+            self._succeed(service)
+        elif service.on_trial:
+            self._failed_trial(service, how)
         elif service.command.name in self.board.devices and service.was_ready:
             self._restart(service, how)
         else:
@@ -382,7 +400,7 @@ class Supervisor:
     @property
     def _stopped(self) -> bool:
         """Whether the machine is paused, or may be so in the midst of an operation."""
-        return self.state == gateway_pb2.MACHINE_PAUSED or any(run.exclusive for run in self._runs)
+        return self.paused or any(run.exclusive for run in self._runs)
 
     def _restart(self, service: Service, how: str) -> None:
         """Start the next life of a device, unless it dies again and again."""
@@ -392,8 +410,12 @@ class Supervisor:
             self._fail(service, f"{how}, for the {DEATHS}th time within {DEATHS_SECONDS:g} s")
             return
         service.last_error = how
+        self._start_life(service, how)
+
+    def _start_life(self, service: Service, how: str) -> None:
+        """Start the process of the next epoch; `how` the former one ended."""
         service.state, service.welcomed, service.asked_at = "restarting", False, None
-        service.began = now
+        service.began = time.monotonic()
         service.epoch += 1
         self._loop.watch(service.link.socket)
         service.link.close()
@@ -402,13 +424,16 @@ class Supervisor:
         self._keeper.spawn(service.command, ["--epoch", str(service.epoch)], partial(self._spawned, service))
 
     def _spawned(self, service: Service, child: Child | None, failure: str) -> None:
+        if child is None and service.on_trial:
+            self._failed_trial(service, failure)
+            return
         if child is None:
             self._fail(service, f"cannot be started again: {failure}")
             self._maybe_ended()
             return
         service.child, service.alive = child, True
         self._meet(service)
-        if self.state == gateway_pb2.MACHINE_ENDING:
+        if self.state == gateway_pb2.MACHINE_ENDING or service.successor is not None:
             _kill(service)
 
     def _back(self, service: Service) -> None:
@@ -420,6 +445,41 @@ class Supervisor:
                 if run.requests[place].service == service.command.name and link is not service.link:
                     self._ask(run, place)
         self._next_exclusive()
+
+    # Another program in a device's place
+
+    def put_in_place(self, name: str, successor: Successor, *, on_trial: bool) -> None:
+        """End the process of a device, and start another program as its next life.
+
+        On trial, the end of the new process fails what it was asked (RequestError), and no next life follows it.
+        """
+        service = self.services[name]
+        service.successor, service.on_trial = successor, on_trial
+        if service.alive:
+            _kill(service)
+        elif service.state == "dead":
+            self._succeed(service)
+
+    def accept(self, name: str) -> None:
+        """The program on trial is the device from now on."""
+        self.services[name].on_trial = False
+
+    def last_words(self, name: str) -> str:
+        """What the process of a service said last; empty if nothing."""
+        return self._output.last_line(name)
+
+    def _succeed(self, service: Service) -> None:
+        assert service.successor is not None
+        service.successor.prepare()
+        service.command, service.successor = service.successor.command, None
+        self._output.forget(service.command.name)
+        self._start_life(service, "was replaced")
+
+    def _failed_trial(self, service: Service, how: str) -> None:
+        name = service.command.name
+        error = RequestError(": ".join(filter(None, (how, self.last_words(name)))))
+        for run in [run for run in self._runs if any(run.requests[place].service == name for place in run.open)]:
+            self._advance(run, error)
 
     # Time
 
@@ -534,6 +594,9 @@ class Supervisor:
         """Ask one service its part of a batch; if that fails, so does the operation."""
         request = run.requests[place]
         service = self.services[request.service]
+        if service.on_trial and service.state == "dead" and service.successor is None:
+            self._advance(run, RequestError(f"it has ended: {self.last_words(request.service)}"))
+            return False
         if service.was_ready and not service.ready and service.command.name in self.board.devices:
             run.open[place] = (None, 0)  # asked when it is back
             return True

@@ -114,6 +114,25 @@ def _control(name: str, text: str) -> Callable[[Sequence[str]], int]:
     return run
 
 
+def _swap(arguments: Sequence[str]) -> int:
+    parser = _Parser(
+        prog="vmesh swap",
+        usage="vmesh swap [MACHINE] DEVICE -- COMMAND ...",
+        description="Put another program in the place of a device while the guest runs. The machine is paused, "
+        "the device saved and ended, and COMMAND started with the options that every device has (--machine, --name, "
+        "--epoch, --lifeline, --base, --irq); it takes the state and goes on. If it cannot, the former one does.",
+    )
+    parser.add_argument("names", nargs="+", metavar="NAME", help="the machine, if several run, and the device")
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    options = parser.parse_args(arguments[:cut])
+    command = arguments[cut + 1 :]
+    if len(options.names) > 2 or not command:
+        parser.error("expected [MACHINE] DEVICE -- COMMAND ...")
+    from vmesh.cli.swap import swap
+
+    return swap(options.names, command)
+
+
 def _guest(arguments: Sequence[str]) -> int:
     actions = "fetch: Debian's kernel, firmware and busybox, with apt; image: a disk with Debian on it"
     parser = _Parser(prog="vmesh guest", description="What there is to boot.")
@@ -148,6 +167,7 @@ COMMANDS: Mapping[str, Subcommand] = {
     "run": Subcommand("Start a machine; takes QEMU's flags.", _run),
     "ps": Subcommand("List the running machines and their services.", _ps),
     **{name: Subcommand(text, _control(name, text)) for name, text in _CONTROLS.items()},
+    "swap": Subcommand("Put another program in the place of a device.", _swap),
     "hub": Subcommand("Link the networks of machines.", _hub),
     "guest": Subcommand("Fetch the default guest; make a disk with Debian on it.", _guest),
 }

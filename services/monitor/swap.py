@@ -1,0 +1,115 @@
+"""Another program in the place of a device, while the guest runs: `vmesh swap`.
+
+The machine is paused and drained, so that nothing is under way. The device's process is then ended and the new one
+started as its next life, which finds the state in the slot as after a kill. It must answer, take the state of its
+predecessor, and give it back. If it does not, the former program is started again on the slot that it had left: to the
+guest both ways are a pause. Two processes are never there at once, since they may need the same disk or interface.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import time
+from collections.abc import Generator, Sequence
+from pathlib import Path
+
+from services.monitor import operations
+from services.monitor.operations import Batch, Operation, Request, RequestError
+from services.monitor.supervisor import Successor, Supervisor
+from vmesh.spawn import ServiceCommand
+from vmesh.v1 import gateway_pb2, lifecycle_pb2
+from vmesh.v1.packet_pb2 import Packet
+
+_BY_HAND = "services.external"
+_STANDARD = ("--machine", "--name", "--base", "--irq")  # options that every device has
+
+Parts = Generator[Batch, Sequence[Packet], int]
+
+
+def swap(
+    supervisor: Supervisor, name: str, command: Sequence[str], directory: str, reply: gateway_pb2.SwapDeviceReply
+) -> Operation:
+    """Put the program `command`, started in `directory`, in the place of the device `name`; fills in `reply`.
+
+    RequestError if it cannot take it; the former one goes on then.
+    """
+    former = _check(supervisor, name, command, directory)
+    board, stay_paused = supervisor.board, supervisor.paused
+    began = time.monotonic()
+    slot = supervisor.machine.path / f"{name}.slot"
+    left = slot.with_suffix(".former")
+    try:
+        yield from operations.stop(board)
+        (packet,) = yield [Request(name, lifecycle_pb2.Save())]
+        _copy(slot, left)
+    except RequestError:
+        if not stay_paused:
+            yield from operations.resume(board)
+        raise
+    saved = packet.service_state
+    new = _external(former, command, directory)
+    supervisor.put_in_place(name, Successor(new, prepare=lambda: None), on_trial=True)
+    try:
+        version = yield from _take_over(name, saved)
+    except RequestError as error:
+        # Whatever the new one has made of the slot, the former one finds it as it had left it.
+        go_back = Successor(former, prepare=lambda: os.replace(left, slot))
+        supervisor.put_in_place(name, go_back, on_trial=False)
+        yield [Request(name, lifecycle_pb2.Health())]
+        if not stay_paused:
+            yield from operations.resume(board)
+        runs = f"{former.kind}, state {saved.type} version {saved.version}"
+        text = f"'{shlex.join(command)}' cannot take the place of {name} ({runs}), which goes on: {error}"
+        raise RequestError(text, callers_fault=True) from None
+    left.unlink()
+    supervisor.accept(name)
+    if not stay_paused:
+        yield from operations.resume(board)
+    reply.kind, reply.state_type, reply.former_version, reply.version = former.kind, saved.type, saved.version, version
+    reply.epoch = supervisor.services[name].epoch
+    reply.pause_seconds = time.monotonic() - began
+
+
+def _check(supervisor: Supervisor, name: str, command: Sequence[str], directory: str) -> ServiceCommand:
+    """The command of the device that is to be replaced. RequestError for what is refused before anything stops."""
+    if name not in supervisor.board.devices:
+        there = ", ".join(supervisor.board.devices)
+        raise RequestError(f"there is no device '{name}'; expected one of {there}", callers_fault=True)
+    former = supervisor.services[name].command
+    if former.module == _BY_HAND and "--command" not in former.arguments:
+        text = f"{name} was started by hand: end it, and start the other one with the next --epoch"
+        raise RequestError(text, callers_fault=True)
+    if not command or shutil.which(os.path.join(directory, command[0]) if "/" in command[0] else command[0]) is None:
+        text = f"there is no program '{command[0] if command else ''}' to take the place of {name}"
+        raise RequestError(text, callers_fault=True)
+    return former
+
+
+def _copy(slot: Path, left: Path) -> None:
+    try:
+        shutil.copyfile(slot, left)
+    except OSError as error:
+        raise RequestError(f"cannot keep a copy of {slot}: {error.strerror}") from error
+
+
+def _take_over(name: str, saved: lifecycle_pb2.ServiceState) -> Parts:
+    """Have the new process take the state; gives the version in which it has it."""
+    yield [Request(name, lifecycle_pb2.Health())]
+    yield [Request(name, lifecycle_pb2.Pause())]
+    yield [Request(name, lifecycle_pb2.Drain())]
+    yield [Request(name, lifecycle_pb2.Load(state=saved, check_only=True))]
+    (packet,) = yield [Request(name, lifecycle_pb2.Save())]
+    if packet.service_state != saved:  # it keeps its slot in another form, or its state in a later version
+        yield [Request(name, lifecycle_pb2.Load(state=saved))]
+        (packet,) = yield [Request(name, lifecycle_pb2.Save())]
+    return packet.service_state.version
+
+
+def _external(former: ServiceCommand, command: Sequence[str], directory: str) -> ServiceCommand:
+    """The command line of the new process: the user's, with the standard options of the former one."""
+    pairs = zip(former.arguments, former.arguments[1:], strict=False)
+    arguments = [word for option, value in pairs if option in _STANDARD for word in (option, value)]
+    arguments += ["--directory", directory, "--command", shlex.join(command)]
+    return ServiceCommand(former.name, former.kind, _BY_HAND, tuple(arguments))
