@@ -96,6 +96,7 @@ def main() -> None:
 def attach(context: zmq.Context, directory: str, name: str, base: int, irq: int, endpoint: str) -> None:
     """Say Hello to the memory service, then what this device is."""
     memory = context.socket(zmq.DEALER)
+    memory.setsockopt(zmq.RCVTIMEO, 60_000)
     memory.connect(f"ipc://{directory}/memory.sock")
 
     def ask(packet: Packet) -> Packet:

@@ -18,6 +18,7 @@ from pathlib import Path
 import zmq
 from google.protobuf.message import Message
 
+from tests.waiting import wait_for
 from vmesh import wire
 from vmesh.v1 import common_pb2 as common
 from vmesh.v1 import lifecycle_pb2 as lifecycle
@@ -27,14 +28,6 @@ from vmesh.v1.packet_pb2 import Packet
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 60.0  # seconds; no test depends on how much of it is used
 RAM_BASE = 0x8000_0000
-
-
-def until(true: Callable[[], bool], what: str) -> None:
-    """Wait until `true()`; fails, saying what was waited for."""
-    deadline = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.005)
 
 
 @dataclass
@@ -235,7 +228,7 @@ class Irqchip:
 
 def console(path: Path) -> socket.socket:
     """Connect to a console socket, when it is there."""
-    until(path.exists, f"{path}")
+    wait_for(path.exists, f"{path}")
     client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     client.connect(str(path))
     client.settimeout(PATIENCE)

@@ -16,6 +16,7 @@ from device_harness import Bench, FakeRuntime
 from services.devices.goldfish_rtc.device import GoldfishRtc
 from services.devices.goldfish_rtc.device import Offset as Clock
 from services.devices.ns16550a.device import Ns16550a, Offset
+from tests.waiting import read_some
 
 UART, RTC = 0x1000_0000, 0x10_1000
 pytestmark = pytest.mark.peer
@@ -28,17 +29,22 @@ class Qemu:
         command = [program, "-machine", "virt", "-m", "16M", "-bios", "none", "-display", "none", "-serial", "null"]
         command += ["-S", "-qtest", "stdio", "-qtest-log", "none"]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
+        self._said = b""
 
     def ask(self, text: str) -> str:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(text + "\n")
+        self.process.stdin.write(text.encode() + b"\n")
         self.process.stdin.flush()
         while True:
-            answer = self.process.stdout.readline()
-            assert answer, f"QEMU ended at {text}"
+            while b"\n" not in self._said:
+                part = read_some(self.process.stdout.fileno(), f"QEMU's answer to {text}")
+                assert part, f"QEMU ended at {text}"
+                self._said += part
+            line, _, self._said = self._said.partition(b"\n")
+            answer = line.decode()
             if answer.startswith("OK"):
                 return answer[2:].strip()
             assert answer.startswith("IRQ"), answer

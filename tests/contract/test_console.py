@@ -6,8 +6,9 @@ from contextlib import suppress
 
 import pytest
 from cases import UART
-from harness import PATIENCE, Hart, Irqchip, Machine, console, receive, until
+from harness import PATIENCE, Hart, Irqchip, Machine, console, receive
 
+from tests.waiting import wait_for
 from vmesh.v1 import lifecycle_pb2 as lifecycle
 from vmesh.v1.bus_pb2 import Access, AccessBatch
 
@@ -43,7 +44,7 @@ def write_until_held_back(machine: Machine, hart: Hart, text: bytes) -> int:
         hart.peer.send(AccessBatch(epoch=1, sequence=hart.sequence, accesses=writes(text)))
         hart.sequence += len(text)
         sent += len(text)
-        until(answered_or_held, "an answer, or that the batch waits")
+        wait_for(answered_or_held, "an answer, or that the batch waits")
     assert answers[-1] == sent - len(text)
     return sent
 
@@ -145,7 +146,7 @@ def test_input_waits_while_paused(machine: Machine, hart: Hart) -> None:
     for _ in range(20):
         assert not hart.read(LSR) & DR
     monitor.ask(lifecycle.Resume())
-    until(lambda: bool(hart.read(LSR) & DR), "the byte")
+    wait_for(lambda: bool(hart.read(LSR) & DR), "the byte")
     assert hart.read(THR) == ord("k")
 
 

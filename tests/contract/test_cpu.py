@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from harness import RAM_BASE, Machine, Monitor, until
+from harness import RAM_BASE, Machine, Monitor
 
+from tests.waiting import wait_for
 from vmesh import errors
 from vmesh.v1 import cpu_pb2 as cpu
 from vmesh.v1 import lifecycle_pb2 as lifecycle
@@ -36,7 +37,7 @@ def sleeping(monitor: Monitor) -> bool:
 
 
 def test_harts_run_and_sleep(monitor: Monitor) -> None:
-    until(lambda: sleeping(monitor), "both harts to sleep in WFI")
+    wait_for(lambda: sleeping(monitor), "both harts to sleep in WFI")
     assert registers(monitor)["t0"] == 1
     assert registers(monitor, 1)["mhartid"] == 1
     assert registers(monitor)["pc"] == RAM_BASE + 8
@@ -48,7 +49,7 @@ def test_a_hart_that_is_not_there(monitor: Monitor) -> None:
 
 
 def test_saved_state_is_loaded_whole(monitor: Monitor) -> None:
-    until(lambda: sleeping(monitor), "both harts to sleep in WFI")
+    wait_for(lambda: sleeping(monitor), "both harts to sleep in WFI")
     saved = monitor.save()
     state = state_of(saved)
     assert [record.x[5] for record in state.harts] == [1, 1]
@@ -63,7 +64,7 @@ def test_saved_state_is_loaded_whole(monitor: Monitor) -> None:
 
     assert state_of(monitor.save()) == state
     monitor.ask(lifecycle.Resume())
-    until(lambda: registers(monitor)["t0"] == 2, "hart 0 to go on behind its WFI")
+    wait_for(lambda: registers(monitor)["t0"] == 2, "hart 0 to go on behind its WFI")
     assert registers(monitor, 1)["t0"] == 1000
     assert registers(monitor, 1)["mscratch"] == 0xABCD
 
@@ -94,7 +95,7 @@ def _plic(state: cpu.CpuState) -> None:
 
 @pytest.mark.parametrize("damage", [_no_harts, _feature, _value, _registers, _privilege, _plic])
 def test_a_state_that_does_not_fit_changes_nothing(monitor: Monitor, damage: Callable[[cpu.CpuState], None]) -> None:
-    until(lambda: sleeping(monitor), "both harts to sleep in WFI")
+    wait_for(lambda: sleeping(monitor), "both harts to sleep in WFI")
     saved = monitor.save()
     state = state_of(saved)
     state.harts[0].x[5] = 77
@@ -121,7 +122,7 @@ def test_a_state_of_another_kind(monitor: Monitor, state: lifecycle.ServiceState
 
 
 def test_reset_needs_a_pause(monitor: Monitor) -> None:
-    until(lambda: sleeping(monitor), "both harts to sleep in WFI")
+    wait_for(lambda: sleeping(monitor), "both harts to sleep in WFI")
     with pytest.raises(errors.BadRequest, match="Pause before it"):
         monitor.ask(lifecycle.Reset())
     monitor.ask(lifecycle.Pause())
@@ -130,7 +131,7 @@ def test_reset_needs_a_pause(monitor: Monitor) -> None:
     assert registers(monitor)["t0"] == 0
     assert registers(monitor)["pc"] == RAM_BASE
     monitor.ask(lifecycle.Resume())
-    until(lambda: registers(monitor)["t0"] == 1, "hart 0 to run again")
+    wait_for(lambda: registers(monitor)["t0"] == 1, "hart 0 to run again")
 
 
 def test_guest_time_stands_still_while_paused(monitor: Monitor) -> None:

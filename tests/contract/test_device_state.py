@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import pytest
 from cases import ALL, Case
 from google.protobuf.message import Message
-from harness import PATIENCE, Hart, Irqchip, Machine, Monitor, until
+from harness import PATIENCE, Hart, Irqchip, Machine, Monitor
 
+from tests.waiting import wait_for
 from vmesh import errors
 from vmesh.v1 import common_pb2 as common
 from vmesh.v1 import devices_pb2
@@ -97,7 +98,7 @@ class Running:
         self.machine.kill(self.case.name)
         self.case.start(self.machine, epoch=epoch)
         self.monitor = self.machine.monitor(self.case.name)
-        until(lambda: self.monitor.health().phase == lifecycle.SERVICE_RUNNING, "the next life")
+        wait_for(lambda: self.monitor.health().phase == lifecycle.SERVICE_RUNNING, "the next life")
         self.hart = self.machine.hart(self.case.name)
         assert self.hart.epoch == epoch
 

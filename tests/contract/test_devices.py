@@ -6,8 +6,9 @@ import subprocess
 
 import pytest
 from cases import ALL, UART, WITH_STATE, Case
-from harness import PATIENCE, ROOT, Hart, Irqchip, Machine, until
+from harness import PATIENCE, ROOT, Hart, Irqchip, Machine
 
+from tests.waiting import wait_for
 from vmesh import errors
 from vmesh.v1 import common_pb2 as common
 from vmesh.v1 import lifecycle_pb2 as lifecycle
@@ -237,7 +238,7 @@ def test_killed_and_started_again(machine: Machine, case: Case) -> None:
     machine.kill(case.name)
     case.start(machine, epoch=2)
     monitor = machine.monitor(case.name)
-    until(lambda: monitor.health().phase == lifecycle.SERVICE_RUNNING, "the second life")
+    wait_for(lambda: monitor.health().phase == lifecycle.SERVICE_RUNNING, "the second life")
     again = machine.hart(case.name)
     assert (again.epoch, again.sequence) == (2, 2)
     assert stored(again, case) == case.values[0]

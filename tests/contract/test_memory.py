@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
-from harness import PATIENCE, RAM_BASE, Machine, until
+from harness import PATIENCE, RAM_BASE, Machine
 
+from tests.waiting import wait_for
 from vmesh import errors, wire
 from vmesh.v1 import common_pb2 as common
 from vmesh.v1 import lifecycle_pb2 as lifecycle
@@ -298,7 +299,7 @@ def test_notices_wait_for_the_monitor(machine: Machine) -> None:
     for value in (0x5555, 0x7777, 0x002A_3333, 0x1234):
         hart.write(0, value, 4)
     monitor = machine.monitor("test")
-    until(lambda: monitor.health() is not None, "an answer")
+    wait_for(lambda: monitor.health() is not None, "an answer")
     notices = [monitor.notice() for _ in range(3)]
     assert [notice.WhichOneof("event") for notice in notices] == ["power_off", "reset_request", "power_off"]
     assert [notice.power_off.exit_code for notice in notices] == [0, 0, 42]

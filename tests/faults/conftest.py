@@ -7,24 +7,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from tests.waiting import Process, wait_for
 from vmesh.machine import Machine, MachineError, MachineRecord, ServiceRecord
 
 DEADLINE = 30.0  # seconds; generous, as nothing here is about speed
-
-
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    """Poll until `condition` holds; fails with `what` if it never does."""
-    end = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < end, f"waited {DEADLINE:g} s for {what}"
-        time.sleep(0.01)
 
 
 class Rig:
@@ -50,7 +42,7 @@ class Rig:
         return self._start("vmesh.cli", "run", *flags)
 
     def _start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(
+        process = Process(
             [sys.executable, "-m", module, *arguments, "-name", "m"],
             cwd=self._root,
             env=self.environment,

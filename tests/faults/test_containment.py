@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import DEADLINE, Rig, wait_for
+from tests.faults.conftest import DEADLINE, Rig
 from tests.system import programs
+from tests.waiting import wait_for
 from vmesh.client import MachineClient
 
 pytestmark = pytest.mark.system

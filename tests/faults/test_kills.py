@@ -13,7 +13,8 @@ from contextlib import suppress
 
 import pytest
 
-from tests.faults.conftest import Rig, wait_for
+from tests.faults.conftest import Rig
+from tests.waiting import wait_for
 
 SERVICES = ("memory", "cpu")  # nothing goes on without these
 

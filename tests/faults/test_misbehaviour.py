@@ -15,7 +15,8 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from tests.faults.conftest import DEADLINE, Rig, wait_for
+from tests.faults.conftest import DEADLINE, Rig
+from tests.waiting import wait_for
 from vmesh.client import GatewayError, MachineClient
 from vmesh.v1 import gateway_pb2
 

@@ -9,6 +9,7 @@ import subprocess
 import pytest
 
 from tests.faults.conftest import Rig
+from tests.waiting import read_some
 
 pytestmark = pytest.mark.system
 
@@ -20,7 +21,7 @@ def _wait_prompt(launcher: subprocess.Popen[bytes]) -> None:
     assert launcher.stdout is not None
     seen = b""
     while not (BANNER in seen and seen.endswith(PROMPT)):
-        data = os.read(launcher.stdout.fileno(), 4096)
+        data = read_some(launcher.stdout.fileno(), "the prompt")
         assert data, f"the machine ended after {seen!r}"
         seen += data
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import DEADLINE, Rig, wait_for
+from tests.faults.conftest import DEADLINE, Rig
 from tests.system import programs
+from tests.waiting import read_some, wait_for
 from vmesh.client import MachineClient
 
 pytestmark = pytest.mark.system
@@ -122,7 +123,7 @@ def test_typed_lines_while_the_serial_port_is_killed(rig: Rig) -> None:
 
     def until(text: bytes) -> bytes:
         while text not in seen:
-            part = os.read(fd, 4096)
+            part = read_some(fd, repr(text))
             assert part, f"ended before {text!r}: {bytes(seen)!r}"
             seen.extend(part)
         before, _, rest = bytes(seen).partition(text)

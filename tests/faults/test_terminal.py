@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pty
-import select
 import signal
 import subprocess
 import sys
@@ -16,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.faults.conftest import DEADLINE, Rig, wait_for
+from tests.faults.conftest import DEADLINE, Rig
+from tests.waiting import read_some, wait_for
 
 
 class Terminal:
@@ -54,9 +54,8 @@ class Terminal:
         """Read until `text` has come."""
         end = time.monotonic() + DEADLINE
         while text not in self.seen:
-            ready, _, _ = select.select([self.user], [], [], max(0.0, end - time.monotonic()))
-            assert ready, f"waited {DEADLINE:g} s for {text!r}, saw {self.seen!r}"
-            self.seen += os.read(self.user, 4096)
+            what = f"{text!r} after {self.seen!r}"
+            self.seen += read_some(self.user, what, max(0.0, end - time.monotonic()))
 
     def end(self) -> bytes:
         """Wait until the launcher has ended; gives what it said on stderr."""

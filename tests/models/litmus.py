@@ -50,7 +50,7 @@ def start(cpu: Cpu, text: str, harts: int, rounds: int) -> list[Stop]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
     return [stop for stop in stops if stop is not None]
 
 

@@ -14,12 +14,13 @@ import sys
 import tempfile
 import termios
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.waiting import wait_for
 from vmesh import guest
 from vmesh.guest import Guest
 
@@ -130,6 +131,18 @@ class Host:
     def ps(self) -> dict[str, dict[str, Any]]:
         """The machines by name, as `vmesh ps --json` has them."""
         return {machine["name"]: machine for machine in json.loads(self.vmesh("ps", "--json"))}
+
+    def next_life(self, machine: str, service: str, former: Collection[int]) -> int:
+        """The process of a service, once that is none of its `former` ones and runs."""
+        found: list[int] = []
+
+        def lives() -> bool:
+            each = next(each for each in self.ps()[machine]["services"] if each["name"] == service)
+            found.append(each["pid"])
+            return each["state"] == "running" and each["pid"] not in former
+
+        wait_for(lives, f"{service}'s next life")
+        return found[-1]
 
 
 def _take_terminal() -> None:

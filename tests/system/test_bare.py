@@ -13,6 +13,7 @@ import pytest
 
 from tests.system import programs
 from tests.system.conftest import LIMIT, Host, Terminal, counters
+from tests.waiting import read_some, wait_for
 from vmesh.client import MachineClient
 from vmesh.guest import tiny
 from vmesh.machine import Machine
@@ -40,13 +41,6 @@ Image = Callable[[bytes], tuple[str, ...]]
 
 def numbers(count: int) -> str:
     return "".join(f"{number:08x}\n" for number in range(count))
-
-
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {LIMIT:g} s for {what}"
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("code", [1, 7, 255])
@@ -204,7 +198,7 @@ def test_serial_on_a_pseudo_terminal(run: Run, image: Image, tmp_path: Path) -> 
         os.write(port, b"hello\rpoweroff\r")
         output = b""
         while b"Power off." not in output:
-            output += os.read(port, 65536)
+            output += read_some(port, "the guest's power-off")
         assert b"hello\r\nhello\r\n" in output
     finally:
         os.close(port)

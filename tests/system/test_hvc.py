@@ -79,13 +79,11 @@ def test_killed_devices_lose_nothing_and_say_nothing_twice(host: Host, run: Run,
     machine.type(f"for i in $(seq {LINES}); do echo line $i; done; cat\n")
     machine.expect("\nline 1\n")
     killed = set[int]()
-    while len(killed) < KILLS:
-        services = {each["name"]: each for each in host.ps()["hvc"]["services"]}
-        pid = services["console0"]["pid"]
-        if services["console0"]["state"] == "running" and pid not in killed:
-            time.sleep(moments.uniform(0, 0.1))
-            os.kill(pid, signal.SIGKILL)
-            killed.add(pid)
+    for _ in range(KILLS):
+        pid = host.next_life("hvc", "console0", killed)
+        time.sleep(moments.uniform(0, 0.1))
+        os.kill(pid, signal.SIGKILL)
+        killed.add(pid)
     expected = "".join(f"line {number}\n" for number in range(2, LINES))
     assert machine.expect(f"line {LINES}\n") == expected
     machine.type("still here\n")

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -25,6 +24,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.conftest import LIMIT, PROMPT, Host, Terminal, counters
+from tests.waiting import wait_for
 from vmesh.client import MachineClient
 from vmesh.guest import Guest
 from vmesh.machine import find
@@ -76,9 +76,9 @@ def hub() -> Iterator[str]:
     assert f"addr.path={path} joins" in process.stdout.readline()
     yield str(path)
     process.terminate()
-    assert process.wait(LIMIT) == 0
-    assert re.search(r"\d+ frames forwarded, \d+ dropped", process.stdout.read())
-    process.stdout.close()
+    said, _ = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0
+    assert re.search(r"\d+ frames forwarded, \d+ dropped", said)
     directory.rmdir()  # it has removed its socket
 
 
@@ -141,15 +141,15 @@ def test_a_port_of_the_host_leads_to_the_guest_whoever_is_killed(
 
 def echo_from_the_guest(port: int) -> None:
     """A connection to the guest's server; it is tried until there is one, and passt that leads there."""
-    deadline = time.monotonic() + LIMIT
-    while time.monotonic() < deadline:
+
+    def answers() -> bool:
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), 2) as connection:
             connection.settimeout(2)
             connection.sendall(b"there and back\n")
-            if connection.recv(100) == b"there and back\n":
-                return
-        time.sleep(0.05)
-    raise AssertionError("the guest does not answer")
+            return connection.recv(100) == b"there and back\n"
+        return False
+
+    wait_for(answers, "an answer of the guest")
 
 
 def passt_pid(log: Path) -> int:
@@ -192,8 +192,11 @@ def test_machines_on_a_hub_and_a_card_that_is_killed(
     digest = one.ask("sha256sum /tmp/f").split()[0]
     two.type("nc -lp 9 >/tmp/f; sha256sum /tmp/f; echo d''one\n")
     one.type("until nc 10.1.0.2 9 </tmp/f; do :; done\n")
-    while service("hub2").counters["bytes_received"] < 2_000_000:
-        time.sleep(0.02)
+
+    def state() -> str:
+        return f"2 MB: {service('hub1')}, {service('hub2')}, {one.output[-500:]!r}, {two.output[-500:]!r}"
+
+    wait_for(lambda: service("hub2").counters["bytes_received"] > 2_000_000, state)
     os.kill(service("hub2").pid, signal.SIGKILL)
     assert digest in two.expect("\ndone\n")
     again = service("hub2")
@@ -275,7 +278,7 @@ def listen_inside(namespace: str) -> socket.socket:
 
     thread = threading.Thread(target=make)
     thread.start()
-    thread.join()
+    thread.join(LIMIT)
     made[0].settimeout(LIMIT)
     return made[0]
 
@@ -284,7 +287,9 @@ def give_and_take(listener: socket.socket, content: bytes) -> bytes:
     """Sends `content` to the first that comes, and gives what the second sends."""
     connection, _ = listener.accept()
     with connection:
+        connection.settimeout(LIMIT)
         connection.sendall(content)
     connection, _ = listener.accept()
+    connection.settimeout(LIMIT)
     with connection, connection.makefile("rb") as file:
         return file.read()

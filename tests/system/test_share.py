@@ -132,13 +132,11 @@ def test_a_device_that_is_killed_does_each_request_once(host: Host, run: Run, de
     machine.type("cd /mnt && sh work\n")
 
     killed = set[int]()
-    while len(killed) < KILLS:
-        services = {each["name"]: each for each in host.ps()["killed"]["services"]}
-        pid = services["share0"]["pid"]
-        if services["share0"]["state"] == "running" and pid not in killed:
-            time.sleep(moments.uniform(0, 0.2))
-            os.kill(pid, signal.SIGKILL)
-            killed.add(pid)
+    for _ in range(KILLS):
+        pid = host.next_life("killed", "share0", killed)
+        time.sleep(moments.uniform(0, 0.2))
+        os.kill(pid, signal.SIGKILL)
+        killed.add(pid)
     assert not (folder / f"d{ROUNDS}" / "g").exists(), "it was killed while it worked"
     machine.expect("\nfinished\n")
 

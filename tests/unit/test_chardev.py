@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import wait_for
 from vmesh import chardev, errors
 from vmesh.log import Log
 from vmesh.loop import Loop
@@ -182,7 +183,9 @@ def test_unix_client(tmp_path: Path) -> None:
     listener.listen()
     port = Port(tmp_path, f"unix:{tmp_path}/s")
     port.chardev.start()
+    listener.settimeout(SECONDS)
     peer, _ = listener.accept()
+    peer.settimeout(SECONDS)
     port.chardev.write(b"hello")
     assert peer.recv(10) == b"hello"
     peer.sendall(b"back")
@@ -218,8 +221,7 @@ def test_unix_server_waits_for_its_peer(tmp_path: Path) -> None:
     peers = []
 
     def come() -> None:
-        while not (tmp_path / "s").exists():
-            pass
+        wait_for((tmp_path / "s").exists, "the socket")
         peers.append(client(tmp_path / "s"))
 
     thread = threading.Thread(target=come)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import LIMIT, read_some
 from vmesh import guest
 from vmesh.board import cpu_model, devicetree
 from vmesh.board.devicetree import Board
@@ -26,14 +27,14 @@ def run_in_qemu(qemu: str, flags: list[str], keys: bytes = b"", until: bytes = b
         try:
             output = b""
             while until not in output:
-                part = process.stdout.read1()
+                part = read_some(process.stdout.fileno(), f"{until!r} after {output!r}")
                 assert part, output
                 output += part
             process.stdin.write(keys)
             process.stdin.flush()
-            while part := process.stdout.read1():
+            while part := read_some(process.stdout.fileno(), f"the end of {output!r}"):
                 output += part
-            assert process.wait() == 0
+            assert process.wait(LIMIT) == 0
         finally:
             process.kill()
     return output.decode(errors="replace")

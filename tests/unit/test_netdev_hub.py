@@ -6,6 +6,7 @@ import socket
 import stat
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -47,11 +48,14 @@ class Network:
     def send(self, machine: socket.socket, data: bytes) -> None:
         """As much as the hub takes, while it works."""
         rest = data
-        while rest:
-            try:
+
+        def done() -> bool:
+            nonlocal rest
+            with suppress(BlockingIOError):
                 rest = rest[machine.send(rest) :]
-            except BlockingIOError:
-                self.turn()
+            return not rest
+
+        self.until(done)
 
     def read(self, machine: socket.socket, size: int) -> bytes:
         data = b""

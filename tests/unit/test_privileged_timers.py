@@ -211,7 +211,7 @@ def prepare(cpu: Cpu, enabled: int, delay: int = 0, arm: str = "nop") -> None:
 def test_a_timer_ends_wfi_and_sleep_costs_nothing(cpu: Cpu, arm: str, enabled: int) -> None:
     prepare(cpu, enabled, 10_000_000, arm)
     thread, stops, used = in_thread(cpu)
-    thread.join()
+    thread.join(60)
     assert stops[0].why == "end"
     x = cpu.x()
     assert x[19] - x[18] >= 10_000_000
@@ -257,7 +257,7 @@ def test_a_line_ends_wfi(cpu: Cpu) -> None:
     thread, stops, _ = in_thread(cpu)
     until(lambda: cpu.hart.waiting)
     cpu.harts.set_level(1, True)
-    thread.join()
+    thread.join(60)
     assert stops[0].why == "end"
     assert cpu.x()[20] == 1 << 11
 
@@ -269,7 +269,7 @@ def test_an_ipi_ends_wfi(cpu: Cpu) -> None:
     until(lambda: cpu.hart.waiting)
     cpu.harts.hart[1].pc = 0x8000_2000
     assert cpu.run(1).why == "end"
-    thread.join()
+    thread.join(60)
     assert stops[0].why == "end"
     assert cpu.x()[20] == MSI
 
@@ -287,7 +287,7 @@ def test_a_stop_ends_wfi_and_sleep_goes_on_afterwards(cpu: Cpu) -> None:
     cpu.harts.hart[1].pc = 0x8000_2000
     cpu.harts.hart[1].attention = 0
     assert cpu.run(1).why == "end"
-    thread.join()
+    thread.join(60)
     assert stops[0].why == "end"
 
 

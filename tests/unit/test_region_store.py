@@ -21,6 +21,7 @@ import pytest
 from services.cpu import core, region_store
 from services.cpu.region_store import RegionStore, RegionWriter
 from services.cpu.regions import Translation
+from tests.waiting import LIMIT
 
 FIRST, SECOND, THIRD = b"1" * 24, b"2" * 24, b"3" * 24
 
@@ -150,7 +151,9 @@ def test_a_machine_reads_while_others_write(path: Path) -> None:
     keep(path, (FIRST, translation(1)))
     store = RegionStore(path)
     each = start(path, 7, 100)
+    deadline = time.monotonic() + LIMIT
     while each.poll() is None:
+        assert time.monotonic() < deadline, "the writer does not end"
         assert store.find(FIRST) == [translation(1)]
     finish([each])
     assert len(store) == 1
@@ -419,7 +422,9 @@ def test_readers_at_the_limit(path: Path, small: int) -> None:
     writers = [start(path, number, 400, small) for number in range(1, 3)]
     early = None
     rounds = 0
+    deadline = time.monotonic() + LIMIT
     while any(each.poll() is None for each in writers):
+        assert time.monotonic() < deadline, "the writers do not end"
         store = RegionStore(path)
         found = {digest: store.find(digest) for digest in (store._records.places if store._records else ())}
         assert all(map(len, found.values()))
@@ -630,5 +635,5 @@ def test_threads_of_one_process(path: Path) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
     assert len(RegionStore(path)) == 200

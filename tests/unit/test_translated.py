@@ -496,7 +496,7 @@ def test_interrupts_at_a_back_edge(cpu: Cpu) -> None:
         stop = cpu.run()
     finally:
         done.set()
-        thread.join()
+        thread.join(60)
     assert stop.why == "end"
     rounds = cpu.x()[10]
     assert (cpu.x()[11], cpu.x()[12]) == (rounds * (rounds + 1) // 2, 3 * rounds)
@@ -659,7 +659,7 @@ def test_two_harts_count_together(cpu: Cpu) -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join()
+            thread.join(60)
         assert [int.from_bytes(cpu.read(DATA + 64 * n, 8), "little") for n in range(2)] == [2 * rounds] * 2
     assert ends == ["end"] * 4
 

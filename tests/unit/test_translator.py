@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from services.cpu.regions import PAGE, Translation
 from services.cpu.translator import translate
 from services.cpu.translator_process import MOST_STARTS, Request, TranslatorProcess
 from tests.models.assembler import assemble
+from tests.waiting import wait_for
 
 PAGE_OF_CODE = assemble("loop: addi a0, a0, 1\n addi a1, a1, 1\n addi a2, a2, 1\n bnez a3, loop\n ecall", 0).code.ljust(
     PAGE, b"\0"
@@ -84,8 +86,8 @@ def test_nothing_is_kept_unless_asked(answers: Answers, tmp_path: Path, monkeypa
 def test_many_requests_at_once(process: TranslatorProcess, answers: Answers) -> None:
     """More than the socket holds; where nothing can be compiled no answer comes."""
     for number in range(40):
-        while not process.request(bytes([number]) * 24, PAGE_OF_CODE, 0 if number % 2 else 16, ALL):
-            time.sleep(0.01)
+        code = bytes([number]) * 24, PAGE_OF_CODE, 0 if number % 2 else 16, ALL
+        wait_for(partial(process.request, *code), "room for a request")
     got = [answers.get(timeout=LIMIT) for _ in range(20)]
     assert {digest for digest, _ in got} == {bytes([number]) * 24 for number in range(1, 40, 2)}
     assert all(is_expected(each) for _, each in got)
@@ -107,12 +109,15 @@ def test_a_killed_translator_is_started_again(process: TranslatorProcess, answer
         for _ in range(3):
             process.request(DIGEST, PAGE_OF_CODE, 0, ALL)
     os.kill(first, signal.SIGKILL)
-    answered = None
-    while answered != b"2" * 24:
+
+    def answered() -> bool:
         # what is sent to a process that is about to die is lost
         process.request(b"2" * 24, PAGE_OF_CODE, 0, ALL)
         with contextlib.suppress(queue.Empty):
-            answered = answers.get(timeout=2)[0]
+            return answers.get(timeout=2)[0] == b"2" * 24
+        return False
+
+    wait_for(answered, "an answer")
     assert pid_of(process) != first
     with pytest.raises(ProcessLookupError):
         os.kill(first, 0)

@@ -367,7 +367,7 @@ def test_races_with_renaming_never_lead_out(client: Client, folder: Path) -> Non
                     client.ask(CLUNK, word(fid))
     finally:
         ended.set()
-        swapper.join()
+        swapper.join(60)
     assert seen
     assert (outside / "inner").read_bytes() == SECRET
     assert os.listdir(outside) == ["inner"]

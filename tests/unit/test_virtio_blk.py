@@ -355,7 +355,9 @@ def test_the_lock_holds_against_qemu(disk: Path, peer: Callable[[str], str]) -> 
         qemu.stdin.flush()
         said = ""
         while "VM status" not in said:  # the disks are open
-            said += qemu.stdout.read(1)
+            part = qemu.stdout.read(1)
+            assert part, f"QEMU ended after {said!r}"
+            said += part
         with pytest.raises(errors.ConfigError, match="in use"):
             RawImage(disk, read_only=False)
         qemu.stdin.write("quit\n")

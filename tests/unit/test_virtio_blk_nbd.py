@@ -194,7 +194,7 @@ def test_a_server_that_speaks_something_else(path: Path) -> None:
         thread.start()
         with pytest.raises(errors.ConfigError, match="expected an NBD server"):
             image_of(path)
-        thread.join()
+        thread.join(20)
 
 
 @pytest.mark.parametrize(

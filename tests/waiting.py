@@ -1,0 +1,37 @@
+"""Waiting in tests: always with a limit, and whoever waited in vain says for what."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import time
+from collections.abc import Callable
+
+LIMIT = 60.0  # seconds; generous, as nothing here is about speed
+
+
+def wait_for(condition: Callable[[], object], what: str | Callable[[], str], limit: float = LIMIT) -> None:
+    """Poll until `condition` holds; fails with `what`, a text or what then gives one, if it does not within `limit`."""
+    end = time.monotonic() + limit
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError(f"waited {limit:g} s for {what if isinstance(what, str) else what()}")
+        time.sleep(0.01)
+
+
+def read_some(fd: int, what: str, limit: float = LIMIT) -> bytes:
+    """What comes next on a file that can be polled, b"" at its end."""
+    ready, _, _ = select.select([fd], [], [], limit)
+    assert ready, f"waited {limit:g} s for {what}"
+    return os.read(fd, 65536)
+
+
+class Process(subprocess.Popen[bytes]):
+    """A process that a test started: whoever waits for it waits LIMIT at most, unless it says how long."""
+
+    def wait(self, timeout: float | None = LIMIT) -> int:
+        return super().wait(timeout)
+
+    def communicate(self, input: bytes | None = None, timeout: float | None = LIMIT) -> tuple[bytes, bytes]:
+        return super().communicate(input, timeout)
