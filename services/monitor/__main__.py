@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
     gc.freeze()  # what was imported is shared with the services, page by page
     supervisor.start(services_lifeline)
     os.close(services_lifeline)
-    supervisor.watch(signals, lambda: supervisor.end(0))
+    supervisor.watch(signals, lambda: supervisor.end(0, reason="host-signal"))
     if arguments.lifeline is not None:
         supervisor.watch(arguments.lifeline, lambda: _launcher_gone(supervisor, arguments.lifeline))
     supervisor.open_gateway = lambda: threading.Thread(target=_open_gateway, args=(supervisor,), daemon=True).start()

@@ -19,6 +19,7 @@ from functools import partial
 import zmq
 
 from services.monitor import operations
+from services.monitor.events import EventHub
 from services.monitor.keeper import Keeper
 from services.monitor.link import Link
 from services.monitor.operations import Board, Operation, Request, RequestError
@@ -65,6 +66,14 @@ class Settings:
     health_interval: float = 1.0
     health_limit: float = 10.0
     start_limit: float = 60.0
+
+
+@dataclass(slots=True)
+class Actions:
+    """What follows when the guest resets or powers off, in QEMU's words (qapi/run-state.json, set-action)."""
+
+    reboot: str = "reset"  # or "shutdown"
+    shutdown: str = "poweroff"  # or "pause"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +143,11 @@ class Supervisor:
         self.failure = ""
         self.board = _board(commands)
         self.services: dict[str, Service] = {}
+        self.events = EventHub()
+        self.actions = Actions(reboot="reset" if settings.reboot else "shutdown")
+        self.loop = Loop()
+        self.launched = False  # whether the harts have ever run
+        self.powered_off = False  # by the guest, and paused since, as `actions` says
         self.open_gateway: Callable[[], None] = lambda: None
         self.on_phase: Callable[[str], None] = lambda phase: None
         self._commands = commands
@@ -145,7 +159,7 @@ class Supervisor:
         self._began = time.monotonic()
         self._created = time.time()
         self._recorded: MachineRecord | None = None
-        self._loop = Loop()
+        self._loop = self.loop
         self._ticked = self._began
         self._gateway_opened = False
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -221,10 +235,15 @@ class Supervisor:
         self._inbox.put(work)
         os.eventfd_write(self._wake, 1)
 
-    def end(self, status: int, failure: str = "") -> None:
-        """End the machine with this exit status, for a failure if there is one. Only the first call counts."""
+    def end(self, status: int, failure: str = "", *, reason: str = "host-qmp-quit") -> None:
+        """End the machine with this exit status, for a failure if there is one. Only the first call counts.
+
+        `reason` is QEMU's ShutdownCause (qapi/run-state.json).
+        """
         if self.state == gateway_pb2.MACHINE_ENDING:
             return
+        reason = "host-error" if failure else reason
+        self.events.publish("SHUTDOWN", {"guest": reason.startswith("guest-"), "reason": reason})
         self.state = gateway_pb2.MACHINE_ENDING
         self.failure = failure
         self._exit_status = status
@@ -241,9 +260,11 @@ class Supervisor:
     def paused(self) -> bool:
         return self.state == gateway_pb2.MACHINE_PAUSED
 
-    def reset(self) -> Operation:
-        """The reset operation: a machine that is paused when it begins stays so."""
+    def reset(self, *, reason: str = "host-qmp-system-reset") -> Operation:
+        """The reset operation: a machine that is paused when it begins stays so. `reason` is QEMU's ShutdownCause."""
         yield from operations.reset(self.board, stay_paused=self.paused)
+        self.powered_off = False
+        self.events.publish("RESET", {"guest": reason.startswith("guest-"), "reason": reason})
 
     def machine_status(self) -> gateway_pb2.MachineStatus:
         """All that is known here without asking the services."""
@@ -322,7 +343,10 @@ class Supervisor:
 
     def _observe_state(self) -> None:
         paused = bool(self.board.cpu) and self.services[self.board.cpu].state == "paused"
-        self.state = gateway_pb2.MACHINE_PAUSED if paused else gateway_pb2.MACHINE_RUNNING
+        former, self.state = self.state, gateway_pb2.MACHINE_PAUSED if paused else gateway_pb2.MACHINE_RUNNING
+        self.launched |= not paused
+        if self.state != former and self.launched:
+            self.events.publish("STOP" if paused else "RESUME")
 
     def _notice(self, name: str, packet: Packet) -> None:
         if packet.WhichOneof("body") != "notice":
@@ -332,12 +356,16 @@ class Supervisor:
         if notice.severity == common_pb2.SEVERITY_ERROR:
             self.services[name].last_error = one_line(notice.text)
         match notice.WhichOneof("event"):
+            case "power_off" if self.actions.shutdown == "pause":
+                self.powered_off = True
+                self.events.publish("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"})
+                self.submit(operations.pause(self.board), exclusive=True)
             case "power_off":
-                self.end(min(notice.power_off.exit_code, 255))
-            case "reset_request" if not self._settings.reboot:
-                self.end(0)
+                self.end(min(notice.power_off.exit_code, 255), reason="guest-shutdown")
+            case "reset_request" if self.actions.reboot == "shutdown":
+                self.end(0, reason="guest-reset")
             case "reset_request":
-                self.submit(self.reset(), exclusive=True).add_done_callback(self._reset_done)
+                self.submit(self.reset(reason="guest-reset"), exclusive=True).add_done_callback(self._reset_done)
             case "fault":
                 about = notice.fault.service or name
                 reason = one_line(notice.fault.reason or notice.text)
@@ -440,6 +468,10 @@ class Supervisor:
         """The next life is ready: what its former one was asked and had not answered is asked again."""
         took = f"{(time.monotonic() - service.began) * 1e3:.0f}"
         self._log.info("restarted", service=service.command.name, pid=service.child.pid, epoch=service.epoch, ms=took)
+        self.events.publish(
+            "__org.vmesh_SERVICE_RESTARTED",
+            {"service": service.command.name, "epoch": service.epoch, "reason": service.last_error},
+        )
         for run in list(self._runs):
             for place, (link, _) in list(run.open.items()):
                 if run.requests[place].service == service.command.name and link is not service.link:

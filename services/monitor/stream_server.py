@@ -1,0 +1,291 @@
+"""Byte streams in the supervisor's loop: a listening socket, and its clients, none of which can hold up the others.
+
+What a client sends is handed over in pieces. What it does not take is kept for it; beyond `HIGH_WATER` no more is read
+from it, so that whoever does not read its answers gives no more orders, and beyond `LIMIT` it is given up.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import select
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from vmesh.errors import ConfigError
+from vmesh.loop import Loop
+
+HIGH_WATER = 64 << 10  # bytes that a client has not taken, beyond which it is not read
+LIMIT = 8 << 20  # beyond which it is given up
+_PIECE = 64 << 10
+_MAX_CLIENTS = 32
+_BACKLOG = 8
+
+
+class Session(Protocol):
+    """One side of a conversation: gets what the client sends. Made when the client comes."""
+
+    def received(self, data: bytes) -> None: ...
+
+    def ended(self) -> None:
+        """The client is gone, or was given up; nothing can be sent any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where to listen: a Unix socket at `path`, or a TCP port of the loopback interface.
+
+    `wait` tells that the machine is to start when a client has come; without `server` it is connected to instead.
+    """
+
+    path: Path | None = None
+    host: str = ""
+    port: int = 0
+    server: bool = True
+    wait: bool = False
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}" if self.path else f"tcp:{self.host}:{self.port}"
+
+
+def endpoint(text: str) -> Endpoint:
+    """`unix:PATH` or `tcp:HOST:PORT`, then QEMU's `,server[=on|off]`, `,wait[=on|off]`, `,nowait`. Raises ConfigError.
+
+    As with QEMU, whoever is no server connects, and a server waits unless told not to. TCP is for this host alone.
+    """
+    address, *flags = text.split(",")
+    kind, _, where = address.partition(":")
+    server, wait = False, True
+    for flag in flags:
+        name, _, value = flag.partition("=")
+        if name not in ("server", "wait", "nowait") or value not in ("", "on", "off"):
+            raise ConfigError(f"endpoint {text}", expected="server=on|off, wait=on|off", got=flag)
+        on = value != "off"
+        if name == "server":
+            server = on
+        else:
+            wait = on == (name == "wait")
+    wait = wait and server
+    if kind == "unix" and where:
+        return Endpoint(path=Path(where), server=server, wait=wait)
+    if kind == "tcp":
+        host, _, port = where.rpartition(":")
+        host = host.strip("[]") or "127.0.0.1"
+        if port.isascii() and port.isdecimal() and int(port) < 65536:
+            if not loopback(host):
+                raise ConfigError(f"endpoint {text}", expected="an address of this host's loopback", got=host)
+            return Endpoint(host=host, port=int(port), server=server, wait=wait)
+    raise ConfigError("endpoint", expected="unix:PATH or tcp:127.0.0.1:PORT", got=text or "nothing")
+
+
+def loopback(host: str) -> bool:
+    """Whether only this host can reach `host`: a name is not looked up, but for `localhost`."""
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+class Stream:
+    """A connected client, read until it ends or `close`."""
+
+    def __init__(self, loop: Loop, connection: socket.socket, gone: Callable[[Stream], None]) -> None:
+        connection.setblocking(False)
+        if connection.family != socket.AF_UNIX:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._loop = loop
+        self._socket = connection
+        self._fd = connection.fileno()
+        self._gone = gone
+        self._session: Session | None = None
+        self._output = bytearray()
+        self._held = False
+        self._closing = False
+        self._closed = False
+
+    def begin(self, session: Session) -> None:
+        """Hand what comes to `session` from now on."""
+        self._session = session
+        self._watch()
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that the client has not taken."""
+        return len(self._output)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether the client has so much to read that it should get no more answers."""
+        return len(self._output) > HIGH_WATER
+
+    @property
+    def closed(self) -> bool:
+        return self._closed or self._closing
+
+    def write(self, data: bytes) -> None:
+        """Send, now or when the client takes it; after `LIMIT` bytes that it did not take it is given up."""
+        if self.closed:
+            return
+        self._output += data
+        self._send()
+        if len(self._output) > LIMIT:
+            self.close()
+
+    def hold(self, held: bool) -> None:
+        """Read nothing from the client while it is held: it has given an order that is not done."""
+        self._held = held
+        self._watch()
+
+    def finish(self) -> None:
+        """Close when the client has taken what it was sent."""
+        if not self.closed:
+            self._closing = True
+            self._send()
+
+    def close(self) -> None:
+        """Close at once."""
+        if self._closed:
+            return
+        self._closed = True
+        self._loop.watch(self._fd)
+        self._socket.close()
+        self._output.clear()
+        if self._session is not None:
+            self._session.ended()
+        self._gone(self)
+
+    def _read(self) -> None:
+        try:
+            data = self._socket.recv(_PIECE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+        elif self._session is not None and not self._closing:
+            self._session.received(data)
+
+    def _send(self) -> None:
+        try:
+            while self._output:
+                count = self._socket.send(memoryview(bytes(self._output[:_PIECE])))
+                del self._output[:count]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.close()
+            return
+        if self._closing and not self._output:
+            self.close()
+            return
+        self._watch()
+
+    def _watch(self) -> None:
+        if self._closed or self._session is None:
+            return
+        read = None if self._held or self.crowded else self._read
+        self._loop.watch(self._fd, read=read, write=self._send if self._output else None)
+
+
+class StreamServer:
+    """Listens at (or connects to) `where`, and makes a session for each client.
+
+    Raises ConfigError where that cannot be.
+    """
+
+    def __init__(self, loop: Loop, where: Endpoint, session: Callable[[Stream], Session]) -> None:
+        self.where = where
+        self._loop = loop
+        self._session = session
+        self._streams: set[Stream] = set()
+        self._listener: socket.socket | None = None
+        if where.server:
+            self._listener = _listen(where)
+            loop.watch(self._listener.fileno(), read=self._accept)
+        else:
+            self._take(_connect(where))
+
+    @property
+    def streams(self) -> frozenset[Stream]:
+        """The clients that are there."""
+        return frozenset(self._streams)
+
+    @property
+    def port(self) -> int:
+        """The TCP port that is listened at: the one that was chosen, where 0 was asked for."""
+        return int(self._listener.getsockname()[1]) if self._listener is not None and self.where.path is None else 0
+
+    def wait(self, lifeline: int | None) -> bool:
+        """Before the loop runs: wait for a client; False if `lifeline` ended first."""
+        poller = select.poll()
+        if self._listener is not None:
+            poller.register(self._listener, select.POLLIN)
+        if lifeline is not None:
+            poller.register(lifeline, select.POLLIN)
+        while not self._streams and self._listener is not None:
+            if lifeline is not None and any(fd == lifeline for fd, _ in poller.poll()):
+                return False
+            self._accept()
+        return True
+
+    def close(self) -> None:
+        """Listen no more, and let go of all clients."""
+        if self._listener is not None:
+            self._loop.watch(self._listener.fileno())
+            self._listener.close()
+            self._listener = None
+            if self.where.path is not None:
+                self.where.path.unlink(missing_ok=True)
+        for stream in list(self._streams):
+            stream.close()
+
+    def _accept(self) -> None:
+        if self._listener is None:
+            return
+        with suppress(OSError):
+            connection, _ = self._listener.accept()
+            if len(self._streams) >= _MAX_CLIENTS:
+                connection.close()
+            else:
+                self._take(connection)
+
+    def _take(self, connection: socket.socket) -> None:
+        stream = Stream(self._loop, connection, self._streams.discard)
+        self._streams.add(stream)
+        stream.begin(self._session(stream))
+
+
+def _listen(where: Endpoint) -> socket.socket:
+    """A listening socket that only this user (Unix) or this host (TCP) can reach. Raises ConfigError."""
+    family = socket.AF_UNIX if where.path else socket.AF_INET6 if ":" in where.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    former = os.umask(0o077)
+    try:
+        if where.path is not None:
+            where.path.unlink(missing_ok=True)
+            listener.bind(str(where.path))
+        else:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((where.host, where.port))
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"cannot listen on {where}: {error.strerror or error}") from error
+    finally:
+        os.umask(former)
+    return listener
+
+
+def _connect(where: Endpoint) -> socket.socket:
+    family = socket.AF_UNIX if where.path else socket.AF_INET6 if ":" in where.host else socket.AF_INET
+    peer = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        peer.connect(str(where.path) if where.path else (where.host, where.port))
+    except OSError as error:
+        peer.close()
+        raise ConfigError(f"cannot connect to {where}: {error.strerror or error}") from error
+    return peer

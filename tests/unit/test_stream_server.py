@@ -1,0 +1,174 @@
+"""Streams in the supervisor's loop: what a client may do to the others, which is nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from services.monitor.stream_server import HIGH_WATER, LIMIT, Endpoint, Stream, StreamServer, endpoint
+from vmesh.errors import ConfigError
+from vmesh.loop import Loop
+
+DEADLINE = 10.0  # seconds
+
+
+class Recorder:
+    """A session that keeps what it is told."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.data = b""
+        self.gone = False
+
+    def received(self, data: bytes) -> None:
+        self.data += data
+
+    def ended(self) -> None:
+        self.gone = True
+
+
+class Rig:
+    def __init__(self, where: Endpoint) -> None:
+        self.loop = Loop()
+        self.sessions: list[Recorder] = []
+        self.server = StreamServer(self.loop, where, self._session)
+
+    def _session(self, stream: Stream) -> Recorder:
+        self.sessions.append(Recorder(stream))
+        return self.sessions[-1]
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + DEADLINE
+        while not condition():
+            assert time.monotonic() < deadline
+            self.loop.call_in("step", 0.01, self.loop.stop)
+            self.loop.run()
+
+    def client(self) -> tuple[socket.socket, Recorder]:
+        count = len(self.sessions)
+        if self.server.where.path is not None:
+            peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            peer.connect(str(self.server.where.path))
+        else:
+            peer = socket.create_connection(("127.0.0.1", self.server.port))
+        self.until(lambda: len(self.sessions) > count)
+        return peer, self.sessions[-1]
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    made = Rig(Endpoint(path=tmp_path / "s"))
+    yield made
+    made.server.close()
+
+
+def test_stream_of_two_clients_each_gets_its_own(rig: Rig) -> None:
+    one, its = rig.client()
+    two, others = rig.client()
+    one.sendall(b"1")
+    two.sendall(b"2")
+    rig.until(lambda: its.data == b"1" and others.data == b"2")
+    its.stream.write(b"one")
+    others.stream.write(b"two")
+    assert (one.recv(9), two.recv(9)) == (b"one", b"two")
+
+
+def test_stream_socket_is_its_owners(rig: Rig) -> None:
+    assert rig.server.where.path is not None
+    assert os.stat(rig.server.where.path).st_mode & 0o077 == 0
+
+
+def test_stream_client_that_does_not_read_is_not_read_and_then_given_up(rig: Rig) -> None:
+    peer, session = rig.client()
+    while session.stream.backlog <= HIGH_WATER:
+        session.stream.write(b"x" * 65536)
+    peer.sendall(b"more")
+    other, its = rig.client()
+    other.sendall(b"1")
+    rig.until(lambda: its.data == b"1")
+    assert session.data == b""
+    session.stream.write(bytes(LIMIT))
+    assert session.gone
+    assert session.stream.backlog == 0
+
+
+def test_stream_client_that_reads_again_is_read_again(rig: Rig) -> None:
+    peer, session = rig.client()
+    while not session.stream.crowded:
+        session.stream.write(b"x" * 65536)
+    peer.sendall(b"more")
+    peer.setblocking(False)
+
+    def drained() -> bool:
+        with contextlib.suppress(BlockingIOError):
+            peer.recv(1 << 20)
+        return session.data == b"more"
+
+    rig.until(drained)
+
+
+def test_stream_finish_closes_when_all_is_taken(rig: Rig) -> None:
+    peer, session = rig.client()
+    session.stream.write(b"x" * (1 << 20))
+    session.stream.finish()
+    got = 0
+    peer.setblocking(False)
+
+    def ended() -> bool:
+        nonlocal got
+        try:
+            data = peer.recv(1 << 20)
+        except BlockingIOError:
+            return False
+        got += len(data)
+        return not data
+
+    rig.until(ended)
+    assert got == 1 << 20
+
+
+def test_stream_held_client_is_read_later(rig: Rig) -> None:
+    peer, session = rig.client()
+    session.stream.hold(True)
+    peer.sendall(b"wait")
+    _, _ = rig.client()
+    assert session.data == b""
+    session.stream.hold(False)
+    rig.until(lambda: session.data == b"wait")
+
+
+def test_stream_over_tcp_on_loopback() -> None:
+    rig = Rig(endpoint("tcp:127.0.0.1:0,server=on,wait=off"))
+    peer, session = rig.client()
+    peer.sendall(b"hello")
+    rig.until(lambda: session.data == b"hello")
+    rig.server.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("unix:/a,server=on,wait=off", Endpoint(path=Path("/a"))),
+        ("unix:/a,server,nowait", Endpoint(path=Path("/a"))),
+        ("unix:/a,server", Endpoint(path=Path("/a"), wait=True)),
+        ("unix:/a", Endpoint(path=Path("/a"), server=False)),
+        ("tcp::4444,server=on,wait=off", Endpoint(host="127.0.0.1", port=4444)),
+        ("tcp:[::1]:1,server", Endpoint(host="::1", port=1, wait=True)),
+    ],
+)
+def test_endpoint_in_qemus_words(text: str, expected: Endpoint) -> None:
+    assert endpoint(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", "unix:", "tcp:1.2.3.4:1", "tcp:0.0.0.0:1", "tcp:host:1", "tcp:127.0.0.1:70000", "unix:/a,server=x"]
+)
+def test_endpoint_that_is_none_or_is_for_others_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        endpoint(text)
