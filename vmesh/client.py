@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -13,10 +14,12 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import grpc
 
 from vmesh.machine import Machine
-from vmesh.v1 import cpu_pb2, gateway_pb2
+from vmesh.v1 import cpu_pb2, gateway_pb2, migration_pb2
 from vmesh.v1.gateway_pb2_grpc import MachineStub
 
 Reply = TypeVar("Reply")
+
+_SNAPSHOT_SECONDS = 3600.0  # a large machine on a slow disk
 
 
 class GatewayError(Exception):
@@ -66,10 +69,56 @@ class MachineClient:
         request = gateway_pb2.SwapDeviceRequest(name=device, command=command, directory=directory)
         return self._call(self._stub.SwapDevice, request)
 
-    def _call(self, method: Callable[..., Reply], request: Any) -> Reply:
+    def migrate(self, uri: str, *, resume: bool = False) -> None:
+        """Begin to send the machine to `uri`; with `resume` go on with a post-copy whose connection broke."""
+        self._call(self._stub.Migrate, gateway_pb2.MigrateRequest(uri=uri, resume=resume))
+
+    def migrate_incoming(self, uri: str) -> None:
+        """Have a machine that was started with `-incoming defer` listen."""
+        self._call(self._stub.MigrateIncoming, gateway_pb2.MigrateIncomingRequest(uri=uri))
+
+    def migrate_cancel(self) -> None:
+        self._control(gateway_pb2.MIGRATE_CANCEL)
+
+    def migrate_start_postcopy(self) -> None:
+        self._control(gateway_pb2.MIGRATE_START_POSTCOPY)
+
+    def migrate_pause(self) -> None:
+        """Break the connection of a post-copy, to recover it on another."""
+        self._control(gateway_pb2.MIGRATE_PAUSE)
+
+    def migrate_recover(self, uri: str) -> None:
+        """Have the destination of a broken post-copy listen again."""
+        self._call(self._stub.MigrateRecover, gateway_pb2.MigrateRecoverRequest(uri=uri))
+
+    def migrate_set(self, **settings: int | bool) -> None:
+        """Change parameters and capabilities, by the names of their fields: `max_bandwidth=0, postcopy_ram=True`."""
+        parameters = {field.name for field in migration_pb2.MigrationParameters.DESCRIPTOR.fields}
+        made = gateway_pb2.MigrateSettings(names=settings)
+        for name, value in settings.items():
+            setattr(made.parameters if name in parameters else made.capabilities, name, value)
+        self._call(self._stub.MigrateSet, made)
+
+    def query_migrate(self) -> gateway_pb2.MigrateInformation:
+        return self._call(self._stub.QueryMigrate, gateway_pb2.QueryMigrateRequest())
+
+    def snapshot_save(self, path: Path) -> migration_pb2.MigrationStatus:
+        """Write the machine into a file; returns when it is safe there."""
+        request = gateway_pb2.SnapshotRequest(path=str(path.absolute()))
+        return self._call(self._stub.SnapshotSave, request, _SNAPSHOT_SECONDS).status
+
+    def snapshot_load(self, path: Path) -> migration_pb2.MigrationStatus:
+        """Have the machine be as it was when the snapshot was saved."""
+        request = gateway_pb2.SnapshotRequest(path=str(path.absolute()))
+        return self._call(self._stub.SnapshotLoad, request, _SNAPSHOT_SECONDS).status
+
+    def _control(self, action: gateway_pb2.MigrateAction.ValueType) -> None:
+        self._call(self._stub.MigrateControl, gateway_pb2.MigrateControlRequest(action=action))
+
+    def _call(self, method: Callable[..., Reply], request: Any, timeout: float = 0.0) -> Reply:
         try:
             # Waiting for the gateway: it opens a moment after the guest has begun to run.
-            return method(request, timeout=self._timeout, wait_for_ready=True)
+            return method(request, timeout=timeout or self._timeout, wait_for_ready=True)
         except grpc.RpcError as error:
             if isinstance(error, grpc.Call) and error.code() not in (
                 grpc.StatusCode.DEADLINE_EXCEEDED,

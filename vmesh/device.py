@@ -212,6 +212,10 @@ class Device:
     def resume(self) -> None:
         """Go on after `pause`."""
 
+    def hand_over(self) -> None:
+        """Another machine is about to run with the state saved: bring out what the guest has written, and let go of
+        what only one of them may hold. `resume` takes it again."""
+
     def shutdown(self) -> None:
         """Bring out what the guest has written."""
 
@@ -237,6 +241,7 @@ class DeviceService(Service):
 
     def __init__(self, runtime: Runtime, device: Device) -> None:
         self.kind = device.kind
+        self.begins_paused = runtime.incoming
         self._runtime = runtime
         self._device = device
         self._links: dict[int, _Link] = {}
@@ -275,6 +280,8 @@ class DeviceService(Service):
             self._device.take_journal(former.journal)
         self._device.start()
         self._device.reset()
+        if self.begins_paused:
+            self._device.pause()
         if former is not None:
             self._recover(former)
         self._write_slot()
@@ -362,6 +369,9 @@ class DeviceService(Service):
 
     def resume(self) -> None:
         self._device.resume()
+
+    def hand_over(self) -> None:
+        self._device.hand_over()
 
     def reset(self) -> None:
         self._device.reset()

@@ -47,6 +47,7 @@ def parser(kind: str, description: str | None) -> Parser:
     made.add_argument("--machine", type=Path, required=True, metavar="DIR", help="the machine directory")
     made.add_argument("--name", default=kind, help="the name of this service in the machine (default: %(default)s)")
     made.add_argument("--epoch", type=positive, default=1, metavar="N", help="the count of its lives, from 1")
+    made.add_argument("--incoming", action="store_true", help="begin paused: the machine's state is to come")
     made.add_argument("--lifeline", type=int, default=-1, metavar="FD", help="a pipe at whose end this process ends")
     return made
 
@@ -108,6 +109,9 @@ class Service:
     def save(self) -> lifecycle.ServiceState:
         raise errors.BadRequest(f"a {self.kind} has no state to save")
 
+    def hand_over(self) -> None:
+        """Let go of what only one machine may hold: another is about to run with the state saved. `resume` takes it."""
+
     def load(self, state: lifecycle.ServiceState, check_only: bool) -> None:
         raise errors.BadState(f"a {self.kind} has no state to load")
 
@@ -139,6 +143,7 @@ class Runtime:
         self.name: str = options.name
         self.epoch: int = options.epoch
         self.lifeline: int = options.lifeline
+        self.incoming: bool = options.incoming and self.epoch == 1
         self.phase = lifecycle.SERVICE_STARTING
         self.loop = Loop()
         if not self.machine.path.is_dir():
@@ -264,6 +269,9 @@ class Runtime:
                 if not packet.load.check_only:
                     self._need(self.phase == lifecycle.SERVICE_PAUSED, "Load", "Pause")
                 service.load(packet.load.state, packet.load.check_only)
+            case "hand_over":
+                self._need(self._drained, "HandOver", "Drain")
+                service.hand_over()
             case "resume":
                 service.resume()
                 self.phase, self._drained = lifecycle.SERVICE_RUNNING, False

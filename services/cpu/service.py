@@ -37,6 +37,8 @@ from .translator_process import TranslatorProcess
 SWITCH_INTERVAL = 0.0002
 PAUSE_LIMIT = 10.0
 SHUTDOWN_LIMIT = 0.5
+THROTTLE_SLICE = 0.01  # seconds that throttled harts run at a time
+MAX_THROTTLE = 99
 _LOGGED_ADDRESSES = 256
 
 
@@ -73,6 +75,7 @@ class Cpu(Service):
         self._doorbells: dict[int, Doorbell] = {}
         self._threads: list[HartThread] = []
         self._paused_at = time.clock_gettime_ns(time.CLOCK_MONOTONIC) if plan.paused else 0
+        self._throttled = 0
         self._said: set[int] = set()
         self._regions: Regions | None = None
         self._translator: TranslatorProcess | None = None
@@ -131,6 +134,10 @@ class Cpu(Service):
                 return self._status()
             case "hart_registers_request":
                 return self._registers(packet.hart_registers_request.hart)
+            case "shoot_down":
+                return self._shoot_down()
+            case "throttle":
+                return self._throttle(packet.throttle.percent)
             case _:
                 return super().handle(client, packet)
 
@@ -145,6 +152,40 @@ class Cpu(Service):
             raise errors.VmeshError(
                 f"a hart did not stop within {PAUSE_LIMIT:g} s", got=f"it waits for {waiting or 'itself'}"
             )
+
+    def _shoot_down(self) -> Message:
+        """Harts stop for a moment, and their TLBs are emptied."""
+        closed = self._gate.closed
+        self._gate.close()
+        self._harts.stop()
+        try:
+            if not self._gate.wait_parked(PAUSE_LIMIT):
+                raise errors.VmeshError(f"a hart did not stop within {PAUSE_LIMIT:g} s")
+            self._harts.state_loaded()
+        finally:
+            if not closed:
+                self._gate.open()
+        return common_pb2.Done()
+
+    def _throttle(self, percent: int) -> Message:
+        if percent > MAX_THROTTLE:
+            raise errors.BadRequest("Throttle", expected=f"at most {MAX_THROTTLE} percent", got=str(percent))
+        self._throttled = percent
+        self._runtime.loop.call_in("throttle", 0.0, self._stand_still)
+        return common_pb2.Done()
+
+    def _stand_still(self) -> None:
+        if self._throttled and not self._paused_at:
+            self._gate.close()
+            self._harts.stop()
+        seconds = THROTTLE_SLICE * self._throttled / (100 - self._throttled)
+        self._runtime.loop.call_in("throttle", seconds, self._move_on)
+
+    def _move_on(self) -> None:
+        if not self._paused_at:
+            self._gate.open()
+        if self._throttled:
+            self._runtime.loop.call_in("throttle", THROTTLE_SLICE, self._stand_still)
 
     def drain(self, updates: dict[str, int]) -> int:
         deadline = time.monotonic() + PAUSE_LIMIT

@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from services.monitor.keeper import Keeper
+from services.monitor.migration import IncomingOptions
 from services.monitor.output import Output
 from services.monitor.supervisor import Settings, Supervisor
 from vmesh.log import Log
@@ -42,6 +43,7 @@ def main(argv: list[str]) -> int:
         health_interval=arguments.health_interval,
         health_limit=arguments.health_limit,
         start_limit=arguments.start_limit,
+        incoming=IncomingOptions(arguments.incoming, arguments.load, arguments.stay_paused),
     )
     output = Output(log, sys.stderr if arguments.warnings else None)
     keeper = Keeper(machine, dict(arguments.console), arguments.service)
@@ -134,6 +136,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--health-interval", type=float, default=1.0, metavar="SECONDS", help="between two looks at a service")
     add("--health-limit", type=float, default=10.0, metavar="SECONDS", help="without an answer: it hangs")
     add("--start-limit", type=float, default=60.0, metavar="SECONDS", help="for all services to get ready")
+    add("--incoming", default="", metavar="URI", help="where the machine comes in by migration, or 'defer'")
+    add("--load", default="", metavar="FILE", help="a snapshot to begin with")
+    add("--stay-paused", action="store_true", help="do not run once it has come in or was loaded")
     add("--warnings", action="store_true", help="copy the services' warnings and errors to stderr")
     add("--startup", action="store_true", help="say on stderr how long each phase of the start took")
     add("--began", type=int, default=0, metavar="NS", help="CLOCK_MONOTONIC when the user's command began")

@@ -6,11 +6,12 @@ The only threads of the monitor are here. Each call becomes an operation that th
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
@@ -22,13 +23,16 @@ from services.monitor import operations
 from services.monitor.operations import Operation, RequestError
 from services.monitor.supervisor import StateError, Supervisor
 from services.monitor.swap import swap
-from vmesh.v1 import cpu_pb2, gateway_pb2
+from vmesh.v1 import cpu_pb2, gateway_pb2, migration_pb2
 from vmesh.v1.gateway_pb2_grpc import MachineServicer, add_MachineServicer_to_server
 
 SERVICE = gateway_pb2.DESCRIPTOR.services_by_name["Machine"].full_name
 _THREADS = 4
 # An operation fails by itself when a service owes an answer too long; this only bounds a chain of slow ones.
 _CALL_LIMIT = 60.0
+_SNAPSHOT_LIMIT = 3600.0  # a large machine on a slow disk
+
+Found = TypeVar("Found")
 
 
 def serve(supervisor: Supervisor, socket: Path) -> grpc.Server:
@@ -77,7 +81,7 @@ class _Machine(MachineServicer):
         return gateway_pb2.PauseReply()
 
     def Resume(self, request: gateway_pb2.ResumeRequest, context: grpc.ServicerContext) -> gateway_pb2.ResumeReply:
-        self._do(operations.resume(self._supervisor.board), context)
+        self._do(self._supervisor.resume(), context)
         return gateway_pb2.ResumeReply()
 
     def Reset(self, request: gateway_pb2.ResetMachineRequest, context: grpc.ServicerContext) -> gateway_pb2.ResetReply:
@@ -103,17 +107,100 @@ class _Machine(MachineServicer):
         self._do(swap(self._supervisor, request.name, request.command, request.directory, reply), context)
         return reply
 
+    def Migrate(self, request: gateway_pb2.MigrateRequest, context: grpc.ServicerContext) -> gateway_pb2.MigrateReply:
+        if request.resume:
+            return self._migration(migration_pb2.MigrationRequest(resume=request.uri), context)
+        return self._migration(migration_pb2.MigrationRequest(outgoing=request.uri), context)
+
+    def MigrateIncoming(
+        self, request: gateway_pb2.MigrateIncomingRequest, context: grpc.ServicerContext
+    ) -> gateway_pb2.MigrateReply:
+        return self._migration(migration_pb2.MigrationRequest(incoming=request.uri), context)
+
+    def MigrateControl(
+        self, request: gateway_pb2.MigrateControlRequest, context: grpc.ServicerContext
+    ) -> gateway_pb2.MigrateReply:
+        made = migration_pb2.MigrationRequest()
+        match request.action:
+            case gateway_pb2.MIGRATE_CANCEL:
+                made.cancel.SetInParent()
+            case gateway_pb2.MIGRATE_START_POSTCOPY:
+                made.start_postcopy.SetInParent()
+            case gateway_pb2.MIGRATE_PAUSE:
+                made.pause.SetInParent()
+            case _:
+                _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "expected an action")
+        return self._migration(made, context)
+
+    def MigrateRecover(
+        self, request: gateway_pb2.MigrateRecoverRequest, context: grpc.ServicerContext
+    ) -> gateway_pb2.MigrateReply:
+        return self._migration(migration_pb2.MigrationRequest(recover=request.uri), context)
+
+    def MigrateSet(
+        self, request: gateway_pb2.MigrateSettings, context: grpc.ServicerContext
+    ) -> gateway_pb2.MigrateReply:
+        self._in_loop(lambda: self._supervisor.migration.set(request), context)
+        return gateway_pb2.MigrateReply()
+
+    def QueryMigrate(
+        self, request: gateway_pb2.QueryMigrateRequest, context: grpc.ServicerContext
+    ) -> gateway_pb2.MigrateInformation:
+        return self._in_loop(self._supervisor.migration.information, context)
+
+    def SnapshotSave(
+        self, request: gateway_pb2.SnapshotRequest, context: grpc.ServicerContext
+    ) -> gateway_pb2.MigrateInformation:
+        return self._snapshot(migration_pb2.MigrationRequest(save=request.path), context)
+
+    def SnapshotLoad(
+        self, request: gateway_pb2.SnapshotRequest, context: grpc.ServicerContext
+    ) -> gateway_pb2.MigrateInformation:
+        return self._snapshot(migration_pb2.MigrationRequest(load=request.path), context)
+
+    def _migration(
+        self, request: migration_pb2.MigrationRequest, context: grpc.ServicerContext
+    ) -> gateway_pb2.MigrateReply:
+        _result(self._supervisor.migration.request(request), context)
+        return gateway_pb2.MigrateReply()
+
+    def _snapshot(
+        self, request: migration_pb2.MigrationRequest, context: grpc.ServicerContext
+    ) -> gateway_pb2.MigrateInformation:
+        status = _result(self._supervisor.migration.request_to_end(request), context, _SNAPSHOT_LIMIT)
+        if status.state != migration_pb2.MIGRATION_COMPLETED:
+            _refuse(context, grpc.StatusCode.FAILED_PRECONDITION, status.error)
+        return gateway_pb2.MigrateInformation(status=status)
+
+    def _in_loop(self, work: Callable[[], Found], context: grpc.ServicerContext) -> Found:
+        """What `work` gives, called in the supervisor's thread."""
+        done: Future[Found] = Future()
+
+        def call() -> None:
+            try:
+                done.set_result(work())
+            except RequestError as error:
+                done.set_exception(error)
+
+        self._supervisor.call(call)
+        return _result(done, context)
+
     def _do(self, operation: Operation, context: grpc.ServicerContext, *, exclusive: bool = True) -> None:
         """Carry out an operation; its error becomes the status of the call."""
-        try:
-            self._supervisor.submit(operation, exclusive=exclusive).result(_CALL_LIMIT)
-        except StateError as error:
-            _refuse(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
-        except RequestError as error:
-            code = grpc.StatusCode.INVALID_ARGUMENT if error.callers_fault else grpc.StatusCode.UNAVAILABLE
-            _refuse(context, code, str(error))
-        except FutureTimeoutError:
-            _refuse(context, grpc.StatusCode.UNAVAILABLE, f"not done after {_CALL_LIMIT:g} s")
+        _result(self._supervisor.submit(operation, exclusive=exclusive), context)
+
+
+def _result(future: Future[Found], context: grpc.ServicerContext, limit: float = _CALL_LIMIT) -> Found:
+    """What the supervisor's thread found; its error becomes the status of the call."""
+    try:
+        return future.result(limit)
+    except StateError as error:
+        _refuse(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
+    except RequestError as error:
+        code = grpc.StatusCode.INVALID_ARGUMENT if error.callers_fault else grpc.StatusCode.UNAVAILABLE
+        _refuse(context, code, str(error))
+    except FutureTimeoutError:
+        _refuse(context, grpc.StatusCode.UNAVAILABLE, f"not done after {limit:g} s")
 
 
 def _refuse(context: grpc.ServicerContext, code: grpc.StatusCode, text: str) -> NoReturn:

@@ -6,7 +6,7 @@ RequestError is thrown into it. Nothing here knows of sockets or time, so that a
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 from google.protobuf.message import Message
@@ -85,6 +85,25 @@ def reset(board: Board, *, stay_paused: bool) -> Operation:
         yield [Request(board.cpu, lifecycle_pb2.Reset())]
     if not stay_paused:
         yield from resume(board)
+
+
+def save(board: Board, states: dict[str, lifecycle_pb2.ServiceState]) -> Operation:
+    """Fill in the state of every service. The machine is paused."""
+    packets = yield [Request(name, lifecycle_pb2.Save()) for name in board.all]
+    for name, packet in zip(board.all, packets, strict=True):
+        states[name] = packet.service_state
+
+
+def load(board: Board, states: Mapping[str, lifecycle_pb2.ServiceState], *, check_only: bool) -> Operation:
+    """Have every service take its state, or say whether it would. The machine is paused."""
+    if missing := set(board.all) ^ states.keys():
+        raise RequestError(f"no state of service '{min(missing)}', or none that could take it")
+    yield [Request(name, lifecycle_pb2.Load(state=states[name], check_only=check_only)) for name in board.all]
+
+
+def hand_over(board: Board) -> Operation:
+    """Another machine is about to run with the state that was saved."""
+    yield [Request(name, lifecycle_pb2.HandOver()) for name in board.devices]
 
 
 def health(board: Board) -> Batch:

@@ -21,7 +21,8 @@ import zmq
 from services.monitor import operations
 from services.monitor.events import EventHub
 from services.monitor.keeper import Keeper
-from services.monitor.link import Link
+from services.monitor.link import Answered, Link
+from services.monitor.migration import IncomingOptions, Migration
 from services.monitor.operations import Board, Operation, Request, RequestError
 from services.monitor.output import Output, one_line
 from vmesh.errors import PeerError, from_message
@@ -66,6 +67,7 @@ class Settings:
     health_interval: float = 1.0
     health_limit: float = 10.0
     start_limit: float = 60.0
+    incoming: IncomingOptions = field(default_factory=IncomingOptions)
 
 
 @dataclass(slots=True)
@@ -166,6 +168,7 @@ class Supervisor:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._runs: list[_Run] = []
         self._waiting: deque[_Run] = deque()
+        self.migration = Migration(self, keeper, log, output, settings.incoming)
         self._exit_status = 0
         self._end_deadline = float("inf")
         self._to_shut_down: deque[tuple[str, ...]] = deque()
@@ -207,6 +210,17 @@ class Supervisor:
         self.watch(service.child.pidfd, partial(self._dead, service))
         self.watch(service.child.output, partial(self._drain, service))
         service.link.hello(partial(self._welcome, service))
+
+    def connect(self, name: str, unasked: Answered) -> Link:
+        """A connection to a service that is not one of the board's; its packets are received in the loop."""
+        assert self._context is not None
+        link = Link(self._context, self.machine, name, unasked)
+        self._loop.watch(link.socket, read=link.receive)
+        return link
+
+    def disconnect(self, link: Link) -> None:
+        self._loop.watch(link.socket)
+        link.close()
 
     def watch(self, fd: int, ready: Callable[[], None]) -> None:
         """Call `ready` in the loop whenever `fd` is readable, until `unwatch`."""
@@ -253,6 +267,7 @@ class Supervisor:
         for run in [*self._runs, *self._waiting]:
             self._finish(run, error)
         self._waiting.clear()
+        self.migration.close()
         self._to_shut_down.extend(self.board.shutdown_order())
         self._shut_down()
 
@@ -266,10 +281,28 @@ class Supervisor:
         self.powered_off = False
         self.events.publish("RESET", {"guest": reason.startswith("guest-"), "reason": reason})
 
+    def resume(self) -> Operation:
+        """The resume operation, unless a migration has the machine."""
+        if reason := self.migration.refusal():
+            raise RequestError(reason, callers_fault=True)
+        yield from operations.resume(self.board)
+        self.migration.resumed()
+
+    @property
+    def run_state(self) -> str:
+        """QEMU's RunState."""
+        if self.migration.run_state:
+            return self.migration.run_state
+        return "running" if self.state == gateway_pb2.MACHINE_RUNNING else "paused"
+
     def machine_status(self) -> gateway_pb2.MachineStatus:
         """All that is known here without asking the services."""
         status = gateway_pb2.MachineStatus(
-            name=self.machine.name, state=self.state, uptime_seconds=self.uptime, last_error=self.failure
+            name=self.machine.name,
+            state=self.state,
+            uptime_seconds=self.uptime,
+            last_error=self.failure,
+            run_state=self.run_state,
         )
         for service in self.services.values():
             status.services.add(
@@ -333,6 +366,7 @@ class Supervisor:
         self._observe_state()
         self.on_phase("machine " + _MACHINE_STATES[self.state])
         self._open_gateway()
+        self.migration.machine_started()
         self._next_exclusive()
 
     def _open_gateway(self) -> None:

@@ -153,6 +153,69 @@ def _hub(arguments: Sequence[str]) -> int:
     return hub.run(options.socket.absolute())
 
 
+def _snapshot(arguments: Sequence[str]) -> int:
+    parser = _Parser(prog="vmesh snapshot", description="Machines in files: all of one but its disks.")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for action, text in (("save", "write a running machine into a snapshot"), ("load", "take a machine back to one")):
+        added = actions.add_parser(action, help=text, description=text.capitalize() + ".")
+        added.add_argument("name", metavar="NAME", help="the machine, as `vmesh ps` lists it")
+        added.add_argument("snapshot", metavar="TAG|FILE", help="a tag, or a file with '/' in its path")
+    actions.add_parser("list", help="list the snapshots that have tags").add_argument("--json", action="store_true")
+    delete = actions.add_parser("delete", help="delete a snapshot")
+    delete.add_argument("snapshot", metavar="TAG|FILE")
+    options = parser.parse_args(arguments)
+    from vmesh.cli import snapshot
+
+    match options.action:
+        case "save" | "load":
+            return snapshot.save_or_load(options.action, options.name, options.snapshot)
+        case "list":
+            return snapshot.show(as_json=options.json)
+        case _:
+            return snapshot.delete(options.snapshot)
+
+
+def _migrate(arguments: Sequence[str]) -> int:
+    from vmesh.cli import migrate
+
+    parser = _Parser(prog="vmesh migrate", description="Move a running machine to where one waits with -incoming.")
+    add = parser.add_argument
+    add("name", metavar="NAME", help="the machine, as `vmesh ps` lists it")
+    add("uri", metavar="URI", nargs="?", help=f"where to: {migrate.USAGE}")
+    add("--postcopy", nargs="?", type=float, const=0.0, metavar="SECONDS",
+        help="switch over at once (or after so many seconds) and let pages follow")  # fmt: skip
+    add("--bandwidth", type=migrate.rate, metavar="SIZE", help="bytes a second, with K, M or G; 0: no limit")
+    add("--downtime", type=int, metavar="MS", help="how long the guest may stand still at the switch (300)")
+    add("--auto-converge", action="store_true", help="slow the guest down if it writes faster than can be sent")
+    add("--resume", action="store_true", help="go on with a post-copy whose connection broke")
+    add("--detach", action="store_true", help="do not wait for the end")
+    actions = parser.add_mutually_exclusive_group()
+    actions.add_argument("--status", action="store_true", help="how the last migration went, or goes")
+    actions.add_argument("--cancel", action="store_true", help="give it up; the machine goes on")
+    actions.add_argument("--start-postcopy", action="store_true", help="switch a migration to post-copy now")
+    actions.add_argument("--pause", action="store_true", help="break the connection of a post-copy")
+    actions.add_argument("--incoming", metavar="URI", help="have a machine of -incoming defer listen")
+    actions.add_argument("--recover", metavar="URI", help="have the destination of a broken post-copy listen again")
+    add("--json", action="store_true", help="with --status: print JSON for programs")
+    options = parser.parse_args(arguments)
+    controls = (options.status, options.cancel, options.start_postcopy, options.pause)
+    if (options.uri is None) != bool(any(controls) or options.incoming or options.recover):
+        parser.error("expected URI, or one of --status, --cancel, --start-postcopy, --pause, --incoming, --recover")
+    return migrate.migrate(options)
+
+
+def _migration(arguments: Sequence[str]) -> int:
+    parser = _Parser(prog="vmesh migration", description="Look into migration streams.")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    look = actions.add_parser("inspect", help="print what is in a stream: a snapshot, or a migration to a file")
+    look.add_argument("file", type=Path, metavar="FILE")
+    look.add_argument("--json", action="store_true", help="print JSON for programs")
+    options = parser.parse_args(arguments)
+    from vmesh.cli.inspect import inspect
+
+    return inspect(options.file, as_json=options.json)
+
+
 _CONTROLS: Mapping[str, str] = {
     "status": "Show a machine's state, services, harts and bus counters.",
     "pause": "Stop a machine's harts and drain its bus.",
@@ -168,6 +231,9 @@ COMMANDS: Mapping[str, Subcommand] = {
     "ps": Subcommand("List the running machines and their services.", _ps),
     **{name: Subcommand(text, _control(name, text)) for name, text in _CONTROLS.items()},
     "swap": Subcommand("Put another program in the place of a device.", _swap),
+    "migrate": Subcommand("Move a running machine to another that waits for it.", _migrate),
+    "snapshot": Subcommand("Save machines into files, and load them.", _snapshot),
+    "migration": Subcommand("Look into a migration stream.", _migration),
     "hub": Subcommand("Link the networks of machines.", _hub),
     "guest": Subcommand("Fetch the default guest; make a disk with Debian on it.", _guest),
 }

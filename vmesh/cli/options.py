@@ -88,6 +88,8 @@ class RunOptions:
     monitor: str | None = None
     name: str | None = None
     paused: bool = False
+    incoming: str = ""  # where a migration comes in, or "defer"
+    load_snapshot: Path | None = None
     reboot: bool = True
     log_items: frozenset[str] = frozenset()
     log_file: Path | None = None
@@ -393,6 +395,28 @@ def _paused(options: RunOptions, _text: str) -> RunOptions:
     return replace(options, paused=True)
 
 
+def _incoming(options: RunOptions, text: str) -> RunOptions:
+    from vmesh.errors import VmeshError  # here, as below: what it imports no other start needs
+    from vmesh.migration import uri
+
+    try:
+        if text != "defer":
+            uri.parse(text)
+    except VmeshError as error:
+        raise ValueError(str(error)) from None
+    return replace(options, incoming=text)
+
+
+def _load_snapshot(options: RunOptions, text: str) -> RunOptions:
+    from vmesh.errors import VmeshError
+    from vmesh.migration import snapshots
+
+    try:
+        return replace(options, load_snapshot=_file(str(snapshots.path_of(text))))
+    except VmeshError as error:
+        raise ValueError(str(error)) from None
+
+
 def _no_reboot(options: RunOptions, _text: str) -> RunOptions:
     return replace(options, reboot=False)
 
@@ -519,6 +543,14 @@ OPTIONS: tuple[Option, ...] = (
     Option(("-monitor",), "none|stdio", "The monitor prompt: none, or on this terminal behind Ctrl-A c.", _monitor),
     Option(("-name",), "NAME", "The machine's name for `vmesh ps` and the like. Default: a random one.", _name),
     Option(("-S",), "", "Do not start the harts; `vmesh resume NAME` or `cont` at the monitor prompt does.", _paused),
+    Option(
+        ("-incoming",),
+        "URI|defer",
+        "Wait for a machine to migrate here: tcp:HOST:PORT[,tls-creds=FOLDER] or unix:PATH; defer: until "
+        "`vmesh migrate --incoming` says where.",
+        _incoming,
+    ),
+    Option(("-loadvm",), "TAG|FILE", "Begin with a snapshot (vmesh snapshot save).", _load_snapshot),
     Option(("-no-reboot",), "", "End when the guest asks for a reset.", _no_reboot),
     Option(("-d",), "ITEMS", "Say these on stderr, comma separated; -d help lists them.", _log_items),
     Option(("-D",), "FILE", "Keep the machine's log, every line of every service, in FILE.", _log_file),
@@ -595,6 +627,8 @@ def _check_together(options: RunOptions) -> None:
         raise OptionError(
             "-monitor stdio -serial stdio: expected one of them; -serial mon:stdio puts both on the terminal"
         )
+    if options.incoming and options.load_snapshot is not None:
+        raise OptionError("-incoming -loadvm: expected one of them")
     if options.dtb is not None and options.dumpdtb is not None:
         raise OptionError("-dtb -machine dumpdtb=: expected one of them, there is nothing to dump with -dtb")
 

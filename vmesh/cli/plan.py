@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vmesh import guest
@@ -85,6 +85,12 @@ def monitor_command(planned: MachinePlan, options: RunOptions, machine: Machine)
         arguments += ["--service", command.monitor_text]
     if not options.reboot:
         arguments.append("--no-reboot")
+    if options.incoming:
+        arguments += ["--incoming", options.incoming]
+    if options.load_snapshot is not None:
+        arguments += ["--load", str(options.load_snapshot)]
+    if options.paused:
+        arguments.append("--stay-paused")
     if options.log_items & {"guest_errors", "unimp"}:
         arguments.append("--warnings")
     if "startup" in options.log_items:
@@ -116,6 +122,8 @@ def _services(options: RunOptions, board: Board, booted: BootPlan, machine: Mach
     place = ("--machine", str(machine.path))
     devices = _devices(machine, place)
     devices += _virtio(options, place).values()
+    if options.incoming or options.load_snapshot:
+        devices = [replace(device, arguments=(*device.arguments, "--incoming")) for device in devices]
     devices += [external.service_command(device, machine.path) for device in options.external]
     names = [device.name for device in devices]
     if twice := {name for name in names if names.count(name) > 1}:
@@ -134,7 +142,7 @@ def _services(options: RunOptions, board: Board, booted: BootPlan, machine: Mach
     if options.perf_map:
         cpu.append("--perf-map")
     cpu += ["--bus-limit", f"{options.bus_limit:g}"]
-    if options.paused:
+    if options.paused or options.incoming or options.load_snapshot:
         cpu.append("--paused")
     return (
         ServiceCommand("memory", "memory", "services.memory", tuple(memory)),

@@ -23,8 +23,10 @@ _PRIVILEGES = {cpu_pb2.PRIVILEGE_USER: "U", cpu_pb2.PRIVILEGE_SUPERVISOR: "S", c
 
 
 def state(status: gateway_pb2.MachineStatus) -> str:
-    """One line: `machine 'a' is running, up 12.3 s`."""
-    text = f"machine '{status.name}' is {_STATES.get(status.state, 'unknown')}, up {status.uptime_seconds:.1f} s"
+    """One line: `machine 'a' is paused (postmigrate), up 12.3 s`."""
+    found = _STATES.get(status.state, "unknown")
+    more = f" ({status.run_state})" if status.run_state not in ("", "running", "paused") else ""
+    text = f"machine '{status.name}' is {found}{more}, up {status.uptime_seconds:.1f} s"
     return text + (f": {status.last_error}" if status.last_error else "")
 
 

@@ -57,7 +57,7 @@ def _open(runtime: Runtime, options: argparse.Namespace) -> Image:
     if server is not None:
         return NbdImage(server, read_only=read_only)
     if options.format == "raw":
-        return RawImage(Path(options.file), read_only=read_only)
+        return RawImage(Path(options.file), read_only=read_only, later=runtime.incoming)
     socket = runtime.machine.path / f"{runtime.name}.nbd"
     discard = options.discard == "unmap"
     return ServedImage(Path(options.file), options.format, socket, read_only=read_only, discard=discard)

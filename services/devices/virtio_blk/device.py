@@ -159,6 +159,15 @@ class VirtioBlk(VirtioDevice):
         assert isinstance(state, VirtioBlkState)
         self._writeback = state.writeback
 
+    def resume(self) -> None:
+        self._image.take()
+        super().resume()
+
+    def hand_over(self) -> None:
+        if not self._options.read_only:
+            self._flush()
+        self._image.release()
+
     def shutdown(self) -> None:
         if not self._options.read_only:
             self._flush()

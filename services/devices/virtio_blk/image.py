@@ -44,13 +44,24 @@ class Image(Protocol):
     def zero(self, offset: int, length: int, *, unmap: bool) -> None:
         """Zeroes are read there afterwards; with `unmap` the host may take the space back."""
 
+    def take(self) -> None:
+        """Use it from now on. Raises ConfigError if another machine does; used already is no error."""
+
+    def release(self) -> None:
+        """Let another machine use it."""
+
     def close(self) -> None: ...
 
 
 class RawImage:
-    """The image at `path`. Raises ConfigError if it cannot be opened, or is in use by another writer."""
+    """The image at `path`. Raises ConfigError if it cannot be opened, or is in use by another writer.
 
-    def __init__(self, path: Path, *, read_only: bool) -> None:
+    With `later` it is not used, and may be in use, before `take`.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool, later: bool = False) -> None:
+        self._path, self._read_only = path, read_only
+        self._taken = False
         try:
             self._fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
         except OSError as error:
@@ -59,7 +70,8 @@ class RawImage:
             mode = os.fstat(self._fd).st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
                 raise errors.ConfigError(f"cannot use the disk {path}", expected="a file or a block device")
-            lock.take(self._fd, path, writes=not read_only)
+            if not later:
+                self.take()
         except errors.ConfigError:
             os.close(self._fd)
             raise
@@ -102,6 +114,15 @@ class RawImage:
                 raise
             for start in range(offset, offset + length, len(_ZEROES)):
                 self.write(start, [_ZEROES[: offset + length - start]])
+
+    def take(self) -> None:
+        if not self._taken:
+            lock.take(self._fd, self._path, writes=not self._read_only)
+            self._taken = True
+
+    def release(self) -> None:
+        lock.release(self._fd)
+        self._taken = False
 
     def close(self) -> None:
         os.close(self._fd)

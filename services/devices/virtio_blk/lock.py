@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 from vmesh import errors
@@ -36,6 +37,14 @@ def take(fd: int, path: Path, *, writes: bool) -> None:
         asked = _FLOCK.pack(fcntl.F_WRLCK, _WHENCE_SET, byte, 1, 0)
         if _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))[0] != fcntl.F_UNLCK:
             raise _taken(path)
+
+
+def release(fd: int) -> None:
+    """Let go of what `take` took."""
+    with suppress(OSError):  # a file system without locks
+        fcntl.fcntl(
+            fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, _WHENCE_SET, _DOES, _ALONE + _WRITES + 1 - _DOES, 0)
+        )
 
 
 def _taken(path: Path) -> errors.ConfigError:

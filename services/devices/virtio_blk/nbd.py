@@ -127,6 +127,12 @@ class NbdImage:
         for start in range(offset, offset + length, len(_ZEROES)):
             self.write(start, [_ZEROES[: offset + length - start]])
 
+    def take(self) -> None:
+        """Nothing: others may use it too."""
+
+    def release(self) -> None:
+        """Nothing."""
+
     def close(self) -> None:
         self._drop()
 

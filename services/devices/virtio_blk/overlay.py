@@ -64,6 +64,12 @@ class Overlay:
         for start in range(offset, offset + length, step):
             self.write(start, [memoryview(bytes(min(step, offset + length - start)))])
 
+    def take(self) -> None:
+        """Nothing: others may use it too."""
+
+    def release(self) -> None:
+        """Nothing."""
+
     def close(self) -> None:
         self._base.close()
         os.close(self._fd)

@@ -1,0 +1,186 @@
+"""Connections that carry records: to a place, or from one, with TLS where it has keys, and no faster than is wanted."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from vmesh import errors
+from vmesh.migration import uri
+from vmesh.migration.uri import Place, Tcp, Unix
+
+CONNECT_SECONDS = 10.0
+_SILENT_MS = 10_000  # what was sent is not acknowledged for so long: the link is cut
+_BUFFER = 4 << 20
+_MOST_BUFFERS = 64  # of one sendmsg
+_BURST_SECONDS = 0.02
+_TLS_BYTES = 256 << 10
+_LOOK_SECONDS = 0.5
+
+
+class Connection:
+    """One side of a connection: a sink and a source of records. `limit` is in bytes a second; 0: none."""
+
+    def __init__(self, link: socket.socket) -> None:
+        self._link = link
+        self.limit = 0
+        self._lock = threading.Lock()
+        self._free_at = 0.0  # when the bytes sent so far may have been sent
+        link.settimeout(0.0 if isinstance(link, ssl.SSLSocket) else None)
+        with suppress(OSError):
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+        if link.family != socket.AF_UNIX:
+            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENT_MS)
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5)
+            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2)
+            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+
+    def fileno(self) -> int:
+        return self._link.fileno()
+
+    def write(self, buffers: Sequence[Any]) -> None:
+        """All of them, at the pace of `limit`. Raises OSError."""
+        if isinstance(self._link, ssl.SSLSocket):
+            self._write_tls(self._link, memoryview(b"".join(buffers)))
+            return
+        left = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
+        self._pace(sum(map(len, left)))
+        while left:
+            sent = self._link.sendmsg(left[:_MOST_BUFFERS])
+            while left and sent >= len(left[0]):
+                sent -= len(left.pop(0))
+            if sent:
+                left[0] = left[0][sent:]
+
+    def read_into(self, buffer: memoryview) -> None:
+        """Fill it. Raises EOFError at the end, OSError."""
+        while buffer:
+            if isinstance(self._link, ssl.SSLSocket):
+                count = self._tls(self._link, partial(self._link.recv_into, buffer))
+            else:
+                count = self._link.recv_into(buffer)
+            if not count:
+                raise EOFError
+            buffer = buffer[count:]
+
+    def cut(self) -> None:
+        """End it for both sides; a thread that waits in it wakes up. From any thread."""
+        with suppress(OSError):
+            self._link.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.cut()
+        self._link.close()
+
+    def _write_tls(self, link: ssl.SSLSocket, data: memoryview) -> None:
+        self._pace(len(data))
+        while data:
+            part = data[:_TLS_BYTES]
+            data = data[self._tls(link, partial(link.send, part)) :]
+
+    def _tls(self, link: ssl.SSLSocket, do: Callable[[], int]) -> int:
+        """OpenSSL's connection is for one thread at a time: whoever would block lets the other one have it."""
+        while True:
+            try:
+                with self._lock:
+                    return do()
+            except ssl.SSLWantReadError:
+                select.select([link], [], [], _LOOK_SECONDS)
+            except ssl.SSLWantWriteError:
+                select.select([], [link], [], _LOOK_SECONDS)
+            except ssl.SSLZeroReturnError:
+                return 0
+
+    def _pace(self, size: int) -> None:
+        if not self.limit:
+            return
+        now = time.monotonic()
+        self._free_at = max(self._free_at, now - _BURST_SECONDS) + size / self.limit
+        if (wait := self._free_at - now) > 0:
+            time.sleep(wait)
+
+
+class Listener:
+    """Listens at a place. Raises ConfigError if that cannot be."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.closed = False
+        self._tls = None
+        if isinstance(place, Tcp) and place.keys is not None:
+            self._tls = uri.tls(place.keys, server=True)
+        try:
+            self._socket = _listen(place)
+        except OSError as error:
+            raise errors.ConfigError(f"cannot listen on {place}: {error.strerror or error}") from error
+        if isinstance(place, Tcp) and not place.port:
+            self.place = Tcp(place.host, self._socket.getsockname()[1], place.keys)
+
+    def accept(self) -> Connection:
+        """The next connection. Raises OSError, also when it is closed from another thread."""
+        link, _ = self._socket.accept()
+        link.settimeout(CONNECT_SECONDS)
+        try:
+            return Connection(self._tls.wrap_socket(link, server_side=True) if self._tls else link)
+        except OSError:
+            link.close()
+            raise
+
+    def close(self) -> None:
+        self.closed = True
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        if isinstance(self.place, Unix):
+            with suppress(OSError):
+                self.place.path.unlink()
+
+
+def connect(place: Place) -> Connection:
+    """Raises ConfigError if nobody answers there."""
+    try:
+        if isinstance(place, Unix):
+            link = socket.socket(socket.AF_UNIX)
+            link.settimeout(CONNECT_SECONDS)
+            link.connect(str(place.path))
+        else:
+            link = socket.create_connection((place.host or "localhost", place.port), CONNECT_SECONDS)
+            if place.keys is not None:
+                context = uri.tls(place.keys, server=False)
+                return Connection(context.wrap_socket(link, server_hostname=place.host))
+    except OSError as error:
+        raise errors.ConfigError(f"cannot connect to {place}: {error.strerror or error}") from error
+    return Connection(link)
+
+
+def _listen(place: Place) -> socket.socket:
+    if isinstance(place, Tcp):
+        return socket.create_server((place.host, place.port), family=_family(place.host))
+    if place.path.is_socket():
+        place.path.unlink()  # of an earlier life: a living one is found in use by its machine, not by this
+    made = socket.socket(socket.AF_UNIX)
+    former = os.umask(0o077)
+    try:
+        made.bind(str(place.path))
+        made.listen(8)
+    except OSError:
+        made.close()
+        raise
+    finally:
+        os.umask(former)
+    return made
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.getaddrinfo(host or "0.0.0.0", None, type=socket.SOCK_STREAM)[0][0]

@@ -1,0 +1,95 @@
+"""What the service does in a thread of its own: one job at a time, be it to send, to receive, to save or to load."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from services.migration.machine import Machine
+from services.migration.pager import Pager
+from services.migration.ram import GuestRam
+from services.migration.status import Status
+from vmesh import errors
+from vmesh.log import Log
+from vmesh.v1 import migration_pb2 as messages
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a job stands on. `parameters` and `capabilities` change while it runs."""
+
+    machine: Machine
+    ram: GuestRam
+    configuration: messages.Configuration  # of this machine
+    parameters: messages.MigrationParameters
+    capabilities: messages.MigrationCapabilities
+    log: Log
+    report: Callable[[messages.MigrationStatus], None]  # tells the monitor; as the others below, from any thread
+    shoot_down: Callable[[], None]  # no hart has a stale TLB entry when it returns: after dirty flags were cleared
+    throttle: Callable[[int], None]  # how much of their time harts are to stand still, in percent
+    pager: Pager
+
+
+class Job:
+    """A job. `run` is called in its thread; the other methods in the service's main thread, while it runs."""
+
+    def __init__(self, context: Context, status: Status) -> None:
+        self.context = context
+        self.status = status
+        self.cancelled = False
+
+    def run(self) -> None:
+        """Do it, to its end. A VmeshError or OSError is its failure."""
+        raise NotImplementedError
+
+    def cancel(self) -> None:
+        """Give up; the machine goes on as before."""
+        self.cancelled = True
+
+    def start_postcopy(self) -> None:
+        self._refuse("start-postcopy")
+
+    def pause(self) -> None:
+        self._refuse("pause")
+
+    def recover(self, uri: str) -> None:
+        self._refuse("recover")
+
+    def resume(self, uri: str) -> None:
+        self._refuse("resume")
+
+    def close(self) -> None:
+        """The service ends: let go of what others wait for."""
+
+    def enter(self, state: messages.MigrationState.ValueType) -> None:
+        """Change the state, and tell the monitor; of the last state it hears when the next job may begin."""
+        self.status.state = state
+        self.context.log.info("migration", state=messages.MigrationState.Name(state), error=self.status.error)
+        if self.status.under_way:
+            self.context.report(self.status.message())
+        else:
+            self.status.ended = time.monotonic()
+
+    def _refuse(self, what: str) -> None:
+        state = messages.MigrationState.Name(self.status.state)
+        raise errors.BadRequest(f"migration {what}", expected="another state of the migration", got=state)
+
+
+def check_same_machine(mine: messages.Configuration, theirs: messages.Configuration) -> None:
+    """Raises BadState unless a machine of `theirs` can go on as `mine`: the same board, RAM and services."""
+    if theirs.board != mine.board:
+        raise errors.BadState("board", expected=mine.board, got=repr(theirs.board[:64]))
+    if list(theirs.segments) != list(mine.segments):
+        raise errors.BadState("memory", expected=_memory(mine), got=_memory(theirs))
+    here = {each.name: each.kind for each in mine.services}
+    there = {each.name: each.kind for each in theirs.services}
+    for name in sorted(here.keys() | there.keys()):
+        if here.get(name) != there.get(name):
+            wanted, got = (repr(kinds[name][:64]) if name in kinds else "none" for kinds in (here, there))
+            raise errors.BadState(f"device '{name[:64]}'", expected=wanted, got=got)
+
+
+def _memory(configuration: messages.Configuration) -> str:
+    found = [f"{each.name[:16]} {each.base:#x}+{each.size:#x}" for each in configuration.segments[:8]]
+    return ", ".join(found) or "none"

@@ -1,0 +1,99 @@
+"""The machine, for the threads of this service: each method asks the monitor to have something done, and waits.
+
+The sockets belong to the service's main thread; what a thread wants sent goes there.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+
+from google.protobuf.message import Message
+
+from vmesh import errors
+from vmesh.migration.package import States
+from vmesh.v1 import migration_pb2 as messages
+from vmesh.v1.lifecycle_pb2 import ServiceState
+
+ANSWER_SECONDS = 60.0  # the monitor bounds each operation by itself
+
+
+class MachineFailed(errors.VmeshError):
+    """The monitor could not have it done."""
+
+
+class Machine:
+    """`send` brings a message to the monitor, from any thread."""
+
+    def __init__(self, send: Callable[[Message], None]) -> None:
+        self._send = send
+        self._lock = threading.Lock()
+        self._number = 0
+        self._answers: queue.SimpleQueue[messages.MachineAnswer] = queue.SimpleQueue()
+
+    def answered(self, answer: messages.MachineAnswer) -> None:
+        """In the main thread: the monitor has answered."""
+        self._answers.put(answer)
+
+    def stop(self) -> bool:
+        """Everything stands still when this returns; gives whether the guest ran."""
+        return self._ask(messages.MACHINE_STOP)[1]
+
+    def save(self) -> States:
+        return self._ask(messages.MACHINE_SAVE)[0]
+
+    def check(self, states: States) -> None:
+        """Raises MachineFailed for states that the services would not take; nothing was changed."""
+        self._ask(messages.MACHINE_CHECK, states)
+
+    def load(self, states: States) -> None:
+        self._ask(messages.MACHINE_LOAD, states)
+
+    def hand_over(self) -> None:
+        self._ask(messages.MACHINE_HAND_OVER)
+
+    def go(self) -> None:
+        """Run, unless the machine was started to stay paused."""
+        self._ask(messages.MACHINE_GO)
+
+    def stay(self) -> None:
+        """It has come in, and stays paused as it was where it came from."""
+        self._ask(messages.MACHINE_STAY)
+
+    def go_on(self) -> None:
+        """As it was before `stop`."""
+        self._ask(messages.MACHINE_GO_ON)
+
+    def moved(self) -> None:
+        """It runs elsewhere."""
+        self._ask(messages.MACHINE_MOVED)
+
+    def _ask(self, action: messages.MachineAction.ValueType, states: States | None = None) -> tuple[States, bool]:
+        with self._lock:
+            self._number += 1
+            number = self._number
+            given = list((states or {}).items())
+            for place, (service, state) in enumerate(given):
+                saved = messages.SavedState(service=service, state=state)
+                more = place < len(given) - 1
+                self._send(messages.MachineRequest(number=number, action=action, state=saved, more=more))
+            if not given:
+                self._send(messages.MachineRequest(number=number, action=action))
+            return self._collect(number, messages.MachineAction.Name(action))
+
+    def _collect(self, number: int, name: str) -> tuple[States, bool]:
+        got: dict[str, ServiceState] = {}
+        while True:
+            try:
+                answer = self._answers.get(timeout=ANSWER_SECONDS)
+            except queue.Empty:
+                raise MachineFailed(f"{name}: the monitor does not answer") from None
+            if answer.number != number:
+                continue
+            if answer.error:
+                raise MachineFailed(answer.error)
+            if answer.HasField("state"):
+                got[answer.state.service] = answer.state.state
+            if not answer.more:
+                return got, answer.ran

@@ -1,0 +1,296 @@
+"""The source of a migration: pre-copy, the switch-over, and the hand-over to post-copy (postcopy.py).
+
+Until the command RUN was sent the destination must not run the guest, so until then every failure ends with the guest
+going on here. After it the guest never goes on here by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+import numpy as np
+
+from services.migration.connection import Connection, connect
+from services.migration.job import Context, Job
+from services.migration.postcopy import Push
+from services.migration.returned import LinkLost, ReturnPath
+from services.migration.status import Status
+from vmesh import errors
+from vmesh.migration import package, uri
+from vmesh.migration.pages import Numbers, PageWriter
+from vmesh.migration.records import VERSION, Writer
+from vmesh.segment import PAGE
+from vmesh.v1 import migration_pb2 as messages
+
+SESSION_BYTES = 16
+_SETUP_SECONDS = 60.0  # for the destination to look at the configuration
+_LOAD_SECONDS = 120.0  # for it to load what it got
+_RATE_SECONDS = 0.1  # over which the rate is taken
+_ASSUMED_RATE = 1e9  # bytes a second, before there is one
+_HIGH_DIRTY_ROUNDS = 2  # that dirty half of what they send, before the harts are slowed down
+
+
+class Outgoing(Job):
+    """Sends the machine to a place."""
+
+    def __init__(self, context: Context, place: str) -> None:
+        super().__init__(context, Status(uri=place))
+        self._place = uri.parse(place)
+        self._session = os.urandom(SESSION_BYTES)
+        self._connection: Connection | None = None
+        self._ran = False
+        self._stopped = False  # the machine, for the switch
+        self._switched = False  # RUN was sent
+        self._want_postcopy = False
+        self._throttled = 0
+        self._rate_from = (0.0, 0, 0)
+        self._push: Push | None = None
+
+    # In the main thread
+
+    def cancel(self) -> None:
+        if self._switched or self.status.state == messages.MIGRATION_POSTCOPY_ACTIVE:
+            self._refuse("cancel")
+        super().cancel()
+        self.status.state = messages.MIGRATION_CANCELLING
+        self.context.report(self.status.message())
+        if self._connection is not None:
+            self._connection.cut()
+
+    def start_postcopy(self) -> None:
+        if not self.context.capabilities.postcopy_ram:
+            raise errors.BadRequest("start-postcopy", expected="the capability postcopy-ram before the migration")
+        self._want_postcopy = True
+
+    def pause(self) -> None:
+        if self._push is None:
+            self._refuse("pause")
+        else:
+            self._push.pause()
+
+    def resume(self, uri: str) -> None:
+        if self._push is None:
+            self._refuse("resume")
+        else:
+            self._push.resume(uri)
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.cut()
+
+    # In the job's thread
+
+    def run(self) -> None:
+        status = self.status
+        self.enter(messages.MIGRATION_SETUP)
+        status.total = sum(self.context.ram.pages) * PAGE
+        status.remaining = sum(self.context.ram.pages)
+        self._connection = connect(self._place)
+        returned = ReturnPath(self._connection, lambda received: None)
+        try:
+            self._run(returned)
+        except OSError as error:
+            self._give_up()
+            raise returned.why(error) from error
+        except errors.VmeshError:
+            self._give_up()
+            raise
+        finally:
+            self._throttle(0)
+            if self._connection is not None:
+                self._connection.close()
+
+    def _give_up(self) -> None:
+        """Before RUN: the guest goes on here."""
+        if self._connection is not None:
+            self._connection.cut()
+        if self._stopped and not self._switched:
+            self.context.machine.go_on()
+            self._stopped = False
+
+    def _run(self, returned: ReturnPath) -> None:
+        assert self._connection is not None
+        writer = Writer(self._connection)
+        writer.magic()
+        begin_channel(writer, messages.CHANNEL_MAIN, self._session)
+        writer.message(messages.RECORD_CONFIGURATION, self.context.configuration)
+        writer.command(open_return_path=messages.OpenReturnPath())
+        writer.command(ping=messages.Ping(number=1))
+        if self.context.capabilities.postcopy_ram:
+            writer.command(postcopy_advise=messages.PostcopyAdvise(page_size=PAGE))
+        returned.wait("pong", _SETUP_SECONDS, lambda: self.cancelled)
+        self.status.setup_done = time.monotonic()
+        self.enter(messages.MIGRATION_CANCELLING if self.cancelled else messages.MIGRATION_ACTIVE)
+        pages = PageWriter(writer, self.context.parameters.zstd_level)
+        left = self._precopy(writer, pages)
+        self.status.precopy_bytes = writer.bytes
+        if self._want_postcopy:
+            self._postcopy(writer, pages, returned, left)
+        else:
+            self._complete(writer, pages, returned)
+
+    def _precopy(self, writer: Writer, pages: PageWriter) -> list[Numbers]:
+        """Rounds until what is dirty can be sent within the downtime limit; gives what was not sent of the last."""
+        ram, status = self.context.ram, self.status
+        writer.message(messages.RECORD_SECTION_START, messages.Section(id=package.RAM_SECTION))
+        for each in ram.segments:
+            each.take_dirty()
+        self.context.shoot_down()
+        todo = []
+        for number, each in enumerate(ram.segments):
+            touched = each.touched()
+            pages.write_zeroes(number, np.flatnonzero(~touched))
+            todo.append(np.flatnonzero(touched))
+        self._rate_from = (time.monotonic(), writer.bytes, 0)
+        high = 0
+        while True:
+            status.rounds += 1
+            began, sent_before, bytes_before = time.monotonic(), sum(map(len, todo)), writer.bytes
+            todo = self._send(writer, pages, todo)
+            if self._want_postcopy:
+                return todo
+            dirty = ram.count_dirty()
+            status.dirty_rate = dirty / max(time.monotonic() - began, 1e-3)
+            rate = status.rate or (writer.bytes - bytes_before) / max(time.monotonic() - began, 1e-4) or _ASSUMED_RATE
+            status.expected_downtime = dirty * PAGE / rate
+            self._count(writer, pages, dirty)
+            if status.expected_downtime * 1e3 <= self.context.parameters.downtime_limit_ms:
+                return []
+            high = high + 1 if dirty > sent_before / 2 else 0
+            if self.context.capabilities.auto_converge and high >= _HIGH_DIRTY_ROUNDS:
+                high = 0
+                self._throttle_more()
+            todo = [each.take_dirty() for each in ram.segments]
+            self.context.shoot_down()
+            writer.message(
+                messages.RECORD_SECTION_PART,
+                messages.SectionPart(id=package.RAM_SECTION, round=status.rounds + 1),
+            )
+
+    def _send(self, writer: Writer, pages: PageWriter, todo: list[Numbers], *, to_end: bool = False) -> list[Numbers]:
+        """Send pages; gives those that were not sent as post-copy is to begin (never with `to_end`)."""
+        assert self._connection is not None
+        left = sum(map(len, todo))
+        for number, numbers in enumerate(todo):
+            content = self.context.ram.segments[number].content
+            for start in range(0, len(numbers), pages.pages_at_once):
+                if self.cancelled:
+                    raise LinkLost("cancelled")
+                if self._want_postcopy and not to_end:
+                    return [todo[each][start:] if each == number else todo[each] if each > number else todo[each][:0]
+                            for each in range(len(todo))]  # fmt: skip
+                self._connection.limit = 0 if to_end else self.context.parameters.max_bandwidth
+                part = numbers[start : start + pages.pages_at_once]
+                pages.write(number, content, part)
+                left -= len(part)
+                self._count(writer, pages, left)
+        return [numbers[:0] for numbers in todo]
+
+    def _complete(self, writer: Writer, pages: PageWriter, returned: ReturnPath) -> None:
+        """Pre-copy's switch: the last pages and all state, then RUN."""
+        self._stop(returned)
+        sent = writer.bytes
+        writer.message(
+            messages.RECORD_SECTION_END, messages.SectionPart(id=package.RAM_SECTION, round=self.status.rounds + 1)
+        )
+        self._send(writer, pages, [each.take_dirty() for each in self.context.ram.segments], to_end=True)
+        entries = package.write_states(writer, self.context.machine.save())
+        counts = pages.counts
+        writer.message(
+            messages.RECORD_DESCRIPTION,
+            messages.StreamDescription(
+                sections=entries,
+                pages_zero=counts.zero,
+                pages_plain=counts.plain,
+                pages_zstd=counts.zstd,
+                records=writer.number,
+            ),
+        )
+        writer.put(messages.RECORD_END)
+        self.status.downtime_bytes = writer.bytes - sent
+        self._switch(writer, returned)
+        self._count(writer, pages, 0)
+        self.enter(messages.MIGRATION_COMPLETED)
+
+    def _stop(self, returned: ReturnPath) -> None:
+        returned.check()
+        if self.cancelled:
+            raise LinkLost("cancelled")
+        self.status.stopped = time.monotonic()
+        self.status.state = messages.MIGRATION_DEVICE
+        self._throttle(0)
+        self._stopped = True
+        self._ran = self.context.machine.stop()
+        self.enter(messages.MIGRATION_DEVICE)
+
+    def _switch(self, writer: Writer, returned: ReturnPath) -> None:
+        """All state was sent: once it is loaded there, let go of the machine here, and have it run there."""
+        returned.wait("loaded", _LOAD_SECONDS, lambda: self.cancelled)
+        self.context.machine.hand_over()
+        if self.cancelled:
+            raise LinkLost("cancelled")
+        self._switched = True
+        writer.command(run=messages.PostcopyRun(stay_paused=not self._ran))
+        try:
+            returned.wait("running", _LOAD_SECONDS)
+        except errors.VmeshError as error:
+            error.text = (
+                f"the destination was told to run the guest and has not said that it does ({error.text}): "
+                "it stays paused here, `vmesh resume` lets it go on if it does not run there"
+            )
+            self.context.machine.moved()
+            raise
+        self.status.went_on = time.monotonic()
+        self.context.machine.moved()
+
+    def _postcopy(self, writer: Writer, pages: PageWriter, returned: ReturnPath, left: list[Numbers]) -> None:
+        push = Push(self.context, self.status, self._session, self._place, pages)
+        push.open_pages()
+        try:
+            self._stop(returned)
+            ram = self.context.ram
+            dirty = [each.take_dirty() for each in ram.segments]
+            push.set_left([np.union1d(each, more) for each, more in zip(left or dirty, dirty, strict=True)])
+            made = package.build(self.context.machine.save())
+            self.status.package = made.size
+            limit = self.context.parameters.max_package_bytes
+            if made.size > limit:
+                raise package.PackageTooLong("source", made.size, limit)
+            assert self._connection is not None
+            self._connection.limit = 0
+            push.discard(writer)
+            package.send(writer, made, limit)
+            self._switch(writer, returned)
+        except BaseException:
+            push.close()
+            raise
+        self._push = push
+        push.run(self, writer, self._connection, returned)
+
+    def _throttle_more(self) -> None:
+        parameters = self.context.parameters
+        more = parameters.cpu_throttle_increment if self._throttled else parameters.cpu_throttle_initial
+        self._throttle(min(self._throttled + more, parameters.max_cpu_throttle))
+
+    def _throttle(self, percent: int) -> None:
+        if percent != self._throttled:
+            self._throttled = self.status.throttle = percent
+            self.context.throttle(percent)
+
+    def _count(self, writer: Writer, pages: PageWriter, left: int) -> None:
+        counts, status = pages.counts, self.status
+        status.transferred, status.zero, status.normal = writer.bytes, counts.zero, counts.plain + counts.zstd
+        status.remaining = left
+        now = time.monotonic()
+        since, before, pages_before = self._rate_from
+        if (took := now - since) >= _RATE_SECONDS:
+            status.rate = (writer.bytes - before) / took
+            status.page_rate = (status.normal + status.zero - pages_before) / took
+            self._rate_from = (now, writer.bytes, status.normal + status.zero)
+
+
+def begin_channel(writer: Writer, channel: messages.ChannelKind.ValueType, session: bytes) -> None:
+    """The first record of a connection."""
+    header = messages.StreamHeader(version=VERSION, channel=channel, session=session)
+    writer.message(messages.RECORD_HEADER, header)

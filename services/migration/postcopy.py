@@ -1,0 +1,271 @@
+"""The source of a post-copy: pages that are asked for, at once; all others, in the background; and a link that breaks.
+
+The guest runs at the destination by now, so nothing here can fail for good: a link that breaks makes it wait for
+another one. What has arrived is known there alone, so a new link begins with the destination's word on it.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import zstandard
+
+from services.migration.connection import Connection, connect
+from services.migration.returned import LinkLost, ReturnPath
+from services.migration.status import Status
+from vmesh import errors
+from vmesh.migration import records, uri
+from vmesh.migration.pages import Numbers, PageWriter, runs
+from vmesh.migration.records import StreamError, Writer
+from vmesh.migration.uri import Place
+from vmesh.v1 import migration_pb2 as messages
+
+if TYPE_CHECKING:
+    from services.migration.job import Context, Job
+
+_BACKGROUND_PAGES = 64  # between two looks for what is asked for
+_RUNS_AT_ONCE = 16384  # of one DISCARD
+_ANSWER_SECONDS = 30.0
+
+
+class Push:
+    """What is left to send, and the threads that send it."""
+
+    def __init__(self, context: Context, status: Status, session: bytes, place: Place, pages: PageWriter) -> None:
+        self._context = context
+        self._status = status
+        self._session = session
+        self._place = place
+        self._level = context.parameters.zstd_level
+        self._counts = pages.counts
+        self._lock = threading.Lock()
+        self._left: list[npt.NDArray[np.bool_]] = [np.zeros(count, np.bool_) for count in context.ram.pages]
+        self._next = (0, 0)  # segment and page: where the background goes on, behind what was asked for last
+        self._pages: Connection | None = None
+        self._main: Connection | None = None
+        self._resume: Place | None = None
+        self._woken = threading.Event()
+        self._closed = False
+        self._broken = ""
+
+    def open_pages(self) -> None:
+        """The connection for what is asked for. Raises ConfigError, OSError."""
+        connection = connect(self._place)
+        writer = Writer(connection)
+        writer.magic()
+        writer.message(
+            messages.RECORD_HEADER,
+            messages.StreamHeader(version=records.VERSION, channel=messages.CHANNEL_PAGES, session=self._session),
+        )
+        self._pages = connection
+        threading.Thread(target=self._serve, args=(connection, writer), name="page requests", daemon=True).start()
+
+    def set_left(self, numbers: Sequence[Numbers]) -> None:
+        for left, each in zip(self._left, numbers, strict=True):
+            left[:] = False
+            left[each] = True
+        self._count()
+
+    def discard(self, writer: Writer) -> None:
+        """Tell the destination which pages are to come."""
+        for segment, left in enumerate(self._left):
+            first, count = runs(np.flatnonzero(left))
+            for start in range(0, len(first), _RUNS_AT_ONCE):
+                part = slice(start, start + _RUNS_AT_ONCE)
+                made = messages.PostcopyDiscard(segment=segment, first=first[part], count=count[part])
+                writer.command(postcopy_discard=made)
+
+    def run(self, job: Job, writer: Writer, main: Connection, returned: ReturnPath) -> None:
+        """The guest runs there: send all that is left, over as many links as it takes."""
+        self._main = main
+        job.enter(messages.MIGRATION_POSTCOPY_ACTIVE)
+        while True:
+            try:
+                self._push(writer, main, returned)
+                writer.put(messages.RECORD_END)
+                returned.wait("closing", math.inf, lambda: self._closed or bool(self._broken))
+                break
+            except (OSError, errors.VmeshError) as error:
+                if returned.said("closing"):
+                    break
+                better = returned.why(error) if isinstance(error, OSError) else error
+                writer, main, returned = self._recover(job, str(better))
+        self.close()
+        job.enter(messages.MIGRATION_COMPLETED)
+
+    def pause(self) -> None:
+        """Break the link; from any thread."""
+        self._broken = "paused by the user"
+        for each in (self._main, self._pages):
+            if each is not None:
+                each.cut()
+
+    def resume(self, place: str) -> None:
+        """The destination listens there; from any thread. Raises BadRequest, ConfigError."""
+        if self._status.state != messages.MIGRATION_POSTCOPY_PAUSED:
+            state = messages.MigrationState.Name(self._status.state)
+            raise errors.BadRequest("migration resume", expected="a post-copy that is paused", got=state)
+        self._resume = uri.parse(place)
+        self._woken.set()
+
+    def close(self) -> None:
+        self._closed = True
+        self._woken.set()
+        for each in (self._main, self._pages):
+            if each is not None:
+                each.cut()
+
+    def _push(self, writer: Writer, main: Connection, returned: ReturnPath) -> None:
+        pages = PageWriter(writer, self._level)
+        pages.counts = self._counts
+        while (found := self._take_some()) is not None:
+            returned.check()
+            if self._broken:
+                raise LinkLost(self._broken)
+            main.limit = self._context.parameters.max_postcopy_bandwidth
+            segment, numbers = found
+            before = writer.bytes
+            pages.write(segment, self._context.ram.segments[segment].content, numbers)
+            self._sent(writer.bytes - before)
+
+    def _take_some(self) -> tuple[int, Numbers] | None:
+        """The next pages for the background, which are then no longer left."""
+        with self._lock:
+            segment, page = self._next
+            for step in range(len(self._left) + 1):
+                number = (segment + step) % len(self._left)
+                left = self._left[number]
+                start = page if step == 0 else 0
+                window = left[start:]
+                place = int(window.argmax()) if len(window) else 0
+                if not len(window) or not window[place]:
+                    continue
+                start += place
+                numbers = start + np.flatnonzero(left[start : start + _BACKGROUND_PAGES])
+                left[numbers] = False
+                self._next = (number, start + _BACKGROUND_PAGES)
+                return number, numbers
+            return None
+
+    def _serve(self, connection: Connection, writer: Writer) -> None:
+        """In its own thread: answer requests, until the connection ends."""
+        reader = records.Reader(connection)
+        pages = PageWriter(writer)
+        pages.counts = self._counts
+        try:
+            while True:
+                record = reader.next()
+                if record.kind != messages.RECORD_RETURN:
+                    raise records.unexpected(record, "a request for pages")
+                self._answer(records.parse(messages.ReturnMessage, record).request, pages)
+        except (errors.VmeshError, OSError) as error:
+            if not self._closed:
+                self._broken = f"the connection for requested pages broke: {error}"
+                if self._main is not None:
+                    self._main.cut()
+        finally:
+            connection.close()
+
+    def _answer(self, request: messages.PageRequest, pages: PageWriter) -> None:
+        if request.segment >= len(self._left):
+            raise StreamError(
+                "request for a page", expected=f"a segment below {len(self._left)}", got=str(request.segment)
+            )
+        left = self._left[request.segment]
+        asked = np.array(sorted(set(request.pages)), np.int64)
+        if not len(asked) or int(asked[-1]) >= len(left):
+            raise StreamError("request for a page", expected=f"pages below {len(left)}")
+        with self._lock:
+            self._status.requests += len(asked)
+            numbers = asked[left[asked]]  # the others are under way already
+            left[numbers] = False
+            self._next = (request.segment, int(asked[-1]) + 1)
+        content = self._context.ram.segments[request.segment].content
+        before = pages.writer.bytes
+        for start in range(0, len(numbers), pages.pages_at_once):
+            pages.write(request.segment, content, numbers[start : start + pages.pages_at_once])
+        self._sent(pages.writer.bytes - before)
+
+    def _sent(self, size: int) -> None:
+        with self._lock:
+            status = self._status
+            status.transferred += size
+            status.postcopy_bytes += size
+            status.zero, status.normal = self._counts.zero, self._counts.plain + self._counts.zstd
+        self._count()
+
+    def _count(self) -> None:
+        self._status.remaining = sum(int(np.count_nonzero(each)) for each in self._left)
+
+    # A broken link
+
+    def _recover(self, job: Job, reason: str) -> tuple[Writer, Connection, ReturnPath]:
+        """Wait for another link. Raises LinkLost if the service ends instead."""
+        while True:
+            for each in (self._main, self._pages):
+                if each is not None:
+                    each.cut()
+            self._status.error = reason
+            job.enter(messages.MIGRATION_POSTCOPY_PAUSED)
+            self._woken.wait()
+            self._woken.clear()
+            if self._closed or self._resume is None:
+                raise LinkLost(reason)
+            self._place, self._resume = self._resume, None
+            job.enter(messages.MIGRATION_POSTCOPY_RECOVER)
+            self._broken = ""
+            try:
+                found = self._link()
+            except (OSError, errors.VmeshError) as error:
+                reason = str(error)
+                continue
+            self._status.error = ""
+            job.enter(messages.MIGRATION_POSTCOPY_ACTIVE)
+            return found
+
+    def _link(self) -> tuple[Writer, Connection, ReturnPath]:
+        main = self._main = connect(self._place)
+        writer = Writer(main)
+        writer.magic()
+        writer.message(
+            messages.RECORD_HEADER,
+            messages.StreamHeader(version=records.VERSION, channel=messages.CHANNEL_RECOVER, session=self._session),
+        )
+        arrived: dict[int, npt.NDArray[np.bool_]] = {}
+        returned = ReturnPath(main, lambda received: arrived.update({received.segment: self._bitmap(received)}))
+        returned.wait("received", _ANSWER_SECONDS, lambda: self._closed)
+        if arrived.keys() != set(range(len(self._left))):
+            raise StreamError("pages that have arrived", expected="those of every segment")
+        with self._lock:
+            for segment, bitmap in arrived.items():
+                self._left[segment] = ~bitmap
+        self.open_pages()
+        return writer, main, returned
+
+    def _bitmap(self, received: messages.ReceivedPages) -> npt.NDArray[np.bool_]:
+        if received.segment >= len(self._left) or received.pages != len(self._left[received.segment]):
+            raise StreamError("pages that have arrived", expected="those of a segment")
+        count = len(self._left[received.segment])
+        return unpack_bitmap(received.bitmap, count)
+
+
+def pack_bitmap(present: npt.NDArray[np.bool_]) -> bytes:
+    """A bit for each page, as in ReceivedPages."""
+    return zstandard.ZstdCompressor().compress(np.packbits(present, bitorder="little").tobytes())
+
+
+def unpack_bitmap(data: bytes, count: int) -> npt.NDArray[np.bool_]:
+    """As `pack_bitmap` made it for `count` pages. Raises StreamError."""
+    size = -(-count // 8)
+    with suppress(zstandard.ZstdError):
+        if zstandard.frame_content_size(data) == size:
+            plain = zstandard.ZstdDecompressor().decompress(data, max_output_size=size, allow_extra_data=False)
+            if len(plain) == size:
+                return np.unpackbits(np.frombuffer(plain, np.uint8), count=count, bitorder="little").astype(np.bool_)
+    raise StreamError("pages that have arrived", expected=f"a bitmap of {count} bits")

@@ -1,0 +1,124 @@
+"""Guest memory as the stream sees it: pages by number, their flags, and which of them the host has ever given memory.
+
+A page of a segment that nobody has touched is a hole of its file. To read it through the mapping would fill the hole,
+so holes are found with lseek(2) and taken for zero.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from vmesh import errors, segment
+from vmesh.migration.pages import Numbers, Rows, runs
+from vmesh.v1 import memory_pb2
+from vmesh.v1.migration_pb2 import RamSegment
+
+Flags = npt.NDArray[np.uint8]
+
+
+class GuestSegment:
+    """One segment, mapped. `dirty` and `present` are its page flags: of ROM, which has none, arrays of its own."""
+
+    def __init__(self, found: memory_pb2.Segment) -> None:
+        self.name = found.name
+        self.base = found.base
+        self.pages = found.size // segment.PAGE
+        self.writable = found.writable
+        self._fd = os.open(found.path, os.O_RDWR | os.O_CLOEXEC)
+        self._map = segment.attach(Path(found.path), writable=True)
+        self.content: Rows = np.frombuffer(self._map, np.uint8).reshape(self.pages, segment.PAGE)
+        self.has_flags = bool(found.flags_path)
+        self.dirty: Flags = np.ones(self.pages, np.uint8)
+        self.present: Flags = np.ones(self.pages, np.uint8)
+        if found.flags_path:
+            flags = np.frombuffer(segment.attach(Path(found.flags_path), writable=True), np.uint8)
+            self.dirty, self.present = (
+                flags[array * found.flags_stride :][: self.pages]
+                for array in (segment.FLAG_DIRTY, segment.FLAG_PRESENT)
+            )
+
+    def identity(self) -> RamSegment:
+        return RamSegment(name=self.name, base=self.base, size=self.pages * segment.PAGE, writable=self.writable)
+
+    def touched(self) -> npt.NDArray[np.bool_]:
+        """Which pages have memory of the host; the others are zero."""
+        found = np.zeros(self.pages, np.bool_)
+        size, at = self.pages * segment.PAGE, 0
+        while at < size:
+            try:
+                start = os.lseek(self._fd, at, os.SEEK_DATA)
+            except OSError:  # nothing but a hole up to the end
+                break
+            at = min(os.lseek(self._fd, start, os.SEEK_HOLE), size)
+            found[start // segment.PAGE : -(-at // segment.PAGE)] = True
+        return found
+
+    def take_dirty(self) -> Numbers:
+        """The pages written since the last time, their flags cleared.
+
+        Who reads their content next sees the write or finds the flag set again, once no hart has a stale TLB entry.
+        """
+        numbers = np.flatnonzero(self.dirty)
+        self.dirty[numbers] = 0
+        return numbers
+
+    def put(self, numbers: Numbers, rows: Rows) -> None:
+        """Give pages their content."""
+        if int(numbers[-1]) - int(numbers[0]) + 1 == len(numbers):
+            self._write(int(numbers[0]), rows)
+        elif len(numbers) > 8:
+            first, count = runs(numbers)
+            at = 0
+            for start, length in zip(first, count, strict=True):
+                self._write(start, rows[at : at + length])
+                at += length
+        else:
+            self.content[numbers] = rows
+
+    def _write(self, start: int, rows: Rows) -> None:
+        """By write(2): into pages that have no memory yet, this is faster than faulting each in."""
+        data, offset = rows.data.cast("B"), start * segment.PAGE
+        while data:
+            try:
+                count = os.pwrite(self._fd, data, offset)
+            except OSError as error:
+                raise errors.HostLimit(f"guest memory ({self.name}): {error.strerror}") from error
+            data, offset = data[count:], offset + count
+
+    def clear(self, numbers: Numbers) -> None:
+        """Make pages zero; they give their memory back."""
+        for start, count in zip(*runs(numbers), strict=True):
+            self._map.madvise(mmap.MADV_REMOVE, start * segment.PAGE, count * segment.PAGE)
+
+
+class GuestRam:
+    """All segments of the machine, in the order of its address map."""
+
+    def __init__(self, segments: Sequence[memory_pb2.Segment]) -> None:
+        self.segments = [GuestSegment(each) for each in segments]
+
+    @property
+    def pages(self) -> list[int]:
+        return [each.pages for each in self.segments]
+
+    def identity(self) -> list[RamSegment]:
+        return [each.identity() for each in self.segments]
+
+    def count_dirty(self) -> int:
+        return sum(int(np.count_nonzero(each.dirty)) for each in self.segments if each.has_flags)
+
+    def find(self, address: int) -> tuple[int, int]:
+        """Segment and page of a guest physical address. Raises BadRequest."""
+        for number, each in enumerate(self.segments):
+            if each.base <= address < each.base + each.pages * segment.PAGE:
+                return number, (address - each.base) // segment.PAGE
+        raise errors.BadRequest("page", expected="an address in guest memory", got=f"{address:#x}")
+
+    def address(self, segment_number: int, page: int) -> int:
+        return self.segments[segment_number].base + page * segment.PAGE

@@ -1,0 +1,243 @@
+"""Snapshots: the machine into a file, and back. The guest stands still while one is written."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from services.migration.files import whole_file
+from services.migration.job import Context, Job, check_same_machine
+from services.migration.status import Status
+from vmesh import errors
+from vmesh.migration import snapshots
+from vmesh.migration.package import RAM_SECTION, StateReader, States, check_description, write_states
+from vmesh.migration.pages import Numbers, Pages, PageWriter, decode, expand, parse_runs
+from vmesh.migration.records import VERSION, Reader, Record, StreamError, Writer, parse, unexpected
+from vmesh.v1 import migration_pb2 as messages
+
+DEFAULT_LEVEL = 1  # of zstd
+_ZERO, _MISSING = -1, -2  # in the index
+
+
+class Save(Job):
+    """Writes a snapshot."""
+
+    def __init__(self, context: Context, path: str) -> None:
+        super().__init__(context, Status(snapshot=True, uri=path))
+        self._path = Path(path)
+
+    def run(self) -> None:
+        self.enter(messages.MIGRATION_SETUP)
+        with whole_file(self._path) as sink:
+            writer = Writer(sink)
+            machine = self.context.machine
+            machine.stop()
+            self.status.stopped = time.monotonic()
+            try:
+                self.enter(messages.MIGRATION_ACTIVE)
+                self._write(writer)
+            finally:
+                machine.go_on()
+                self.status.went_on = time.monotonic()
+        self.status.transferred = writer.bytes
+        self.enter(messages.MIGRATION_COMPLETED)
+
+    def _write(self, writer: Writer) -> None:
+        states = self.context.machine.save()
+        ram = self.context.ram
+        configuration = messages.Configuration()
+        configuration.CopyFrom(self.context.configuration)
+        configuration.created_ns = time.time_ns()
+        describe_disks(configuration)
+        writer.magic()
+        writer.message(messages.RECORD_HEADER, messages.StreamHeader(version=VERSION))
+        writer.message(messages.RECORD_CONFIGURATION, configuration)
+        pages = PageWriter(writer, self.context.parameters.zstd_level or DEFAULT_LEVEL)
+        writer.message(messages.RECORD_SECTION_START, messages.Section(id=RAM_SECTION))
+        self.status.total = sum(each.content.nbytes for each in ram.segments)
+        self.status.remaining = sum(ram.pages)
+        for number, each in enumerate(ram.segments):
+            touched = each.touched()
+            pages.write_zeroes(number, np.flatnonzero(~touched))
+            there = np.flatnonzero(touched)
+            for start in range(0, len(there), pages.pages_at_once):
+                if self.cancelled:
+                    raise errors.VmeshError("cancelled")
+                pages.write(number, each.content, there[start : start + pages.pages_at_once])
+                self._count(writer, pages)
+        writer.message(messages.RECORD_SECTION_END, messages.SectionPart(id=RAM_SECTION, round=1))
+        entries = write_states(writer, states)
+        counts = pages.counts
+        writer.message(
+            messages.RECORD_DESCRIPTION,
+            messages.StreamDescription(
+                sections=entries,
+                pages_zero=counts.zero,
+                pages_plain=counts.plain,
+                pages_zstd=counts.zstd,
+                records=writer.number,
+            ),
+        )
+        writer.put(messages.RECORD_END)
+        self._count(writer, pages)
+
+    def _count(self, writer: Writer, pages: PageWriter) -> None:
+        counts, status = pages.counts, self.status
+        status.transferred, status.zero = writer.bytes, counts.zero
+        status.normal = counts.plain + counts.zstd
+        status.remaining = status.total // 4096 - status.zero - status.normal
+
+
+class Load(Job):
+    """Takes a snapshot: the machine is then as it was, and goes on if it ran before."""
+
+    def __init__(self, context: Context, path: str) -> None:
+        super().__init__(context, Status(snapshot=True, incoming=True, uri=path))
+        self._path = Path(path)
+
+    def run(self) -> None:
+        self.enter(messages.MIGRATION_SETUP)
+        machine, ram = self.context.machine, self.context.ram
+        with SnapshotFile(self._path, self.context.configuration) as file:
+            self.status.total = sum(each.content.nbytes for each in ram.segments)
+            self.status.warnings += check_disks(file.configuration)
+            machine.stop()
+            try:
+                machine.check(file.states)
+            except errors.VmeshError:
+                machine.go_on()
+                raise
+            self.enter(messages.MIGRATION_ACTIVE)
+            # From here on there is no way back: the machine stays paused if it fails.
+            for record in file.records:
+                found = file.read(record)
+                if found.rows is None:
+                    ram.segments[found.segment].clear(found.numbers)
+                else:
+                    ram.segments[found.segment].put(found.numbers, found.rows)
+                self.status.normal += len(found.numbers)
+            machine.load(file.states)
+        machine.go_on()
+        self.enter(messages.MIGRATION_COMPLETED)
+
+
+class SnapshotFile:
+    """A snapshot that was read from its first to its last byte and found sound, for a machine of `mine`.
+
+    `records` are where its pages are. Raises StreamError, BadState, HostLimit.
+    """
+
+    def __init__(self, path: Path, mine: messages.Configuration) -> None:
+        self._path = path
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise errors.HostLimit(f"cannot read {path}: {error.strerror}") from error
+        try:
+            self._source = snapshots.FileSource(self._fd)
+            self._sizes = [each.size // 4096 for each in mine.segments]
+            self.index = [np.full(size, _MISSING, np.int32) for size in self._sizes]
+            self.records: list[tuple[int, int]] = []  # offset and number
+            self._read(mine)
+        except errors.VmeshError as error:
+            self.close()
+            error.text = f"snapshot {path}: {error.text}"
+            raise
+        except OSError as error:
+            self.close()
+            raise errors.HostLimit(f"cannot read {path}: {error.strerror}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def read(self, place: tuple[int, int]) -> Pages:
+        """The pages of one of `records`. Raises StreamError if the file is not as it was."""
+        return decode(self._record(place), self._sizes)
+
+    def _record(self, place: tuple[int, int]) -> Record:
+        source = snapshots.FileSource(self._fd)
+        source.offset = place[0]
+        reader = Reader(source)
+        reader.number = place[1]
+        return reader.next()
+
+    def _read(self, mine: messages.Configuration) -> None:
+        reader = Reader(self._source)
+        self.configuration = snapshots.read_head(reader)
+        check_same_machine(mine, self.configuration)
+        states = StateReader(frozenset(each.name for each in mine.services))
+        in_ram = seen = False
+        while True:
+            offset = self._source.offset
+            record = reader.next()
+            match record.kind:
+                case messages.RECORD_SECTION_START if not seen:
+                    if parse(messages.Section, record).id != RAM_SECTION:
+                        raise unexpected(record, "RAM as the first section")
+                    in_ram = seen = True
+                case messages.RECORD_PAGES if in_ram:
+                    self._index(record, offset)
+                case messages.RECORD_SECTION_END if in_ram:
+                    in_ram = False
+                    if any((each == _MISSING).any() for each in self.index):
+                        raise StreamError("RAM", expected="all of it", got="its end")
+                case messages.RECORD_DESCRIPTION if seen and not in_ram:
+                    check_description(parse(messages.StreamDescription, record), record.number, states.states)
+                    break
+                case _ if seen and not in_ram:
+                    states.take(record)
+                case _:
+                    raise unexpected(record, "RAM first")
+        if (record := reader.next()).kind != messages.RECORD_END:
+            raise unexpected(record, "the end behind the description")
+        self.states: States = states.finish()
+
+    def _index(self, record: Record, offset: int) -> None:
+        found, _ = parse_runs(record)
+        if found.segment >= len(self._sizes):
+            raise StreamError("pages of a segment", expected=f"below {len(self._sizes)}", got=str(found.segment))
+        size = self._sizes[found.segment]
+        numbers: Numbers = expand(found.first, found.count, size, size)
+        zero = found.encoding == messages.PAGES_ZERO
+        if (self.index[found.segment][numbers] != _MISSING).any():
+            raise StreamError(f"record {record.number}: pages that came already")
+        self.index[found.segment][numbers] = _ZERO if zero else len(self.records)
+        self.records.append((offset, record.number))
+
+
+def describe_disks(configuration: messages.Configuration) -> None:
+    """Fill in how large the disks are and when they were written last."""
+    for disk in configuration.disks:
+        try:
+            found = os.stat(disk.path)
+        except OSError:  # not a file of this host
+            continue
+        disk.size, disk.modified_ns = found.st_size, found.st_mtime_ns
+
+
+def check_disks(configuration: messages.Configuration) -> list[str]:
+    """What is to be said of the disks that a snapshot names. Raises BadState for one of another size."""
+    said = []
+    for disk in configuration.disks:
+        try:
+            found = os.stat(disk.path)
+        except OSError as error:
+            said.append(f"the disk {disk.path[:400]} of the snapshot is not there: {error.strerror}")
+            continue
+        if disk.size != found.st_size:
+            raise errors.BadState(
+                f"disk {disk.path[:400]}", expected=f"{disk.size} bytes as in the snapshot", got=str(found.st_size)
+            )
+        if disk.modified_ns != found.st_mtime_ns:
+            said.append(f"the disk {disk.path[:400]} was written after the snapshot, which does not hold it")
+    return said

@@ -1,0 +1,420 @@
+"""The monitor's side of migration: the process that carries the stream, its requests, and what is known of it.
+
+The process is forked by the keeper when it is first needed. It asks for what it cannot do by itself (pause, save, load,
+go on), which becomes operations of the supervisor. All of this is in the supervisor's thread but `request`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from services.monitor import operations
+from services.monitor.keeper import Keeper
+from services.monitor.link import Link
+from services.monitor.operations import Operation, RequestError
+from services.monitor.output import Output, one_line
+from vmesh.errors import PeerError, from_message
+from vmesh.log import Log
+from vmesh.spawn import Child, ServiceCommand, describe_exit
+from vmesh.v1 import gateway_pb2, lifecycle_pb2, migration_pb2
+from vmesh.v1.packet_pb2 import Packet
+
+if TYPE_CHECKING:
+    from services.monitor.supervisor import Supervisor
+
+NAME = "migration"
+DEFER = "defer"
+DEFAULT_PARAMETERS = migration_pb2.MigrationParameters(
+    max_bandwidth=128 << 20,
+    downtime_limit_ms=300,
+    max_postcopy_bandwidth=0,
+    max_package_bytes=(1 << 32) - 1,
+    cpu_throttle_initial=20,
+    cpu_throttle_increment=10,
+    max_cpu_throttle=99,
+    zstd_level=0,
+)
+DEFAULT_CAPABILITIES = migration_pb2.MigrationCapabilities(
+    postcopy_ram=False, auto_converge=False, return_path=True, postcopy_preempt=True, events=False
+)
+_ENDED = (
+    migration_pb2.MIGRATION_NONE,
+    migration_pb2.MIGRATION_COMPLETED,
+    migration_pb2.MIGRATION_FAILED,
+    migration_pb2.MIGRATION_CANCELLED,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class IncomingOptions:
+    """What the command line says: where to listen (or `defer`), or which snapshot to load, then not to run."""
+
+    incoming: str = ""
+    load: str = ""
+    stay_paused: bool = False
+
+
+class Migration:
+    """`run_state` is the machine's, in QEMU's words, where it is more than running or paused; else empty."""
+
+    def __init__(
+        self, supervisor: Supervisor, keeper: Keeper, log: Log, output: Output, options: IncomingOptions
+    ) -> None:
+        self.parameters = migration_pb2.MigrationParameters()
+        self.parameters.CopyFrom(DEFAULT_PARAMETERS)
+        self.capabilities = migration_pb2.MigrationCapabilities()
+        self.capabilities.CopyFrom(DEFAULT_CAPABILITIES)
+        self.status = migration_pb2.MigrationStatus()
+        self.run_state = "inmigrate" if options.incoming else "restore-vm" if options.load else ""
+        self.changed: Callable[[], None] = lambda: None  # the status has another state
+        self._supervisor = supervisor
+        self._keeper, self._log, self._output = keeper, log, output
+        self._options = options
+        self._child: Child | None = None
+        self._link: Link | None = None
+        self._epoch = 0
+        self._spawning = self._welcomed = False
+        self._waiting: list[tuple[migration_pb2.MigrationRequest, Future[None]]] = []
+        self._open: set[Future[None]] = set()
+        self._ended: list[Future[migration_pb2.MigrationStatus]] = []
+        self._given: dict[str, lifecycle_pb2.ServiceState] = {}  # the states of the request under way
+        self._ran: bool | None = None  # while it is stopped for a switch: whether it ran
+        self._handed_over = False
+
+    @property
+    def under_way(self) -> bool:
+        return self.status.state not in _ENDED
+
+    def request(self, request: migration_pb2.MigrationRequest) -> Future[None]:
+        """From any thread: ask the process for something. The future fails with RequestError."""
+        asked: Future[None] = Future()
+        self._supervisor.call(lambda: self._request(request, asked))
+        return asked
+
+    def request_to_end(self, request: migration_pb2.MigrationRequest) -> Future[migration_pb2.MigrationStatus]:
+        """From any thread: ask for what is to end, such as a snapshot. The future has the status of its end."""
+        ended: Future[migration_pb2.MigrationStatus] = Future()
+        asked: Future[None] = Future()
+
+        def begun(asked: Future[None]) -> None:
+            if error := asked.exception():
+                self._ended.remove(ended)
+                ended.set_exception(error)
+
+        def begin() -> None:
+            self._ended.append(ended)
+            asked.add_done_callback(begun)
+            self._request(request, asked)
+
+        self._supervisor.call(begin)
+        return ended
+
+    def set(self, settings: gateway_pb2.MigrateSettings) -> None:
+        """Change parameters and capabilities; what is under way hears of it. Raises RequestError."""
+        known = {field.name for field in self.parameters.DESCRIPTOR.fields}
+        switches = {field.name for field in self.capabilities.DESCRIPTOR.fields}
+        if unknown := set(settings.names) - known - switches:
+            raise RequestError(f"no migration parameter or capability '{min(unknown)}'", callers_fault=True)
+        if self.under_way and switches & set(settings.names):
+            raise RequestError("capabilities cannot change while a migration is under way", callers_fault=True)
+        for name in settings.names:
+            given = settings.parameters if name in known else settings.capabilities
+            setattr(self.parameters if name in known else self.capabilities, name, getattr(given, name))
+        if self._welcomed and self.under_way:
+            request = migration_pb2.MigrationRequest(adjust=migration_pb2.AdjustMigration())
+            self._request(request, Future())
+
+    def information(self) -> gateway_pb2.MigrateInformation:
+        return gateway_pb2.MigrateInformation(
+            status=self.status, parameters=self.parameters, capabilities=self.capabilities
+        )
+
+    def machine_started(self) -> None:
+        """Every service is there: what was on the command line begins."""
+        options = self._options
+        if options.load:
+            request = migration_pb2.MigrationRequest(load=options.load)
+            self._ran = not options.stay_paused
+        elif options.incoming and options.incoming != DEFER:
+            request = migration_pb2.MigrationRequest(incoming=options.incoming)
+        else:
+            return
+        asked: Future[None] = Future()
+        asked.add_done_callback(self._first_asked)
+        self._request(request, asked)
+
+    def refusal(self) -> str:
+        """Why the user cannot let the machine go on now; empty if they can."""
+        if self.run_state == "inmigrate":
+            return "the machine waits for a migration to come in"
+        if self._ran is not None:
+            return "the machine stands still for a migration or a snapshot"
+        if (
+            self.under_way
+            and self.status.state
+            in (
+                migration_pb2.MIGRATION_POSTCOPY_ACTIVE,
+                migration_pb2.MIGRATION_POSTCOPY_PAUSED,
+                migration_pb2.MIGRATION_POSTCOPY_RECOVER,
+            )
+            and not self.status.incoming
+        ):
+            return "the machine runs at the destination of its migration"
+        return ""
+
+    def resumed(self) -> None:
+        """The user let the machine go on."""
+        self.run_state, self._handed_over = "", False
+
+    def close(self) -> None:
+        """The machine ends."""
+        if self._child is not None:
+            signal.pidfd_send_signal(self._child.pidfd, signal.SIGKILL)
+
+    # The process
+
+    def _request(self, request: migration_pb2.MigrationRequest, asked: Future[None]) -> None:
+        request.parameters.CopyFrom(self.parameters)
+        request.capabilities.CopyFrom(self.capabilities)
+        request.machine.CopyFrom(self._configuration())
+        kind = request.WhichOneof("request")
+        reason = self._outgoing_refusal() if kind in ("outgoing", "save") else ""
+        if kind == "outgoing":
+            reason = reason or self._temporary_disk()
+        if reason:
+            asked.set_exception(RequestError(reason, callers_fault=True))
+        elif self._welcomed:
+            self._ask(request, asked)
+        else:
+            self._waiting.append((request, asked))
+            self._spawn()
+
+    def _outgoing_refusal(self) -> str:
+        if self.run_state in ("inmigrate", "restore-vm"):
+            return "the machine has not come in yet"
+        if self.run_state == "postmigrate":
+            return "the machine was migrated; it runs elsewhere"
+        return ""
+
+    def _temporary_disk(self) -> str:
+        """Why the machine cannot leave this host's files, if so."""
+        for service in self._supervisor.services.values():
+            if service.command.kind == "virtio-blk" and "--snapshot" in service.command.arguments:
+                return f"disk '{service.command.name}' is written to a temporary file (-snapshot), which does not move"
+        return ""
+
+    def _spawn(self) -> None:
+        if self._spawning or self._child is not None:
+            return
+        self._spawning = True
+        self._epoch += 1
+        machine = self._supervisor.machine
+        command = ServiceCommand(NAME, NAME, "services.migration", ("--machine", str(machine.path)))
+        self._keeper.spawn(command, ["--epoch", str(self._epoch)], self._spawned)
+
+    def _spawned(self, child: Child | None, failure: str) -> None:
+        self._spawning = False
+        if child is None:
+            self._fail_waiting(f"the migration service cannot be started: {failure}")
+            return
+        supervisor = self._supervisor
+        self._child = child
+        supervisor.watch(child.pidfd, self._dead)
+        supervisor.watch(child.output, partial(self._output.drain, NAME, child.output))
+        self._link = supervisor.connect(NAME, self._unasked)
+        self._link.hello(self._welcome)
+        if supervisor.state == gateway_pb2.MACHINE_ENDING:
+            self.close()
+
+    def _welcome(self, packet: Packet) -> None:
+        if packet.WhichOneof("body") != "welcome":
+            self._fail_waiting("the migration service refuses the monitor")
+            return
+        self._welcomed = True
+        waiting, self._waiting = self._waiting, []
+        for request, asked in waiting:
+            self._ask(request, asked)
+
+    def _dead(self) -> None:
+        child, supervisor = self._child, self._supervisor
+        assert child is not None
+        _, status = os.waitpid(child.pid, 0)
+        self._output.drain(NAME, child.output)
+        for fd in (child.pidfd, child.output):
+            supervisor.unwatch(fd)
+            os.close(fd)
+        if self._link is not None:
+            supervisor.disconnect(self._link)
+        self._child, self._link, self._welcomed = None, None, False
+        how = f"the migration service {describe_exit(status)}"
+        if last := self._output.last_line(NAME):
+            how += f"; its last words: {last}"
+        self._fail_waiting(how)
+        if supervisor.state == gateway_pb2.MACHINE_ENDING or not self.under_way:
+            return
+        self._take(migration_pb2.MigrationStatus(state=migration_pb2.MIGRATION_FAILED, error=how))
+        if self._ran is not None and not self._handed_over:
+            self._carry_out(self._go_on(), lambda error: None)
+
+    def _fail_waiting(self, reason: str) -> None:
+        failed = [asked for _, asked in self._waiting] + list(self._open)
+        self._waiting.clear()
+        self._open.clear()
+        for asked in failed:
+            asked.set_exception(RequestError(reason))
+
+    def _ask(self, request: migration_pb2.MigrationRequest, asked: Future[None]) -> None:
+        def answered(packet: Packet) -> None:
+            self._open.discard(asked)
+            if packet.WhichOneof("body") == "error":
+                error = from_message(packet.error)
+                asked.set_exception(RequestError(one_line(str(error)), callers_fault=True))
+            else:
+                asked.set_result(None)
+
+        assert self._link is not None
+        self._open.add(asked)
+        try:
+            self._link.ask(request, answered)
+        except PeerError as error:
+            self._open.discard(asked)
+            asked.set_exception(RequestError(str(error)))
+
+    def _configuration(self) -> migration_pb2.Configuration:
+        made = migration_pb2.Configuration(board="virt", machine=self._supervisor.machine.name)
+        for command in [service.command for service in self._supervisor.services.values()]:
+            made.services.add(name=command.name, kind=command.kind)
+            arguments = command.arguments
+            if command.kind == "virtio-blk" and "--file" in arguments:
+                path = arguments[arguments.index("--file") + 1]
+                made.disks.add(service=command.name, path=path)
+        return made
+
+    # What it says
+
+    def _unasked(self, packet: Packet) -> None:
+        match packet.WhichOneof("body"):
+            case "migration_report":
+                self._take(packet.migration_report.status)
+            case "machine_request":
+                self._machine_request(packet.machine_request)
+            case "notice":
+                self._log.info("notice", service=NAME, text=packet.notice.text)
+
+    def _take(self, status: migration_pb2.MigrationStatus) -> None:
+        before = self.status.state
+        self.status.CopyFrom(status)
+        if status.state == before:
+            return
+        self.changed()
+        if status.state in _ENDED:
+            if status.state != migration_pb2.MIGRATION_COMPLETED and self.run_state == "restore-vm":
+                self._supervisor.end(1, f"-loadvm: {one_line(status.error)}")
+            elif self.run_state == "inmigrate" and self._options.incoming != DEFER:
+                self._supervisor.end(1, f"the incoming migration failed: {one_line(status.error)}")
+            ended, self._ended = self._ended, []
+            for future in ended:
+                future.set_result(migration_pb2.MigrationStatus.FromString(status.SerializeToString()))
+
+    def _first_asked(self, asked: Future[None]) -> None:
+        if error := asked.exception():
+            self._supervisor.end(1, f"{'-loadvm' if self._options.load else '-incoming'}: {error}")
+
+    # What it wants done
+
+    def _machine_request(self, request: migration_pb2.MachineRequest) -> None:
+        if request.HasField("state"):
+            self._given[request.state.service] = lifecycle_pb2.ServiceState.FromString(
+                request.state.state.SerializeToString()
+            )
+        if request.more:
+            return
+        given, self._given = self._given, {}
+        saved: dict[str, lifecycle_pb2.ServiceState] = {}
+        board = self._supervisor.board
+        match request.action:
+            case migration_pb2.MACHINE_STOP:
+                operation = self._stop()
+            case migration_pb2.MACHINE_SAVE:
+                operation = operations.save(board, saved)
+            case migration_pb2.MACHINE_CHECK | migration_pb2.MACHINE_LOAD:
+                check = request.action == migration_pb2.MACHINE_CHECK
+                operation = operations.load(board, given, check_only=check)
+            case migration_pb2.MACHINE_HAND_OVER:
+                operation = self._hand_over()
+            case migration_pb2.MACHINE_GO:
+                operation = self._go()
+            case migration_pb2.MACHINE_STAY:
+                operation = self._stay()
+            case migration_pb2.MACHINE_GO_ON:
+                operation = self._go_on()
+            case migration_pb2.MACHINE_MOVED:
+                operation = self._moved()
+            case _:
+                self._answer(request.number, "no such action")
+                return
+        self._carry_out(operation, lambda error: self._answer(request.number, error, saved))
+
+    def _carry_out(self, operation: Operation, done: Callable[[str], None]) -> None:
+        def finished(future: Future[None]) -> None:
+            error = future.exception()
+            done(one_line(str(error)) if error else "")
+
+        self._supervisor.submit(operation, exclusive=True).add_done_callback(finished)
+
+    def _answer(self, number: int, error: str, saved: dict[str, lifecycle_pb2.ServiceState] | None = None) -> None:
+        if self._link is None:
+            return
+        ran = bool(self._ran)
+        with suppress(PeerError):  # it hangs: the user can cancel
+            left = list((saved or {}).items()) if not error else []
+            for place, (service, state) in enumerate(left):
+                answer = migration_pb2.MachineAnswer(number=number, more=place < len(left) - 1)
+                answer.state.service = service
+                answer.state.state.CopyFrom(state)
+                self._link.ask(answer, lambda packet: None)
+            if not left:
+                self._link.ask(migration_pb2.MachineAnswer(number=number, error=error, ran=ran), lambda packet: None)
+
+    def _stop(self) -> Operation:
+        if self._ran is None:
+            self._ran = self._supervisor.state == gateway_pb2.MACHINE_RUNNING
+        if not self.run_state:
+            self.run_state = "save-vm" if self.status.snapshot else "finish-migrate"
+        try:
+            yield from operations.pause(self._supervisor.board)
+        except RequestError:
+            self._ran, self.run_state = None, ""
+            raise
+
+    def _hand_over(self) -> Operation:
+        yield from operations.hand_over(self._supervisor.board)
+        self._handed_over = True
+
+    def _go(self) -> Operation:
+        """An incoming machine goes."""
+        if not self._options.stay_paused:
+            yield from operations.resume(self._supervisor.board)
+        self._ran, self.run_state = None, ""
+
+    def _stay(self) -> Operation:
+        """An incoming machine has come in paused."""
+        self._ran, self.run_state = None, ""
+        yield []
+
+    def _go_on(self) -> Operation:
+        """As before `_stop`."""
+        if self._ran:
+            yield from operations.resume(self._supervisor.board)
+        self._ran, self.run_state, self._handed_over = None, "", False
+
+    def _moved(self) -> Operation:
+        self._ran, self.run_state = None, "postmigrate"
+        yield []

@@ -1,0 +1,137 @@
+"""Machines that move, and that are saved and loaded, as a user does it."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system.conftest import PROMPT, Host, Terminal
+from vmesh.guest import Guest
+
+pytestmark = pytest.mark.system
+
+Run = Callable[..., Terminal]
+
+# counts, and says so: whoever looks at two machines sees that no number is lost and none comes twice
+COUNT = "x=0; while [ $x -lt 100000 ]; do x=$((x+1)); echo at $x; usleep 20000; done"
+
+
+def numbers(output: str) -> list[int]:
+    return [int(each) for each in re.findall(r"^at (\d+)$", output, re.MULTILINE)]
+
+
+@pytest.fixture
+def snapshots(host: Host, tmp_path: Path) -> Iterator[Path]:
+    host.environment["VMESH_SNAPSHOTS"] = str(tmp_path)
+    yield tmp_path
+    del host.environment["VMESH_SNAPSHOTS"]
+
+
+def boot(run: Run, name: str, *flags: str) -> Terminal:
+    terminal = run("-name", name, "-m", "256M", "-append", "loglevel=1", *flags)
+    terminal.expect(PROMPT)
+    return terminal
+
+
+def incoming(host: Host, run: Run, name: str, *flags: str) -> tuple[Terminal, str]:
+    """A machine that waits, and where."""
+    place = f"unix:{host.runtime}/{name}.migrate"
+    terminal = run("-name", name, "-m", "256M", "-append", "loglevel=1", "-incoming", place, *flags)
+    deadline = time.monotonic() + 30
+    while not Path(place[5:]).exists():
+        assert time.monotonic() < deadline, terminal.output
+        time.sleep(0.02)
+    return terminal, place
+
+
+def status(host: Host, name: str) -> dict[str, object]:
+    found: dict[str, object] = json.loads(host.vmesh("migrate", name, "--status", "--json"))
+    return found
+
+
+def test_machine_moves_and_nothing_is_lost(host: Host, run: Run, debian: Guest, tmp_path: Path) -> None:
+    """There with pre-copy, with a disk that only one of them may have."""
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(1 << 20))
+    drive = ("-drive", f"file={disk},format=raw")
+    source = boot(run, "here", *drive)
+    source.type(COUNT + "\n")
+    source.expect("at 10\n")
+    target, place = incoming(host, run, "there", *drive)
+    assert "paused here" in host.vmesh("migrate", "here", place, "--bandwidth", "0")
+    assert "is paused (postmigrate)" in host.vmesh("status", "here")
+    assert status(host, "here")["state"] == "MIGRATION_COMPLETED"
+    assert "in use by another machine" in host.vmesh("resume", "here", status=1)
+    host.vmesh("stop", "here")
+    source.wait()
+    target.expect(f"at {numbers(source.output)[-1] + 30}\n")
+    seen = numbers(source.output) + numbers(target.output)
+    assert seen == list(range(1, len(seen) + 1))
+    target.type("\x03")
+    target.expect(PROMPT)
+    assert "goldfish" in target.ask("cat /sys/class/rtc/rtc0/name")
+    apart = abs(int(target.ask("cat /sys/class/rtc/rtc0/since_epoch").split()[-1]) - time.time())
+    assert apart < 3
+
+
+def test_source_goes_on_when_the_destination_refuses_or_is_gone(host: Host, run: Run, debian: Guest) -> None:
+    source = boot(run, "kept")
+    assert "cannot connect" in host.vmesh("migrate", "kept", f"unix:{host.runtime}/nobody", status=1)
+    other, place = incoming(host, run, "other", "-smp", "2")
+    refused = host.vmesh("migrate", "kept", place, status=1)
+    assert "refused" in refused
+    assert "cpu" in refused or "harts" in refused
+    assert other.wait() == 1
+    assert "incoming migration failed" in other.output
+    assert "alive" in source.ask("echo ali''ve")
+    assert host.ps()["kept"]["state"] == "running"
+    assert "tls-creds" in host.vmesh("migrate", "kept", "tcp:192.0.2.1:4444", status=1)
+
+
+def test_machine_is_saved_loaded_and_started_from_a_snapshot(
+    host: Host, run: Run, shell: Terminal, snapshots: Path
+) -> None:
+    shell.ask("word=kept")
+    assert "saved" in host.vmesh("snapshot", "save", "shared", "one")
+    (listed,) = json.loads(host.vmesh("snapshot", "list", "--json"))
+    assert (listed["tag"], listed["machine"], listed["ram_bytes"]) == ("one", "shared", 512 << 20)
+    inspected = json.loads(host.vmesh("migration", "inspect", listed["file"], "--json"))
+    assert inspected["whole"]
+    assert {each["service"] for each in inspected["sections"]} == {"RAM", "memory", "cpu", "uart0", "rtc", "test"}
+    shell.ask("word=changed")
+    host.vmesh("snapshot", "load", "shared", "one")
+    assert "is kept" in shell.ask('echo "is $word"')
+    other = run("-name", "second", "-m", "512M", "-loadvm", "one")
+    other.type('echo "is $word"\n')
+    other.expect("is kept")
+    host.vmesh("snapshot", "delete", "one")
+    assert not list(snapshots.iterdir())
+
+
+def test_snapshot_that_cannot_be_is_refused_and_the_machine_goes_on(
+    host: Host, run: Run, shell: Terminal, snapshots: Path
+) -> None:
+    host.vmesh("snapshot", "save", "shared", "good")
+    good = snapshots / "good.vmsnap"
+    data = bytearray(good.read_bytes())
+    data[len(data) // 2] ^= 1
+    (snapshots / "bad.vmsnap").write_bytes(data)
+    assert "damaged" in host.vmesh("snapshot", "load", "shared", "bad", status=1)
+    assert "damaged" in host.vmesh("migration", "inspect", str(snapshots / "bad.vmsnap"), status=1)
+    (snapshots / "short.vmsnap").write_bytes(data[: len(data) // 3])
+    assert "ends" in host.vmesh("snapshot", "load", "shared", "short", status=1)
+    assert "No such file" in host.vmesh("snapshot", "load", "shared", "none", status=1)
+    assert "alive" in shell.ask("echo ali''ve")
+    smaller = run("-name", "smaller", "-m", "256M", "-loadvm", "good")
+    assert smaller.wait() == 1
+    assert "expected ram 0x80000000+0x10000000" in smaller.output
+    # a full disk: nothing of the former snapshot is lost
+    before = good.read_bytes()
+    limited = host.vmesh("snapshot", "save", "shared", "/dev/full/x", status=1)
+    assert "cannot write" in limited
+    assert good.read_bytes() == before

@@ -1,0 +1,184 @@
+"""Pages of RAM in the stream: runs of page numbers, and their content zero, plain or compressed.
+
+A page is copied out of guest memory before it is looked at: the guest may write to it meanwhile, and the checksum is to
+be of what is sent.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zstandard
+from google.protobuf.message import DecodeError
+
+from vmesh.migration.records import Record, StreamError, Writer
+from vmesh.segment import PAGE
+from vmesh.v1 import migration_pb2 as messages
+
+Numbers = npt.NDArray[np.int64]  # page numbers of a segment, ascending
+Rows = npt.NDArray[np.uint8]  # the content of pages, (n, PAGE)
+
+PLAIN_PAGES = 256  # of one record: a mebibyte, which stays in the host's cache between two looks at it
+ZSTD_PAGES = 64  # compressed together: a page of a snapshot is fetched with its 63 neighbours
+MOST_PAGES = 1024  # that a reader takes in one record
+
+_LENGTH = struct.Struct("<I")
+
+
+@dataclass(slots=True)
+class Counts:
+    """Pages by how they were sent."""
+
+    zero: int = 0
+    plain: int = 0
+    zstd: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """A record of pages, checked: `rows` is None for zeroes, and valid until the next record is read."""
+
+    segment: int
+    numbers: Numbers
+    rows: Rows | None
+
+
+def runs(numbers: Numbers) -> tuple[list[int], list[int]]:
+    """Ascending page numbers as first numbers and counts of runs."""
+    if not len(numbers):
+        return [], []
+    breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
+    starts = np.concatenate(([0], breaks))
+    counts = np.diff(np.concatenate((starts, [len(numbers)])))
+    return numbers[starts].tolist(), counts.tolist()
+
+
+def expand(first: Sequence[int], count: Sequence[int], pages: int, most: int) -> Numbers:
+    """The numbers that runs stand for, of a segment of `pages` pages.
+
+    Raises StreamError for runs that are not ascending, leave the segment, or are more than `most` pages: before
+    anything of their size is allocated.
+    """
+    if len(first) != len(count) or not first:
+        raise StreamError("runs of pages", expected="a count for each first page", got=f"{len(first)} and {len(count)}")
+    end = total = 0
+    for start, length in zip(first, count, strict=True):
+        if start < end or not length or start + length > pages:
+            raise StreamError("runs of pages", expected=f"ascending runs inside {pages} pages", got=f"{start}+{length}")
+        end = start + length
+        total += length
+    if total > most:
+        raise StreamError("runs of pages", expected=f"at most {most} pages", got=str(total))
+    if len(first) == 1:
+        return np.arange(first[0], end, dtype=np.int64)
+    starts, counts = np.asarray(first, np.int64), np.asarray(count, np.int64)
+    offsets = np.concatenate(([0], np.cumsum(counts)[:-1]))
+    return np.repeat(starts - offsets, counts) + np.arange(total, dtype=np.int64)
+
+
+class PageWriter:
+    """Writes pages as records. One thread's: it has a buffer."""
+
+    def __init__(self, writer: Writer, zstd_level: int = 0) -> None:
+        self.writer = writer
+        self.counts = Counts()
+        self._compressor = zstandard.ZstdCompressor(level=zstd_level) if zstd_level else None
+        self.pages_at_once = ZSTD_PAGES if zstd_level else PLAIN_PAGES
+        self._buffer = np.empty((self.pages_at_once, PAGE), np.uint8)
+
+    def write(self, segment: int, content: Rows, numbers: Numbers) -> None:
+        """At most `pages_at_once` pages of a segment whose whole content is `content`."""
+        rows = self._buffer[: len(numbers)]
+        np.take(content, numbers, axis=0, out=rows, mode="clip")
+        filled = rows.view(np.uint64).any(axis=1)
+        if filled.all():
+            self._put(segment, numbers, rows)
+            return
+        self.write_zeroes(segment, numbers[~filled])
+        if filled.any():
+            self._put(segment, numbers[filled], rows[filled])
+
+    def write_zeroes(self, segment: int, numbers: Numbers) -> None:
+        """Pages that are known to be zero, any number of them."""
+        self.counts.zero += len(numbers)
+        first, count = runs(numbers)
+        for start in range(0, len(first), MOST_PAGES):
+            part = slice(start, start + MOST_PAGES)
+            made = messages.PageRuns(
+                segment=segment, encoding=messages.PAGES_ZERO, first=first[part], count=count[part]
+            )
+            self._record(made)
+
+    def _put(self, segment: int, numbers: Numbers, rows: Rows) -> None:
+        first, count = runs(numbers)
+        made = messages.PageRuns(segment=segment, encoding=messages.PAGES_PLAIN, first=first, count=count)
+        if self._compressor is not None:
+            packed = self._compressor.compress(rows.data)
+            if len(packed) < rows.nbytes:
+                made.encoding = messages.PAGES_ZSTD
+                self.counts.zstd += len(numbers)
+                self._record(made, packed)
+                return
+        self.counts.plain += len(numbers)
+        self._record(made, rows.data.cast("B"))
+
+    def _record(self, made: messages.PageRuns, *content: Any) -> None:
+        head = made.SerializeToString()
+        self.writer.put(messages.RECORD_PAGES, _LENGTH.pack(len(head)) + head, *content)
+
+
+def parse_runs(record: Record) -> tuple[messages.PageRuns, memoryview]:
+    """The runs of a PAGES record, unchecked, and its content. Raises StreamError."""
+    payload = record.payload
+    if len(payload) < _LENGTH.size:
+        raise StreamError(f"record {record.number}: pages without their numbers")
+    (length,) = _LENGTH.unpack_from(payload)
+    if length > len(payload) - _LENGTH.size:
+        raise StreamError(f"record {record.number}: the numbers of its pages are cut off")
+    try:
+        found = messages.PageRuns.FromString(bytes(payload[_LENGTH.size : _LENGTH.size + length]))
+    except DecodeError:
+        raise StreamError(f"record {record.number}: the numbers of its pages cannot be parsed") from None
+    return found, payload[_LENGTH.size + length :]
+
+
+def decode(record: Record, segment_pages: Sequence[int]) -> Pages:
+    """The pages of a record for segments of so many pages. Raises StreamError; nothing large is allocated before."""
+    found, content = parse_runs(record)
+    if found.segment >= len(segment_pages):
+        raise StreamError("pages of a segment", expected=f"0 to {len(segment_pages) - 1}", got=str(found.segment))
+    size = segment_pages[found.segment]
+    if found.encoding == messages.PAGES_ZERO:
+        if len(content):
+            raise StreamError("pages that are zero", expected="no content", got=f"{len(content)} bytes")
+        return Pages(found.segment, expand(found.first, found.count, size, size), None)
+    numbers = expand(found.first, found.count, size, MOST_PAGES)
+    wanted = len(numbers) * PAGE
+    match found.encoding:
+        case messages.PAGES_PLAIN:
+            if len(content) != wanted:
+                raise StreamError("content of pages", expected=f"{wanted} bytes", got=str(len(content)))
+            plain: Any = content
+        case messages.PAGES_ZSTD:
+            plain = _decompress(content, wanted)
+        case other:
+            raise StreamError("encoding of pages", expected="zero, plain or zstd", got=str(int(other)))
+    return Pages(found.segment, numbers, np.frombuffer(plain, np.uint8).reshape(-1, PAGE))
+
+
+def _decompress(content: memoryview, size: int) -> bytes:
+    try:
+        stated = zstandard.frame_content_size(content)
+        if stated != size:
+            raise StreamError("compressed pages", expected=f"{size} bytes stated", got=str(stated))
+        plain = zstandard.ZstdDecompressor().decompress(content, max_output_size=size, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise StreamError(f"compressed pages: {error}") from None
+    if len(plain) != size:
+        raise StreamError("compressed pages", expected=f"{size} bytes", got=str(len(plain)))
+    return plain
