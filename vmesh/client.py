@@ -115,6 +115,17 @@ class MachineClient:
     def _control(self, action: gateway_pb2.MigrateAction.ValueType) -> None:
         self._call(self._stub.MigrateControl, gateway_pb2.MigrateControlRequest(action=action))
 
+    def add_device(
+        self, device: str, drives: Sequence[str] = (), netdevs: Sequence[str] = (), fsdevs: Sequence[str] = ()
+    ) -> gateway_pb2.AddDeviceReply:
+        """Put a device on the board; the texts are those behind -device, -drive, -netdev and -fsdev."""
+        request = gateway_pb2.AddDeviceRequest(device=device, drives=drives, netdevs=netdevs, fsdevs=fsdevs)
+        return self._call(self._stub.AddDevice, request)
+
+    def remove_device(self, name: str) -> None:
+        """Take a device away that was added, or that a flag has put there."""
+        self._call(self._stub.RemoveDevice, gateway_pb2.RemoveDeviceRequest(name=name))
+
     def _call(self, method: Callable[..., Reply], request: Any, timeout: float = 0.0) -> Reply:
         try:
             # Waiting for the gateway: it opens a moment after the guest has begun to run.

@@ -46,12 +46,14 @@ _FIELD_OF = {
 }
 
 _LIFECYCLE = ("pause", "drain", "save", "load", "resume", "reset", "shutdown", "health", "hand_over")
+_CPU = ("hart_registers_request", "cpu_status_request", "add_device", "remove_device")
 _ALLOWED: dict[str, frozenset[Role.ValueType]] = {
     "access_batch": frozenset({common.ROLE_HART}),
-    **{name: frozenset({common.ROLE_DEVICE}) for name in ("attach", "detach", "dma_read", "dma_write")},
-    "map_request": frozenset({common.ROLE_CPU, common.ROLE_MIGRATION}),
+    **{name: frozenset({common.ROLE_DEVICE}) for name in ("attach", "dma_read", "dma_write")},
+    "detach": frozenset({common.ROLE_DEVICE, common.ROLE_MONITOR}),
+    "map_request": frozenset({common.ROLE_CPU, common.ROLE_MIGRATION, common.ROLE_MONITOR}),
     **{name: frozenset({common.ROLE_MONITOR}) for name in _LIFECYCLE},
-    **{name: frozenset({common.ROLE_MONITOR}) for name in ("hart_registers_request", "cpu_status_request")},
+    **{name: frozenset({common.ROLE_MONITOR}) for name in _CPU},
     **{name: frozenset({common.ROLE_MONITOR}) for name in ("migration_request", "machine_answer")},
     **{name: frozenset({common.ROLE_MIGRATION}) for name in ("shoot_down", "throttle")},
 }

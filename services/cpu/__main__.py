@@ -10,6 +10,7 @@ from vmesh import service
 
 from .isa.riscv.features import FEATURES
 from .service import Cpu, Plan
+from .vacant import TRANSPORT
 
 MOST_HARTS = 512
 #: At a look every 20,000 instructions: code that has run for about half a million.
@@ -28,6 +29,12 @@ def _harts(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= MOST_HARTS:
         raise argparse.ArgumentTypeError(f"'{text}': expected 1 to {MOST_HARTS} harts")
     return int(text)
+
+
+def _transports(text: str) -> range:
+    base, _, number = text.partition(":")
+    start = service.number(base)
+    return range(start, start + TRANSPORT * service.number(number))
 
 
 def _seconds(text: str) -> float:
@@ -56,6 +63,13 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--aclint", type=service.number, default=0x200_0000, metavar="ADDRESS")
     parser.add_argument("--plic", type=service.number, default=0xC00_0000, metavar="ADDRESS")
+    parser.add_argument(
+        "--transports",
+        type=_transports,
+        default=range(0),
+        metavar="BASE:COUNT",
+        help="virtio-mmio transports, of 4 KiB each: those without a device answer that they have none",
+    )
     parser.add_argument("--paused", action="store_true", help="wait for the monitor to resume (-S)")
     parser.add_argument(
         "--hot-samples",
@@ -85,6 +99,7 @@ def main(argv: Sequence[str]) -> int:
         cache=not options.no_cache,
         perf_map=options.perf_map,
         bus_limit=options.bus_limit,
+        transports=options.transports,
     )
     return service.run(options, lambda runtime: Cpu(runtime, plan))
 

@@ -504,6 +504,13 @@ class Irqchip:
         """Takes the next update, if one comes within so many seconds."""
         self._take(timeout)
 
+    def close(self) -> None:
+        """The device leaves the board."""
+        self._loop.cancel(f"flood {self._device.name}")
+        self._loop.watch(self._connected)
+        self._loop.watch(self._peer.socket)
+        self._peer.abandon()
+
     def _greet(self) -> None:
         """There is a connection, perhaps a new one: say who we are."""
         while wire.connected(self._connected):

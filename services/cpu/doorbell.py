@@ -20,6 +20,8 @@ from vmesh import doorbell
 from .bus import FLOOD_SECONDS, Device
 from .harts import Harts
 
+LISTENERS = 16
+_FORGET_SECONDS = 5.0
 _READABLE = select.POLLIN << 32
 _MUTED = 0xFFFF_FFFF
 
@@ -34,6 +36,10 @@ class Doorbell:
         index, offset, size = device.doorbell
         self._index = index
         harts.add_doorbell(device.number, index, offset, size, self._file)
+
+    def close(self) -> None:
+        """The device has left the board."""
+        os.close(self._file)
 
     def open(self) -> None:
         """A life of the device begins: ring it, for all that its predecessor was rung for and may not have looked at.
@@ -55,36 +61,55 @@ class Doorbell:
 class Listener(threading.Thread):
     """Takes what devices raise through their FIFOs, in native code: an interrupt needs no interpreter.
 
-    `complain` is told, from this thread, of a device (its name) that does what it should not.
+    It has places for LISTENERS devices. `complain` is told, from this thread, of a device (its name) that does what it
+    should not.
     """
 
     def __init__(self, harts: Harts, folder: Path, complain: Callable[[str, str, str], None]) -> None:
         super().__init__(name="interrupts", daemon=True)
         self._harts, self._folder, self._complain = harts, folder, complain
-        self._devices: list[Device] = []
-        self._files: list[int] = []
-        self._looked: list[float] = []
+        self._devices: list[Device | None] = [None] * LISTENERS
+        self._files = [os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC) for _ in self._devices]
+        self._looked = [0.0] * LISTENERS
         self._muted: dict[int, float] = {}  # until when
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._ended = False
+        harts.machine.listener_count = LISTENERS
+        for number in range(LISTENERS):
+            harts.machine.polls[number] = _READABLE | _MUTED
+        harts.machine.polls[LISTENERS] = _READABLE | self._wake
 
     def add(self, device: Device) -> None:
-        """Before the thread is started."""
-        file = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        device.listener = self._harts.add_listener(file, device.epoch, device.latches[0], len(device.latches))
-        self._devices.append(device)
-        self._files.append(file)
-        self._looked.append(0.0)
+        """Has a place for a device, if there is one: without, it sends messages."""
+        if None not in self._devices:
+            return
+        device.listener = self._devices.index(None)
+        self._devices[device.listener] = device
+        file = self._files[device.listener]
+        self._harts.set_listener(device.listener, file, device.epoch, device.latches[0], len(device.latches))
+
+    def remove(self, device: Device) -> None:
+        """The device leaves the board: nothing of it is heard when this returns."""
+        number = device.listener
+        if number < 0:
+            return
+        done = threading.Event()
+
+        def forget() -> None:
+            self._muted.pop(number, None)
+            self._listen_to(number, False)
+            _replace(self._files[number], os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+            self._devices[number] = None
+            done.set()
+
+        self._call(forget)
+        done.wait(_FORGET_SECONDS)
 
     def run(self) -> None:
-        polls = self._harts.machine.polls
-        for number in range(len(self._devices)):
-            polls[number] = _READABLE | _MUTED
-        polls[len(self._devices)] = _READABLE | self._wake
         while not self._ended:
             number = self._harts.listen()
-            if number < len(self._devices):
+            if number < LISTENERS:
                 self._look(number)
             else:
                 os.eventfd_read(self._wake)
@@ -121,8 +146,8 @@ class Listener(threading.Thread):
                 self._listen_to(number, True)
 
     def _look(self, number: int) -> None:
-        listener = self._harts.machine.listeners[number]
-        name, now = self._devices[number].name, time.monotonic()
+        listener, device = self._harts.machine.listeners[number], self._devices[number]
+        now = time.monotonic()
         lately, self._looked[number] = now - self._looked[number] < FLOOD_SECONDS, now
         if listener.nonsense:
             what, text = "nonsense", "what it raises interrupts with is no record of one"
@@ -131,10 +156,10 @@ class Listener(threading.Thread):
         else:
             what = text = ""
         listener.taken = listener.nonsense = 0
-        if what:
+        if what and device is not None:
             self._muted[number] = now + FLOOD_SECONDS
             self._listen_to(number, False)
-            self._complain(name, what, text)
+            self._complain(device.name, what, text)
 
 
 def _unread() -> int:

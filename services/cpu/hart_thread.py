@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -78,8 +78,9 @@ class Gate:
 
 
 class HartThread(threading.Thread):
-    """Runs hart ``number`` of a machine with so many ``devices``. ``connect`` makes its link to one, given the eventfd
-    that ends its waits; ``report`` and ``unmapped`` tell the service, from this thread."""
+    """Runs hart ``number`` of a machine with ``devices``, by their numbers. ``connect`` makes its link to one, given
+    the eventfd that ends its waits; ``report`` tells the service, and ``unmapped``, which gives what an access to
+    nothing reads, or None: both from this thread."""
 
     def __init__(
         self,
@@ -87,10 +88,10 @@ class HartThread(threading.Thread):
         number: int,
         gate: Gate,
         connect: Callable[[int, Counters, int], Link],
-        unmapped: Callable[[int, int, int, bool], None],
+        unmapped: Callable[[int, int, int, bool], int | None],
         report: Callable[[str], None],
         regions: Regions | None,
-        devices: int,
+        devices: Sequence[int],
     ) -> None:
         super().__init__(name=f"hart {number}", daemon=True)
         self.counters = Counters()
@@ -111,10 +112,16 @@ class HartThread(threading.Thread):
         """From any thread: end this hart's wait for a device, which may have come back."""
         os.eventfd_write(self._wake, 1)
 
+    def forget(self, device: int) -> None:
+        """The device leaves the board. From the service's thread, while this one is at the gate with nothing posted."""
+        link = self._links.pop(device, None)
+        if link is not None:
+            link.close()
+
     def run(self) -> None:
         try:
             if self._number < _CONNECTED:
-                for device in range(self._devices):
+                for device in self._devices:
                     with self._waiting_for(device):
                         self._link(device).connect()
             while not self._gate.ending.is_set():
@@ -197,9 +204,13 @@ class HartThread(threading.Thread):
         number = hart.access_device
         write = bool(hart.access_write)
         if number == DEVICE_UNMAPPED:
-            self.counters.faults += 1
-            self._unmapped(hart.access_offset, hart.access_size, hart.pc, write)
-            hart.access_state = ACCESS_FAILED
+            value = self._unmapped(hart.access_offset, hart.access_size, hart.pc, write)
+            if value is None:
+                self.counters.faults += 1
+                hart.access_state = ACCESS_FAILED
+            else:
+                hart.access_value = value
+                hart.access_state = ACCESS_DONE
             return
         posted = self._take_ring()
         before = posted.pop(number, [])

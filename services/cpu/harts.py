@@ -138,12 +138,28 @@ class Harts:
         ``kinds`` and ``shadow`` are host addresses of ``size`` bytes each (see ``state.Region``), or 0 for all
         synchronous.
         """
-        if self.machine.region_count == REGIONS:
+        machine = self.machine
+        free = (number for number in range(machine.region_count) if not machine.regions[number].size)
+        place = next(free, machine.region_count)
+        if place == REGIONS:
             raise ValueError(f"expected at most {REGIONS} device regions")
-        region = self.machine.regions[self.machine.region_count]
+        region = machine.regions[place]
+        ctypes.memset(ctypes.addressof(region), 0, ctypes.sizeof(region))
         region.base, region.size, region.device, region.index = base, size, device, index
         region.kinds, region.shadow = kinds, shadow
-        self.machine.region_count += 1
+        machine.region_count = max(machine.region_count, place + 1)
+
+    def remove_device(self, device: int) -> None:
+        """Nobody answers for a device's regions any more; its latches and their lines are low, and free. No hart is in
+        native code."""
+        machine = self.machine
+        for region in machine.regions[: machine.region_count]:
+            if region.device != device or not region.size:
+                continue
+            for number in range(region.first_latch, region.first_latch + region.latch_count):
+                self.latch_set(number, NEVER, 0)
+                ctypes.memset(ctypes.addressof(machine.latches[number]), 0, ctypes.sizeof(machine.latches[number]))
+            region.size = region.latch_count = 0
 
     def add_doorbell(self, device: int, index: int, offset: int, size: int, file: int) -> None:
         """Writes of small values to that register of a device's region ring ``file``."""
@@ -159,31 +175,31 @@ class Harts:
         """A register of a device's region is a latch that drives ``source``; ``clears`` is offset and size of the one
         that clears its bits. Those of a region, and of a device, are added one after the other. Gives its number."""
         machine, region = self.machine, self._region(device, index)
-        number = machine.latch_count
-        if number == LATCHES:
+        free = (number for number in range(machine.latch_count) if not machine.latches[number].value)
+        number = next(free, machine.latch_count)
+        if region.latch_count and number != region.first_latch + region.latch_count:
+            number = machine.latch_count
+        if number == LATCHES or (region.latch_count and number != region.first_latch + region.latch_count):
             raise ValueError(f"expected at most {LATCHES} latches")
         latch = machine.latches[number]
         latch.value, latch.kind, latch.source = region.shadow + offset, region.kinds + offset, source
         latch.clears_offset, latch.clears_size = clears
-        machine.latch_count += 1
+        machine.latch_count = max(machine.latch_count, number + 1)
         if not region.latch_count:
             region.first_latch = number
         region.latch_count += 1
-        return number  # type: ignore[no-any-return]
+        return number
 
-    def add_listener(self, file: int, epoch: int, first_latch: int, latch_count: int) -> int:
-        """A device raises its latches through ``file`` in its life ``epoch``; gives the listener's number."""
-        number = self.machine.listener_count
+    def set_listener(self, number: int, file: int, epoch: int, first_latch: int, latch_count: int) -> None:
+        """Listener ``number`` is a device's, which raises its latches through ``file`` in its life ``epoch``."""
         listener = self.machine.listeners[number]
-        listener.file, listener.epoch = file, epoch
+        listener.file, listener.epoch, listener.sequence = file, epoch, 0
         listener.first_latch, listener.latch_count = first_latch, latch_count
-        self.machine.listener_count += 1
-        return number  # type: ignore[no-any-return]
 
     def _region(self, device: int, index: int) -> Any:
         for number in range(self.machine.region_count):
             region = self.machine.regions[number]
-            if (region.device, region.index) == (device, index):
+            if region.size and (region.device, region.index) == (device, index):
                 return region
         raise ValueError(f"device {device} has no region {index}")
 

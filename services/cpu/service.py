@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 
 from google.protobuf.message import DecodeError, Message
 
@@ -21,7 +22,7 @@ from vmesh.v1 import bus_pb2, common_pb2, cpu_pb2, lifecycle_pb2, memory_pb2
 from vmesh.v1.packet_pb2 import Packet
 from vmesh.wire import Client
 
-from . import state
+from . import state, vacant
 from .bus import FLOOD_SECONDS, GREETING_LIMIT, Counters, Device, Irqchip, Link, RegisterTable, dial
 from .core import load_core
 from .doorbell import Doorbell, Listener
@@ -56,6 +57,7 @@ class Plan:
     cache: bool = True
     perf_map: bool = False
     bus_limit: float = 20.0  # seconds
+    transports: range = range(0)  # addresses of the virtio-mmio transports: who has no device answers that
 
 
 class Cpu(Service):
@@ -70,8 +72,9 @@ class Cpu(Service):
         self._gate = Gate(plan.harts, closed=plan.paused)
         self._core = load_core()
         self._mapped: list[mmap.mmap] = []
-        self._devices: list[Device] = []
-        self._irqchip: list[Irqchip] = []
+        self._devices: dict[int, Device] = {}
+        self._irqchip: dict[int, Irqchip] = {}
+        self._numbers = count()  # of devices: of one that has left the board nothing is taken for another's
         self._doorbells: dict[int, Doorbell] = {}
         self._threads: list[HartThread] = []
         self._paused_at = time.clock_gettime_ns(time.CLOCK_MONOTONIC) if plan.paused else 0
@@ -105,21 +108,20 @@ class Cpu(Service):
             store = RegionStore(store_path() if self._plan.cache else None)
             self._regions = Regions(self._harts, self._translator, store, self._plan.hot_samples, self._perf_map)
         self._listener = Listener(self._harts, self._runtime.machine.path, partial(self._call, self._complain_of_flood))
-        for number, description in enumerate(answer.devices):
-            self._add_device(number, description)
+        for description in answer.devices:
+            self._add_device(description)
         self._listener.start()
         self._runtime.loop.watch(self._wake, read=self._run_calls)
         for number in range(self._plan.harts):
-            unmapped = partial(self._call, self._unmapped)
             thread = HartThread(
                 self._harts,
                 number,
                 self._gate,
                 partial(self._connect, number),
-                unmapped,
+                self._unmapped,
                 partial(self._call, self._hart_failed),
                 self._regions,
-                len(self._devices),
+                tuple(self._devices),
             )
             self._threads.append(thread)
             thread.start()
@@ -138,6 +140,14 @@ class Cpu(Service):
                 return self._shoot_down()
             case "throttle":
                 return self._throttle(packet.throttle.percent)
+            case "add_device":
+                self._need_paused("AddDevice")
+                self._add_device(packet.add_device.description)
+                return common_pb2.Done()
+            case "remove_device":
+                self._need_paused("RemoveDevice")
+                self._remove_device(packet.remove_device.name)
+                return common_pb2.Done()
             case _:
                 return super().handle(client, packet)
 
@@ -189,7 +199,7 @@ class Cpu(Service):
 
     def drain(self, updates: dict[str, int]) -> int:
         deadline = time.monotonic() + PAUSE_LIMIT
-        for number, device in enumerate(self._devices):
+        for number, device in self._devices.items():
             while self._last_update(device) < updates.get(device.name, 0):
                 if time.monotonic() > deadline:
                     expected = f"update {updates[device.name]} of {device.name}"
@@ -271,12 +281,24 @@ class Cpu(Service):
         self._mapped.append(memory)
         return found.base, found.size, _address(memory), dirty, found.writable
 
-    def _add_device(self, number: int, description: bus_pb2.Description) -> None:
+    def _need_paused(self, request: str) -> None:
+        if not (self._paused_at and self._gate.wait_parked(0.0)):
+            raise errors.BadRequest(f"{request} of a running cpu", expected="Pause before it")
+
+    def _add_device(self, description: bus_pb2.Description) -> None:
+        number = next(self._numbers)
         tables = [RegisterTable(region) for region in description.regions]
-        for index, (region, table) in enumerate(zip(description.regions, tables, strict=True)):
-            self._harts.add_region(region.base, region.size, number, index, table.kinds, table.values)
-        device = Device(number, description, self._harts, tables)
-        self._devices.append(device)
+        try:
+            for index, (region, table) in enumerate(zip(description.regions, tables, strict=True)):
+                self._harts.add_region(region.base, region.size, number, index, table.kinds, table.values)
+            device = Device(number, description, self._harts, tables)
+        except ValueError as error:
+            self._harts.remove_device(number)
+            raise errors.HostLimit(f"device {description.name}", expected=str(error)) from error
+        except errors.BadRequest:
+            self._harts.remove_device(number)
+            raise
+        self._devices[number] = device
         if description.doorbell and device.doorbell is not None:
             self._doorbells[number] = Doorbell(self._harts, device, self._runtime.machine.path)
         if description.interrupts and device.latches:
@@ -285,7 +307,23 @@ class Cpu(Service):
             self._runtime.context, description, self._runtime.name, self._runtime.machine.name, self._runtime.lifeline
         )
         complain = partial(self._complain, device.name)
-        self._irqchip.append(Irqchip(peer, device, self._runtime.loop, partial(self._revived, device), complain))
+        self._irqchip[number] = Irqchip(peer, device, self._runtime.loop, partial(self._revived, device), complain)
+
+    def _remove_device(self, name: str) -> None:
+        """Takes a device off the board, with its lines low. Without that name there is nothing to do."""
+        device = next((device for device in self._devices.values() if device.name == name), None)
+        if device is None:
+            return
+        for thread in self._threads:
+            thread.forget(device.number)
+        self._irqchip.pop(device.number).close()
+        self._listener.remove(device)
+        self._harts.remove_device(device.number)
+        if device.number in self._doorbells:
+            self._doorbells.pop(device.number).close()
+        for line in device.description.lines:
+            self._harts.set_level(line.irq, False)
+        del self._devices[device.number]
 
     def _revived(self, device: Device) -> None:
         """A device is there, perhaps again: harts that have something for it, or wait for it, look."""
@@ -326,8 +364,14 @@ class Cpu(Service):
         while not self._calls.empty():
             self._calls.get()()
 
-    def _unmapped(self, address: int, size: int, pc: int, write: bool) -> None:
-        """Logs an access to no memory and no device, once an address."""
+    def _unmapped(self, address: int, size: int, pc: int, write: bool) -> int | None:
+        """What an access to no memory and no device reads, or None for an access fault. From a hart's thread."""
+        if (value := vacant.read(self._plan.transports, address, size)) is None:
+            self._call(self._log_fault, address, size, pc, write)
+        return value
+
+    def _log_fault(self, address: int, size: int, pc: int, write: bool) -> None:
+        """Once an address."""
         if address in self._said or len(self._said) == _LOGGED_ADDRESSES:
             return
         self._said.add(address)

@@ -20,7 +20,7 @@ from vmesh.guest_memory import MAX_TRANSFER, LocalGuestMemory, check
 from vmesh.service import Runtime, Service
 from vmesh.v1 import lifecycle_pb2 as lifecycle
 from vmesh.v1 import memory_pb2 as messages
-from vmesh.v1.common_pb2 import Done
+from vmesh.v1.common_pb2 import ROLE_MONITOR, Done
 from vmesh.v1.packet_pb2 import Packet
 from vmesh.wire import Client
 
@@ -79,7 +79,7 @@ class Memory(Service):
             case "attach":
                 return self._attach(client, packet.attach)
             case "detach":
-                self._map.detach(client.name)
+                self._map.detach(packet.detach.name if client.role == ROLE_MONITOR else client.name)
                 self._grants.pop(client.identity, None)
                 return Done()
             case "map_request":

@@ -19,7 +19,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from services.monitor import operations
+from services.monitor import hotplug, operations
 from services.monitor.operations import Operation, RequestError
 from services.monitor.supervisor import StateError, Supervisor
 from services.monitor.swap import swap
@@ -184,6 +184,19 @@ class _Machine(MachineServicer):
 
         self._supervisor.call(call)
         return _result(done, context)
+
+    def AddDevice(
+        self, request: gateway_pb2.AddDeviceRequest, context: grpc.ServicerContext
+    ) -> gateway_pb2.AddDeviceReply:
+        reply = gateway_pb2.AddDeviceReply()
+        self._do(hotplug.add(self._supervisor, request, reply), context)
+        return reply
+
+    def RemoveDevice(
+        self, request: gateway_pb2.RemoveDeviceRequest, context: grpc.ServicerContext
+    ) -> gateway_pb2.RemoveDeviceReply:
+        self._do(hotplug.remove(self._supervisor, request.name), context)
+        return gateway_pb2.RemoveDeviceReply()
 
     def _do(self, operation: Operation, context: grpc.ServicerContext, *, exclusive: bool = True) -> None:
         """Carry out an operation; its error becomes the status of the call."""

@@ -5,6 +5,7 @@ One thread, one loop. Other threads (the gateway's) hand in work with `submit` a
 
 from __future__ import annotations
 
+import glob
 import os
 import queue
 import signal
@@ -13,7 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import zmq
@@ -104,7 +105,8 @@ class Service:
     asked_at: float | None = None  # when the question about its health was sent that is still open
     ask_at: float = 0.0  # when to ask next
     was_ready: bool = False  # in this life or one before
-    on_trial: bool = False  # its process is a successor that has yet to show that it can take its place
+    on_trial: bool = False  # it has yet to show that it can take its place: if it ends, the machine does not
+    leaving: bool = False  # it was taken off the board
     successor: Successor | None = None  # what to start when this life ends, as it was asked to
     deaths: deque[float] = field(default_factory=lambda: deque(maxlen=DEATHS))  # when it died last
 
@@ -355,7 +357,7 @@ class Supervisor:
         service.ask_at = time.monotonic() + (self._settings.health_interval if service.ready else 0.0)
         if service.ready and not was_ready:
             self.on_phase(f"{service.command.name} {service.state}")
-            if service.was_ready:
+            if service.was_ready or service.on_trial:
                 self._back(service)
             service.was_ready = True
             self._maybe_started()
@@ -425,6 +427,8 @@ class Supervisor:
         self._log.info("service ended", service=service.command.name, how=how)
         if self.state == gateway_pb2.MACHINE_ENDING:
             self._shut_down()
+        elif service.leaving:
+            self._remove(service)
         elif service.successor is not None:
             self._succeed(service)
         elif service.on_trial:
@@ -482,12 +486,13 @@ class Supervisor:
         self._loop.watch(service.link.socket)
         service.link.close()
         service.link = self._link(service.command.name)
-        self._log.info("restarting", service=service.command.name, how=how, epoch=service.epoch)
+        self._log.info("starting", service=service.command.name, how=how, epoch=service.epoch)
         self._keeper.spawn(service.command, ["--epoch", str(service.epoch)], partial(self._spawned, service))
 
     def _spawned(self, service: Service, child: Child | None, failure: str) -> None:
-        if child is None and service.on_trial:
-            self._failed_trial(service, failure)
+        if child is None and (service.on_trial or service.leaving):
+            service.state = "dead"
+            self._remove(service) if service.leaving else self._failed_trial(service, failure)
             return
         if child is None:
             self._fail(service, f"cannot be started again: {failure}")
@@ -495,7 +500,7 @@ class Supervisor:
             return
         service.child, service.alive = child, True
         self._meet(service)
-        if self.state == gateway_pb2.MACHINE_ENDING or service.successor is not None:
+        if self.state == gateway_pb2.MACHINE_ENDING or service.successor is not None or service.leaving:
             _kill(service)
 
     def _back(self, service: Service) -> None:
@@ -529,6 +534,46 @@ class Supervisor:
     def accept(self, name: str) -> None:
         """The program on trial is the device from now on."""
         self.services[name].on_trial = False
+
+    def add(self, command: ServiceCommand) -> None:
+        """Start a device more, on trial: until `accept`, its end fails what it was asked."""
+        service = Service(command, Child(-1, -1), self._link(command.name), time.monotonic(), epoch=0)
+        service.on_trial, service.alive = True, False
+        self.services[command.name] = service
+        self.board = replace(self.board, devices=(*self.board.devices, command.name))
+        self._output.forget(command.name)
+        self._start_life(service, "is new")
+
+    def remove(self, name: str) -> None:
+        """Take a device out of the machine. It ends when it has brought out what the guest has written."""
+        service = self.services[name]
+        self.board = replace(self.board, devices=tuple(each for each in self.board.devices if each != name))
+        service.leaving = True
+        if not service.alive:
+            self._remove(service)
+            return
+        if service.ready and not service.on_trial:
+            with suppress(PeerError):
+                service.link.ask(lifecycle_pb2.Shutdown(), lambda packet: None)
+        else:
+            _kill(service)
+        self._loop.call_in(f"leaving {name}", END_LIMIT, lambda: _kill(service) if service.alive else None)
+
+    def _remove(self, service: Service) -> None:
+        """It has ended: forget it, and what it has left in the machine directory."""
+        name = service.command.name
+        self._loop.cancel(f"leaving {name}")
+        self._loop.watch(service.link.socket)
+        service.link.close()
+        self.services.pop(name, None)
+        for left in self.machine.path.glob(f"{glob.escape(name)}.*"):
+            with suppress(OSError):
+                left.unlink()
+        self._next_exclusive()
+
+    def has(self, name: str) -> bool:
+        """Whether a device is in the machine."""
+        return name in self.board.devices
 
     def last_words(self, name: str) -> str:
         """What the process of a service said last; empty if nothing."""
@@ -588,7 +633,9 @@ class Supervisor:
             service.link.ask(lifecycle_pb2.Health(), partial(self._report, service))
 
     def _hung(self, service: Service, how: str) -> None:
-        if service.command.name in self.board.devices and service.was_ready:
+        if service.leaving:
+            pass
+        elif service.command.name in self.board.devices and (service.was_ready or service.on_trial):
             self._log.info("killed", service=service.command.name, pid=service.child.pid, how=how)
             service.last_error, service.asked_at = how, None
             service.began = time.monotonic()
@@ -663,7 +710,8 @@ class Supervisor:
         if service.on_trial and service.state == "dead" and service.successor is None:
             self._advance(run, RequestError(f"it has ended: {self.last_words(request.service)}"))
             return False
-        if service.was_ready and not service.ready and service.command.name in self.board.devices:
+        comes = service.was_ready or service.on_trial
+        if comes and not service.ready and service.command.name in self.board.devices:
             run.open[place] = (None, 0)  # asked when it is back
             return True
         if not service.welcomed or not service.alive:

@@ -1,8 +1,7 @@
 """The device tree that firmware and kernel find the machine by.
 
-Node names, properties and order of strings are those that QEMU's `virt` writes, for the devices that are there. Of the
-eight virtio-mmio slots only those in use are listed: QEMU lists all and answers for the empty ones, which costs a guest
-accesses to find out that nothing is there, and would cost us something that answers. To an empty slot nobody answers.
+Node names, properties and order of strings are those that QEMU's `virt` writes, for the devices that are there. All
+eight virtio-mmio transports are listed, as by QEMU: a device may be added while the machine runs.
 Sources: Devicetree Specification 0.4; Linux Documentation/devicetree/bindings/riscv/{cpus,extensions}.yaml and
 interrupt-controller/sifive,plic-1.0.0.yaml; `qemu-system-riscv64 -machine virt,dumpdtb=`.
 """
@@ -32,12 +31,11 @@ _CHOSEN_ROOM = 256  # bytes for the node, property names and padding that `with_
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """A machine as the device tree describes it: RAM in bytes, harts, ISA, virtio-mmio slots, added devices."""
+    """A machine as the device tree describes it: RAM in bytes, harts, ISA, added devices."""
 
     ram_size: int
     harts: int
     cpu: CpuModel
-    virtio_slots: tuple[int, ...] = ()
     external: tuple[External, ...] = ()
 
 
@@ -165,7 +163,7 @@ def _soc(tree: libfdt.FdtSw, board: Board) -> None:
             tree.property("interrupts-extended", _wires(board.harts, _M_EXTERNAL, _S_EXTERNAL))
         with _device(tree, "serial", virt.UART0, "ns16550a"):
             tree.property_u32("clock-frequency", virt.UART_CLOCK_HZ)
-        for slot in sorted(board.virtio_slots):
+        for slot in range(virt.VIRTIO_SLOTS):
             with _device(tree, "virtio_mmio", virt.virtio(slot), "virtio,mmio"):
                 pass
         for device in board.external:

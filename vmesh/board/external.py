@@ -25,9 +25,9 @@ class External:
     wait_seconds: float = 60.0
 
 
-def check(devices: Sequence[External], ram_size: int, virtio_slots: Sequence[int]) -> None:
+def check(devices: Sequence[External], ram_size: int) -> None:
     """Raises BoardError where a device lies over something else or has its interrupt line, naming both."""
-    taken = list(_board(ram_size, virtio_slots))
+    taken = list(_board(ram_size))
     for device in devices:
         region = device.region
         for name, other in taken:
@@ -39,8 +39,8 @@ def check(devices: Sequence[External], ram_size: int, virtio_slots: Sequence[int
         taken.append((device.name, region))
 
 
-def _board(ram_size: int, virtio_slots: Sequence[int]) -> Iterator[tuple[str, virt.Region]]:
+def _board(ram_size: int) -> Iterator[tuple[str, virt.Region]]:
     yield "memory", virt.Region(virt.DRAM_BASE, ram_size)
     yield from virt.PARTS.items()
-    for slot in virtio_slots:
+    for slot in range(virt.VIRTIO_SLOTS):
         yield f"virtio-mmio {slot}", virt.virtio(slot)

@@ -1,31 +1,59 @@
-"""`vmesh status|pause|resume|reset|registers|stop|quit NAME`: one call to the machine's gateway each."""
+"""Commands that are one call to a machine's gateway each: `vmesh status NAME` and the like, device_add, device_del."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 
 from vmesh.cli import show
 from vmesh.client import GatewayError, MachineClient
 from vmesh.machine import MachineError, find
 
+_START_LIMIT = 60.0  # seconds for a new device
+
 
 def control(verb: str, name: str, hart: int) -> int:
     """Carry out one verb. Returns the exit status; errors are one line on stderr."""
+
+    def call(client: MachineClient) -> None:
+        match verb:
+            case "status":
+                print(show.machine(client.status()))
+            case "registers":
+                print(show.registers(client.registers(hart)))
+            case "pause":
+                client.pause()
+            case "resume":
+                client.resume()
+            case "reset":
+                client.reset()
+            case "stop" | "quit":
+                client.quit()
+
+    return _call(verb, name, call)
+
+
+def device_add(name: str, device: str, drives: Sequence[str], netdevs: Sequence[str], fsdevs: Sequence[str]) -> int:
+    """Add a device; says where the guest finds it."""
+    from vmesh.cli import hotplug
+
+    texts = [[hotplug.absolute(text) for text in group] for group in (drives, netdevs, fsdevs)]
+
+    def call(client: MachineClient) -> None:
+        reply = client.add_device(device, *texts)
+        print(f"{reply.name} is at {reply.base:#x}" + (f", interrupt {reply.irq}" if reply.irq else ""))
+
+    return _call("device_add", name, call, _START_LIMIT)
+
+
+def device_del(name: str, device: str) -> int:
+    return _call("device_del", name, lambda client: client.remove_device(device), _START_LIMIT)
+
+
+def _call(verb: str, name: str, call: Callable[[MachineClient], None], limit: float = 10.0) -> int:
     try:
-        with MachineClient(find(name)) as client:
-            match verb:
-                case "status":
-                    print(show.machine(client.status()))
-                case "registers":
-                    print(show.registers(client.registers(hart)))
-                case "pause":
-                    client.pause()
-                case "resume":
-                    client.resume()
-                case "reset":
-                    client.reset()
-                case "stop" | "quit":
-                    client.quit()
+        with MachineClient(find(name), timeout=limit) as client:
+            call(client)
     except (MachineError, GatewayError, ValueError) as error:
         print(f"vmesh {verb}: {error}", file=sys.stderr)
         return 1

@@ -133,6 +133,38 @@ def _swap(arguments: Sequence[str]) -> int:
     return swap(options.names, command)
 
 
+def _device_add(arguments: Sequence[str]) -> int:
+    parser = _Parser(
+        prog="vmesh device_add",
+        description="Add a device to a machine that runs, in the words of `vmesh run`. A Linux guest is told to look: "
+        "echo 10008000.virtio_mmio >/sys/bus/platform/drivers/virtio-mmio/bind",
+    )
+    parser.add_argument("name", metavar="NAME", help="the machine, as `vmesh ps` lists it")
+    parser.add_argument("device", metavar="DEVICE", help="as behind -device: virtio-blk-device,id=disk1,drive=d1")
+    for flag, example in (
+        ("drive", "file=/tmp/disk,format=raw,if=none,id=d1"),
+        ("netdev", "user,id=n1"),
+        ("fsdev", "local,id=f1,path=/srv,security_model=none"),
+    ):
+        parser.add_argument(
+            f"-{flag}", f"--{flag}", action="append", default=[], metavar="TEXT", help=f"what it stands on: {example}"
+        )
+    options = parser.parse_args(arguments)
+    from vmesh.cli.control import device_add
+
+    return device_add(options.name, options.device, options.drive, options.netdev, options.fsdev)
+
+
+def _device_del(arguments: Sequence[str]) -> int:
+    parser = _Parser(prog="vmesh device_del", description="Take a device away from a machine that runs.")
+    parser.add_argument("name", metavar="NAME", help="the machine, as `vmesh ps` lists it")
+    parser.add_argument("id", metavar="ID", help="the device, as `vmesh ps` lists it")
+    options = parser.parse_args(arguments)
+    from vmesh.cli.control import device_del
+
+    return device_del(options.name, options.id)
+
+
 def _guest(arguments: Sequence[str]) -> int:
     actions = "fetch: Debian's kernel, firmware and busybox, with apt; image: a disk with Debian on it"
     parser = _Parser(prog="vmesh guest", description="What there is to boot.")
@@ -234,6 +266,8 @@ COMMANDS: Mapping[str, Subcommand] = {
     "migrate": Subcommand("Move a running machine to another that waits for it.", _migrate),
     "snapshot": Subcommand("Save machines into files, and load them.", _snapshot),
     "migration": Subcommand("Look into a migration stream.", _migration),
+    "device_add": Subcommand("Add a device to a machine that runs.", _device_add),
+    "device_del": Subcommand("Take a device away from a machine that runs.", _device_del),
     "hub": Subcommand("Link the networks of machines.", _hub),
     "guest": Subcommand("Fetch the default guest; make a disk with Debian on it.", _guest),
 }

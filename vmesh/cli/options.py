@@ -656,7 +656,7 @@ def _unknown(name: str) -> str:
 def _properties(text: str, implied: str) -> dict[str, str]:
     """QEMU's `value,key=value,...` as a mapping; a first part without `=` belongs to `implied`, others mean `on`."""
     found: dict[str, str] = {}
-    for place, part in enumerate(_split_commas(text)):
+    for place, part in enumerate(split_commas(text)):
         key, equals, value = part.partition("=")
         if equals:
             found[key] = value
@@ -667,7 +667,7 @@ def _properties(text: str, implied: str) -> dict[str, str]:
     return found
 
 
-def _split_commas(text: str) -> Iterator[str]:
+def split_commas(text: str) -> Iterator[str]:
     """Split at commas; two commas are one comma of the value, as in QEMU."""
     for part in text.replace(",,", "\0").split(","):
         yield part.replace("\0", ",")

@@ -62,9 +62,8 @@ def plan(options: RunOptions, machine: Machine) -> MachinePlan:
 def board_of(options: RunOptions) -> Board:
     """The board as the flags describe it. Raises BoardError."""
     ram = options.memory_bytes or (_DEFAULT_GUEST_RAM if options.boots_default_guest else _DEFAULT_RAM)
-    slots = tuple(_virtio(options, ()))
-    external_devices.check(options.external, ram, virtio_slots=slots)
-    return Board(ram, options.harts, cpu_model.parse(options.cpu or "rv64"), slots, options.external)
+    external_devices.check(options.external, ram)
+    return Board(ram, options.harts, cpu_model.parse(options.cpu or "rv64"), options.external)
 
 
 def device_tree(options: RunOptions, scratch: Path) -> bytes:
@@ -134,7 +133,7 @@ def _services(options: RunOptions, board: Board, booted: BootPlan, machine: Mach
     memory += [word for device in options.external for word in ("--place", external.place(device))]
     memory += [word for image in images for word in ("--image", image)]
     cpu = [*place, "--name", "cpu", "--harts", str(board.harts), "--features", board.cpu.option]
-    cpu += ["--reset-pc", f"{booted.start_pc:#x}"]
+    cpu += ["--reset-pc", f"{booted.start_pc:#x}", "--transports", f"{virt.virtio(0).base:#x}:{virt.VIRTIO_SLOTS}"]
     if not options.translate:
         cpu += ["--hot-samples", "0"]
     if not options.cache:

@@ -24,7 +24,7 @@ DRIVE_USAGE = (
 
 CONSOLE = "virtconsole"
 CONSOLE_USAGE = f"{CONSOLE},chardev=NAME"
-_SERIAL = "virtio-serial-device"
+SERIAL = "virtio-serial-device"
 
 _OURS = ("monitor", "gateway", "memory", "cpu", "uart0", "rtc", "test")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,30}")
@@ -151,11 +151,15 @@ def services(
     shares: Sequence[share.Share],
     snapshot: bool,
     place: Sequence[str],
+    there: Mapping[int, str] | None = None,
+    cards: int = 0,
 ) -> dict[int, ServiceCommand]:
     """The processes by slot. Raises ValueError for what does not fit together.
 
     As on QEMU's board: first the devices of -device, then those that if=virtio makes, each in the last slot free.
+    `there` are the names of devices that have their slots already, `cards` how many network cards are among them.
     """
+    there = there or {}
     drives = [replace(drive, snapshot=snapshot if drive.snapshot is None else drive.snapshot) for drive in drives]
     named: dict[str, Drive] = {}
     wanted = list(devices)
@@ -166,10 +170,10 @@ def services(
         named[name] = drive
         if not drive.alone:
             wanted.append(Device("virtio-blk-device", properties={"drive": name}))
-    if len(wanted) > virt.VIRTIO_SLOTS:
-        raise ValueError(f"expected at most {virt.VIRTIO_SLOTS} virtio devices, got {len(wanted)}")
+    if len(wanted) + len(there) > virt.VIRTIO_SLOTS:
+        raise ValueError(f"expected at most {virt.VIRTIO_SLOTS} virtio devices, got {len(wanted) + len(there)}")
     backends = Backends(
-        named, {netdev.name: netdev for netdev in netdevs}, {shared.name: shared for shared in shares}, count()
+        named, {netdev.name: netdev for netdev in netdevs}, {shared.name: shared for shared in shares}, count(cards)
     )
     if len(backends.netdevs) < len(netdevs):
         raise ValueError("-netdev id=: expected each id once")
@@ -177,17 +181,18 @@ def services(
         raise ValueError("-fsdev id=: expected each id once")
     used: set[tuple[str, str]] = set()
     slots: dict[int, ServiceCommand] = {}
-    free = [slot for slot in reversed(range(virt.VIRTIO_SLOTS)) if slot not in {each.slot for each in wanted}]
-    names = {device.name for device in wanted}
+    named_slots = {each.slot for each in wanted} | there.keys()
+    free = [slot for slot in reversed(range(virt.VIRTIO_SLOTS)) if slot not in named_slots]
+    names = {device.name for device in wanted} | set(there.values())
     if twice := [name for name in names if name and [device.name for device in wanted].count(name) > 1]:
         raise ValueError(f"-device id={twice[0]}: expected each id once")
     for device in wanted:
         driver = DRIVERS[device.driver]
         slot = device.slot if device.slot >= 0 else free.pop(0)
-        if slot in slots:
+        if slot in slots or slot in there:
             raise ValueError(f"bus=virtio-mmio-bus.{slot}: expected one device on it")
         name = device.name or next(
-            free_name for number in range(len(wanted) + 1) if (free_name := f"{driver.short}{number}") not in names
+            free_name for number in range(len(names) + 1) if (free_name := f"{driver.short}{number}") not in names
         )
         names.add(name)
         own = device.properties or {}
@@ -245,25 +250,23 @@ def add_console(devices: Sequence[Device], properties: Mapping[str, str]) -> tup
         raise ValueError("expected chardev=NAME of a -chardev")
     bus = properties.get("bus", "").removesuffix(".0")
     for place, device in enumerate(devices):
-        if device.driver == _SERIAL and not device.properties and bus in ("", device.name):
+        if device.driver == SERIAL and not device.properties and bus in ("", device.name):
             name = device.name or f"console{place}"
             changed = replace(device, name=name, properties={"chardev": properties["chardev"]})
             return (*devices[:place], changed, *devices[place + 1 :])
-    raise ValueError(f"expected a -device {_SERIAL} before it, with no port yet")
+    raise ValueError(f"expected a -device {SERIAL} before it, with no port yet")
 
 
 def consoles(devices: Sequence[Device]) -> dict[str, str]:
     """The chardev of each serial device, by the device's name."""
     return {
-        device.name: device.properties["chardev"]
-        for device in devices
-        if device.driver == _SERIAL and device.properties
+        device.name: device.properties["chardev"] for device in devices if device.driver == SERIAL and device.properties
     }
 
 
 def _console(properties: Mapping[str, str], _backends: Backends) -> list[str]:
     if "chardev" not in properties:
-        raise ValueError(f"{_SERIAL}: expected a -device {CONSOLE_USAGE} behind it")
+        raise ValueError(f"{SERIAL}: expected a -device {CONSOLE_USAGE} behind it")
     return ["--chardev", "kept"]
 
 
@@ -273,7 +276,7 @@ DRIVERS: Mapping[str, Driver] = {
     ),
     net.DRIVER: Driver("virtio-net", "net", net.CARD_PROPERTIES, net.CARD_USAGE, _net),
     "virtio-rng-device": Driver("virtio-rng", "rng", (), "", lambda _properties, _backends: []),
-    _SERIAL: Driver("virtio-console", "console", (), "", _console),
+    SERIAL: Driver("virtio-console", "console", (), "", _console),
     "virtio-9p-device": Driver("virtio-9p", "share", ("fsdev", "mount_tag"), ",fsdev=NAME,mount_tag=TAG", _share),
 }
 

@@ -1,0 +1,75 @@
+"""Devices that come and go while the machine runs: device_add and device_del.
+
+A device that comes is started on trial while the guest runs; memory refuses what lies over something else. Only to put
+it on the cpu's board the machine is paused and drained. One that goes leaves the board first, then it ends.
+"""
+
+from __future__ import annotations
+
+from services.monitor import operations
+from services.monitor.operations import Operation, Request, RequestError
+from services.monitor.supervisor import Supervisor
+from vmesh.cli import hotplug
+from vmesh.cli.options import HelpRequested, OptionError
+from vmesh.spawn import ServiceCommand
+from vmesh.v1 import cpu_pb2, gateway_pb2, lifecycle_pb2, memory_pb2
+
+_OF_THE_BOARD = ("ns16550a", "goldfish-rtc", "sifive-test")
+
+
+def add(supervisor: Supervisor, request: gateway_pb2.AddDeviceRequest, reply: gateway_pb2.AddDeviceReply) -> Operation:
+    """Put a device on the board, in the words of the request; fills in `reply`. RequestError if it cannot be: then
+    nothing was changed."""
+    board, stay_paused = supervisor.board, supervisor.paused
+    command = _parse(supervisor, request)
+    name = command.name
+    supervisor.add(command)
+    try:
+        yield [Request(name, lifecycle_pb2.Health())]
+        yield from operations.stop(supervisor.board)
+        (packet,) = yield [Request(board.memory, memory_pb2.MapRequest())]
+        (description,) = [each for each in packet.address_map.devices if each.name == name]
+        yield [Request(board.cpu, cpu_pb2.AddDevice(description=description))]
+    except RequestError as error:
+        if supervisor.has(name):
+            supervisor.remove(name)
+        yield [Request(board.memory, memory_pb2.Detach(name=name))]
+        if not stay_paused:
+            yield from operations.resume(board)
+        raise RequestError(f"the device {name} cannot be added: {error}", callers_fault=True) from None
+    supervisor.accept(name)
+    if not stay_paused:
+        yield from operations.resume(supervisor.board)
+    reply.name = name
+    reply.base, reply.irq = hotplug.place(command)
+
+
+def remove(supervisor: Supervisor, name: str) -> Operation:
+    """Take a device away. RequestError for one that is not there or belongs to the board."""
+    removable = [
+        each for each in supervisor.board.devices if supervisor.services[each].command.kind not in _OF_THE_BOARD
+    ]
+    if name not in removable:
+        there = ", ".join(removable) or "none"
+        raise RequestError(f"no device '{name}' can be taken away; expected one of: {there}", callers_fault=True)
+    stay_paused = supervisor.paused
+    try:
+        yield from operations.stop(supervisor.board)
+        yield [Request(supervisor.board.cpu, cpu_pb2.RemoveDevice(name=name))]
+        yield [Request(supervisor.board.memory, memory_pb2.Detach(name=name))]
+        supervisor.remove(name)
+    finally:
+        if not stay_paused:
+            yield from operations.resume(supervisor.board)
+
+
+def _parse(supervisor: Supervisor, request: gateway_pb2.AddDeviceRequest) -> ServiceCommand:
+    there = [service.command for service in supervisor.services.values()]
+    try:
+        return hotplug.service(
+            request.device, request.drives, request.netdevs, request.fsdevs, supervisor.machine.path, there
+        )
+    except HelpRequested:
+        raise RequestError(f"device '{request.device}': expected a device", callers_fault=True) from None
+    except (OptionError, ValueError) as error:
+        raise RequestError(str(error), callers_fault=True) from None

@@ -1,0 +1,137 @@
+"""Devices that come and go while Debian runs: `vmesh device_add` and `vmesh device_del`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.system.conftest import LIMIT, PROMPT, Host, Terminal
+from vmesh.client import GatewayError, MachineClient
+from vmesh.guest import Guest
+from vmesh.machine import Machine
+
+pytestmark = pytest.mark.system
+
+Run = Callable[..., Terminal]
+LAST = "10008000.virtio_mmio"  # the transport that the first device gets
+COPIER = f"command={sys.executable} -m docs.examples.copier"
+
+
+def names(host: Host) -> set[str]:
+    return {service["name"] for service in host.ps()["plugs"]["services"]}
+
+
+def wait_gone(host: Host, name: str) -> None:
+    """Wait until nothing is left of a device."""
+    deadline = time.monotonic() + LIMIT
+    while name in names(host) or list((host.runtime / "plugs").glob(f"{name}.*")):
+        assert time.monotonic() < deadline, f"waited {LIMIT:g} s for {name} to be gone"
+        time.sleep(0.02)
+
+
+def test_a_disk_comes_is_used_and_goes(host: Host, run: Run, debian: Guest, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(b"hello" + bytes(1 << 20))
+    machine = run("-name", "plugs", "-append", "loglevel=1")
+    machine.expect(PROMPT)
+    before = names(host)
+    machine.ask("D=/sys/bus/platform/drivers/virtio-mmio; modprobe virtio_blk")
+    assert machine.ask("devmem 0x10008000 32; devmem 0x10008008 32") == "0x74726976\n0x00000000\n"
+    for round_ in range(2):
+        added = host.vmesh(
+            "device_add", "plugs", "virtio-blk-device,id=d1,drive=x",
+            "-drive", f"file={disk},format=raw,if=none,id=x",
+        )  # fmt: skip
+        assert added == "d1 is at 0x10008000, interrupt 8\n"
+        assert names(host) == before | {"d1"}
+        assert machine.ask(f"echo {LAST} >$D/bind; head -c 5 /dev/vda; echo").startswith("hello\n")
+        machine.ask(f"printf {round_} | dd of=/dev/vda bs=1 seek=9 conv=fsync 2>/dev/null")
+        machine.ask(f"echo {LAST} >$D/unbind; ls /dev/vda")
+        assert host.vmesh("device_del", "plugs", "d1") == ""
+        wait_gone(host, "d1")
+        assert disk.read_bytes()[:10] == b"hello\0\0\0\0" + str(round_).encode()
+        assert machine.ask("devmem 0x10008008 32") == "0x00000000\n"
+    machine.type("\x04")
+    assert machine.wait() == 0
+
+
+def test_what_cannot_be_added_is_refused_and_changes_nothing(host: Host, run: Run, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(1 << 20))
+    drive = ("-drive", f"file={disk},format=raw,if=none,id=x")
+    run("-name", "plugs", "-S", "-bios", "none", "-serial", "null", "-device", "virtio-rng-device,id=r",
+                  "-kernel", str(bare(tmp_path)), pipes=True)  # fmt: skip
+    wait_paused(host)
+    before = names(host)
+    for device, more, reason in (
+        ("virtio-rng-device,id=r", (), "expected an id that no device has"),
+        ("virtio-rng-device,bus=virtio-mmio-bus.7", (), "virtio-mmio-bus.7: expected one device on it"),
+        ("virtio-blk-device,drive=y", drive, "there is no 'y'"),
+        ("virtio-gpu-device", (), "no device 'virtio-gpu-device' can be added"),
+        ("virtio-serial-device", (), "a console cannot be added"),
+        ("vmesh-external,id=c,base=0x10000000,irq=20," + COPIER, (), "uart0"),
+        ("vmesh-external,id=c,base=0x4000000,irq=10," + COPIER, (), "interrupt 10 is taken by uart0"),
+        ("vmesh-external,id=c,base=0x80000000,irq=20," + COPIER, (), "RAM"),
+        ("vmesh-external,id=c,base=0x4000000,irq=20", (), "expected command=TEXT"),
+        ("vmesh-external,id=c,base=0x4000000,irq=20,command=false", (), "the device c cannot be added: ended with"),
+    ):
+        said = host.vmesh("device_add", "plugs", device, *more, status=1)
+        assert reason in said
+        assert said.count("\n") == 1
+    wait_gone(host, "c")
+    assert names(host) == before
+    for name in ("uart0", "d7"):
+        said = host.vmesh("device_del", "plugs", name, status=1)
+        assert f"no device '{name}' can be taken away; expected one of: r\n" in said
+    assert host.ps()["plugs"]["state"] == "paused"
+
+
+def test_all_slots_many_times(host: Host, run: Run, tmp_path: Path) -> None:
+    """Numbers, latches and FIFOs are used again; the machine has no more open files than before."""
+    run("-name", "plugs", "-S", "-bios", "none", "-serial", "null", "-kernel", str(bare(tmp_path)), pipes=True)
+    wait_paused(host)
+    with MachineClient(Machine(host.runtime / "plugs"), timeout=LIMIT) as client:
+        client.add_device("virtio-rng-device,id=first")
+        client.remove_device("first")
+        wait_gone(host, "first")
+        before = open_files(host)
+        for _ in range(2):
+            places = {client.add_device(f"virtio-rng-device,id=r{number}").base for number in range(8)}
+            assert len(places) == 8
+            with pytest.raises(GatewayError, match="expected at most 8 virtio devices"):
+                client.add_device("virtio-rng-device")
+            for number in range(8):
+                client.remove_device(f"r{number}")
+            for number in range(8):
+                wait_gone(host, f"r{number}")
+    deadline = time.monotonic() + LIMIT
+    while (now := open_files(host)) != before:
+        assert time.monotonic() < deadline, f"expected {before}, got {now}"
+        time.sleep(0.1)
+
+
+def bare(folder: Path) -> Path:
+    """A guest that is never run."""
+    from tests.system import programs
+
+    path = folder / "guest.elf"
+    path.write_bytes(programs.elf(programs.copy(0x400_0000, 20)))
+    return path
+
+
+def wait_paused(host: Host) -> None:
+    deadline = time.monotonic() + LIMIT
+    while host.ps().get("plugs", {}).get("state") != "paused":
+        assert time.monotonic() < deadline, f"waited {LIMIT:g} s for the machine"
+        time.sleep(0.05)
+
+
+def open_files(host: Host) -> dict[str, int]:
+    """By service; sockets that gRPC keeps for a while are the monitor's, which is left out."""
+    services = host.ps()["plugs"]["services"]
+    return {each["name"]: len(os.listdir(f"/proc/{each['pid']}/fd")) for each in services if each["name"] != "monitor"}

@@ -1,0 +1,85 @@
+"""A device for a machine that runs: from QEMU's words to the process, among those that are there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from vmesh.board import virt
+from vmesh.cli import external, net, options, virtio
+from vmesh.spawn import ServiceCommand
+
+_SLOTS = {virt.virtio(slot).base: slot for slot in range(virt.VIRTIO_SLOTS)}
+_PATHS = ("file", "path", "addr.path")
+
+
+def service(
+    device: str,
+    drives: Sequence[str],
+    netdevs: Sequence[str],
+    fsdevs: Sequence[str],
+    machine: Path,
+    there: Sequence[ServiceCommand],
+) -> ServiceCommand:
+    """The process of the device that -device TEXT asks for, in the machine directory `machine`; the other texts are
+    those behind -drive, -netdev and -fsdev. `there` are the machine's processes. Raises OptionError, ValueError."""
+    if device.split(",")[0] in (virtio.SERIAL, virtio.CONSOLE):
+        raise ValueError("a console cannot be added to a machine that runs: expected another device")
+    flags = [word for text in drives for word in ("-drive", text)]
+    flags += [word for text in netdevs for word in ("-netdev", text)]
+    flags += [word for text in fsdevs for word in ("-fsdev", text)]
+    asked = options.parse([*flags, "-device", device])
+    command = _external(asked, machine) if asked.external else _virtio(asked, machine, there)
+    if command.name in {each.name for each in there}:
+        raise ValueError(f"id={command.name}: expected an id that no device has")
+    return command
+
+
+def absolute(text: str) -> str:
+    """The same text with paths that no longer depend on where it was written."""
+    return ",".join(part.replace(",", ",,") for part in map(_absolute, options.split_commas(text)))
+
+
+def place(command: ServiceCommand) -> tuple[int, int]:
+    """Where the guest finds a device: address and interrupt (0: it has none)."""
+    return int(_value(command, "--base") or "0", 0), int(_value(command, "--irq") or "0", 0)
+
+
+def _absolute(part: str) -> str:
+    key, equals, value = part.partition("=")
+    if not equals or key not in _PATHS or value.startswith("nbd"):
+        return part
+    return f"{key}={Path(value).absolute()}"
+
+
+def _external(asked: options.RunOptions, machine: Path) -> ServiceCommand:
+    (device,) = asked.external
+    if not device.command:
+        raise ValueError("expected command=TEXT: a machine that runs does not wait for a device started by hand")
+    return external.service_command(device, machine)
+
+
+def _virtio(asked: options.RunOptions, machine: Path, there: Sequence[ServiceCommand]) -> ServiceCommand:
+    if any(drive.alone is False for drive in asked.drives):
+        raise ValueError("-drive: expected if=none and an id= that the device names")
+    cards = sum(each.kind == virtio.DRIVERS[net.DRIVER].kind for each in there)
+    made = virtio.services(
+        asked.virtio_devices, asked.drives, asked.netdevs, asked.shares, False, ("--machine", str(machine)),
+        dict(_occupied(there)), cards,
+    )  # fmt: skip
+    (command,) = made.values()
+    return command
+
+
+def _occupied(there: Sequence[ServiceCommand]) -> Iterator[tuple[int, str]]:
+    for command in there:
+        base, _ = place(command)
+        if base in _SLOTS:
+            yield _SLOTS[base], command.name
+
+
+def _value(command: ServiceCommand, option: str) -> str | None:
+    """Of the first option of that name."""
+    words = command.arguments
+    return next((value for word, value in pairwise(words) if word == option), None)
