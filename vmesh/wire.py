@@ -46,7 +46,7 @@ _FIELD_OF = {
 }
 
 _LIFECYCLE = ("pause", "drain", "save", "load", "resume", "reset", "shutdown", "health", "hand_over")
-_CPU = ("hart_registers_request", "cpu_status_request", "add_device", "remove_device")
+_CPU = ("hart_registers_request", "cpu_status_request", "add_device", "remove_device", "read_memory", "write_memory")
 _ALLOWED: dict[str, frozenset[Role.ValueType]] = {
     "access_batch": frozenset({common.ROLE_HART}),
     **{name: frozenset({common.ROLE_DEVICE}) for name in ("attach", "dma_read", "dma_write")},

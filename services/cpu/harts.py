@@ -7,11 +7,14 @@ import mmap
 import time
 from typing import Any
 
+from vmesh import errors
+
 from .core import CoreImage
 from .isa.riscv.csr_bits import ADUE, SXL, UXL
 from .isa.riscv.features import FEATURE_BIT
 from .isa.riscv.plic_layout import Plic
 from .isa.riscv.state import (
+    ATTENTION_CODE,
     ATTENTION_STOP,
     CODE_HASH,
     CODE_KEPT,
@@ -254,6 +257,17 @@ class Harts:
     def raise_attention(self, number: int, bits: int) -> None:
         """Makes a hart look at ``bits`` (``state.ATTENTION_*``) soon."""
         self._raise_attention(self.address[number], bits)
+
+    def code_written(self) -> None:
+        """Guest memory was written by somebody who does no FENCE.I: every hart looks at its code again."""
+        for address in self.address:
+            self._raise_attention(address, ATTENTION_CODE)
+
+    def record(self, number: int) -> Any:
+        """The record of a hart that somebody asks for. Raises BadRequest if it is not there."""
+        if number >= len(self.hart):
+            raise errors.BadRequest("hart", expected=f"0 to {len(self.hart) - 1}", got=str(number))
+        return self.hart[number]
 
     def install(
         self, number: int, page: int, steps: Any, step_count: int, entries: Any, entry_count: int, code: int

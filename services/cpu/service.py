@@ -22,7 +22,7 @@ from vmesh.v1 import bus_pb2, common_pb2, cpu_pb2, lifecycle_pb2, memory_pb2
 from vmesh.v1.packet_pb2 import Packet
 from vmesh.wire import Client
 
-from . import state, vacant
+from . import inspection, state, vacant
 from .bus import FLOOD_SECONDS, GREETING_LIMIT, Counters, Device, Irqchip, Link, RegisterTable, dial
 from .core import load_core
 from .doorbell import Doorbell, Listener
@@ -147,6 +147,11 @@ class Cpu(Service):
             case "remove_device":
                 self._need_paused("RemoveDevice")
                 self._remove_device(packet.remove_device.name)
+                return common_pb2.Done()
+            case "read_memory":
+                return inspection.read(self._harts, packet.read_memory)
+            case "write_memory":
+                inspection.write(self._harts, packet.write_memory)
                 return common_pb2.Done()
             case _:
                 return super().handle(client, packet)
@@ -413,10 +418,8 @@ class Cpu(Service):
         return status
 
     def _registers(self, number: int) -> cpu_pb2.HartRegisters:
-        if number >= len(self._harts.hart):
-            raise errors.BadRequest("hart", expected=f"0 to {len(self._harts.hart) - 1}", got=str(number))
         answer = cpu_pb2.HartRegisters(hart=number)
-        for name, value in registers(self._harts.hart[number]):
+        for name, value in registers(self._harts.record(number)):
             answer.registers.add(name=name, value=value)
         return answer
 

@@ -23,6 +23,8 @@ class Request:
     body: Message
 
 
+MEMORY_PIECE = 256 << 10  # bytes that the cpu is asked for at a time: it answers nothing else meanwhile
+
 Batch = Sequence[Request]
 Operation = Generator[Batch, Sequence[Packet], None]
 
@@ -123,6 +125,31 @@ def registers(board: Board, hart: int, registers: cpu_pb2.HartRegisters) -> Oper
     """Fill in `registers`."""
     (packet,) = yield [Request(board.cpu, cpu_pb2.HartRegistersRequest(hart=hart))]
     registers.CopyFrom(packet.hart_registers)
+
+
+def read_memory(board: Board, request: cpu_pb2.ReadMemory, content: bytearray) -> Operation:
+    """Append to `content` what is there, up to where no memory is: any number of bytes, in requests of a size that the
+    cpu takes. Fails if there is no memory at the first byte."""
+    end = request.address + request.size
+    while request.address + len(content) < end:
+        place = request.address + len(content)
+        piece = cpu_pb2.ReadMemory(
+            physical=request.physical, hart=request.hart, address=place, size=min(end - place, MEMORY_PIECE)
+        )
+        try:
+            (packet,) = yield [Request(board.cpu, piece)]
+        except RequestError as error:
+            if content and error.callers_fault:
+                return
+            raise
+        content += packet.memory_content.data
+        if len(packet.memory_content.data) < piece.size:
+            return
+
+
+def write_memory(board: Board, request: cpu_pb2.WriteMemory) -> Operation:
+    """Write all of it or, if there is no memory at one of its bytes, nothing; 1 MiB at most."""
+    yield [Request(board.cpu, request)]
 
 
 def stop(board: Board) -> Operation:

@@ -27,7 +27,7 @@ from vmesh.v1.packet_pb2 import Packet
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 60.0  # seconds; no test depends on how much of it is used
-RAM_BASE = 0x8000_0000
+RAM_BASE, RAM_SIZE = 0x8000_0000, 16 << 20
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from harness import RAM_BASE, Machine, Monitor
+from harness import RAM_BASE, RAM_SIZE, Machine, Monitor
 
 from tests.waiting import wait_for
 from vmesh import errors
@@ -137,3 +137,54 @@ def test_reset_needs_a_pause(monitor: Monitor) -> None:
 def test_guest_time_stands_still_while_paused(monitor: Monitor) -> None:
     first = state_of(monitor.save()).time
     assert state_of(monitor.save()).time == first
+
+
+def test_memory_is_read_up_to_its_end_and_written_whole(monitor: Monitor) -> None:
+    place = RAM_BASE + 0x1000
+    monitor.ask(cpu.WriteMemory(physical=True, address=place, data=b"debugger"))
+
+    content = monitor.ask(cpu.ReadMemory(address=place - 2, size=12))  # a hart in M-mode translates nothing
+    assert isinstance(content, cpu.MemoryContent)
+    assert content.data == b"\0\0debugger\0\0"
+    end = RAM_BASE + RAM_SIZE
+    content = monitor.ask(cpu.ReadMemory(physical=True, address=end - 4, size=100))
+    assert isinstance(content, cpu.MemoryContent)
+    assert content.data == bytes(4)
+    with pytest.raises(errors.BadRequest, match="expected an address where memory is"):
+        monitor.ask(cpu.WriteMemory(physical=True, address=end - 4, data=b"12345678"))
+    content = monitor.ask(cpu.ReadMemory(physical=True, address=end - 4, size=4))
+    assert isinstance(content, cpu.MemoryContent)
+    assert content.data == bytes(4), "what cannot be written whole is not written"
+
+
+@pytest.mark.parametrize(
+    "request_", [
+        cpu.ReadMemory(physical=True, address=0x3000_0000, size=8),
+        cpu.ReadMemory(hart=9, address=RAM_BASE, size=8),
+        cpu.ReadMemory(physical=True, address=RAM_BASE, size=1 << 31),
+        cpu.ReadMemory(physical=True, address=(1 << 64) - 4, size=8),
+        cpu.WriteMemory(physical=True, address=0x1000_0000, data=b"1"),
+    ],
+)  # fmt: skip
+def test_memory_that_cannot_be_had(monitor: Monitor, request_: cpu.ReadMemory | cpu.WriteMemory) -> None:
+    with pytest.raises(errors.BadRequest, match="expected"):
+        monitor.ask(request_)
+
+
+def test_code_that_is_written_is_run(monitor: Monitor) -> None:
+    wait_for(lambda: sleeping(monitor), "both harts to sleep in WFI")
+    jump_to_itself = (0x6F).to_bytes(4, "little")
+    monitor.ask(cpu.WriteMemory(physical=True, address=registers(monitor)["pc"], data=jump_to_itself))
+    saved = monitor.save()
+    state = state_of(saved)
+    state.harts[0].values["waiting"] = 0
+    monitor.ask(
+        lifecycle.Load(state=lifecycle.ServiceState(type=saved.type, version=1, bytes=state.SerializeToString()))
+    )
+    before = registers(monitor)
+    monitor.ask(lifecycle.Resume())
+
+    status = monitor.ask(cpu.CpuStatusRequest())
+    assert isinstance(status, cpu.CpuStatus)
+    assert status.harts[0].state == cpu.HART_RUNNING
+    assert (registers(monitor)["pc"], registers(monitor)["t0"]) == (before["pc"], before["t0"])

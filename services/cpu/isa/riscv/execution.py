@@ -24,10 +24,22 @@ from .attention import FUTEX_WAIT_PRIVATE, raise_attention
 from .clint import NEVER, TICK, host_time, look_at_clock
 from .decoder import SCRATCH_BITS, decode
 from .latch import EXPORTS as LATCH_EXPORTS
-from .memory import FETCH, OFFSET, code_page, fault, flush_all, host_address, machine_of, select_context, select_tlb
+from .memory import (
+    FETCH,
+    OFFSET,
+    code_page,
+    fault,
+    flush_all,
+    flush_fetch,
+    host_address,
+    machine_of,
+    select_context,
+    select_tlb,
+)
 from .plic import plic_set_level
 from .state import (
     ACCESS_NONE,
+    ATTENTION_CODE,
     ATTENTION_REGIONS,
     ATTENTION_STOP,
     CODE_PAGE_STRIDE,
@@ -93,6 +105,9 @@ def wait(hart: Hart) -> bool:
             hart.exit_reason = EXIT_FLUSH
             return False
         bits = atomic_rmw("xchg", u32, ref(hart.attention), 0)
+        if bits & ATTENTION_CODE != 0:
+            flush_fetch(hart)
+            hart.code_epoch += 1
         if bits & ATTENTION_STOP != 0:
             hart.exit_reason = EXIT_STOP
             return False
@@ -174,6 +189,9 @@ def attention(hart: Hart, slot: u64) -> None:
         hart.exit_reason = EXIT_REGIONS
     if bits & ATTENTION_STOP != 0:
         hart.exit_reason = EXIT_STOP
+    if bits & ATTENTION_CODE != 0:
+        flush_fetch(hart)
+        hart.code_epoch += 1
     now = look_at_clock(hart)
     if hart.ring_count == 0:
         hart.ring_since = now

@@ -20,7 +20,7 @@ EXIT_NONE, EXIT_ACCESS, EXIT_FLUSH, EXIT_DRAIN, EXIT_STOP, EXIT_REGIONS = range(
 ACCESS_NONE, ACCESS_WANTED, ACCESS_DONE, ACCESS_FAILED = 0, 1, 2, 3
 
 #: Bits of ``Hart.attention``: what other threads ask of a running hart.
-ATTENTION_INTERRUPT, ATTENTION_STOP, ATTENTION_REGIONS = 1, 2, 4
+ATTENTION_INTERRUPT, ATTENTION_STOP, ATTENTION_REGIONS, ATTENTION_CODE = 1, 2, 4, 8
 
 #: Entries of each software TLB (a power of two): data reads, data writes, fetches.
 TLB_ENTRIES, FETCH_ENTRIES = 1024, 512

@@ -1,0 +1,56 @@
+"""Guest memory for the monitor (cpu.proto: ReadMemory, WriteMemory): read and written behind the harts' backs."""
+
+from __future__ import annotations
+
+import ctypes
+
+from vmesh import errors
+from vmesh.v1 import cpu_pb2
+
+from .harts import Harts
+from .isa.riscv.lookup import pieces
+
+#: Bytes of one request at most.
+LIMIT = 1 << 20
+_SPACE = 1 << 64
+
+
+def read(harts: Harts, request: cpu_pb2.ReadMemory) -> cpu_pb2.MemoryContent:
+    """What is there, up to where no memory is. Raises BadRequest if that is at once."""
+    hart = _hart(harts, request, request.size)
+    found = bytearray()
+    for _, length, segment, physical in pieces(harts.machine, hart, request.address, request.size):
+        if segment is None:
+            break
+        found += ctypes.string_at(segment.host + physical - segment.base, length)
+    if request.size and not found:
+        raise _nothing(request.address)
+    return cpu_pb2.MemoryContent(data=bytes(found))
+
+
+def write(harts: Harts, request: cpu_pb2.WriteMemory) -> None:
+    """Writes all of it. Raises BadRequest if no memory is at one of its bytes, and then writes nothing."""
+    hart = _hart(harts, request, len(request.data))
+    found = list(pieces(harts.machine, hart, request.address, len(request.data)))
+    for done, _, segment, _ in found:
+        if segment is None:
+            raise _nothing(request.address + done)
+    for done, length, segment, physical in found:
+        assert segment is not None
+        if segment.dirty:
+            ctypes.c_uint8.from_address(segment.dirty + (physical - segment.base >> 12)).value = 1
+        ctypes.memmove(segment.host + physical - segment.base, request.data[done : done + length], length)
+    harts.code_written()
+
+
+def _hart(harts: Harts, request: cpu_pb2.ReadMemory | cpu_pb2.WriteMemory, size: int) -> object | None:
+    """The hart that translates, or None for physical addresses."""
+    if size > LIMIT:
+        raise errors.BadRequest("bytes of memory", expected=f"at most {LIMIT}", got=str(size))
+    if request.address + size > _SPACE:
+        raise errors.BadRequest("memory", expected="an end below 2^64", got=f"{size} bytes at {request.address:#x}")
+    return None if request.physical else harts.record(request.hart)
+
+
+def _nothing(address: int) -> errors.BadRequest:
+    return errors.BadRequest("memory", expected="an address where memory is", got=f"{address:#x}")
