@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import block, boot, bus, cpu, harness, harts, kills, memory, net, programs
+from bench import block, boot, bus, cpu, harness, harts, kills, memory, migration, net, programs
 from bench.harness import BenchError
 from bench.report import Report
 
@@ -28,6 +28,7 @@ BENCHMARKS: Mapping[str, tuple[Callable[[int], Report], int]] = {  # what measur
     "harts": (harts.measure, 3),
     "kills": (kills.measure, 200),  # kills in all
     "memory": (memory.measure, 1),
+    "migration": (migration.measure, 5),
     "net": (net.measure, 3),
     "programs": (programs.measure, 5),
 }

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.conftest import PROMPT, Host, Terminal
+from tests.waiting import wait_for
 from vmesh.guest import Guest
 
 pytestmark = pytest.mark.system
@@ -42,10 +43,7 @@ def incoming(host: Host, run: Run, name: str, *flags: str) -> tuple[Terminal, st
     """A machine that waits, and where."""
     place = f"unix:{host.runtime}/{name}.migrate"
     terminal = run("-name", name, "-m", "256M", "-append", "loglevel=1", "-incoming", place, *flags)
-    deadline = time.monotonic() + 30
-    while not Path(place[5:]).exists():
-        assert time.monotonic() < deadline, terminal.output
-        time.sleep(0.02)
+    wait_for(Path(place[5:]).exists, lambda: f"{name} to listen: {terminal.output}")
     return terminal, place
 
 

@@ -1,0 +1,278 @@
+"""Live migration beside QEMU: a Linux guest with one process that writes to 64 MiB over and over, moved by turns.
+
+Both move over loopback TCP, with no limit to their bandwidth, and tell their own figures (query-migrate).
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import stat
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bench import harness, programs
+from bench.harness import BenchError
+from bench.report import Report, Row, Sample, held
+from vmesh.client import GatewayError, MachineClient
+from vmesh.guest import initramfs
+from vmesh.machine import MachineError, find
+from vmesh.v1 import migration_pb2
+
+DIRTY_MEBIBYTES = 64
+RAM = "512M"
+PRECOPY_FIRST = 0.2  # seconds before a post-copy switches over
+_LIMIT = 60.0
+_SETTLE = 1.0  # seconds that the guest writes before it moves
+_SOURCE = Path(__file__).with_suffix(".c")
+_UNLIMITED = 1 << 40  # bytes a second, for QEMU
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """What a migration took: milliseconds, bytes; `latencies` are pages by the power of two of their µs."""
+
+    total: float
+    downtime: float
+    moved: int
+    requests: int
+    latencies: tuple[int, ...] = ()
+
+
+def measure(runs: int) -> Report:
+    """Raises BenchError."""
+    rows: list[Row] = []
+    notes: list[str] = []
+    with harness.scratch() as scratch:
+        initrd = guest_initrd(scratch)
+        for postcopy in (False, True):
+            ours, theirs = harness.by_turns(
+                _once(scratch, initrd, _vmesh, postcopy), _once(scratch, initrd, _qemu, postcopy), runs
+            )
+            rows += _rows(ours, theirs, postcopy)
+            if postcopy:
+                notes += histogram(ours)
+    return Report(f"live migration, {RAM}, {DIRTY_MEBIBYTES} MiB written over and over, {runs} moves each", rows, notes)
+
+
+def _rows(ours: Sequence[Move], theirs: Sequence[Move], postcopy: bool) -> Iterator[Row]:
+    name = "post-copy" if postcopy else "pre-copy"
+
+    def pair(get: Callable[[Move], float]) -> tuple[Sample, Sample]:
+        return Sample(tuple(map(get, ours))), Sample(tuple(map(get, theirs)))
+
+    down, total = pair(lambda move: move.downtime), pair(lambda move: move.total)
+    if postcopy:
+        bar = held("< 30 ms", down[0].median < 30)
+    else:
+        bar = held("<= 1.5x", down[0].median <= 1.5 * down[1].median)
+    yield Row(f"{name}: downtime", "ms", *down, digits=1, bar=bar)
+    yield Row(f"{name}: total", "ms", *total, digits=0, bar=held("<= 2x", total[0].median <= 2 * total[1].median))
+    yield Row(f"{name}: moved", "MB", *pair(lambda move: move.moved / 1e6), digits=0)
+    if postcopy:
+        yield Row(f"{name}: pages asked for", "", *pair(lambda move: move.requests), digits=0)
+        found = median_latency(ours)
+        yield Row(
+            f"{name}: a page that is waited for comes within (median)", "us", Sample((found,)), digits=0,
+            bar=held("< 1000", found < 1000),
+        )  # fmt: skip
+
+
+def median_latency(moves: Sequence[Move]) -> float:
+    """µs: the upper end of the bucket that the median is in."""
+    counts = [sum(each) for each in zip(*(move.latencies for move in moves if move.latencies), strict=True)]
+    seen, total = 0, sum(counts)
+    for bucket, count in enumerate(counts):
+        seen += count
+        if 2 * seen >= total and total:
+            return float(1 << bucket)
+    return 0.0
+
+
+def histogram(moves: Sequence[Move]) -> list[str]:
+    counts = [sum(each) for each in zip(*(move.latencies for move in moves if move.latencies), strict=True)]
+    most = max(counts, default=0)
+    lines = ["pages that were waited for, by µs:"]
+    for bucket, count in enumerate(counts):
+        if count:
+            lines.append(f"  {(1 << bucket) // 2:>8,} - {1 << bucket:>8,}  {count:>6}  {'#' * -(-40 * count // most)}")
+    return lines
+
+
+def guest_initrd(scratch: Path) -> Path:
+    """Debian's initramfs with the program in it."""
+    guest = harness.debian()
+    assert guest.initrd is not None
+    program = programs.compiled("migration", [_SOURCE])
+    entry = initramfs.Entry("bin/migration", stat.S_IFREG | 0o755, program.read_bytes())
+    archive = scratch / "migration.cpio"
+    archive.write_bytes(guest.initrd.read_bytes() + initramfs.archive(iter([entry])))
+    return archive
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port: int = found.getsockname()[1]
+        return port
+
+
+def _once(
+    scratch: Path, initrd: Path, emulator: Callable[[Path, list[str], int, bool], Move], postcopy: bool
+) -> Callable[[], Move]:
+    guest = replace(harness.debian(), initrd=initrd)
+    flags = ["-m", RAM, *harness.guest_flags(guest, f'quiet vmesh.run="migration dirty {DIRTY_MEBIBYTES}"')]
+    return lambda: emulator(scratch, flags, free_port(), postcopy)
+
+
+def _vmesh(_scratch: Path, flags: list[str], port: int, postcopy: bool) -> Move:
+    place = f"tcp:127.0.0.1:{port}"
+    here, there = f"mig{port}a", f"mig{port}b"
+    with (
+        harness.kept(harness.ours("-name", here, *flags), b"dirty ready"),
+        _started(harness.ours("-name", there, *flags, "-incoming", place)),
+        client(here) as source,
+        client(there) as target,
+    ):
+        _wait_port(lambda: target.query_migrate().status.state == migration_pb2.MIGRATION_SETUP)
+        time.sleep(_SETTLE)
+        source.migrate_set(max_bandwidth=0, postcopy_ram=postcopy)
+        source.migrate(place)
+        if postcopy:
+            time.sleep(PRECOPY_FIRST)
+            with suppress(GatewayError):  # it was quicker
+                source.migrate_start_postcopy()
+        status = wait_moved(source)
+        arrived = target.query_migrate().status
+        return Move(
+            status.total_time_ms,
+            status.downtime_ms,
+            status.ram.transferred,
+            status.ram.postcopy_requests,
+            tuple(arrived.fault_latency_us),
+        )
+
+
+def wait_moved(source: MachineClient, limit: float = _LIMIT) -> migration_pb2.MigrationStatus:
+    """The status of a migration that has completed. Raises BenchError for any other end."""
+    deadline = time.monotonic() + limit
+    while True:
+        status = source.query_migrate().status
+        if status.state == migration_pb2.MIGRATION_COMPLETED:
+            return status
+        if status.state in (migration_pb2.MIGRATION_FAILED, migration_pb2.MIGRATION_CANCELLED):
+            raise BenchError(f"the migration failed: {status.error}")
+        if time.monotonic() > deadline:
+            raise BenchError(f"not moved after {limit:g} s: {status}")
+        time.sleep(0.02)
+
+
+@contextmanager
+def client(name: str) -> Iterator[MachineClient]:
+    """The client of a machine that has begun to start."""
+    deadline = time.monotonic() + _LIMIT
+    while True:
+        try:
+            found = MachineClient(find(name), timeout=_LIMIT)
+            break
+        except MachineError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+    with found:
+        yield found
+
+
+def _wait_port(there: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _LIMIT
+    while not there():
+        if time.monotonic() > deadline:
+            raise BenchError("the destination does not listen")
+        time.sleep(0.02)
+
+
+@contextmanager
+def _started(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _qemu(scratch: Path, flags: list[str], port: int, postcopy: bool) -> Move:
+    place = f"tcp:127.0.0.1:{port}"
+    sockets = [scratch / f"{port}{side}" for side in "ab"]
+    qmp = [["-qmp", f"unix:{path},server=on,wait=off"] for path in sockets]
+    with (
+        harness.kept(harness.theirs(*flags, *qmp[0]), b"dirty ready"),
+        _started(harness.theirs(*flags, *qmp[1], "-incoming", place)),
+        _Qmp(sockets[0]) as source,
+        _Qmp(sockets[1]) as target,
+    ):
+        if postcopy:
+            capabilities = {"capabilities": [{"capability": "postcopy-ram", "state": True}]}
+            for each in (source, target):
+                each.ask("migrate-set-capabilities", capabilities)
+        time.sleep(_SETTLE)
+        source.ask("migrate-set-parameters", {"max-bandwidth": _UNLIMITED})
+        source.ask("migrate", {"uri": place})
+        if postcopy:
+            time.sleep(PRECOPY_FIRST)
+            source.ask("migrate-start-postcopy")
+        deadline = time.monotonic() + _LIMIT
+        while (found := source.ask("query-migrate")).get("status") != "completed":
+            if found.get("status") in ("failed", "cancelled") or time.monotonic() > deadline:
+                raise BenchError(f"QEMU's migration: {found}")
+            time.sleep(0.02)
+        ram = found["ram"]
+        return Move(found["total-time"], found["downtime"], ram["transferred"], ram["postcopy-requests"])
+
+
+class _Qmp:
+    """As little of QMP as is needed to drive QEMU."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> _Qmp:
+        deadline = time.monotonic() + _LIMIT
+        self._socket = socket.socket(socket.AF_UNIX)
+        while True:
+            try:
+                self._socket.connect(str(self._path))
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+        self._lines = self._socket.makefile("rb")
+        self._lines.readline()
+        self.ask("qmp_capabilities")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def ask(self, command: str, arguments: dict[str, Any] | None = None) -> dict[str, Any]:
+        self._socket.sendall(json.dumps({"execute": command, "arguments": arguments or {}}).encode() + b"\n")
+        while True:
+            if not select.select([self._socket], [], [], _LIMIT)[0]:
+                raise BenchError(f"QEMU does not answer {command}")
+            answer = json.loads(self._lines.readline())
+            if "return" in answer:
+                found: dict[str, Any] = answer["return"]
+                return found
+            if "error" in answer:
+                raise BenchError(f"QEMU: {command}: {answer['error']['desc']}")

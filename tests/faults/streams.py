@@ -1,0 +1,186 @@
+"""Two machines for migration between them, and a proxy on the way that cuts, damages or delays what goes through."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from tests.system import programs
+from tests.waiting import wait_for
+from vmesh.board import encode as e
+from vmesh.client import MachineClient
+from vmesh.guest.tiny import Program
+from vmesh.machine import Machine
+from vmesh.v1 import migration_pb2
+from vmesh.v1.migration_pb2 import MigrationStatus
+
+LIMIT = 40.0
+DATA_BYTES = 12 << 20  # of RAM that are not zero
+ENDED = (migration_pb2.MIGRATION_COMPLETED, migration_pb2.MIGRATION_FAILED, migration_pb2.MIGRATION_CANCELLED)
+
+
+def counter(seed: int = 3) -> bytes:
+    """A guest that counts in memory for ever, with a lot of data behind it."""
+    program = Program()
+    program.address(e.T0, "count")
+    program.emit(e.addi(e.T1, e.ZERO, 0))
+    program.label("again")
+    program.emit(e.addi(e.T1, e.T1, 1), e.sw(e.T1, e.T0, 0))
+    program.jump("again")
+    program.label("count")
+    program.emit(0, 0)
+    return programs.elf(program.assemble() + random.Random(seed).randbytes(DATA_BYTES))
+
+
+class Proxy:
+    """Listens at `path` and passes everything on to `target`. `through` gets each piece that goes to the target, with
+    the number of bytes before it, and gives what is to go on; None cuts the connection."""
+
+    def __init__(self, path: Path, target: Path, through: Callable[[int, bytes], bytes | None]) -> None:
+        self.uri = f"unix:{path}"
+        self._target = target
+        self._through = through
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen(8)
+        self._open: list[socket.socket] = [self._listener]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        for each in self._open:
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.cut()
+        for each in self._open:
+            each.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.socket(socket.AF_UNIX)
+                far.connect(str(self._target))
+                self._open += [near, far]
+                threading.Thread(target=self._pass, args=(near, far, self._through), daemon=True).start()
+                threading.Thread(target=self._pass, args=(far, near, lambda at, data: data), daemon=True).start()
+
+    def _pass(self, here: socket.socket, there: socket.socket, through: Callable[[int, bytes], bytes | None]) -> None:
+        at = 0
+        with suppress(OSError):
+            while data := here.recv(65536):
+                changed = through(at, data)
+                if changed is None:
+                    break
+                there.sendall(changed)
+                at += len(data)
+        for each in (here, there):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+
+class Pair:
+    """A machine that counts, and one with `-incoming defer` that could take it."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.runtime = Path(tempfile.mkdtemp(prefix="vmesh-streams-"))
+        self.environment = {**os.environ, "VMESH_RUNTIME": str(self.runtime)}
+        self.kernel = self.runtime.with_suffix(".elf")
+        self.kernel.write_bytes(counter())
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._clients: dict[str, MachineClient] = {}
+        self._number = 0
+
+    def start(self, name: str, *flags: str) -> MachineClient:
+        command = [sys.executable, "-m", "vmesh.cli", "run", "-name", name, "-m", "64M", "-serial", "null"]
+        command += ["-bios", "none", "-kernel", str(self.kernel), *flags]
+        self._processes[name] = subprocess.Popen(
+            command, cwd=self._root, env=self.environment, stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        gateway = self.runtime / name / "gateway.sock"
+        wait_for(gateway.exists, f"the gateway of {name}")
+        client = self._clients[name] = MachineClient(Machine(self.runtime / name), timeout=LIMIT)
+        return client
+
+    def wait_end(self, name: str) -> tuple[int, str]:
+        """The exit status of a machine that ends by itself, and what it said."""
+        _, said = self._processes[name].communicate(timeout=LIMIT)
+        self._clients.pop(name).close()
+        return self._processes.pop(name).returncode, said.decode(errors="replace")
+
+    def place(self) -> Path:
+        """A path for a socket that was not used before."""
+        self._number += 1
+        return self.runtime / f"stream{self._number}"
+
+    def listen(self, target: MachineClient) -> Path:
+        """Have a machine listen at a new place."""
+        path = self.place()
+        target.migrate_incoming(f"unix:{path}")
+        return path
+
+    def pid(self, machine: str, service: str) -> int | None:
+        """The process of a machine's service."""
+        mark = f"VMESH_RUNTIME={self.runtime}".encode()
+        for entry in filter(str.isdigit, os.listdir("/proc")):
+            with suppress(OSError):
+                here = Path("/proc", entry)
+                if (here / "comm").read_text() != f"vmesh-{service}"[:15] + "\n":
+                    continue
+                if mark not in (here / "environ").read_bytes().split(b"\0"):
+                    continue
+                maps = (here / "maps").read_text()
+                if f"{self.runtime}/{machine}/" in maps:
+                    return int(entry)
+        return None
+
+    def close(self) -> None:
+        for client in self._clients.values():
+            client.close()
+        for process in self._processes.values():
+            process.terminate()
+        for process in self._processes.values():
+            try:
+                process.communicate(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+        shutil.rmtree(self.runtime, ignore_errors=True)
+        self.kernel.unlink()
+
+
+def wait_state(client: MachineClient, *states: int) -> MigrationStatus:
+    """The status once it is one of these."""
+    found: list[MigrationStatus] = []
+
+    def reached() -> bool:
+        found[:] = [client.query_migrate().status]
+        return found[0].state in states
+
+    wait_for(reached, f"the migration to be {[migration_pb2.MigrationState.Name(s) for s in states]}")
+    return found[0]
+
+
+def counts(client: MachineClient) -> bool:
+    """Whether the guest's hart goes on."""
+    before = client.status().harts[0].retired
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        status = client.status()
+        if status.run_state == "running" and status.harts[0].retired > before:
+            return True
+        time.sleep(0.02)
+    return False
