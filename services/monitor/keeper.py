@@ -59,10 +59,14 @@ class Keeper:
 
     def spawn(self, command: ServiceCommand, more: Sequence[str], spawned: Spawned) -> None:
         """Have `command` started with `more` arguments; `spawned` gets the process, or why there is none."""
-        self._waiting.append(spawned)
         words = [command.name, command.kind, command.module, *command.arguments]
+        request = json.dumps({"command": words, "more": list(more)}).encode()
+        if len(request) > _MESSAGE_BYTES:
+            spawned(None, f"its command line is too long: expected at most {_MESSAGE_BYTES} bytes, got {len(request)}")
+            return
+        self._waiting.append(spawned)
         try:
-            self.socket.send(json.dumps({"command": words, "more": list(more)}).encode())
+            self.socket.send(request)
         except OSError as error:
             self._waiting.pop()
             spawned(None, f"the keeper does not answer: {error.strerror}")

@@ -331,7 +331,11 @@ class Supervisor:
         if packet.WhichOneof("body") != "welcome":
             refused = packet.refused
             reason = f"expected {refused.expected}, got {refused.got}" if refused.expected else refused.reason
-            self._fail(service, f"refused the monitor: {one_line(reason) or 'no reason given'}")
+            how = f"refused the monitor: {one_line(reason) or 'no reason given'}"
+            if service.on_trial:
+                self._give_up(service, how)
+            else:
+                self._fail(service, how)
             return
         service.welcomed = True
         service.epoch = packet.welcome.epoch
@@ -391,6 +395,10 @@ class Supervisor:
         self._log.info("notice", service=name, kind=notice.WhichOneof("event") or "", text=notice.text)
         if notice.severity == common_pb2.SEVERITY_ERROR:
             self.services[name].last_error = one_line(notice.text)
+        if self.services[name].on_trial:  # the machine does not depend on it yet
+            if notice.HasField("fault"):
+                self._give_up(self.services[name], one_line(notice.fault.reason or notice.text))
+            return
         match notice.WhichOneof("event"):
             case "power_off" if self.actions.shutdown == "pause":
                 self.powered_off = True
@@ -533,7 +541,9 @@ class Supervisor:
 
     def accept(self, name: str) -> None:
         """The program on trial is the device from now on."""
-        self.services[name].on_trial = False
+        service = self.services[name]
+        service.on_trial = False
+        service.deaths.clear()  # they were another program's
 
     def add(self, command: ServiceCommand) -> None:
         """Start a device more, on trial: until `accept`, its end fails what it was asked."""
@@ -581,13 +591,24 @@ class Supervisor:
 
     def _succeed(self, service: Service) -> None:
         assert service.successor is not None
-        service.successor.prepare()
+        try:
+            service.successor.prepare()
+        except OSError as error:
+            self._fail(service, f"cannot be started again: {error}")
+            return
         service.command, service.successor = service.successor.command, None
         self._output.forget(service.command.name)
         self._start_life(service, "was replaced")
 
+    def _give_up(self, service: Service, how: str) -> None:
+        """End a process on trial; `how` it has failed."""
+        service.state, service.last_error = "hung", how
+        _kill(service)
+
     def _failed_trial(self, service: Service, how: str) -> None:
+        """It has ended, or was never there."""
         name = service.command.name
+        service.state = "dead"
         error = RequestError(": ".join(filter(None, (how, self.last_words(name)))))
         for run in [run for run in self._runs if any(run.requests[place].service == name for place in run.open)]:
             self._advance(run, error)

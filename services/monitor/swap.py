@@ -13,10 +13,12 @@ import shlex
 import shutil
 import time
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from services.monitor import operations
 from services.monitor.operations import Batch, Operation, Request, RequestError
+from services.monitor.output import one_line
 from services.monitor.supervisor import Successor, Supervisor
 from vmesh.spawn import ServiceCommand
 from vmesh.v1 import gateway_pb2, lifecycle_pb2
@@ -24,6 +26,8 @@ from vmesh.v1.packet_pb2 import Packet
 
 _BY_HAND = "services.external"
 _STANDARD = ("--machine", "--name", "--base", "--irq")  # options that every device has
+
+_SHOWN = 300  # characters of what comes from a program or its author
 
 Parts = Generator[Batch, Sequence[Packet], int]
 
@@ -49,21 +53,24 @@ def swap(
             yield from operations.resume(board)
         raise
     saved = packet.service_state
+    runs = _described(former.kind, saved)
     new = _external(former, command, directory)
     supervisor.put_in_place(name, Successor(new, prepare=lambda: None), on_trial=True)
     try:
-        version = yield from _take_over(name, saved)
+        version = yield from _take_over(name, former.kind, saved)
     except RequestError as error:
         # Whatever the new one has made of the slot, the former one finds it as it had left it.
         go_back = Successor(former, prepare=lambda: os.replace(left, slot))
         supervisor.put_in_place(name, go_back, on_trial=False)
-        yield [Request(name, lifecycle_pb2.Health())]
+        text = f"'{one_line(shlex.join(command), _SHOWN)}' cannot take the place of {name} ({runs})"
+        try:
+            yield [Request(name, lifecycle_pb2.Health())]
+        except RequestError as late:
+            raise RequestError(f"{text}: {error}; the former one does not come back: {late}") from None
         if not stay_paused:
             yield from operations.resume(board)
-        runs = f"{former.kind}, state {saved.type} version {saved.version}"
-        text = f"'{shlex.join(command)}' cannot take the place of {name} ({runs}), which goes on: {error}"
-        raise RequestError(text, callers_fault=True) from None
-    left.unlink()
+        raise RequestError(f"{text}, which goes on: {error}", callers_fault=True) from None
+    left.unlink(missing_ok=True)
     supervisor.accept(name)
     if not stay_paused:
         yield from operations.resume(board)
@@ -81,6 +88,8 @@ def _check(supervisor: Supervisor, name: str, command: Sequence[str], directory:
     if former.module == _BY_HAND and "--command" not in former.arguments:
         text = f"{name} was started by hand: end it, and start the other one with the next --epoch"
         raise RequestError(text, callers_fault=True)
+    if any("\0" in word for word in (*command, directory)):
+        raise RequestError("a command with a NUL: no program can be given that", callers_fault=True)
     if not command or shutil.which(os.path.join(directory, command[0]) if "/" in command[0] else command[0]) is None:
         text = f"there is no program '{command[0] if command else ''}' to take the place of {name}"
         raise RequestError(text, callers_fault=True)
@@ -91,20 +100,35 @@ def _copy(slot: Path, left: Path) -> None:
     try:
         shutil.copyfile(slot, left)
     except OSError as error:
+        with suppress(OSError):
+            left.unlink()
         raise RequestError(f"cannot keep a copy of {slot}: {error.strerror}") from error
 
 
-def _take_over(name: str, saved: lifecycle_pb2.ServiceState) -> Parts:
-    """Have the new process take the state; gives the version in which it has it."""
-    yield [Request(name, lifecycle_pb2.Health())]
+def _take_over(name: str, kind: str, saved: lifecycle_pb2.ServiceState) -> Parts:
+    """Have the new process take the state of a device of this kind; gives the version in which it has it."""
+    (packet,) = yield [Request(name, lifecycle_pb2.Health())]
+    new_kind = packet.health_report.kind
     yield [Request(name, lifecycle_pb2.Pause())]
     yield [Request(name, lifecycle_pb2.Drain())]
-    yield [Request(name, lifecycle_pb2.Load(state=saved, check_only=True))]
     (packet,) = yield [Request(name, lifecycle_pb2.Save())]
-    if packet.service_state != saved:  # it keeps its slot in another form, or its state in a later version
-        yield [Request(name, lifecycle_pb2.Load(state=saved))]
-        (packet,) = yield [Request(name, lifecycle_pb2.Save())]
+    offered = packet.service_state
+    try:
+        if new_kind != kind:
+            raise RequestError("another kind of device")
+        yield [Request(name, lifecycle_pb2.Load(state=saved, check_only=True))]
+        if offered != saved:  # it keeps its slot in another form, or its state in a later version
+            yield [Request(name, lifecycle_pb2.Load(state=saved))]
+            (packet,) = yield [Request(name, lifecycle_pb2.Save())]
+        if packet.service_state.type != saved.type:
+            raise RequestError("it does not give the state back")
+    except RequestError as error:
+        raise RequestError(f"it is {_described(new_kind, offered)}: {error}") from None
     return packet.service_state.version
+
+
+def _described(kind: str, state: lifecycle_pb2.ServiceState) -> str:
+    return one_line(f"{kind}, state {state.type} version {state.version}", _SHOWN)
 
 
 def _external(former: ServiceCommand, command: Sequence[str], directory: str) -> ServiceCommand:

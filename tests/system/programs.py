@@ -11,7 +11,7 @@ from vmesh.guest.tiny import Program
 MCAUSE, MTVEC = 0x342, 0x305
 _PLIC_ENABLE, _PLIC_CLAIM = 0x2000, 0x20_0004  # of hart 0 in M-mode
 _MACHINE_EXTERNAL = 11  # bit of mie
-_LSR, _SEND_EMPTY = 5, 0x20
+_LSR, _DATA_READY, _SEND_EMPTY = 5, 0x01, 0x20
 _MCR, _LOOP = 4, 0x10
 _ELF_HEADER, _PROGRAM_HEADER = 64, 56
 
@@ -121,6 +121,8 @@ COPIED = 64  # bytes that `copy` has copied: the first of itself
 def copy(base: int, irq: int, times: int = 1) -> bytes:
     """Has the copier at `base` copy so many times, then once more, asleep until its interrupt.
 
+    0 times: until something is typed on the serial port.
+
     Ends with failure code 128 + the CRC's low 7 bits.
 
     Codes below say what was wrong: 1 the interrupt, 2 the status, 3 the copy, 4 the line after it was acknowledged.
@@ -134,8 +136,12 @@ def copy(base: int, irq: int, times: int = 1) -> bytes:
     program.label("again")
     program.emit(e.sd(e.T1, e.S0, 24), e.ld(e.T0, e.S0, 24), e.sd(e.ZERO, e.S0, 24), e.addi(e.A0, e.ZERO, 2))
     program.to("end", lambda offset: e.bne(e.T0, e.T1, offset))
-    program.emit(e.addi(e.S5, e.S5, -1))
-    program.to("again", lambda offset: e.bne(e.S5, e.ZERO, offset))
+    if times:
+        program.emit(e.addi(e.S5, e.S5, -1))
+        program.to("again", lambda offset: e.bne(e.S5, e.ZERO, offset))
+    else:
+        program.emit(e.lui(e.T0, virt.UART0.base >> 12), e.lbu(e.T0, e.T0, _LSR), e.andi(e.T0, e.T0, _DATA_READY))
+        program.to("again", lambda offset: e.beq(e.T0, e.ZERO, offset))
     program.emit(e.slli(e.T0, e.S2, 2), e.add(e.T0, e.S1, e.T0), e.sw(e.T1, e.T0, 0))  # priority
     program.emit(*_load(e.T0, _PLIC_ENABLE), e.add(e.T0, e.S1, e.T0), *_load(e.T2, 1 << irq), e.sw(e.T2, e.T0, 0))
     program.emit(*_load(e.T0, 1 << _MACHINE_EXTERNAL), e.csrw(e.MIE, e.T0), e.sd(e.T1, e.S0, 24), e.wfi())

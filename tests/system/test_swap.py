@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import re
+import resource
 import shlex
 import signal
 import sys
@@ -19,26 +21,45 @@ import pytest
 from tests.c_example import copier_in_c
 from tests.system import programs
 from tests.system.conftest import LIMIT, PROMPT, Host, Terminal
-from tests.system.test_external_device import BASE, FLAG, IRQ, PYTHON, TIMES, copied, wait_for_life
+from tests.system.test_external_device import BASE, FLAG, IRQ, PYTHON, copied, wait_for_life
+from tests.waiting import wait_for
+from vmesh.client import GatewayError, MachineClient
 from vmesh.guest import Guest
 from vmesh.machine import Machine, MachineError
 
 pytestmark = pytest.mark.system
 
 Run = Callable[..., Terminal]
-LATER = f"{sys.executable} -m tests.system.copier_2"  # the copier, with version 2 of its state
+RIVAL = f"{sys.executable} -m tests.system.rival"
+LATER = f"{RIVAL} later"
+RUNS = "copier0 (copier, state vmesh.v1.CopierState version 1), which goes on: "
 
 
 @pytest.fixture
-def busy(host: Host, run: Run, tmp_path: Path) -> Iterator[Terminal]:
+def busy(host: Host, run: Run, tmp_path: Path) -> Iterator[Machine]:
     """A machine `swaps` whose guest uses the copier all the time; it must find all right in the end."""
     path = tmp_path / "busy.elf"
-    path.write_bytes(programs.elf(programs.copy(BASE, IRQ, 2 * TIMES)))
-    flags = ("-bios", "none", "-kernel", str(path), "-serial", "null", "-name", "swaps")
-    machine = run(*flags, "-device", f"{FLAG},kind=copier,command={PYTHON}", pipes=True)
-    wait_for_life(Machine(host.runtime / "swaps"), 1)
+    path.write_bytes(programs.elf(programs.copy(BASE, IRQ, 0)))
+    flags = ("-bios", "none", "-kernel", str(path), "-name", "swaps", "-health-interval", "0.2", "-health-limit", "5")
+    terminal = run(*flags, "-device", f"{FLAG},kind=copier,command={PYTHON}")
+    machine = Machine(host.runtime / "swaps")
+    wait_for_life(machine, 1)
     yield machine
-    assert (machine.wait(), machine.output) == (copied(2 * TIMES), "")
+    wait_used(machine)
+    assert sorted(path.name for path in machine.path.glob("copier0.*")) == ["copier0.slot", "copier0.sock"]
+    terminal.type("x")
+    assert terminal.wait() == copied(0), terminal.output
+
+
+def wait_used(machine: Machine) -> None:
+    """Wait until the guest has used the present life of the copier."""
+
+    def accesses() -> int:
+        with MachineClient(machine) as client:
+            return next(each for each in client.status().services if each.name == "copier0").counters["accesses"]
+
+    before = accesses()
+    wait_for(lambda: accesses() > before, "the guest to use the copier")
 
 
 def swap(host: Host, command: str, *, status: int = 0) -> str:
@@ -46,42 +67,66 @@ def swap(host: Host, command: str, *, status: int = 0) -> str:
     return host.vmesh("swap", "swaps", "copier0", "--", *shlex.split(command), status=status)
 
 
-def test_to_and_fro_between_languages(host: Host, busy: Terminal) -> None:
+def test_to_and_fro_between_languages(host: Host, busy: Machine) -> None:
     in_c = shlex.join(copier_in_c())
     for epoch, command in enumerate((in_c, PYTHON, in_c), start=2):
         said = swap(host, command)
         assert f"copier0 (copier) goes on in its life {epoch}, with vmesh.v1.CopierState version 1\n" in said
         assert re.search(r"the guest stood still for \d+ ms\n", said)
-        wait_for_life(Machine(host.runtime / "swaps"), epoch)
+        wait_for_life(busy, epoch)
+        wait_used(busy)
 
 
-def test_killed_after_it_the_new_one_is_started_again(host: Host, busy: Terminal) -> None:
+def test_the_state_comes_by_load_where_the_slot_is_of_another_form(host: Host, busy: Machine) -> None:
+    for epoch, command in enumerate((f"{RIVAL} forgetful", PYTHON), start=2):
+        assert "with vmesh.v1.CopierState version 1\n" in swap(host, command)
+        wait_for_life(busy, epoch)
+        wait_used(busy)
+
+
+def test_killed_after_it_the_new_one_is_started_again(host: Host, busy: Machine) -> None:
     swap(host, LATER)
-    machine = Machine(host.runtime / "swaps")
-    os.kill(wait_for_life(machine, 2), signal.SIGKILL)
-    pid = wait_for_life(machine, 3)
-    assert b"tests.system.copier_2" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    os.kill(wait_for_life(busy, 2), signal.SIGKILL)
+    pid = wait_for_life(busy, 3)
+    assert b"tests.system.rival\0later" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
+OTHER_STATE = "expected vmesh.v1.GoldfishRtcState, got 'vmesh.v1.CopierState'"
 REFUSED = (
-    (f"{sys.executable} -m services.devices.goldfish_rtc", "GoldfishRtcState"),
+    (f"{sys.executable} -m services.devices.goldfish_rtc", OTHER_STATE),
     ("false", "ended with status 1"),
     (f"{sys.executable} -m docs.examples.copier --no-such-option", "unrecognized arguments: --no-such-option"),
+    (f"{RIVAL} toaster", "kind: expected copier, got 'toaster'"),
+    (f"{RIVAL} smaller", "regions: expected those of its former life, got others"),
+    (f"{RIVAL} strange", "refused the monitor: expected protocol 9.x, got protocol 1.0"),
+    (f"{RIVAL} faulting", "no paper"),
+    (shlex.join([*PYTHON.split(), "x" * 131_000]), "its command line is too long: expected at most "),
 )
 
 
-def test_refused_the_former_one_goes_on(host: Host, busy: Terminal) -> None:
+def test_refused_the_former_one_goes_on(host: Host, busy: Machine) -> None:
     for command, reason in REFUSED:
         said = swap(host, command, status=1)
         assert said.count("\n") == 1
         assert reason in said
-        assert "copier0 (copier, state vmesh.v1.CopierState version 1), which goes on: " in said
+        assert RUNS in said
+        wait_used(busy)
     assert "there is no program '/nowhere/copier'" in swap(host, "/nowhere/copier", status=1)
     assert "no device 'copier1'; expected one of " in host.vmesh("swap", "swaps", "copier1", "--", "true", status=1)
     assert "expected [MACHINE] DEVICE -- COMMAND" in host.vmesh("swap", "swaps", "copier0", status=2)
+    with MachineClient(busy) as client, pytest.raises(GatewayError, match="a command with a NUL"):
+        client.swap("copier0", ["true", "\0"], "/")
 
 
-def test_an_older_version_is_refused_and_both_are_named(host: Host, busy: Terminal) -> None:
+@pytest.mark.parametrize("how", ["silent", "freezing"])
+def test_one_that_hangs_is_refused(host: Host, busy: Machine, how: str) -> None:
+    said = swap(host, f"{RIVAL} {how}", status=1)
+
+    assert RUNS in said
+    assert "no answer from copier0 for 5 s" in said
+
+
+def test_an_older_version_is_refused_and_both_are_named(host: Host, busy: Machine) -> None:
     assert "vmesh.v1.CopierState version 1, now version 2\n" in swap(host, LATER)
 
     said = swap(host, PYTHON, status=1)
@@ -90,29 +135,54 @@ def test_an_older_version_is_refused_and_both_are_named(host: Host, busy: Termin
     assert "expected version 1 to 1, got 2" in said
 
 
-def test_paused_it_stays_paused(host: Host, busy: Terminal) -> None:
+def test_one_that_does_not_take_the_state_is_named_with_its_version(host: Host, busy: Machine) -> None:
+    swap(host, LATER)
+
+    said = swap(host, f"{RIVAL} forgetful", status=1)
+
+    assert "copier0 (copier, state vmesh.v1.CopierState version 2), which goes on: " in said
+    assert "it is copier, state vmesh.v1.CopierState version 1: " in said
+
+
+def test_a_full_disk_refuses_it(host: Host, busy: Machine) -> None:
+    """There must be room for a copy of the slot: a file of a MiB is the most the monitor can write."""
+    monitor = busy.read_record().pid
+    unlimited = resource.prlimit(monitor, resource.RLIMIT_FSIZE)
+    resource.prlimit(monitor, resource.RLIMIT_FSIZE, (1 << 20, unlimited[1]))
+    said = swap(host, PYTHON, status=1)
+    resource.prlimit(monitor, resource.RLIMIT_FSIZE, unlimited)
+
+    assert re.search(r"cannot keep a copy of \S+/copier0.slot: File too large\n", said)
+    assert not (busy.path / "copier0.former").exists()
+    wait_used(busy)
+    swap(host, PYTHON)
+
+
+def test_paused_it_stays_paused(host: Host, busy: Machine) -> None:
     host.vmesh("pause", "swaps")
     swap(host, PYTHON)
     assert host.ps()["swaps"]["state"] == "paused"
     host.vmesh("resume", "swaps")
 
 
-def test_kills_in_the_midst_of_swaps(host: Host, busy: Terminal) -> None:
+def test_kills_in_the_midst_of_swaps(host: Host, busy: Machine) -> None:
     """Whichever process is hit, the swap is done or refused, and the guest finds all right."""
-    machine = Machine(host.runtime / "swaps")
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
     done = threading.Event()
 
     def kill() -> None:
-        while not done.wait(0.2):
+        while not done.wait(chance.uniform(0.0, 1.0)):
             with suppress(MachineError, StopIteration, ProcessLookupError):
-                record = machine.read_record()
+                record = busy.read_record()
                 os.kill(next(each.pid for each in record.services if each.name == "copier0"), signal.SIGKILL)
-            done.wait(3.0)  # five deaths within ten seconds end a machine
+            done.wait(2.5)  # five deaths within ten seconds end a machine
 
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        ends = time.monotonic() + 6.0
+        ends = time.monotonic() + 8.0
         while time.monotonic() < ends:
             with suppress(AssertionError):  # refused
                 swap(host, PYTHON)
@@ -132,9 +202,15 @@ def test_the_console_and_the_disk_of_debian(host: Host, run: Run, debian: Guest,
         "for i in $(seq 200); do echo line $i; dd if=/dev/urandom of=/tmp/$i bs=64k count=1 2>/dev/null;"
         " dd if=/tmp/$i of=/dev/vda bs=64k seek=$i conv=fsync 2>/dev/null; done; cd /tmp; cat $(seq 200) | sha256sum\n"
     )
-    for name, command in service_commands(host, *flags).items():
-        if name in ("uart0", "blk0"):
-            host.vmesh("swap", "linux", name, "--", *command)
+    commands = service_commands(host, *flags)
+    for name in ("uart0", "blk0"):
+        host.vmesh("swap", "linux", name, "--", *commands[name])
+    smaller = tmp_path / "smaller.img"
+    smaller.write_bytes(bytes(8 << 20))
+    other = [word.replace(str(disk), str(smaller)) for word in commands["blk0"]]
+    said = host.vmesh("swap", "linux", "blk0", "--", *other, status=1)
+    assert "blk0 (virtio-blk, state vmesh.v1.VirtioBlkState version 1), which goes on: " in said
+    assert "capacity" in said
     machine.expect("\nline 200\n")
     digest = machine.expect("  -\n")
     written = disk.read_bytes()[1 << 16 : 201 << 16]
