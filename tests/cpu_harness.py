@@ -26,6 +26,7 @@ from services.cpu.isa.riscv.state import (
     ACCESS_FAILED,
     ACCESS_NONE,
     EXIT_ACCESS,
+    EXIT_PAGE,
     EXIT_STOP,
     FETCH_ENTRIES,
     SINK,
@@ -71,7 +72,7 @@ class Stop:
 class Cpu:
     """``count`` harts over ``size`` bytes of RAM at ``base``; the trap handler that ends a run is in the first 16.
 
-    ``mode``: see ``models.tiers``.
+    ``mode``: see ``models.tiers``; ``flags``: with page flags, all pages present.
     """
 
     def __init__(
@@ -81,18 +82,29 @@ class Cpu:
         count: int = 1,
         base: int = BASE,
         mode: str | None = None,
+        flags: bool = False,
     ) -> None:
         self.base, self.size = base, size
         self.ram = mmap.mmap(-1, size)
         host = ctypes.addressof(ctypes.c_char.from_buffer(self.ram))
         known = set(FEATURES) if features is None else features
         self.mode = mode or default_mode()
-        self.harts = EagerHarts(core(), count, known, [(base, size, host, 0, True)])
+        #: the flags dirty and present of each page, if asked for
+        self.dirty = mmap.mmap(-1, size >> 12) if flags else None
+        self.present = mmap.mmap(-1, size >> 12) if flags else None
+        places = [
+            ctypes.addressof(ctypes.c_char.from_buffer(each)) if each else 0 for each in (self.dirty, self.present)
+        ]
+        if self.present:
+            self.present[:] = b"\x01" * len(self.present)
+        self.harts = EagerHarts(core(), count, known, [(base, size, host, *places, True)])
         if self.mode != INTERPRET:
             self.harts.be_eager(mixed=self.mode == BOTH)
         self.hart: Any = self.harts.hart[0]
         #: Answers accesses outside of RAM: gives the value read, or None for a bus error.
         self.device: Callable[[Access], int | None] = lambda access: None
+        #: Is asked to make a page present, by its physical address.
+        self.page: Callable[[int], None] = lambda address: None
         self._deadlines: dict[int, float] = {}
         _watched.add(self)
         _watchdog()
@@ -169,6 +181,8 @@ class Cpu:
                     stop = self._access(hart)
                     if stop is not None:
                         return stop
+                elif reason == EXIT_PAGE:
+                    self.page(hart.absent_page)
                 elif reason == EXIT_STOP and time.monotonic() >= self._deadlines[number]:
                     return Stop("timeout", hart.pc)
         finally:

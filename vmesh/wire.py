@@ -52,6 +52,8 @@ _ALLOWED: dict[str, frozenset[Role.ValueType]] = {
     **{name: frozenset({common.ROLE_DEVICE}) for name in ("attach", "dma_read", "dma_write")},
     "detach": frozenset({common.ROLE_DEVICE, common.ROLE_MONITOR}),
     "map_request": frozenset({common.ROLE_CPU, common.ROLE_MIGRATION, common.ROLE_MONITOR}),
+    "need_pages": frozenset({common.ROLE_CPU, common.ROLE_DEVICE}),
+    **{name: frozenset({common.ROLE_MIGRATION}) for name in ("serve_pages", "pages_present", "mark_pages")},
     **{name: frozenset({common.ROLE_MONITOR}) for name in _LIFECYCLE},
     **{name: frozenset({common.ROLE_MONITOR}) for name in _CPU},
     **{name: frozenset({common.ROLE_MONITOR}) for name in ("migration_request", "machine_answer")},

@@ -51,13 +51,13 @@ def _address(memory: mmap.mmap) -> int:
 class Harts:
     """All harts of a machine.
 
-    ``segments``: (guest base, size, host address, host address of dirty flags or 0, writable). Devices are added by
-    ``add_region``
-    before the first ``run``. ``machine`` and ``hart[i]`` are the records, shared with native code.
+    ``segments``: (guest base, size, host address, host addresses of the flags dirty and present or 0, writable).
+    Devices are added by ``add_region`` before the first ``run``. ``machine`` and ``hart[i]`` are the records, shared
+    with native code.
     """
 
     def __init__(
-        self, core: CoreImage, count: int, features: set[str], segments: list[tuple[int, int, int, int, bool]]
+        self, core: CoreImage, count: int, features: set[str], segments: list[tuple[int, int, int, int, int, bool]]
     ) -> None:
         self.blob = Blob(core.image, core.symbols)
         self._records = mmap.mmap(-1, Machine.size + Plic.size + count * Hart.size)
@@ -77,15 +77,10 @@ class Harts:
         machine.features = sum(1 << FEATURE_BIT[name] for name in features)
         if len(segments) > SEGMENTS:
             raise ValueError(f"expected at most {SEGMENTS} memory segments, got {len(segments)}")
-        for number, (guest, size, host, dirty, writable) in enumerate(segments):
+        for number, (guest, size, host, dirty, present, writable) in enumerate(segments):
             segment = machine.segments[number]
-            segment.base, segment.size, segment.host, segment.dirty, segment.writable = (
-                guest,
-                size,
-                host,
-                dirty,
-                writable,
-            )
+            segment.base, segment.size, segment.host, segment.writable = guest, size, host, writable
+            segment.dirty, segment.present = dirty, present
         machine.segment_count = len(segments)
         for number, name in enumerate(core.handlers):
             machine.handlers[number] = self.blob.address(name) if name else 0
@@ -107,6 +102,8 @@ class Harts:
         self._raise_attention = self.blob.function("raise_attention", 2, result=False)
         self._install = self.blob.function("install", 7, result=False)
         self._executed = self.blob.function("executed", 3, result=False)
+        self._shoot_down = self.blob.function("shoot_down", 1)
+        self._await_shot = self.blob.function("await_shot", 3)
         self._set_level = self.blob.function("plic_set_level", 3, result=False)
         self._latch_set = self.blob.function("latch_set", 4, result=False)
         self._latch_raise = self.blob.function("latch_raise", 4, result=False)
@@ -253,6 +250,15 @@ class Harts:
         """Asks all harts to leave native code; each ``run`` gives EXIT_STOP once."""
         for address in self.address:
             self._raise_attention(address, ATTENTION_STOP)
+
+    def shoot_down(self) -> int:
+        """Asks all harts to drop their write TLBs, while they run; gives the number for ``await_shot``."""
+        return self._shoot_down(self.machine_address)  # type: ignore[no-any-return]
+
+    def await_shot(self, number: int, patience: int = 1) -> bool:
+        """Whether all harts have answered a shoot-down; waits for each at most ``patience`` half milliseconds. For one
+        thread at a time."""
+        return bool(self._await_shot(self.machine_address, number, patience))
 
     def raise_attention(self, number: int, bits: int) -> None:
         """Makes a hart look at ``bits`` (``state.ATTENTION_*``) soon."""

@@ -8,7 +8,7 @@ from vmesh import errors
 from vmesh.v1 import cpu_pb2
 
 from .harts import Harts
-from .isa.riscv.lookup import pieces
+from .isa.riscv.lookup import AbsentPage, pieces
 
 #: Bytes of one request at most.
 LIMIT = 1 << 20
@@ -19,10 +19,14 @@ def read(harts: Harts, request: cpu_pb2.ReadMemory) -> cpu_pb2.MemoryContent:
     """What is there, up to where no memory is. Raises BadRequest if that is at once."""
     hart = _hart(harts, request, request.size)
     found = bytearray()
-    for _, length, segment, physical in pieces(harts.machine, hart, request.address, request.size):
-        if segment is None:
-            break
-        found += ctypes.string_at(segment.host + physical - segment.base, length)
+    try:
+        for _, length, segment, physical in pieces(harts.machine, hart, request.address, request.size):
+            if segment is None:
+                break
+            found += ctypes.string_at(segment.host + physical - segment.base, length)
+    except AbsentPage as absent:
+        if not found:
+            raise _absent(absent) from None
     if request.size and not found:
         raise _nothing(request.address)
     return cpu_pb2.MemoryContent(data=bytes(found))
@@ -31,15 +35,18 @@ def read(harts: Harts, request: cpu_pb2.ReadMemory) -> cpu_pb2.MemoryContent:
 def write(harts: Harts, request: cpu_pb2.WriteMemory) -> None:
     """Writes all of it. Raises BadRequest if no memory is at one of its bytes, and then writes nothing."""
     hart = _hart(harts, request, len(request.data))
-    found = list(pieces(harts.machine, hart, request.address, len(request.data)))
+    try:
+        found = list(pieces(harts.machine, hart, request.address, len(request.data)))
+    except AbsentPage as absent:
+        raise _absent(absent) from None
     for done, _, segment, _ in found:
         if segment is None:
             raise _nothing(request.address + done)
     for done, length, segment, physical in found:
         assert segment is not None
-        if segment.dirty:
-            ctypes.c_uint8.from_address(segment.dirty + (physical - segment.base >> 12)).value = 1
         ctypes.memmove(segment.host + physical - segment.base, request.data[done : done + length], length)
+        if segment.dirty:  # after the write, as devices do it: this thread answers no shoot-down
+            ctypes.c_uint8.from_address(segment.dirty + (physical - segment.base >> 12)).value = 1
     harts.code_written()
 
 
@@ -50,6 +57,10 @@ def _hart(harts: Harts, request: cpu_pb2.ReadMemory | cpu_pb2.WriteMemory, size:
     if request.address + size > _SPACE:
         raise errors.BadRequest("memory", expected="an end below 2^64", got=f"{size} bytes at {request.address:#x}")
     return None if request.physical else harts.record(request.hart)
+
+
+def _absent(absent: AbsentPage) -> errors.BadRequest:
+    return errors.BadRequest("memory", expected="a page that is here", got=f"{absent}, which is still to come")
 
 
 def _nothing(address: int) -> errors.BadRequest:

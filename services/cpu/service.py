@@ -9,6 +9,7 @@ import os
 import queue
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +41,8 @@ PAUSE_LIMIT = 10.0
 SHUTDOWN_LIMIT = 0.5
 THROTTLE_SLICE = 0.01  # seconds that throttled harts run at a time
 MAX_THROTTLE = 99
+#: Until a hart is looked at again that has not dropped its TLB entries yet, in seconds: the host has not let it run.
+SHOOT_DOWN_LOOK = 0.001
 _LOGGED_ADDRESSES = 256
 
 
@@ -79,6 +82,7 @@ class Cpu(Service):
         self._threads: list[HartThread] = []
         self._paused_at = time.clock_gettime_ns(time.CLOCK_MONOTONIC) if plan.paused else 0
         self._throttled = 0
+        self._shoot_downs: deque[tuple[Client, int, int]] = deque()
         self._said: set[int] = set()
         self._regions: Regions | None = None
         self._translator: TranslatorProcess | None = None
@@ -137,7 +141,9 @@ class Cpu(Service):
             case "hart_registers_request":
                 return self._registers(packet.hart_registers_request.hart)
             case "shoot_down":
-                return self._shoot_down()
+                self._shoot_downs.append((client, packet.id, self._harts.shoot_down()))
+                self._answer_shoot_downs()
+                return None
             case "throttle":
                 return self._throttle(packet.throttle.percent)
             case "add_device":
@@ -156,6 +162,15 @@ class Cpu(Service):
             case _:
                 return super().handle(client, packet)
 
+    def _answer_shoot_downs(self) -> None:
+        """Answers the shoot-downs that every hart has done; looks again soon if there are others."""
+        while self._shoot_downs and self._harts.await_shot(self._shoot_downs[0][2]):
+            client, packet_id, _ = self._shoot_downs.popleft()
+            if packet_id:
+                self._runtime.server.send(client, common_pb2.Done(), packet_id)
+        if self._shoot_downs:
+            self._runtime.loop.call_in("shoot-downs", SHOOT_DOWN_LOOK, self._answer_shoot_downs)
+
     def pause(self) -> None:
         """Harts stop at an instruction, with nothing of theirs on the bus. Guest time stops too."""
         if not self._paused_at:
@@ -167,20 +182,6 @@ class Cpu(Service):
             raise errors.VmeshError(
                 f"a hart did not stop within {PAUSE_LIMIT:g} s", got=f"it waits for {waiting or 'itself'}"
             )
-
-    def _shoot_down(self) -> Message:
-        """Harts stop for a moment, and their TLBs are emptied."""
-        closed = self._gate.closed
-        self._gate.close()
-        self._harts.stop()
-        try:
-            if not self._gate.wait_parked(PAUSE_LIMIT):
-                raise errors.VmeshError(f"a hart did not stop within {PAUSE_LIMIT:g} s")
-            self._harts.state_loaded()
-        finally:
-            if not closed:
-                self._gate.open()
-        return common_pb2.Done()
 
     def _throttle(self, percent: int) -> Message:
         if percent > MAX_THROTTLE:
@@ -274,17 +275,23 @@ class Cpu(Service):
     def counters(self) -> dict[str, int]:
         bus = self._bus_counters()
         regions = {} if self._regions is None else self._regions.counters()
-        return {**{name.name: getattr(bus, name.name) for name in bus.DESCRIPTOR.fields}, **regions}
+        shot = sum(hart.count_shoot_downs for hart in self._harts.hart) if self._threads else 0
+        return {
+            **{name.name: getattr(bus, name.name) for name in bus.DESCRIPTOR.fields},
+            "shoot_downs": shot,
+            **regions,
+        }
 
-    def _map(self, found: memory_pb2.Segment) -> tuple[int, int, int, int, bool]:
+    def _map(self, found: memory_pb2.Segment) -> tuple[int, int, int, int, int, bool]:
         memory = segment.attach(self._runtime.machine.path / found.path, writable=True)
-        dirty = 0
+        dirty = present = 0
         if found.flags_path:
             flags = segment.attach(self._runtime.machine.path / found.flags_path, writable=True)
             self._mapped.append(flags)
             dirty = _address(flags) + segment.FLAG_DIRTY * found.flags_stride
+            present = _address(flags) + segment.FLAG_PRESENT * found.flags_stride
         self._mapped.append(memory)
-        return found.base, found.size, _address(memory), dirty, found.writable
+        return found.base, found.size, _address(memory), dirty, present, found.writable
 
     def _need_paused(self, request: str) -> None:
         if not (self._paused_at and self._gate.wait_parked(0.0)):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from harness import RAM_BASE, RAM_SIZE, Machine, Monitor
+from harness import PATIENCE, RAM_BASE, RAM_SIZE, Machine, Monitor
 
 from tests.waiting import wait_for
 from vmesh import errors
+from vmesh.v1 import common_pb2 as common
 from vmesh.v1 import cpu_pb2 as cpu
 from vmesh.v1 import lifecycle_pb2 as lifecycle
 
@@ -188,3 +189,16 @@ def test_code_that_is_written_is_run(monitor: Monitor) -> None:
     assert isinstance(status, cpu.CpuStatus)
     assert status.harts[0].state == cpu.HART_RUNNING
     assert (registers(monitor)["pc"], registers(monitor)["t0"]) == (before["pc"], before["t0"])
+
+
+@pytest.mark.parametrize("state", ["asleep", "paused"])
+def test_a_shoot_down_waits_for_nobody_who_does_not_run(machine: Machine, monitor: Monitor, state: str) -> None:
+    wait_for(lambda: sleeping(monitor), "both harts to sleep in WFI")
+    if state == "paused":
+        monitor.ask(lifecycle.Pause())
+    migration = machine.dial("cpu", common.ROLE_MIGRATION)
+    for _ in range(3):
+        assert isinstance(migration.request(cpu.ShootDown(), PATIENCE), common.Done)
+    assert registers(monitor)["t0"] == 1
+    with pytest.raises(errors.NotAllowed):
+        monitor.ask(cpu.ShootDown())

@@ -55,6 +55,12 @@ def drain_posted() -> None:
 
 
 @hook
+def leave_if_pending() -> None:
+    """Ends the instruction here, to be run again, if a page that it needs is absent; it must not have done anything."""
+    raise NativeOnly
+
+
+@hook
 def jump(target: int) -> None:
     """Goes on at a guest virtual address once the result is written."""
     raise NativeOnly

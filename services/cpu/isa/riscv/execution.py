@@ -37,6 +37,8 @@ from .memory import (
     select_tlb,
 )
 from .plic import plic_set_level
+from .shoot_down import EXPORTS as SHOOT_DOWN_EXPORTS
+from .shoot_down import answer_shoot_downs, come_in, stay_out
 from .state import (
     ACCESS_NONE,
     ATTENTION_CODE,
@@ -87,7 +89,9 @@ def run(hart: Hart) -> u64:
             hart.longest_pause = pause
         hart.left_at = 0
     hart.exit_reason = EXIT_NONE
+    come_in(hart)
     enter(hart)
+    stay_out(hart)
     if hart.exit_reason == EXIT_REGIONS or hart.exit_reason == EXIT_FLUSH:
         hart.left_at = host_time(hart)
     return u64(hart.exit_reason)
@@ -128,9 +132,11 @@ def sleep(hart: Hart) -> None:
             length = (hart.deadline - now) * TICK
     hart.timespec[0] = length // 1_000_000_000
     hart.timespec[1] = length % 1_000_000_000
+    stay_out(hart)
     call_host(
         machine.syscall, machine.futex_number, ref(hart.attention), FUTEX_WAIT_PRIVATE, 0, ref(hart.timespec), 0, 0
     )
+    come_in(hart)
 
 
 @native
@@ -192,6 +198,7 @@ def attention(hart: Hart, slot: u64) -> None:
     if bits & ATTENTION_CODE != 0:
         flush_fetch(hart)
         hart.code_epoch += 1
+    answer_shoot_downs(hart)
     now = look_at_clock(hart)
     if hart.ring_count == 0:
         hart.ring_since = now
@@ -348,4 +355,4 @@ def reset_tlbs(hart: Hart) -> None:
     select_tlb(hart)
 
 
-EXPORTS = (run, install, executed, reset_tlbs, raise_attention, plic_set_level, *LATCH_EXPORTS)
+EXPORTS = (run, install, executed, reset_tlbs, raise_attention, plic_set_level, *LATCH_EXPORTS, *SHOOT_DOWN_EXPORTS)

@@ -187,6 +187,9 @@ class Handler:
         self.drain()
         b.block(on)
 
+    def hook_leave_if_pending(self) -> None:
+        self.leave_if_pending()
+
     def drain(self) -> None:
         """Leaves for Python, which brings posted writes to their devices and runs the instruction again."""
         self.set("exit_reason", EXIT_DRAIN)

@@ -16,6 +16,16 @@ PAGE = 4096
 _VIRTUAL = 1 << 64
 
 
+class AbsentPage(Exception):
+    """A page that is needed has no content yet (memory.proto: PRESENCE); the message is its physical address."""
+
+
+def check_present(segment: Any, physical: int) -> None:
+    """Raises AbsentPage."""
+    if segment.present and not ctypes.c_uint8.from_address(segment.present + (physical - segment.base >> 12)).value:
+        raise AbsentPage(f"{physical & -PAGE:#x}")
+
+
 def segment_at(machine: Any, physical: int) -> Any | None:
     """The record of the memory segment that holds a physical address, or None."""
     for number in range(machine.segment_count):
@@ -26,7 +36,7 @@ def segment_at(machine: Any, physical: int) -> Any | None:
 
 
 def translate(machine: Any, hart: Any, address: int) -> int | None:
-    """The physical address of a virtual one for a hart's loads, or None if it is not mapped."""
+    """The physical address of a virtual one for a hart's loads, or None if it is not mapped. Raises AbsentPage."""
     privilege = hart.privilege
     if privilege == MACHINE and hart.mstatus & MPRV:
         privilege = (hart.mstatus & MPP) >> MPP_SHIFT
@@ -43,6 +53,7 @@ def translate(machine: Any, hart: Any, address: int) -> int | None:
         segment = segment_at(machine, place)
         if segment is None:
             return None
+        check_present(segment, place)
         entry = ctypes.c_uint64.from_address(segment.host + place - segment.base).value
         if not entry & PTE_V:
             return None
@@ -55,11 +66,14 @@ def translate(machine: Any, hart: Any, address: int) -> int | None:
 
 def pieces(machine: Any, hart: Any | None, address: int, size: int) -> Iterator[tuple[int, int, Any | None, int]]:
     """An address range page by page: offset in it, bytes, and where that is: the segment (None: no memory) and the
-    physical address. ``hart`` translates, if there is one."""
+    physical address. ``hart`` translates, if there is one. Raises AbsentPage."""
     done = 0
     while done < size:
         place = (address + done) % _VIRTUAL
         length = min(size - done, PAGE - place % PAGE)
         physical = place if hart is None else translate(machine, hart, place)
-        yield done, length, None if physical is None else segment_at(machine, physical), physical or 0
+        segment = None if physical is None else segment_at(machine, physical)
+        if segment is not None:
+            check_present(segment, physical or 0)
+        yield done, length, segment, physical or 0
         done += length

@@ -85,6 +85,7 @@ from .state import (
     DOORBELL_VALUES,
     EXIT_ACCESS,
     EXIT_FLUSH,
+    EXIT_PAGE,
     FETCH_ENTRIES,
     FRESH,
     MACHINE,
@@ -212,6 +213,8 @@ def walk(hart: Hart, address: u64, kind: u64, privilege: u64) -> u64:
         if segment_address == 0 or not pmp_allows(hart, entry_at, 8, READ, SUPERVISOR):
             return fault(hart, kind, address, False)
         segment = at(Segment, segment_address)
+        if is_absent(segment, entry_at):
+            return want_page(hart, entry_at)
         host = segment.host + (entry_at - segment.base)
         entry = peek_aligned(u64, host)
         if entry & PTE_V == 0 or entry & (PTE_R | PTE_W) == PTE_W or entry & (PTE_RESERVED | PTE_NAPOT) != 0:
@@ -261,13 +264,27 @@ def mark_dirty(segment: Segment, physical: u64) -> None:
         poke(u8, segment.dirty + ((physical - segment.base) >> 12), 1)
 
 
+@inline
+def is_absent(segment: Segment, physical: u64) -> bool:
+    """Whether a page's content is not here yet: then nothing of it may be used, nor a TLB entry be made."""
+    return segment.present != 0 and peek_aligned(u8, segment.present + ((physical - segment.base) >> 12)) == 0
+
+
+@cold
+def want_page(hart: Hart, physical: u64) -> u64:
+    """Leaves for Python, which waits for an absent page and runs the instruction again; gives 0."""
+    hart.absent_page = physical & ~OFFSET
+    hart.exit_reason = EXIT_PAGE
+    hart.pending = PENDING_EXIT
+    return 0
+
+
 @native
 def host_address(hart: Hart, address: u64, size: u64, kind: u64) -> u64:
     """The host address of a virtual one, and a TLB entry for it.
 
-    0 if an exception is pending, or if no memory is there (then ``hart.physical`` is the device's address). ``size``
-    bytes must be in
-    one page.
+    0 if an exception is pending or a page is absent (then an exit is), or if no memory is there (then
+    ``hart.physical`` is the device's address). ``size`` bytes must be in one page.
     """
     privilege = u64(hart.privilege) if kind == FETCH else data_privilege(hart)
     physical = walk(hart, address, kind, privilege)
@@ -281,6 +298,8 @@ def host_address(hart: Hart, address: u64, size: u64, kind: u64) -> u64:
     if segment_address == 0:
         return 0
     segment = at(Segment, segment_address)
+    if is_absent(segment, physical):
+        return want_page(hart, physical)
     if kind == WRITE:
         if segment.writable == 0:
             return 0

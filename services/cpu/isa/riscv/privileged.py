@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from ...native.lang import at, call_host, inline, native, u64
-from ..semantics import Trap, atomic, jump, store
+from ..semantics import Trap, atomic, jump, leave_if_pending, store
 from .csr import csr_allowed, csr_read, csr_stored, csr_write
 from .csr_bits import CBCFE, CBIE, CBZE, TSR, TVM, TW
 from .isa import ILLEGAL, LOAD_PAGE, STORE_ACCESS, STORE_PAGE, instruction
 from .memory import READ, fence_vma, host_address, region_of
-from .state import MACHINE, PENDING_NONE, SUPERVISOR, USER, Hart, Machine
+from .state import MACHINE, PENDING_NONE, PENDING_TRAP, SUPERVISOR, USER, Hart, Machine
 from .trap import return_from_machine, return_from_supervisor
 
 ZICSR, S = "zicsr", "i"
@@ -123,9 +123,11 @@ def block_allowed(hart: Hart, bits: u64) -> bool:
 def block_fault(hart: Hart, address: u64) -> u64:
     """The exception of managing the cache block of an address, or 0: whoever may load may manage (Zicbom 19.3.2)."""
     found = host_address(hart, address & ~(BLOCK - 1), BLOCK, READ)
-    if hart.pending != PENDING_NONE:
+    if hart.pending == PENDING_TRAP:
         hart.pending = PENDING_NONE
         return u64(STORE_PAGE) if hart.cause == LOAD_PAGE else u64(STORE_ACCESS)
+    if hart.pending != PENDING_NONE:
+        return 0
     return u64(STORE_ACCESS) if found == 0 and region_of(hart, hart.physical, 1) == 0 else u64(0)
 
 
@@ -137,6 +139,7 @@ def _block(name: str, funct12: str, bits: int) -> None:
         if not block_allowed(hart, bits):
             raise Trap(ILLEGAL, insn)
         cause = block_fault(hart, rs1)
+        leave_if_pending()
         if cause != 0:
             raise Trap(cause, rs1)
 

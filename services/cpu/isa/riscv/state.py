@@ -14,13 +14,13 @@ USER, SUPERVISOR, MACHINE = 0, 1, 3
 PENDING_NONE, PENDING_TRAP, PENDING_EXIT = 0, 1, 2
 
 #: Why ``run`` came back to Python.
-EXIT_NONE, EXIT_ACCESS, EXIT_FLUSH, EXIT_DRAIN, EXIT_STOP, EXIT_REGIONS = range(6)
+EXIT_NONE, EXIT_ACCESS, EXIT_FLUSH, EXIT_DRAIN, EXIT_STOP, EXIT_REGIONS, EXIT_PAGE = range(7)
 
 #: Progress of the access in ``Hart.access_*`` that Python makes for the hart.
 ACCESS_NONE, ACCESS_WANTED, ACCESS_DONE, ACCESS_FAILED = 0, 1, 2, 3
 
 #: Bits of ``Hart.attention``: what other threads ask of a running hart.
-ATTENTION_INTERRUPT, ATTENTION_STOP, ATTENTION_REGIONS, ATTENTION_CODE = 1, 2, 4, 8
+ATTENTION_INTERRUPT, ATTENTION_STOP, ATTENTION_REGIONS, ATTENTION_CODE, ATTENTION_SHOOT_DOWN = 1, 2, 4, 8, 16
 
 #: Entries of each software TLB (a power of two): data reads, data writes, fetches.
 TLB_ENTRIES, FETCH_ENTRIES = 1024, 512
@@ -69,13 +69,14 @@ class Context(Record):
 
 
 class Segment(Record):
-    """A range of guest physical addresses backed by host memory. ``dirty`` is the host address of its dirty flags, or
-    0."""
+    """A range of guest physical addresses backed by host memory. ``dirty`` and ``present`` are the host addresses of
+    its page flags, or 0."""
 
     base: u64
     size: u64
     host: u64
     dirty: u64
+    present: u64
     writable: u64
 
 
@@ -250,6 +251,9 @@ class Machine(Record):
     eager: u64
     functions: Ptr[u64] = array(u64, FUNCTIONS)
     go_handler: u64
+    #: shoot-downs asked for, and a struct timespec for whoever waits for them
+    shoot_downs: u64
+    shot_wait: Ptr[u64] = array(u64, 2)
 
 
 class Hart(Record):
@@ -342,6 +346,12 @@ class Hart(Record):
     tlbs: u64
     context: u64
     next_context: u64
+    #: 1 while the hart may use its TLBs; the last shoot-down that it has answered, and whether somebody waits for that
+    inside: u32
+    awaited: u32
+    shot: u64
+    #: guest physical address of the absent page that EXIT_PAGE is about
+    absent_page: u64
     code_epoch: u64
     code_pool: u64
     code_pages: u64
@@ -375,6 +385,7 @@ class Hart(Record):
     count_interrupts: u64
     count_tlb_fills: u64
     count_tlb_flushes: u64
+    count_shoot_downs: u64
     count_code_pages: u64
     count_code_checks: u64
     count_decoded: u64
