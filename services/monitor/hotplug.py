@@ -20,6 +20,7 @@ _OF_THE_BOARD = ("ns16550a", "goldfish-rtc", "sifive-test")
 def add(supervisor: Supervisor, request: gateway_pb2.AddDeviceRequest, reply: gateway_pb2.AddDeviceReply) -> Operation:
     """Put a device on the board, in the words of the request; fills in `reply`. RequestError if it cannot be: then
     nothing was changed."""
+    _check_now(supervisor)
     board, stay_paused = supervisor.board, supervisor.paused
     command = _parse(supervisor, request)
     name = command.name
@@ -46,6 +47,7 @@ def add(supervisor: Supervisor, request: gateway_pb2.AddDeviceRequest, reply: ga
 
 def remove(supervisor: Supervisor, name: str) -> Operation:
     """Take a device away. RequestError for one that is not there or belongs to the board."""
+    _check_now(supervisor)
     removable = [
         each for each in supervisor.board.devices if supervisor.services[each].command.kind not in _OF_THE_BOARD
     ]
@@ -58,9 +60,17 @@ def remove(supervisor: Supervisor, name: str) -> Operation:
         yield [Request(supervisor.board.cpu, cpu_pb2.RemoveDevice(name=name))]
         yield [Request(supervisor.board.memory, memory_pb2.Detach(name=name))]
         supervisor.remove(name)
-    finally:
+    except RequestError:
         if not stay_paused:
             yield from operations.resume(supervisor.board)
+        raise
+    if not stay_paused:
+        yield from operations.resume(supervisor.board)
+
+
+def _check_now(supervisor: Supervisor) -> None:
+    if reason := supervisor.migration.devices_refusal():
+        raise RequestError(f"no device can be added or taken away now: {reason}", callers_fault=True)
 
 
 def _parse(supervisor: Supervisor, request: gateway_pb2.AddDeviceRequest) -> ServiceCommand:

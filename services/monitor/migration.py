@@ -169,6 +169,14 @@ class Migration:
             return "the machine runs at the destination of its migration"
         return ""
 
+    def devices_refusal(self) -> str:
+        """Why no device can be added, taken away or swapped now, as both ends must have the same; empty if one can."""
+        if self.under_way:
+            return "a migration or a snapshot is under way"
+        if self.run_state:
+            return self.refusal() or self._outgoing_refusal()
+        return ""
+
     def resumed(self) -> None:
         """The user let the machine go on."""
         self.run_state, self._handed_over = "", False

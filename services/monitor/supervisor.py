@@ -559,9 +559,11 @@ class Supervisor:
         service = self.services[name]
         self.board = replace(self.board, devices=tuple(each for each in self.board.devices if each != name))
         service.leaving = True
-        if not service.alive:
+        if service.state == "dead":
             self._remove(service)
             return
+        if not service.alive:
+            return  # its next life is being forked: killed when it is there
         if service.ready and not service.on_trial:
             with suppress(PeerError):
                 service.link.ask(lifecycle_pb2.Shutdown(), lambda packet: None)
@@ -579,6 +581,8 @@ class Supervisor:
         for left in self.machine.path.glob(f"{glob.escape(name)}.*"):
             with suppress(OSError):
                 left.unlink()
+        if not service.on_trial:
+            self.events.publish("DEVICE_DELETED", {"device": name, "path": f"/machine/peripheral/{name}"})
         self._next_exclusive()
 
     def has(self, name: str) -> bool:

@@ -46,18 +46,18 @@ def swap(
     left = slot.with_suffix(".former")
     try:
         yield from operations.stop(board)
-        (packet,) = yield [Request(name, lifecycle_pb2.Save())]
+        packet, report = yield [Request(name, lifecycle_pb2.Save()), Request(name, lifecycle_pb2.Health())]
         _copy(slot, left)
     except RequestError:
         if not stay_paused:
             yield from operations.resume(board)
         raise
-    saved = packet.service_state
-    runs = _described(former.kind, saved)
+    saved, kind = packet.service_state, report.health_report.kind
+    runs = _described(kind, saved)
     new = _external(former, command, directory)
     supervisor.put_in_place(name, Successor(new, prepare=lambda: None), on_trial=True)
     try:
-        version = yield from _take_over(name, former.kind, saved)
+        version = yield from _take_over(name, kind, saved)
     except RequestError as error:
         # Whatever the new one has made of the slot, the former one finds it as it had left it.
         go_back = Successor(former, prepare=lambda: os.replace(left, slot))
@@ -74,13 +74,15 @@ def swap(
     supervisor.accept(name)
     if not stay_paused:
         yield from operations.resume(board)
-    reply.kind, reply.state_type, reply.former_version, reply.version = former.kind, saved.type, saved.version, version
+    reply.kind, reply.state_type, reply.former_version, reply.version = kind, saved.type, saved.version, version
     reply.epoch = supervisor.services[name].epoch
     reply.pause_seconds = time.monotonic() - began
 
 
 def _check(supervisor: Supervisor, name: str, command: Sequence[str], directory: str) -> ServiceCommand:
     """The command of the device that is to be replaced. RequestError for what is refused before anything stops."""
+    if reason := supervisor.migration.devices_refusal():
+        raise RequestError(f"no device can be swapped now: {reason}", callers_fault=True)
     if name not in supervisor.board.devices:
         there = ", ".join(supervisor.board.devices)
         raise RequestError(f"there is no device '{name}'; expected one of {there}", callers_fault=True)

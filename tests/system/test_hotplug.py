@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import random
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from tests.system import programs
 from tests.system.conftest import LIMIT, PROMPT, Host, Terminal
+from tests.waiting import wait_for
 from vmesh.client import GatewayError, MachineClient
 from vmesh.guest import Guest
 from vmesh.machine import Machine
@@ -115,10 +121,55 @@ def test_all_slots_many_times(host: Host, run: Run, tmp_path: Path) -> None:
         time.sleep(0.1)
 
 
+def test_one_that_came_is_killed_swapped_and_killed_while_it_goes(host: Host, run: Run, tmp_path: Path) -> None:
+    """Whatever it is doing when it dies, nothing is left of it, and its id and place are free again."""
+    run("-name", "plugs", "-bios", "none", "-serial", "null", "-kernel", str(resting(tmp_path)), pipes=True)
+    wait_for(lambda: host.ps().get("plugs", {}).get("state") == "running", "the machine to run")
+    before, former = names(host), set[int]()
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    with MachineClient(Machine(host.runtime / "plugs"), timeout=LIMIT) as client:
+        for round_ in range(6):
+            assert client.add_device(f"vmesh-external,id=c,base=0x4000000,irq=20,{COPIER}").base == 0x400_0000
+            former.add(pid := host.next_life("plugs", "c", former))
+            if round_ == 0:
+                os.kill(pid, signal.SIGKILL)
+                former.add(host.next_life("plugs", "c", former))
+                reply = client.swap("c", [sys.executable, "-m", "tests.system.rival", "later"], os.getcwd())
+                assert (reply.kind, reply.version, reply.epoch) == ("copier", 2, 3)
+                former.add(pid := host.next_life("plugs", "c", former))
+            killer = threading.Timer(chance.uniform(0.0, 0.03), os.kill, (pid, signal.SIGKILL))
+            killer.start()
+            with suppress(GatewayError):  # it died in the midst, and is there again
+                client.remove_device("c")
+            killer.join()
+            if "c" in {service.name for service in client.status().services}:
+                with suppress(GatewayError):  # it was on its way out
+                    client.remove_device("c")
+            wait_gone(host, "c")
+    assert names(host) == before
+    assert host.ps()["plugs"]["state"] == "running"
+
+
+def test_none_comes_or_goes_while_the_machine_moves(host: Host, run: Run, tmp_path: Path) -> None:
+    flags = ("-bios", "none", "-serial", "null", "-kernel", str(bare(tmp_path)), "-device", "virtio-rng-device,id=r")
+    run("-name", "plugs", *flags, "-incoming", "defer", pipes=True)
+    wait_paused(host)
+    for command in (("device_add", "plugs", "virtio-rng-device,id=s"), ("device_del", "plugs", "r"),
+                    ("swap", "plugs", "r", "--", "true")):  # fmt: skip
+        assert " now: the machine waits for a migration to come in\n" in host.vmesh(*command, status=1)
+
+
+def resting(folder: Path) -> Path:
+    """A guest that sleeps."""
+    path = folder / "guest.elf"
+    path.write_bytes(programs.elf(programs.sleep(0)))
+    return path
+
+
 def bare(folder: Path) -> Path:
     """A guest that is never run."""
-    from tests.system import programs
-
     path = folder / "guest.elf"
     path.write_bytes(programs.elf(programs.copy(0x400_0000, 20)))
     return path
