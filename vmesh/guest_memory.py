@@ -145,16 +145,17 @@ class LocalGuestMemory:
         return [self._view(address, size) for address, size in pieces]
 
     def scatter(self, pieces: Sequence[Piece], fill: Fill) -> int:
-        found = [(self._find(address, size, True), address, size) for address, size in pieces]
-        views = []
-        for mapped, address, size in found:
+        views, written = [], []
+        for address, size in pieces:
+            mapped = self._find(address, size, True)
             start = address - mapped.base
             views.append(mapped.content[start : start + size])
+            written.append((mapped, start, size))
         try:
             return fill(views)
         finally:
-            for mapped, address, size in found:
-                _mark(mapped, address - mapped.base, size)
+            for mapped, start, size in written:
+                _mark(mapped, start, size)
 
     def _view(self, address: int, size: int) -> memoryview:
         mapped = self._find(address, size, False)
