@@ -26,7 +26,8 @@ class Rogue(device.Device):
 
     def __init__(self, runtime: service.Runtime, base: int, irq: int) -> None:
         super().__init__(runtime)
-        self.regions = [bus_pb2.Region(name="word", base=base, size=4096, access_sizes=4)]
+        status = bus_pb2.Register(name="status", offset=8, size=4, read=bus_pb2.READ_LATCH)
+        self.regions = [bus_pb2.Region(name="word", base=base, size=4096, access_sizes=4, registers=[status])]
         self.lines = [bus_pb2.Line(name="line", irq=irq)]
 
     def read(self, region: int, offset: int, size: int) -> int:
@@ -37,7 +38,7 @@ class RogueService(device.DeviceService):
     def start(self) -> None:
         super().start()
         self._line = False
-        misdeed: dict[str, Callable[[], None]] = {"flood": self._flood, "dma": self._reach}
+        misdeed: dict[str, Callable[[], None]] = {"flood": self._flood, "interrupts": self._raise, "dma": self._reach}
         if (action := misdeed.get(os.environ["ROGUE"])) is not None:
             action()
 
@@ -56,6 +57,12 @@ class RogueService(device.DeviceService):
             self._device.wires.set_line(0, self._line)
             self._send_update()
         self._runtime.loop.call_in("flood", 0.001, self._flood)
+
+    def _raise(self) -> None:
+        assert self._raiser is not None
+        while self._raiser.send(1, 1, 0, 1):
+            pass
+        self._runtime.loop.call_in("raise", 0.001, self._raise)
 
     def _reach(self) -> None:
         memory = self._runtime.dial("memory", ROLE_DEVICE)

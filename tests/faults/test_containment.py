@@ -56,7 +56,10 @@ def test_answers_that_are_nonsense(rig: Rig, tmp_path: Path) -> None:
     finish(rig, launcher)
 
 
-@pytest.mark.parametrize(("misdeed", "complaint"), [("flood", "floods updates"), ("dma", "DMA outside its grants")])
+@pytest.mark.parametrize(
+    ("misdeed", "complaint"),
+    [("flood", "floods updates"), ("interrupts", "floods updates"), ("dma", "DMA outside its grants")],
+)
 def test_what_others_see_is_counted(rig: Rig, tmp_path: Path, misdeed: str, complaint: str) -> None:
     launcher = start(rig, tmp_path, misdeed, programs.sleep(0))
     wait_for(lambda: complaints(rig).get(complaint, 0) > 0, complaint)
