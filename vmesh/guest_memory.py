@@ -45,6 +45,10 @@ class GuestMemory(Protocol):
         """Whether the range may be read, or written."""
         ...
 
+    def around(self, address: int, size: int, *, write: bool) -> tuple[int, int]:
+        """The range that may be read, or written, in one and has this one in it: its start and end; 0 and -1: none."""
+        ...
+
     def gather(self, pieces: Sequence[Piece]) -> list[memoryview]:
         """The content of the ranges, to be read only, and before the guest may use them again. No copy where mapped."""
         ...
@@ -85,7 +89,8 @@ class _Mapped:
     content: memoryview
     halves: memoryview  # the content in units of two bytes, which Python reads and writes in one access
     flags: memoryview | None
-    stride: int
+    dirty: int  # where its flags begin: "dirty", "dirty-cpu"
+    dirty_cpu: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,26 +141,34 @@ class LocalGuestMemory:
         _mark(mapped, address - mapped.base, 2)
 
     def covers(self, address: int, size: int, *, write: bool) -> bool:
-        for window in self._windows:  # the path of every buffer: a loop is faster than any()
+        return self.around(address, size, write=write)[1] >= 0
+
+    def around(self, address: int, size: int, *, write: bool) -> tuple[int, int]:
+        for window in self._windows:
             if window.base <= address and 0 <= size <= window.end - address and window.writable >= write:
-                return True
-        return False
+                return window.base, window.end
+        return 0, -1
 
     def gather(self, pieces: Sequence[Piece]) -> list[memoryview]:
-        return [self._view(address, size) for address, size in pieces]
+        return [mapped.content[start : start + size] for mapped, start, size in self._locate(pieces, False)]
 
     def scatter(self, pieces: Sequence[Piece], fill: Fill) -> int:
-        views, written = [], []
-        for address, size in pieces:
-            mapped = self._find(address, size, True)
-            start = address - mapped.base
-            views.append(mapped.content[start : start + size])
-            written.append((mapped, start, size))
+        located = self._locate(pieces, True)
         try:
-            return fill(views)
+            return fill([mapped.content[start : start + size] for mapped, start, size in located])
         finally:
-            for mapped, start, size in written:
+            for mapped, start, size in located:
                 _mark(mapped, start, size)
+
+    def _locate(self, pieces: Sequence[Piece], write: bool) -> list[tuple[_Mapped, int, int]]:
+        """Where the pieces are mapped: the offset and size of each. Raises OutsideGrant."""
+        located = []
+        window: _Window | None = None
+        for address, size in pieces:  # the path of every buffer: no call but where the window changes
+            if window is None or not (window.base <= address and 0 <= size <= window.end - address):
+                window = self._window(address, size, write)
+            located.append((window.mapped, address - window.mapped.base, size))
+        return located
 
     def _view(self, address: int, size: int) -> memoryview:
         mapped = self._find(address, size, False)
@@ -163,9 +176,12 @@ class LocalGuestMemory:
         return mapped.content[start : start + size]
 
     def _find(self, address: int, size: int, write: bool) -> _Mapped:
+        return self._window(address, size, write).mapped
+
+    def _window(self, address: int, size: int, write: bool) -> _Window:
         for window in self._windows:
             if window.base <= address and 0 <= size <= window.end - address and window.writable >= write:
-                return window.mapped
+                return window
         check(self._grants, address, size, write)
         raise errors.OutsideGrant("guest memory", expected="a mapped segment", got=f"{address:#x}+{size:#x}")
 
@@ -200,11 +216,13 @@ class RemoteGuestMemory:
         self.write(address, value.to_bytes(2, "little"))
 
     def covers(self, address: int, size: int, *, write: bool) -> bool:
-        try:
-            check(self._grants, address, size, write)
-        except errors.OutsideGrant:
-            return False
-        return True
+        return self.around(address, size, write=write)[1] >= 0
+
+    def around(self, address: int, size: int, *, write: bool) -> tuple[int, int]:
+        for grant in self._grants:
+            if grant.base <= address and 0 <= size <= grant.base + grant.size - address:
+                return (grant.base, grant.base + grant.size) if grant.writable >= write else (0, -1)
+        return 0, -1
 
     def gather(self, pieces: Sequence[Piece]) -> list[memoryview]:
         return [memoryview(self.read(address, size)) for address, size in pieces]
@@ -240,15 +258,15 @@ def _mark(mapped: _Mapped, start: int, size: int) -> None:
     flags = mapped.flags
     if flags is None or not size:
         return
-    first, after = start // segment.PAGE, (start + size - 1) // segment.PAGE + 1
-    dirty, dirty_cpu = segment.FLAG_DIRTY * mapped.stride, segment.FLAG_DIRTY_CPU * mapped.stride
-    if after - first == 1:
+    first, last = start // segment.PAGE, (start + size - 1) // segment.PAGE
+    dirty, dirty_cpu = mapped.dirty, mapped.dirty_cpu
+    if first == last:
         flags[dirty + first] = 1
         flags[dirty_cpu + first] = 1
     else:
-        ones = b"\x01" * (after - first)
-        flags[dirty + first : dirty + after] = ones
-        flags[dirty_cpu + first : dirty_cpu + after] = ones
+        ones = b"\x01" * (last + 1 - first)
+        flags[dirty + first : dirty + last + 1] = ones
+        flags[dirty_cpu + first : dirty_cpu + last + 1] = ones
 
 
 def _u64(value: int) -> int:
@@ -266,4 +284,5 @@ def _map(each: messages.Segment) -> _Mapped:
         flags = memoryview(segment.attach(Path(each.flags_path), writable=True))
         if len(flags) < segment.FLAG_ARRAYS * each.flags_stride or each.flags_stride < each.size // segment.PAGE:
             raise errors.ConfigError(f"page flags of {each.name} are too short: {len(flags)} bytes")
-    return _Mapped(each.base, content, content.cast("H"), flags, each.flags_stride)
+    dirty, dirty_cpu = segment.FLAG_DIRTY * each.flags_stride, segment.FLAG_DIRTY_CPU * each.flags_stride
+    return _Mapped(each.base, content, content.cast("H"), flags, dirty, dirty_cpu)

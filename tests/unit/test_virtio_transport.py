@@ -64,7 +64,10 @@ class Guest(Bench):
         device.attached()
 
     def settle(self) -> None:
+        """The end of the loop's turn, and of those that follow: a busy host may end one before the queue is empty."""
         self.device.settle()
+        while self.device._rung and self.device.live:
+            self.device.settle()
 
     def negotiate(self, features: int) -> int:
         """Gives Status."""

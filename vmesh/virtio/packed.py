@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from vmesh.guest_memory import Piece, barrier
+from vmesh.guest_memory import barrier
 from vmesh.virtio.queue import DESCRIPTOR, F_INDIRECT, F_NEXT, F_WRITE, Chain, Malformed, Queue
 
 _USED = struct.Struct("<IH")  # bytes written, identifier: from the ninth byte of a descriptor
@@ -71,9 +71,7 @@ class PackedQueue(Queue):
 
     def _follow(self, position: int) -> Chain:
         entries, table = self.areas.size, self.areas.descriptors
-        readable: list[Piece] = []
-        writable: list[Piece] = []
-        total = 0
+        descriptors: list[tuple[int, int, int]] = []
         place = position & _PLACE
         for count in range(1, entries + 1):
             address, length, identifier, flags = DESCRIPTOR.unpack(self._memory.read(table + 16 * place, 16))
@@ -83,11 +81,11 @@ class PackedQueue(Queue):
                 for start, size, _, inner in self._read_indirect(address, length):
                     if inner & F_INDIRECT:
                         raise Malformed("an indirect descriptor in an indirect table")
-                    total = self._add(readable, writable, start, size, inner, total)
+                    descriptors.append((start, size, inner))
             else:
-                total = self._add(readable, writable, address, length, flags, total)
+                descriptors.append((address, length, flags))
             if not flags & F_NEXT:
-                return Chain(readable, writable, identifier, position, count)
+                return Chain(*self._buffers(descriptors), identifier, position, count)
             place = place + 1 if place + 1 < entries else 0
         raise Malformed(f"a chain of more than the {entries} descriptors there are")
 

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from vmesh import errors
@@ -176,28 +176,29 @@ class Queue(ABC):
             raise Malformed(f"an indirect table outside of guest memory: {length} bytes at {address:#x}")
         return list(DESCRIPTOR.iter_unpack(self._memory.read(address, length)))
 
-    def _add(
-        self, readable: list[Piece], writable: list[Piece], address: int, length: int, flags: int, total: int
-    ) -> int:
-        """Put a descriptor's buffer behind the others; gives the bytes of all."""
-        write = bool(flags & F_WRITE)
-        if not write and writable:
-            raise Malformed("a readable buffer behind a writable one")
-        total += length
+    def _buffers(self, descriptors: Iterable[tuple[int, int, int]]) -> tuple[list[Piece], list[Piece]]:
+        """The readable and the writable pieces of a chain's descriptors: address, length, flags of each, in order."""
+        readable: list[Piece] = []
+        writable: list[Piece] = []
+        total, low, high, checked = 0, 0, -1, -1
+        for address, length, flags in descriptors:  # the path of every buffer: no call but where the range changes
+            write = flags & F_WRITE
+            if not write and writable:
+                raise Malformed("a readable buffer behind a writable one")
+            if write != checked or not low <= address <= high - length:
+                low, high = self._memory.around(address, length, write=bool(write))
+                if high < 0:
+                    raise Malformed(f"a buffer outside of guest memory: {length} bytes at {address:#x}")
+                checked = write
+            total += length
+            pieces = writable if write else readable
+            if pieces and low <= pieces[-1][0] and sum(pieces[-1]) == address:
+                pieces[-1] = (pieces[-1][0], pieces[-1][1] + length)
+            elif length:
+                pieces.append((address, length))
         if total > MAX_BYTES:
             raise Malformed(f"expected a request of at most {MAX_BYTES} bytes")
-        pieces = writable if write else readable
-        covers = self._memory.covers
-        if pieces:
-            before, size = pieces[-1]
-            if before + size == address and covers(before, size + length, write=write):
-                pieces[-1] = (before, size + length)
-                return total
-        if not covers(address, length, write=write):
-            raise Malformed(f"a buffer outside of guest memory: {length} bytes at {address:#x}")
-        if length:
-            pieces.append((address, length))
-        return total
+        return readable, writable
 
 
 def cut(pieces: list[Piece], size: int) -> tuple[list[Piece], list[Piece]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from vmesh.guest_memory import Piece, barrier
+from vmesh.guest_memory import barrier
 from vmesh.virtio.queue import DESCRIPTOR, F_INDIRECT, F_NEXT, Chain, Malformed, Queue
 
 _USED = struct.Struct("<II")  # identifier, bytes written
@@ -86,10 +86,8 @@ class SplitQueue(Queue):
             raise Malformed(f"expected a descriptor below {size}, got {head}")
         table = self.areas.descriptors
         read, unpack = self._memory.read, DESCRIPTOR.unpack
-        readable: list[Piece] = []
-        writable: list[Piece] = []
+        descriptors: list[tuple[int, int, int]] = []
         address, length, flags, following = unpack(read(table + 16 * head, 16))
-        total = 0
         count = 1
         indirect = None
         while True:
@@ -100,9 +98,9 @@ class SplitQueue(Queue):
                 size, count = len(indirect), 1
                 address, length, flags, following = indirect[0]
                 continue
-            total = self._add(readable, writable, address, length, flags, total)
+            descriptors.append((address, length, flags))
             if not flags & F_NEXT:
-                return Chain(readable, writable, head, position, 1)
+                return Chain(*self._buffers(descriptors), head, position, 1)
             count += 1
             if count > size:
                 raise Malformed(f"a chain of more than the {size} descriptors there are")
