@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from cases import ALL, Case
-from harness import PATIENCE, Irqchip, Machine, until
+from harness import PATIENCE, Irqchip, Machine
 
+from tests.waiting import wait_for
 from vmesh.v1 import common_pb2 as common
 from vmesh.v1 import lifecycle_pb2 as lifecycle
 from vmesh.v1.bus_pb2 import WRITE_DOORBELL, Access, Description
@@ -62,10 +63,10 @@ def test_rings_do_no_harm(machine: Machine, case: Case) -> None:
     bell = os.open(machine.path / description.doorbell, os.O_WRONLY)
     for _ in range(RINGS // 1000):
         os.write(bell, chance.randbytes(1000))
-    until(lambda: monitor.health().counters["rings"] > 0, "the rings")
+    wait_for(lambda: monitor.health().counters["rings"] > 0, "the rings")
     assert monitor.save().bytes == before.bytes
     os.close(bell)
-    until(lambda: machine.monitor(case.name).health().counters["rings"] > 0, "an answer without anybody who rings")
+    wait_for(lambda: machine.monitor(case.name).health().counters["rings"] > 0, "an answer without anybody who rings")
 
 
 @devices_with_one

@@ -9,7 +9,7 @@ import stat
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from services.cpu.bus import Device, RegisterTable
 from services.cpu.doorbell import Doorbell, Listener
 from tests.cpu_harness import Cpu
 from tests.models.guest import CODE, put, virt
+from tests.waiting import LIMIT, wait_for
 from vmesh import errors
 from vmesh.doorbell import Bell, Raiser, open_existing
 from vmesh.v1.bus_pb2 import (
@@ -34,14 +35,6 @@ from vmesh.v1.bus_pb2 import (
 
 BASE, IRQ = 0x1000_1000, 9
 NOTIFY, STATUS, ACK = 0x50, 0x60, 0x64
-PATIENCE = 20.0
-
-
-def until(true: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.001)
 
 
 class Board:
@@ -101,7 +94,7 @@ class Board:
 
     def close(self) -> None:
         self.listener.end()
-        self.listener.join(PATIENCE)
+        self.listener.join(LIMIT)
         assert not self.listener.is_alive()
 
 
@@ -178,9 +171,9 @@ def test_a_full_fifo(board: Board) -> None:
 def test_an_interrupt(board: Board) -> None:
     _, raiser = board.born()
     assert raiser.send(1, 1, 0, 1)
-    until(lambda: board.level, "the line")
+    wait_for(lambda: board.level, "the line")
     assert raiser.send(1, 2, 0, 2)
-    until(lambda: board.last == 2, "the second raise")
+    wait_for(lambda: board.last == 2, "the second raise")
     assert board.cpu.harts.machine.latches[0].sequence == 0
     board.write(1, offset=ACK)
     assert board.level
@@ -210,19 +203,19 @@ def test_an_interrupt_ends_a_harts_sleep(board: Board) -> None:
 def test_raises_of_a_former_life_and_from_before_a_reset_are_not_heard(board: Board) -> None:
     _, former = board.born()
     assert former.send(1, 5, 0, 1)
-    until(lambda: board.last == 5, "the raise")
+    wait_for(lambda: board.last == 5, "the raise")
     board.write(3, offset=ACK)
     _, raiser = board.born(2)
     former.send(1, 6, 0, 1)
     assert raiser.send(1, 7, 0, 1)  # one that believes to be of the former life
     assert raiser.send(2, 1, 0, 2)
-    until(lambda: board.last == 1, "the raise of the new life")
+    wait_for(lambda: board.last == 1, "the raise of the new life")
     assert board.cpu.harts.machine.listeners[0].sequence == 1
     assert board.level
     reset = ShadowValue(offset=STATUS, size=4, value=0)
     board.device.apply(DeviceUpdate(epoch=2, sequence=9, shadows=[reset]))
     assert raiser.send(2, 8, 0, 1)
-    until(lambda: board.last == 8, "the late raise")
+    wait_for(lambda: board.last == 8, "the late raise")
     assert not board.level
 
 
@@ -254,12 +247,12 @@ def test_nonsense_and_floods_are_named_and_do_not_last(board: Board) -> None:
     for length in (1, 23, 25, 1023):
         board.complaints.clear()
         os.write(writer, chance.randbytes(length))
-        until(lambda: board.complaints == ["nonsense"], "a complaint")
+        wait_for(lambda: board.complaints == ["nonsense"], "a complaint")
         time.sleep(0.11)  # how long the device is not listened to
         board.listener.unmute()
     board.complaints.clear()
     os.write(writer, struct.pack("<QQII", 1, 1, 1, 1))  # a latch that it does not have
-    until(lambda: board.complaints == ["nonsense"], "a complaint")
+    wait_for(lambda: board.complaints == ["nonsense"], "a complaint")
     assert not board.level
     time.sleep(0.11)
     board.listener.unmute()
@@ -273,11 +266,11 @@ def test_nonsense_and_floods_are_named_and_do_not_last(board: Board) -> None:
             raiser.send(1, number, 0, 1)
         return "floods updates" in board.complaints
 
-    until(flood, "a complaint")
+    wait_for(flood, "a complaint")
     time.sleep(0.11)
     board.listener.unmute()
-    until(lambda: raiser.send(1, number + 1, 0, 1), "room")
-    until(lambda: board.last == number + 1, "the last raise")
+    wait_for(lambda: raiser.send(1, number + 1, 0, 1), "room")
+    wait_for(lambda: board.last == number + 1, "the last raise")
 
 
 def test_what_is_no_fifo_is_refused(tmp_path: Path) -> None:
