@@ -185,7 +185,6 @@ class Incoming(Job):
     def _take_main(self, channel: _Channel) -> None:
         try:
             states = self._take_stream(channel)
-            self.context.machine.check(states)
             self.context.machine.load(states)
         except (errors.VmeshError, OSError) as error:
             say(channel.writer, failed=messages.Failed(reason=str(error)))

@@ -48,6 +48,7 @@ class Machine:
         self._ask(messages.MACHINE_CHECK, states)
 
     def load(self, states: States) -> None:
+        """As `check`; if all would take theirs, they do."""
         self._ask(messages.MACHINE_LOAD, states)
 
     def hand_over(self) -> None:

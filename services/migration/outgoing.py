@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -171,21 +172,24 @@ class Outgoing(Job):
     def _send(self, writer: Writer, pages: PageWriter, todo: list[Numbers], *, to_end: bool = False) -> list[Numbers]:
         """Send pages; gives those that were not sent as post-copy is to begin (never with `to_end`)."""
         assert self._connection is not None
-        left = sum(map(len, todo))
-        for number, numbers in enumerate(todo):
-            content = self.context.ram.segments[number].content
+        segments = self.context.ram.segments
+        left = [numbers[:0] for numbers in todo]
+        count = sum(map(len, todo))
+        # ROM first: it has no flags, so that none of its pages may come later.
+        for number in sorted(range(len(todo)), key=lambda number: segments[number].has_flags):
+            numbers, content = todo[number], segments[number].content
             for start in range(0, len(numbers), pages.pages_at_once):
                 if self.cancelled:
                     raise LinkLost("cancelled")
-                if self._want_postcopy and not to_end:
-                    return [todo[each][start:] if each == number else todo[each] if each > number else todo[each][:0]
-                            for each in range(len(todo))]  # fmt: skip
+                if self._want_postcopy and not to_end and segments[number].has_flags:
+                    left[number] = numbers[start:]
+                    break
                 self._connection.limit = 0 if to_end else self.context.parameters.max_bandwidth
                 part = numbers[start : start + pages.pages_at_once]
                 pages.write(number, content, part)
-                left -= len(part)
-                self._count(writer, pages, left)
-        return [numbers[:0] for numbers in todo]
+                count -= len(part)
+                self._count(writer, pages, count)
+        return left
 
     def _complete(self, writer: Writer, pages: PageWriter, returned: ReturnPath) -> None:
         """Pre-copy's switch: the last pages and all state, then RUN."""
@@ -194,8 +198,10 @@ class Outgoing(Job):
         writer.message(
             messages.RECORD_SECTION_END, messages.SectionPart(id=package.RAM_SECTION, round=self.status.rounds + 1)
         )
-        self._send(writer, pages, [each.take_dirty() for each in self.context.ram.segments], to_end=True)
-        entries = package.write_states(writer, self.context.machine.save())
+        with ThreadPoolExecutor(1) as beside:  # the services say their states while the last pages are sent
+            saved = beside.submit(self.context.machine.save)
+            self._send(writer, pages, [each.take_dirty() for each in self.context.ram.segments], to_end=True)
+            entries = package.write_states(writer, saved.result())
         counts = pages.counts
         writer.message(
             messages.RECORD_DESCRIPTION,
@@ -225,9 +231,9 @@ class Outgoing(Job):
         self.enter(messages.MIGRATION_DEVICE)
 
     def _switch(self, writer: Writer, returned: ReturnPath) -> None:
-        """All state was sent: once it is loaded there, let go of the machine here, and have it run there."""
-        returned.wait("loaded", _LOAD_SECONDS, lambda: self.cancelled)
+        """All state was sent: let go of the machine here, and once it is loaded there, have it run there."""
         self.context.machine.hand_over()
+        returned.wait("loaded", _LOAD_SECONDS, lambda: self.cancelled)
         if self.cancelled:
             raise LinkLost("cancelled")
         self._switched = True

@@ -9,11 +9,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 
 import numpy as np
 import numpy.typing as npt
 
 from services.migration.ram import GuestRam
+from vmesh import errors
 from vmesh.migration.pages import Numbers, Rows
 
 Fetch = Callable[[int, list[int]], None]
@@ -21,18 +23,20 @@ Fetch = Callable[[int, list[int]], None]
 
 
 class Pager:
-    """`tell` says to memory that pages, by guest physical address, are there; `serve` that we bring them."""
+    """`tell` says to memory that pages, by guest physical address, are there; `serve` that we bring them;
+    `mark_absent` makes all absent."""
 
     def __init__(
         self,
         ram: GuestRam,
         call: Callable[[Callable[[], None]], None],
+        mark_absent: Callable[[], None],
         serve: Callable[[], None],
         tell: Callable[[Sequence[int]], None],
     ) -> None:
         self._ram = ram
         self._call = call  # has something done in the main thread
-        self._serve = serve
+        self._mark_absent, self._serve = mark_absent, serve
         self._tell = tell
         self._lock = threading.Lock()
         self._fetch: Fetch | None = None
@@ -41,17 +45,24 @@ class Pager:
 
     def begin(self, absent: Sequence[Numbers], fetch: Fetch) -> None:
         """From any thread, while nothing runs: these pages of each segment are to come, by `fetch` if needed."""
-        for each, numbers in zip(self._ram.segments, absent, strict=True):
-            each.present[numbers] = 0
         self._fetch = fetch
-        served = threading.Event()
+        served: Future[None] = Future()
 
         def serve() -> None:
-            self._serve()
-            served.set()
+            try:
+                self._mark_absent()
+                for each, numbers in zip(self._ram.segments, absent, strict=True):
+                    here = np.ones(each.pages, np.bool_)
+                    here[numbers] = False
+                    each.present[here] = 1
+                self._serve()
+            except errors.VmeshError as error:
+                served.set_exception(error)
+            else:
+                served.set_result(None)
 
         self._call(serve)
-        served.wait()
+        served.result()
 
     def end(self) -> None:
         """All are there."""

@@ -57,7 +57,7 @@ class Migration(Service):
             raise wire.mismatch(memory.address, "AddressMap", answer)
         self._memory = memory
         self._ram = GuestRam(answer.segments)
-        self._pager = Pager(self._ram, self._call, self._serve_pages, self._tell_present)
+        self._pager = Pager(self._ram, self._call, self._mark_absent, self._serve_pages, self._tell_present)
         self._runtime.loop.watch(self._wake, read=self._run_calls)
 
     def handle(self, client: wire.Client, packet: Packet) -> Message | None:
@@ -135,11 +135,25 @@ class Migration(Service):
             self._cpu.greet(_ANSWER_SECONDS)
         self._cpu.request(request, _ANSWER_SECONDS)
 
+    def _mark_absent(self) -> None:
+        """All pages are absent; nothing runs."""
+        self._memory.request(memory_pb2.MarkPages(present=False), _ANSWER_SECONDS)
+
     def _serve_pages(self) -> None:
         """From now on memory sends those who need pages here."""
+        self._memory.request(memory_pb2.ServePages(), _ANSWER_SECONDS)
+        self._runtime.loop.watch(self._memory.socket, read=self._from_memory)
+        self._from_memory()
+
+    def _from_memory(self) -> None:
+        memory = self._memory
+        while (packet := memory.unasked.popleft() if memory.unasked else memory.receive()) is not None:
+            if packet.WhichOneof("body") == "pages_wanted":
+                self._pager.wanted(packet.pages_wanted.addresses)
 
     def _tell_present(self, addresses: Sequence[int]) -> None:
         """Pages that memory asked for are there."""
+        self._memory.send_packet(wire.make(memory_pb2.PagesPresent(addresses=addresses)))
 
     def _begin(self, job: Job) -> None:
         if self._job is not None:

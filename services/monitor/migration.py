@@ -358,7 +358,7 @@ class Migration:
             case migration_pb2.MACHINE_HAND_OVER:
                 operation = self._hand_over()
             case migration_pb2.MACHINE_GO:
-                operation = self._go()
+                operation = self._go(request.number)
             case migration_pb2.MACHINE_STAY:
                 operation = self._stay()
             case migration_pb2.MACHINE_GO_ON:
@@ -406,11 +406,13 @@ class Migration:
         yield from operations.hand_over(self._supervisor.board)
         self._handed_over = True
 
-    def _go(self) -> Operation:
-        """An incoming machine goes."""
+    def _go(self, number: int) -> Operation:
+        """An incoming machine goes. The answer is sent at once: the source counts the downtime to it."""
         if not self._options.stay_paused:
-            yield from operations.resume(self._supervisor.board)
+            yield from operations.start(self._supervisor.board)
         self._ran, self.run_state = None, ""
+        self._answer(number, "")
+        yield operations.health(self._supervisor.board)
 
     def _stay(self) -> Operation:
         """An incoming machine has come in paused."""

@@ -72,10 +72,15 @@ def pause(board: Board) -> Operation:
 
 def resume(board: Board) -> Operation:
     """Everyone goes on, the harts last, when there is somebody to answer them."""
+    yield from start(board)
+    yield health(board)
+
+
+def start(board: Board) -> Operation:
+    """As `resume`, without a look at how they are then."""
     yield [Request(name, lifecycle_pb2.Resume()) for name in board.others]
     if board.cpu:
         yield [Request(board.cpu, lifecycle_pb2.Resume())]
-    yield health(board)
 
 
 def reset(board: Board, *, stay_paused: bool) -> Operation:
@@ -97,10 +102,12 @@ def save(board: Board, states: dict[str, lifecycle_pb2.ServiceState]) -> Operati
 
 
 def load(board: Board, states: Mapping[str, lifecycle_pb2.ServiceState], *, check_only: bool) -> Operation:
-    """Have every service take its state, or say whether it would. The machine is paused."""
+    """Have every service say whether it would take its state, and then take it. The machine is paused."""
     if missing := set(board.all) ^ states.keys():
         raise RequestError(f"no state of service '{min(missing)}', or none that could take it")
-    yield [Request(name, lifecycle_pb2.Load(state=states[name], check_only=check_only)) for name in board.all]
+    yield [Request(name, lifecycle_pb2.Load(state=states[name], check_only=True)) for name in board.all]
+    if not check_only:
+        yield [Request(name, lifecycle_pb2.Load(state=states[name])) for name in board.all]
 
 
 def hand_over(board: Board) -> Operation:
