@@ -145,7 +145,7 @@ class _Qemu(_Emulator):
         folder.chmod(0o777)
         path = folder / "socket"
         path.unlink(missing_ok=True)
-        words = command(User(), -1)
+        words = command(User(), "--fd", "-1")
         place = words.index("--fd")
         with _process([*words[:place], "--one-off", "--socket", str(path), *words[place + 2 :]], path):
             netdev = f"stream,id=n,server=off,addr.type=unix,addr.path={path}"

@@ -95,6 +95,10 @@ class Machine:
         """Where the keeper of that console listens for the device: proto/vmesh/v1/console.proto."""
         return self.path / f"{device}.kept"
 
+    def network(self, device: str) -> Path:
+        """The folder where the network of that card listens for it, if the keeper has one."""
+        return self.path / f"{device}.network"
+
     def write_record(self, record: MachineRecord) -> None:
         """Replace machine.json at once: a reader sees the old or the new one. Does nothing if the directory is gone."""
         fresh = self.path / f".{RECORD}.{os.getpid()}"

@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 _PR_SET_PDEATHSIG = 1
@@ -117,6 +118,15 @@ def close_all_but(keep: Collection[int]) -> None:
 def adopt_orphans() -> None:
     """Make this process the parent of its descendants whose own parent dies, so that it can wait for them."""
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_orphans() -> None:
+    """Kill the children that this process still has, adopted ones too, and wait for them."""
+    for task in Path("/proc/self/task").iterdir():
+        for pid in map(int, (task / "children").read_text().split()):
+            with suppress(ProcessLookupError, ChildProcessError):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
 
 
 def describe_exit(status: int) -> str:

@@ -23,7 +23,7 @@ from services.monitor.output import Output
 from services.monitor.supervisor import Settings, Supervisor
 from vmesh.log import Log
 from vmesh.machine import MachineError, adopt
-from vmesh.spawn import ServiceCommand
+from vmesh.spawn import ServiceCommand, end_orphans
 
 
 def main(argv: list[str]) -> int:
@@ -61,6 +61,7 @@ def main(argv: list[str]) -> int:
     supervisor.open_gateway = lambda: threading.Thread(target=_open_gateway, args=(supervisor,), daemon=True).start()
     status = supervisor.run()
     os.close(ours)
+    end_orphans()  # what a keeper that was killed has left
     machine.remove()
     if supervisor.failure:
         _tell(arguments.report, supervisor.failure)

@@ -1,4 +1,4 @@
-"""The keeper: a process that has what must outlive a device. It holds the consoles, and forks the devices' next lives.
+"""The keeper: a process that has what must outlive a device. It holds the consoles and networks, and forks next lives.
 
 The monitor cannot fork once its gateway runs, which has threads; the keeper has none, and has imported what devices
 need, so that a next life begins within milliseconds. Requests and answers are JSON on a socket between the two.
@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from services.monitor.console import KeptConsole
+from services.monitor.network import KeptNetwork, make_place, network_of
 from vmesh import errors, lifeline, spawn
 from vmesh.log import Log
 from vmesh.loop import Loop
@@ -32,6 +33,9 @@ class Keeper:
     """The monitor's side. `failed` is called when the process cannot do its work, with one line."""
 
     def __init__(self, machine: Machine, consoles: Mapping[str, str], commands: Sequence[ServiceCommand]) -> None:
+        for command in commands:
+            if network_of(command) is not None:
+                make_place(machine.network(command.name))
         self._machine = machine
         self._consoles = consoles
         self._commands = commands
@@ -54,7 +58,7 @@ class Keeper:
             process = _Process(self._machine, self._theirs, lifeline, monitor, self._commands)
             return process.run(self._consoles)
 
-        self.child = spawn.fork(run, title="vmesh-keeper", death_signal=signal.SIGKILL)
+        self.child = spawn.fork(run, title="vmesh-keeper")  # ends by its lifeline: it has processes of its own to end
         self._theirs.close()
 
     def spawn(self, command: ServiceCommand, more: Sequence[str], spawned: Spawned) -> None:
@@ -64,6 +68,8 @@ class Keeper:
         if len(request) > _MESSAGE_BYTES:
             spawned(None, f"its command line is too long: expected at most {_MESSAGE_BYTES} bytes, got {len(request)}")
             return
+        if network_of(command) is not None:
+            make_place(self._machine.network(command.name))
         self._waiting.append(spawned)
         try:
             self.socket.send(request)
@@ -110,6 +116,7 @@ class _Process:
         self._commands = commands
         self._loop = Loop()
         self._consoles: list[KeptConsole] = []
+        self._networks: dict[str, KeptNetwork] = {}
         self._orphaned = False
 
     def run(self, consoles: Mapping[str, str]) -> int:
@@ -120,6 +127,8 @@ class _Process:
                 self._consoles.append(KeptConsole(path, specification, self._loop, log))
         except errors.VmeshError as error:
             self._control.send(json.dumps({"failed": f"the console of {name}: {error}"}).encode())
+        for command in self._commands:
+            self._keep_network(command)
         self._loop.settle = self._settle
         self._loop.watch(self._control.fileno(), read=self._serve)
         lifeline.watch(self._loop, self._lifeline, self._end)
@@ -127,7 +136,22 @@ class _Process:
         self._loop.run()
         for console in self._consoles if not self._orphaned else ():
             console.finish()
+        for network in self._networks.values():
+            network.close()
         return 0
+
+    def _keep_network(self, command: ServiceCommand) -> None:
+        """Have the network that a card is plugged into, unless it is there."""
+        asked = network_of(command)
+        if asked is None or command.name in self._networks:
+            return
+
+        def failed(reason: str) -> None:
+            self._control.send(json.dumps({"failed": f"the network of {command.name}: {reason}"}).encode())
+
+        place, log = self._machine.network(command.name), Log(command.name, self._machine.log)
+        self._networks[command.name] = KeptNetwork(asked, place, self._loop, log, failed)
+        self._networks[command.name].start()
 
     def _settle(self) -> None:
         for console in self._consoles:
@@ -150,6 +174,7 @@ class _Process:
         asked = json.loads(data)
         name, kind, module, *arguments = asked["command"]
         command = ServiceCommand(name, kind, module, tuple(arguments))
+        self._keep_network(command)
         try:
             child = spawn.start_service(
                 command,

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import http.server
+import random
 import re
-from collections.abc import Callable
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,6 +21,7 @@ from vmesh.guest.cache import cache_directory
 pytestmark = pytest.mark.system
 
 Run = Callable[..., Terminal]
+BIG_FILE = 100_000_000
 ROOT_PROMPT = "root@debian:~# "
 
 
@@ -81,10 +87,43 @@ def disk(debian: Guest) -> Path:
     return path
 
 
+@dataclass(frozen=True, slots=True)
+class Download:
+    """A file on a web server at the host's loopback."""
+
+    port: int
+    sha256: str
+
+
+@pytest.fixture
+def big_file() -> Iterator[Download | None]:
+    """100 MB of it, seeded; None without passt, which leads a guest there."""
+    if shutil.which("passt") is None:
+        yield None
+        return
+    block = random.Random(4).randbytes(BIG_FILE)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(block)))
+            self.end_headers()
+            self.wfile.write(block)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield Download(server.server_port, hashlib.sha256(block).hexdigest())
+        server.shutdown()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # making the disk takes a minute of two cores
-def test_debian_boots_to_a_login_and_powers_off(run: Run, disk: Path) -> None:
-    machine = run("-m", "512M", *drive(disk), "-snapshot", "-append", "quiet root=/dev/vda")
+def test_debian_boots_to_a_login_fetches_100_mb_and_powers_off(run: Run, disk: Path, big_file: Download | None) -> None:
+    card = ("-netdev", "user,id=n", "-device", "virtio-net-device,netdev=n") if big_file else ()
+    machine = run("-m", "512M", *drive(disk), "-snapshot", *card, "-append", "quiet root=/dev/vda")
     machine.expect("debian login: ")
     machine.type("root\n")
     machine.expect(ROOT_PROMPT)
@@ -98,6 +137,11 @@ def test_debian_boots_to_a_login_and_powers_off(run: Run, disk: Path) -> None:
     )
     assert "-rwsr-xr-x 1 root root" in machine.ask("ls -l /usr/bin/passwd", ROOT_PROMPT)
     assert machine.ask("find / -xdev '(' -nouser -o -nogroup ')'", ROOT_PROMPT) == ""
+
+    if big_file:  # the address is systemd-networkd's, by DHCP
+        fetched = machine.ask(f"wget -qO- http://10.0.2.2:{big_file.port}/ | sha256sum", ROOT_PROMPT)
+        assert fetched == f"{big_file.sha256}  -\n"
+    assert machine.ask("journalctl -k -p err -o cat --no-pager", ROOT_PROMPT) in ("", "-- No entries --\n")
 
     machine.type("poweroff\n")
     assert machine.wait() == 0

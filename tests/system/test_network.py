@@ -132,10 +132,16 @@ def test_a_port_of_the_host_leads_to_the_guest_whoever_is_killed(
     machine.expect("leased\n")
     monkeypatch.setenv("VMESH_RUNTIME", str(host.runtime))
     echo_from_the_guest(port)
-    victim = {"passt": passt_pid(log), "card": service("forward").pid}[killed]
-    os.kill(victim, signal.SIGKILL)
-    echo_from_the_guest(port)
-    assert passt_pid(log) != victim
+    with socket.create_connection(("127.0.0.1", port), LIMIT) as before:
+        before.sendall(b"before\n")
+        assert before.recv(100) == b"before\n"
+        passt_was = passt_pid(log)
+        os.kill({"passt": passt_was, "card": service("forward").pid}[killed], signal.SIGKILL)
+        echo_from_the_guest(port)
+        if killed == "card":  # passt has the connections, and outlives it
+            before.sendall(b"the same one\n")
+            assert before.recv(100) == b"the same one\n"
+    assert (passt_pid(log) == passt_was) == (killed == "card")
     assert service("forward").epoch == (2 if killed == "card" else 1)
 
 

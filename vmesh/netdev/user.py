@@ -1,6 +1,8 @@
 """`user`: the guest behind a router that is a process of the host, Debian's passt (passt(1)).
 
-passt gets one end of a pair of sockets and ends when the other is closed, however this process ends.
+Here passt is started by a card that nobody supervises: it gets one end of a pair of sockets and ends when the other is
+closed, however this process ends. In a machine the keeper has one that listens for the card
+(services/monitor/network.py).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from vmesh.netdev.port import MAX_FRAME, Port
 from vmesh.netdev.stream import SocketNetdev
 
 PROGRAM = "passt"
+SOCKET = "socket"  # where one listens that is to outlive the card, in a folder of its own
 _HOST, _DNS, _GUEST = 2, 3, 15  # places in the network: as QEMU has them
 _ANSWER_SECONDS = 2.0
 _TRIES = 3  # at the start: a former passt may be about to give up its ports
@@ -31,10 +34,10 @@ _ERROR_BYTES = 4096
 _PASST_BYTES = 4 << 20
 
 
-def command(asked: options.User, connection: int) -> list[str]:
-    """passt's command line for a connected socket of that number."""
+def command(asked: options.User, *where: str) -> list[str]:
+    """passt's command line; `where` is --fd and the number of a connected socket, or --socket and a path."""
     dns = asked.address(asked.dns, _DNS)
-    made = [PROGRAM, "--foreground", "--quiet", "--stderr", "--fd", str(connection)]
+    made = [PROGRAM, "--foreground", "--quiet", "--stderr", *where]
     made += ["--address", asked.address(asked.guest, _GUEST), "--netmask", asked.netmask]
     made += ["--gateway", asked.address(asked.host, _HOST), "--dns", dns, "--dns-forward", dns]
     if not asked.ipv6:
@@ -88,7 +91,7 @@ class UserNetdev(SocketNetdev):
         with theirs:
             try:
                 self._passt = subprocess.Popen(
-                    command(self._asked, theirs.fileno()),
+                    command(self._asked, "--fd", str(theirs.fileno())),
                     stdin=subprocess.DEVNULL,
                     stdout=self._errors,
                     stderr=self._errors,
@@ -96,7 +99,7 @@ class UserNetdev(SocketNetdev):
                 )
             except OSError as error:
                 ours.close()
-                return f"cannot start {PROGRAM}, Debian's package passt (apt install passt): {error.strerror}"
+                return not_started(error)
         if not _answers(ours, self._asked):
             ours.close()
             return self._end_of_passt()
@@ -109,9 +112,18 @@ class UserNetdev(SocketNetdev):
         self.close()
         assert self._passt is not None
         self._errors.seek(0)
-        lines = self._errors.read(_ERROR_BYTES).decode(errors="replace").splitlines()
-        said = [line.strip() for line in lines if line.strip() and "syslog" not in line]
-        return f"passt ended with status {self._passt.returncode}" + (f": {said[-1]}" if said else "")
+        return end_of_passt(self._passt.returncode, self._errors.read(_ERROR_BYTES))
+
+
+def not_started(error: OSError) -> str:
+    return f"cannot start {PROGRAM}, Debian's package passt (apt install passt): {error.strerror}"
+
+
+def end_of_passt(status: int, output: bytes) -> str:
+    """How it ended, and what it said last."""
+    lines = output.decode(errors="replace").splitlines()
+    said = [line.strip() for line in lines if line.strip() and "syslog" not in line]
+    return f"passt ended with status {status}" + (f": {said[-1]}" if said else "")
 
 
 def _answers(connection: socket.socket, asked: options.User) -> bool:

@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
             runtime,
             options.base,
             options.irq,
-            lambda port: make(asked, runtime.loop, runtime.log, port),
+            lambda port: make(asked, runtime.loop, runtime.log, port, runtime.machine.network(runtime.name)),
             mac=mac,
             mtu=options.host_mtu,
             packed=options.packed,
