@@ -1,4 +1,4 @@
-"""Renew vmesh/guest/image.lock: the suite's current packages of Debian's disk, by lists whose signature apt has verified."""
+"""Renew vmesh/guest/image.lock: the current packages of Debian's disk, by lists whose signature apt has verified."""
 
 from __future__ import annotations
 

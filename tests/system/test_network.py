@@ -259,7 +259,8 @@ def test_an_interface_of_the_host(host: Host, debian: Guest, namespace: str, tmp
     commands = (
         "ip addr add 10.3.0.2/24 dev eth0; ip link set eth0 up\n"
         "nc 10.3.0.1 9 >/tmp/f </dev/null; sha256sum /tmp/f\n"
-        "nc 10.3.0.1 9 -e cat /tmp/f\n"  # cat sends much at once, nc would send pieces of 1 KiB
+        # cat sends much at once, nc would send pieces of 1 KiB; the second waits until the host has it all.
+        "nc 10.3.0.1 9 -e sh -c 'cat /tmp/f; cat'\n"
     )
     listener = listen_inside(namespace)
     with listener, ThreadPoolExecutor(1) as pool:
@@ -290,7 +291,7 @@ def listen_inside(namespace: str) -> socket.socket:
 
 
 def give_and_take(listener: socket.socket, content: bytes) -> bytes:
-    """Sends `content` to the first that comes, and gives what the second sends."""
+    """Sends `content` to the first that comes, and gives as much from the second."""
     connection, _ = listener.accept()
     with connection:
         connection.settimeout(LIMIT)
@@ -298,4 +299,4 @@ def give_and_take(listener: socket.socket, content: bytes) -> bytes:
     connection, _ = listener.accept()
     connection.settimeout(LIMIT)
     with connection, connection.makefile("rb") as file:
-        return file.read()
+        return file.read(len(content))
