@@ -172,7 +172,7 @@ class Runtime:
         self,
         severity: Severity.ValueType,
         text: str,
-        event: common.PowerOff | common.ResetRequest | common.Fault | None = None,
+        event: common.PowerOff | common.ResetRequest | common.Fault | common.HartStop | None = None,
     ) -> None:
         """Tell the monitor, and the log."""
         notice = Notice(severity=severity, service=self.name, text=text)
@@ -183,6 +183,8 @@ class Runtime:
             notice.reset_request.SetInParent()
         elif isinstance(event, common.Fault):
             notice.fault.CopyFrom(event)
+        elif isinstance(event, common.HartStop):
+            notice.hart_stop.CopyFrom(event)
         write = {common.SEVERITY_WARNING: self.log.warning, common.SEVERITY_ERROR: self.log.error}
         write.get(severity, self.log.info)("notice", text=text)
         monitors = [client for client in self.server.clients.values() if client.role == common.ROLE_MONITOR]

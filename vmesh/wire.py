@@ -46,7 +46,11 @@ _FIELD_OF = {
 }
 
 _LIFECYCLE = ("pause", "drain", "save", "load", "resume", "reset", "shutdown", "health", "hand_over")
-_CPU = ("hart_registers_request", "cpu_status_request", "add_device", "remove_device", "read_memory", "write_memory")
+_DEBUG = (
+    "read_memory", "write_memory", "describe_registers", "read_registers", "write_registers", "set_breakpoints",
+    "run_harts",
+)  # fmt: skip
+_CPU = ("hart_registers_request", "cpu_status_request", "add_device", "remove_device")
 _ALLOWED: dict[str, frozenset[Role.ValueType]] = {
     "access_batch": frozenset({common.ROLE_HART}),
     **{name: frozenset({common.ROLE_DEVICE}) for name in ("attach", "dma_read", "dma_write")},
@@ -55,7 +59,7 @@ _ALLOWED: dict[str, frozenset[Role.ValueType]] = {
     "need_pages": frozenset({common.ROLE_CPU, common.ROLE_DEVICE}),
     **{name: frozenset({common.ROLE_MIGRATION}) for name in ("serve_pages", "pages_present", "mark_pages")},
     **{name: frozenset({common.ROLE_MONITOR}) for name in _LIFECYCLE},
-    **{name: frozenset({common.ROLE_MONITOR}) for name in _CPU},
+    **{name: frozenset({common.ROLE_MONITOR}) for name in (*_CPU, *_DEBUG)},
     **{name: frozenset({common.ROLE_MONITOR}) for name in ("migration_request", "machine_answer")},
     **{name: frozenset({common.ROLE_MIGRATION}) for name in ("shoot_down", "throttle")},
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -17,6 +17,7 @@ from .isa.riscv.state import (
     ACCESS_DONE,
     ACCESS_FAILED,
     ACCESS_NONE,
+    DEBUG_NONE,
     DEVICE_UNMAPPED,
     EXIT_ACCESS,
     EXIT_DRAIN,
@@ -38,6 +39,7 @@ class Gate:
         self._harts = harts
         self._closed = closed
         self._parked = 0
+        self._held: frozenset[int] = frozenset()
         self.ending = threading.Event()
 
     @property
@@ -53,8 +55,24 @@ class Gate:
             self._closed = False
             self._condition.notify_all()
 
+    def hold(self, harts: Iterable[int]) -> None:
+        """These harts stay here though the gate is open, and no others do."""
+        with self._condition:
+            self._held = frozenset(harts)
+
+    def close_behind(self, hart: int) -> None:
+        """A hart has stopped by itself: it does not go on before it is let go of, and all others come here."""
+        with self._condition:
+            self._closed = True
+            self._held |= {hart}
+
+    def bars(self, hart: int) -> bool:
+        """Whether a hart has to wait here."""
+        return self._closed or hart in self._held
+
     def end(self) -> None:
         self.ending.set()
+        self.hold(())
         self.open()
 
     def wait_parked(self, timeout: float) -> bool:
@@ -62,12 +80,12 @@ class Gate:
         with self._condition:
             return self._condition.wait_for(lambda: self._parked == self._harts, timeout)
 
-    def park(self) -> None:
-        """A hart waits here until the gate opens."""
+    def park(self, hart: int) -> None:
+        """A hart waits here until the gate opens for it."""
         with self._condition:
             self._parked += 1
             self._condition.notify_all()
-            self._condition.wait_for(lambda: not self._closed)
+            self._condition.wait_for(lambda: not self.bars(hart))
             self._parked -= 1
 
     def leave(self) -> None:
@@ -79,8 +97,8 @@ class Gate:
 
 class HartThread(threading.Thread):
     """Runs hart ``number`` of a machine with ``devices``, by their numbers. ``connect`` makes its link to one, given
-    the eventfd that ends its waits; ``report`` tells the service, and ``unmapped``, which gives what an access to
-    nothing reads, or None: both from this thread."""
+    the eventfd that ends its waits; ``report`` tells the service, ``stopped`` that the hart has stopped for the
+    debugger, and ``unmapped``, which gives what an access to nothing reads, or None: all from this thread."""
 
     def __init__(
         self,
@@ -90,6 +108,7 @@ class HartThread(threading.Thread):
         connect: Callable[[int, Counters, int], Link],
         unmapped: Callable[[int, int, int, bool], int | None],
         report: Callable[[str], None],
+        stopped: Callable[[], None],
         regions: Regions | None,
         devices: Sequence[int],
     ) -> None:
@@ -103,6 +122,7 @@ class HartThread(threading.Thread):
         self._connect = connect
         self._unmapped = unmapped
         self._report = report
+        self._stopped = stopped
         self._regions = regions
         self._devices = devices
         self._links: dict[int, Link] = {}
@@ -125,12 +145,16 @@ class HartThread(threading.Thread):
                     with self._waiting_for(device):
                         self._link(device).connect()
             while not self._gate.ending.is_set():
-                if self._gate.closed and self._hart.access_state == ACCESS_NONE:
+                if self._gate.bars(self._number) and self._hart.access_state == ACCESS_NONE:
                     self._hart.left_at = 0
                     self._drain()
-                    self._gate.park()
+                    self._gate.park(self._number)
                     continue
                 reason = self._harts.run(self._number)
+                if self._hart.debug_reason != DEBUG_NONE:
+                    self._gate.close_behind(self._number)
+                    self._harts.stop()
+                    self._stopped()
                 if reason == EXIT_ACCESS:
                     self._access()
                 elif reason == EXIT_REGIONS and self._regions is not None:

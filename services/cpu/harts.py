@@ -26,6 +26,7 @@ from .isa.riscv.state import (
     LATCHES,
     MACHINE,
     MODES,
+    NOWHERE,
     PAGE_SLOTS,
     REGIONS,
     SEGMENTS,
@@ -95,12 +96,16 @@ class Harts:
         machine.go_handler = self.blob.address("op_go")
         machine.decode_handler = self.blob.address("op_decode")
         machine.page_end_handler = self.blob.address("op_page_end")
+        machine.breakpoint_handler = self.blob.address("op_breakpoint")
         machine.straddle_handler = self.blob.address("op_straddle")
         self.misa = MISA_MXL64 | sum(1 << (ord(f) - ord("a")) for f in features if len(f) == 1) | 1 << 18 | 1 << 20
         self._run = self.blob.function("run", 1)
         self._reset_tlbs = self.blob.function("reset_tlbs", 1, result=False)
         self._raise_attention = self.blob.function("raise_attention", 2, result=False)
         self._install = self.blob.function("install", 7, result=False)
+        self._debug_changed = self.blob.function("debug_changed", 1, result=False)
+        self._read_csr = self.blob.function("read_csr", 2)
+        self._write_csr = self.blob.function("write_csr", 3, result=False)
         self._executed = self.blob.function("executed", 3, result=False)
         self._shoot_down = self.blob.function("shoot_down", 1)
         self._await_shot = self.blob.function("await_shot", 3)
@@ -223,10 +228,12 @@ class Harts:
                 "senvcfg", "sscratch", "sepc", "scause", "stval", "satp", "cycle_offset", "instret_offset", "lines",
                 "timers",
                 "reserved_value", "left_at", "access_state", "ring_count", "ring_since", "code_used",
+                "debug_reason", "step", "stepping", "watch_hit",
             ):  # fmt: skip
                 setattr(hart, name, 0)
             ctypes.memset(hart.code_hash, 0, CODE_HASH * 8)
             hart.pc = pc
+            hart.passing = NOWHERE
             hart.privilege = MACHINE
             hart.mstatus = UXL | SXL
             hart.menvcfg = ADUE if self.machine.features >> FEATURE_BIT["svadu"] & 1 else 0
@@ -241,6 +248,19 @@ class Harts:
         for address in self.address:
             self._reset_tlbs(address)
         self._set_level(self.machine_address, 1, int(bool(self.plic.level[0] >> 1 & 1)))
+
+    def debug_changed(self) -> None:
+        """Breakpoints or watchpoints in the machine's record are others. All harts are at the gate."""
+        for address in self.address:
+            self._debug_changed(address)
+
+    def read_csr(self, number: int, csr: int) -> int:
+        """A CSR of a hart, whatever its privilege."""
+        return self._read_csr(self.address[number], csr)  # type: ignore[no-any-return]
+
+    def write_csr(self, number: int, csr: int, value: int) -> None:
+        """Writes a CSR of a hart that is at the gate, as an instruction would, whatever its privilege."""
+        self._write_csr(self.address[number], csr, value)
 
     def run(self, number: int) -> int:
         """Runs a hart in this thread until it wants Python; gives why (``state.EXIT_*``)."""

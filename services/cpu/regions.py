@@ -28,8 +28,8 @@ _ARENA = 16 << 20
 _OFFSET = struct.Struct("<H")
 #: Bytes of a page's fingerprint, and of its digest, which begins with it.
 FINGERPRINT, DIGEST = 8, 24
-_COPY, _FINGERPRINT, _PHYSICAL, _NEXT = (
-    CodePage.offset_of(name) for name in ("copy", "fingerprint", "physical", "next")
+_COPY, _FINGERPRINT, _PHYSICAL, _NEXT, _ARMED = (
+    CodePage.offset_of(name) for name in ("copy", "fingerprint", "physical", "next", "armed")
 )
 
 
@@ -205,6 +205,8 @@ class Regions:
         self._install(number, page, loaded)
 
     def _hot(self, number: int, page: int, offset: int) -> None:
+        if _read(page + _ARMED):
+            return
         fingerprint = _fingerprint(page)
         if fingerprint not in self._fingerprints:
             self._fingerprints.add(fingerprint)

@@ -26,18 +26,20 @@ from vmesh.wire import Client
 from . import inspection, state, vacant
 from .bus import FLOOD_SECONDS, GREETING_LIMIT, Counters, Device, Irqchip, Link, RegisterTable, dial
 from .core import load_core
+from .debugger import Debugger
 from .doorbell import Doorbell, Listener
 from .hart_thread import Gate, HartThread
 from .harts import Harts
 from .perf_map import PerfMap
 from .region_store import RegionStore, store_path
 from .regions import Regions, Translation
-from .registers import registers
+from .registers import Registers, registers
 from .translator_process import TranslatorProcess
 
 #: A Python thread that wants the interpreter gets it this soon, in seconds: harts in Python code are rare and short.
 SWITCH_INTERVAL = 0.0002
 PAUSE_LIMIT = 10.0
+MAX_RUN = 2000  # milliseconds of RunHarts
 SHUTDOWN_LIMIT = 0.5
 THROTTLE_SLICE = 0.01  # seconds that throttled harts run at a time
 MAX_THROTTLE = 99
@@ -83,6 +85,9 @@ class Cpu(Service):
         self._paused_at = time.clock_gettime_ns(time.CLOCK_MONOTONIC) if plan.paused else 0
         self._throttled = 0
         self._shoot_downs: deque[tuple[Client, int, int]] = deque()
+        self._ordered = False  # the debugger has said how the harts run next
+        self._stop: common_pb2.HartStop | None = None  # why the harts stand, if it is for the debugger
+        self._runner: tuple[Client, int] | None = None  # who waits for harts that run for a while, and the packet's id
         self._said: set[int] = set()
         self._regions: Regions | None = None
         self._translator: TranslatorProcess | None = None
@@ -106,6 +111,7 @@ class Cpu(Service):
         self._harts = Harts(self._core, self._plan.harts, set(self._plan.features), segments)
         self._harts.add_irqchip(self._plan.aclint, self._plan.plic)
         self._harts.reset(self._plan.reset_pc)
+        self._debugger, self._registers = Debugger(self._harts), Registers(self._harts)
         if self._perf_map is not None:
             self._perf_map.core(self._harts.blob.base, len(self._core.image), self._core.symbols)
         if self._translator is not None:
@@ -124,6 +130,7 @@ class Cpu(Service):
                 partial(self._connect, number),
                 self._unmapped,
                 partial(self._call, self._hart_failed),
+                partial(self._call, self._hart_stopped, number),
                 self._regions,
                 tuple(self._devices),
             )
@@ -139,7 +146,7 @@ class Cpu(Service):
             case "cpu_status_request":
                 return self._status()
             case "hart_registers_request":
-                return self._registers(packet.hart_registers_request.hart)
+                return self._all_registers(packet.hart_registers_request.hart)
             case "shoot_down":
                 self._shoot_downs.append((client, packet.id, self._harts.shoot_down()))
                 self._answer_shoot_downs()
@@ -159,6 +166,12 @@ class Cpu(Service):
             case "write_memory":
                 inspection.write(self._harts, packet.write_memory)
                 return common_pb2.Done()
+            case "describe_registers":
+                return self._registers.describe()
+            case "read_registers" | "write_registers" | "set_breakpoints":
+                return self._debug(packet)
+            case "run_harts":
+                return self._run_harts(client, packet)
             case _:
                 return super().handle(client, packet)
 
@@ -182,6 +195,8 @@ class Cpu(Service):
             raise errors.VmeshError(
                 f"a hart did not stop within {PAUSE_LIMIT:g} s", got=f"it waits for {waiting or 'itself'}"
             )
+        self._debugger.cancel()
+        self._ordered = False
 
     def _throttle(self, percent: int) -> Message:
         if percent > MAX_THROTTLE:
@@ -242,15 +257,96 @@ class Cpu(Service):
             self._paused_at = state.load(self._harts, message)
 
     def resume(self) -> None:
+        if not self._ordered:
+            self._debugger.pass_breakpoints()
+            self._gate.hold(())
+        if self._paused_at and (stop := self._debugger.due()):
+            self._tell_stop(stop)
+        else:
+            self._go_on()
+
+    def _go_on(self) -> None:
         if self._paused_at:
             self._harts.machine.time_base += time.clock_gettime_ns(time.CLOCK_MONOTONIC) - self._paused_at
             self._paused_at = 0
+        self._stop = None
         self._gate.open()
+
+    def _debug(self, packet: Packet) -> Message:
+        """What the debugger does with harts that stand still. Guest time does too, also for CSRs that look at it."""
+        kind = packet.WhichOneof("body")
+        self._need_paused(str(kind))
+        machine = self._harts.machine
+        base = machine.time_base
+        machine.time_base += time.clock_gettime_ns(time.CLOCK_MONOTONIC) - self._paused_at
+        try:
+            match kind:
+                case "read_registers":
+                    return self._registers.read(packet.read_registers)
+                case "write_registers":
+                    self._registers.write(packet.write_registers)
+                case "set_breakpoints":
+                    self._debugger.set(packet.set_breakpoints)
+        finally:
+            machine.time_base = base
+        return common_pb2.Done()
+
+    def _run_harts(self, client: Client, packet: Packet) -> Message | None:
+        """The harts' orders; with a time, they run now, and the answer comes when they have stopped."""
+        self._need_paused("RunHarts")
+        request = packet.run_harts
+        if request.milliseconds > MAX_RUN:
+            raise errors.BadRequest("RunHarts", expected=f"at most {MAX_RUN} ms", got=str(request.milliseconds))
+        self._debugger.order(request)
+        self._gate.hold(request.held)
+        self._ordered = True
+        if not request.milliseconds:
+            return common_pb2.HartStop()
+        if stop := self._debugger.due():
+            self._debugger.cancel()
+            return stop
+        self._runner = client, packet.id
+        self._runtime.loop.call_in("run harts", request.milliseconds / 1000, self._stop_run)
+        self._go_on()
+        return None
+
+    def _stop_run(self) -> None:
+        """The harts that run for a while have stopped, or are to."""
+        self._runtime.loop.cancel("run harts")
+        if self._runner is None:
+            return
+        (client, number), self._runner = self._runner, None
+        try:
+            self.pause()
+            self._runtime.server.send(client, self._stop or common_pb2.HartStop(), number)
+        except errors.VmeshError as error:
+            self._runtime.server.fail(client, number, "run_harts", error)
+
+    def _hart_stopped(self, number: int) -> None:
+        """A hart has stopped for the debugger: all do, and guest time."""
+        stop = self._debugger.take(number)
+        if stop is None:
+            return
+        if self._stop is not None:
+            self._debugger.keep(stop)
+            return
+        self._stop = stop
+        if not self._paused_at:
+            self._paused_at = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        if self._runner is not None:
+            self._stop_run()
+        else:
+            self._tell_stop(stop)
+
+    def _tell_stop(self, stop: common_pb2.HartStop) -> None:
+        text = f"hart {stop.hart} stopped for the debugger at {stop.address:#x}"
+        self._runtime.notify(common_pb2.SEVERITY_INFO, text, stop)
 
     def reset(self) -> None:
         if not self._paused_at:
             raise errors.BadRequest("Reset of a running cpu", expected="Pause before it")
         self._harts.reset(self._plan.reset_pc)
+        self._debugger.forget()
         self._paused_at = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
 
     def shutdown(self) -> None:
@@ -424,7 +520,7 @@ class Cpu(Service):
             status.harts.add(hart=number, state=doing, pc=hart.pc, privilege=hart.privilege, retired=hart.retired)
         return status
 
-    def _registers(self, number: int) -> cpu_pb2.HartRegisters:
+    def _all_registers(self, number: int) -> cpu_pb2.HartRegisters:
         answer = cpu_pb2.HartRegisters(hart=number)
         for name, value in registers(self._harts.record(number)):
             answer.registers.add(name=name, value=value)

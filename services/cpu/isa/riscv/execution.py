@@ -22,6 +22,8 @@ from ...native.lang import (
 )  # fmt: skip
 from .attention import FUTEX_WAIT_PRIVATE, raise_attention
 from .clint import NEVER, TICK, host_time, look_at_clock
+from .csr import csr_read, csr_write
+from .debug import arm, breaks, disarm, end_step
 from .decoder import SCRATCH_BITS, decode
 from .latch import EXPORTS as LATCH_EXPORTS
 from .memory import (
@@ -54,8 +56,12 @@ from .state import (
     PAGE_SLOTS,
     PENDING_EXIT,
     PENDING_NONE,
+    PENDING_STEP,
     PENDING_TRAP,
     SAMPLES,
+    STEP_NONE,
+    STEP_UNDERWAY,
+    STEP_WANTED,
     CodePage,
     Hart,
     Slot,
@@ -212,23 +218,40 @@ def attention(hart: Hart, slot: u64) -> None:
 def go(hart: Hart) -> None:
     """Finds where the hart goes on: sets ``ip``, ``bias`` and ``tlb`` from its record, or ``exit_reason``."""
     while True:
-        if hart.pending == PENDING_EXIT:
-            hart.pending = PENDING_NONE
+        pending = hart.pending
+        hart.pending = PENDING_NONE
+        if pending == PENDING_EXIT:
+            if hart.stepping == STEP_UNDERWAY:
+                # the instruction is run again
+                hart.stepping = STEP_WANTED
             return
-        if hart.pending == PENDING_TRAP:
-            hart.pending = PENDING_NONE
+        if pending == PENDING_TRAP:
             take_trap(hart, hart.cause, hart.trap_value)
+        if pending == PENDING_STEP:
+            hart.stepping = STEP_WANTED
+        elif hart.stepping == STEP_UNDERWAY:
+            end_step(hart, pending == PENDING_TRAP)
         if hart.access_state == ACCESS_NONE and hart.retired >= hart.stop_at:
             # a handler that traps at its first instruction comes through here only; an access that was made ends first
             attention(hart, 0)
         if hart.exit_reason != EXIT_NONE:
             return
         if hart.access_state == ACCESS_NONE:
+            if hart.stepping != STEP_NONE:
+                hart.waiting = 0
             if hart.waiting != 0 and not wait(hart):
                 return
-            take_interrupt(hart)
+            if hart.stepping == STEP_NONE or (hart.step_interrupts != 0 and hart.watch_hit == 0):
+                take_interrupt(hart)
         select_tlb(hart)
-        slot = locate(hart, hart.pc)
+        slot = u64(0)
+        if hart.stepping != STEP_NONE:
+            hart.stepping = STEP_UNDERWAY
+            # a jump looks at it, and comes back here
+            hart.stop_at = 0
+            slot = single(hart, hart.pc)
+        else:
+            slot = locate(hart, hart.pc)
         if slot != 0:
             # a loop across pages comes through here
             hart.outside = slot
@@ -238,7 +261,7 @@ def go(hart: Hart) -> None:
 
 @native
 def locate(hart: Hart, pc: u64) -> u64:
-    """The slot of the instruction at ``pc``, and ``hart.bias`` for it; 0 if its fetch trapped."""
+    """The slot of the instruction at ``pc``, and ``hart.bias`` for it; 0 if its fetch trapped, or the hart stops."""
     entry = at(Tlb, hart.tlb).fetch[(pc >> 12) & (FETCH_ENTRIES - 1)]
     slots = entry.addend
     if entry.tag != pc & ~OFFSET:
@@ -247,9 +270,15 @@ def locate(hart: Hart, pc: u64) -> u64:
             if hart.pending == PENDING_NONE:
                 fault(hart, FETCH, pc, False)
             return 0
+        breakpoints = machine_of(hart).breakpoint_count
         if hart.pmp_uniform == 0:
+            if breakpoints != 0 and breaks(hart, pc):
+                return 0
             return single(hart, pc)
-        slots = ref(code_page(hart, hart.physical & ~OFFSET, host & ~OFFSET).slots)
+        page = code_page(hart, hart.physical & ~OFFSET, host & ~OFFSET)
+        if breakpoints != 0:
+            arm(hart, page, pc & ~OFFSET)
+        slots = ref(page.slots)
         entry.tag = pc & ~OFFSET
         entry.addend = slots
     hart.bias = (pc & ~OFFSET) - (slots >> 3)
@@ -293,6 +322,12 @@ def single(hart: Hart, pc: u64) -> u64:
 
 
 @native
+def at_breakpoint(hart: Hart, pc: u64) -> u64:
+    """The slot where a hart goes on that has come to a breakpoint's slot; 0 if it stops, or its fetch trapped."""
+    return u64(0) if breaks(hart, pc) else single(hart, pc)
+
+
+@native
 def decode_slot(hart: Hart, slot: u64, pc: u64) -> None:
     """Decodes the instruction of a slot in its page, when it is run for the first time."""
     base = slot & ~(CODE_PAGE_STRIDE - 1)
@@ -318,6 +353,8 @@ def install(
 
     The slots of all of them are decoded, since the region may leave at any.
     """
+    if page.armed != 0:
+        return
     machine = machine_of(hart)
     decode_handler = machine.decode_handler
     for i in range(step_count):
@@ -355,4 +392,40 @@ def reset_tlbs(hart: Hart) -> None:
     select_tlb(hart)
 
 
-EXPORTS = (run, install, executed, reset_tlbs, raise_attention, plic_set_level, *LATCH_EXPORTS, *SHOOT_DOWN_EXPORTS)
+@export
+def debug_changed(hart: Hart) -> None:
+    """Breakpoints and watchpoints of the machine are others: none is in any slot, and pages are looked at anew."""
+    for i in range(hart.code_used):
+        page = at(CodePage, hart.code_pool + i * CODE_PAGE_STRIDE)
+        if page.armed != 0:
+            disarm(hart, page)
+    flush_all(hart)
+
+
+@export
+def read_csr(hart: Hart, number: u64) -> u64:
+    """A CSR, whatever the privilege."""
+    return csr_read(hart, number)
+
+
+@export
+def write_csr(hart: Hart, number: u64, value: u64) -> None:
+    """Writes a CSR as an instruction would, whatever the privilege. The hart is not in native code."""
+    csr_write(hart, number, value)
+    # it comes back by ``go``, which looks at all of it
+    hart.changed = 0
+
+
+EXPORTS = (
+    debug_changed,
+    read_csr,
+    write_csr,
+    run,
+    install,
+    executed,
+    reset_tlbs,
+    raise_attention,
+    plic_set_level,
+    *LATCH_EXPORTS,
+    *SHOOT_DOWN_EXPORTS,
+)

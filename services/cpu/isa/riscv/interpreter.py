@@ -45,7 +45,7 @@ from .decoder import (
     instruction_bits,
     is_relative,
 )  # fmt: skip
-from .execution import EXPORTS, attention, decode_slot, enter, go, single
+from .execution import EXPORTS, at_breakpoint, attention, decode_slot, enter, go, single
 from .instructions import INSTRUCTIONS
 from .memory import OFFSET, READ, WRITE, memory_locate, memory_read, memory_write
 from .state import EXIT_DRAIN, FETCH_ENTRIES, PENDING_EXIT, PENDING_TRAP, TLB_ENTRIES, Hart, Slot, Tlb
@@ -451,6 +451,20 @@ class Interpreter:
         b.block(on)
         handler.dispatch(b.pointer(slot, U8).ref, "%n", handler.get("bias").ref)
         self.define("op_straddle", handler)
+        # breakpoint: in the slot of an instruction before which the hart may have to stop
+        handler = self.handler()
+        handler.set("pc", handler.pc())
+        handler.set("retired", Value("%n", U64))
+        b = handler.builder
+        slot = b.call(at_breakpoint, [HART, handler.pc()])
+        assert slot is not None
+        stopped, on = b.fresh("stopped"), b.fresh("on")
+        b.branch(b.compare("==", slot, 0), stopped, on)
+        b.block(stopped)
+        handler.tail("@op_go")
+        b.block(on)
+        handler.dispatch(b.pointer(slot, U8).ref, "%n", handler.get("bias").ref)
+        self.define("op_breakpoint", handler)
         # decode: a slot that is run for the first time
         handler = self.handler()
         b = handler.builder

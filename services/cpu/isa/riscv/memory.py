@@ -58,6 +58,7 @@ from .csr_bits import (
     SATP_MODE_SHIFT,
     SUM,
 )  # fmt: skip
+from .debug import WATCH_READ, WATCH_WRITE, page_watched, watched
 from .isa import (
     FETCH_ACCESS,
     FETCH_PAGE,
@@ -305,7 +306,10 @@ def host_address(hart: Hart, address: u64, size: u64, kind: u64) -> u64:
             return 0
         mark_dirty(segment, physical)
     host = segment.host + (physical - segment.base)
-    if hart.pmp_uniform != 0 and kind != FETCH and hart.tlb != hart.tlbs + TLB_MPRV * Tlb.size:
+    cached = hart.pmp_uniform != 0 and kind != FETCH and hart.tlb != hart.tlbs + TLB_MPRV * Tlb.size
+    if cached and unlikely(machine_of(hart).watchpoint_count != 0):
+        cached = not page_watched(hart, address)
+    if cached:
         tlb = at(Tlb, hart.tlb)
         index = (address >> 12) & (TLB_ENTRIES - 1)
         entry = tlb.write[index] if kind == WRITE else tlb.read[index]
@@ -655,6 +659,8 @@ def memory_read(hart: Hart, address: u64, size: u64) -> u64:
     """A load that its TLB entry did not answer."""
     if unlikely(hart.access_state != ACCESS_NONE):
         return finish_access(hart, READ, address)
+    if unlikely(machine_of(hart).watchpoint_count != 0) and watched(hart, address, size, WATCH_READ):
+        return 0
     if address & (size - 1) != 0:
         return read_misaligned(hart, address, size)
     host = host_address(hart, address, size, READ)
@@ -671,6 +677,8 @@ def memory_write(hart: Hart, address: u64, size: u64, value: u64) -> None:
     if unlikely(hart.access_state != ACCESS_NONE):
         finish_access(hart, WRITE, address)
         return
+    if unlikely(machine_of(hart).watchpoint_count != 0) and watched(hart, address, size, WATCH_WRITE):
+        return
     if address & (size - 1) != 0:
         write_misaligned(hart, address, size, value)
         return
@@ -686,6 +694,10 @@ def memory_locate(hart: Hart, address: u64, size: u64, kind: u64) -> u64:
     """The host address for an atomic access; devices and misaligned addresses are refused."""
     if address & (size - 1) != 0:
         return misaligned(hart, kind, address)
+    if unlikely(machine_of(hart).watchpoint_count != 0):
+        access = u64(WATCH_READ) if kind == READ else u64(WATCH_READ | WATCH_WRITE)
+        if watched(hart, address, size, access):
+            return 0
     host = host_address(hart, address, size, kind)
     if host == 0 and hart.pending == PENDING_NONE:
         return fault(hart, kind, address, False)
@@ -715,6 +727,7 @@ def reset_slots(hart: Hart, page: CodePage, host: u64) -> None:
     for i in range(PAGE_SLOTS):
         page.slots[i].handler = decode
     page.slots[PAGE_SLOTS].handler = machine.page_end_handler
+    page.armed = 0
     words = at(Ptr[u64], host)
     for i in range(512):
         page.copy[i] = words[i]

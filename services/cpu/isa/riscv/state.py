@@ -10,17 +10,26 @@ SINK = 32
 
 USER, SUPERVISOR, MACHINE = 0, 1, 3
 
-#: Why a slow path gave no result: nothing, an exception, a stop in Python before the instruction can go on.
-PENDING_NONE, PENDING_TRAP, PENDING_EXIT = 0, 1, 2
+#: Why a slow path gave no result: nothing, an exception, a stop in Python before the instruction can go on,
+#: a watched access, which is to be done by a step.
+PENDING_NONE, PENDING_TRAP, PENDING_EXIT, PENDING_STEP = 0, 1, 2, 3
 
 #: Why ``run`` came back to Python.
-EXIT_NONE, EXIT_ACCESS, EXIT_FLUSH, EXIT_DRAIN, EXIT_STOP, EXIT_REGIONS, EXIT_PAGE = range(7)
+EXIT_NONE, EXIT_ACCESS, EXIT_FLUSH, EXIT_DRAIN, EXIT_STOP, EXIT_REGIONS, EXIT_PAGE, EXIT_DEBUG = range(8)
 
 #: Progress of the access in ``Hart.access_*`` that Python makes for the hart.
 ACCESS_NONE, ACCESS_WANTED, ACCESS_DONE, ACCESS_FAILED = 0, 1, 2, 3
 
 #: Bits of ``Hart.attention``: what other threads ask of a running hart.
 ATTENTION_INTERRUPT, ATTENTION_STOP, ATTENTION_REGIONS, ATTENTION_CODE, ATTENTION_SHOOT_DOWN = 1, 2, 4, 8, 16
+
+#: Why a hart stopped for the debugger; DEBUG_WATCH is added to what the watchpoint watches (1 write, 2 read, 3 both).
+DEBUG_NONE, DEBUG_BREAKPOINT, DEBUG_STEP, DEBUG_WATCH = 0, 1, 2, 4
+#: Progress of a step: none, wanted next, its instruction is being run.
+STEP_NONE, STEP_WANTED, STEP_UNDERWAY = 0, 1, 2
+BREAKPOINTS, WATCHPOINTS = 512, 64
+#: No address of an instruction.
+NOWHERE = (1 << 64) - 1
 
 #: Entries of each software TLB (a power of two): data reads, data writes, fetches.
 TLB_ENTRIES, FETCH_ENTRIES = 1024, 512
@@ -170,6 +179,8 @@ class CodePage(Record):
     next: u64
     #: the generation in which it was last looked up
     generation: u64
+    #: 1: there are breakpoints in its slots, and regions are not
+    armed: u64
 
 
 class Sample(Record):
@@ -207,6 +218,14 @@ class Posted(Record):
     size: u64
 
 
+class Watchpoint(Record):
+    """Virtual addresses that are watched, and for what (bits: 1 write, 2 read)."""
+
+    first: u64
+    last: u64
+    kinds: u64
+
+
 class Machine(Record):
     """What all harts of a machine share."""
 
@@ -240,6 +259,7 @@ class Machine(Record):
     #: Handlers that are no instruction: decode, page end, straddling instruction, attention, go.
     decode_handler: u64
     page_end_handler: u64
+    breakpoint_handler: u64
     straddle_handler: u64
     attention_handler: u64
     #: Samples that make a slot hot; 0: there is no translator.
@@ -254,6 +274,11 @@ class Machine(Record):
     #: shoot-downs asked for, and a struct timespec for whoever waits for them
     shoot_downs: u64
     shot_wait: Ptr[u64] = array(u64, 2)
+    #: what the debugger has set; changed while all harts are at the gate
+    breakpoint_count: u64
+    breakpoints: Ptr[u64] = array(u64, BREAKPOINTS)
+    watchpoint_count: u64
+    watchpoints: Ptr[Watchpoint] = array(Watchpoint, WATCHPOINTS)
 
 
 class Hart(Record):
@@ -399,3 +424,16 @@ class Hart(Record):
     left_at: u64
     longest_pause: u64
     count_exits: Ptr[u64] = array(u64, len(EXITS))
+    # the debugger: why the hart stopped; whether it is to make a step, and go on as long as pc is in a range; whether
+    # it takes interrupts meanwhile; how far the step is
+    debug_reason: u64
+    step: u64
+    step_low: u64
+    step_high: u64
+    step_interrupts: u64
+    stepping: u64
+    #: kinds of the watchpoint that the access under way has hit, and the address that it was hit at
+    watch_hit: u64
+    watch_address: u64
+    #: the breakpoint that the hart goes on from, or NOWHERE
+    passing: u64
