@@ -17,10 +17,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from services.monitor.gdb.server import GdbServer
 from services.monitor.keeper import Keeper
 from services.monitor.migration import IncomingOptions
 from services.monitor.output import Output
 from services.monitor.supervisor import Settings, Supervisor
+from vmesh.errors import ConfigError
 from vmesh.log import Log
 from vmesh.machine import MachineError, adopt
 from vmesh.spawn import ServiceCommand, end_orphans
@@ -55,6 +57,12 @@ def main(argv: list[str]) -> int:
     gc.freeze()  # what was imported is shared with the services, page by page
     supervisor.start(services_lifeline)
     os.close(services_lifeline)
+    gdb = GdbServer(supervisor)
+    if arguments.gdb:
+        try:
+            gdb.listen(arguments.gdb)
+        except ConfigError as error:
+            supervisor.end(1, f"gdb server: {error}")
     supervisor.watch(signals, lambda: supervisor.end(0, reason="host-signal"))
     if arguments.lifeline is not None:
         supervisor.watch(arguments.lifeline, lambda: _launcher_gone(supervisor, arguments.lifeline))
@@ -62,6 +70,7 @@ def main(argv: list[str]) -> int:
     status = supervisor.run()
     os.close(ours)
     end_orphans()  # what a keeper that was killed has left
+    gdb.close()
     machine.remove()
     if supervisor.failure:
         _tell(arguments.report, supervisor.failure)
@@ -133,6 +142,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         metavar="NAME=CHARDEV",
         help="what to keep for the serial device NAME, which has --chardev kept:DIR/NAME.kept",
     )
+    add("--gdb", default="", metavar="ENDPOINT", help="where gdb can connect: unix:PATH or tcp:127.0.0.1:PORT")
     add("--no-reboot", action="store_true", help="end when the guest asks for a reset")
     add("--health-interval", type=float, default=1.0, metavar="SECONDS", help="between two looks at a service")
     add("--health-limit", type=float, default=10.0, metavar="SECONDS", help="without an answer: it hangs")

@@ -153,6 +153,7 @@ class Supervisor:
         self.launched = False  # whether the harts have ever run
         self.powered_off = False  # by the guest, and paused since, as `actions` says
         self.open_gateway: Callable[[], None] = lambda: None
+        self.on_hart_stop: Callable[[common_pb2.HartStop], None] = lambda stop: None
         self.on_phase: Callable[[str], None] = lambda phase: None
         self._commands = commands
         self._settings = settings
@@ -400,6 +401,9 @@ class Supervisor:
                 self._give_up(self.services[name], one_line(notice.fault.reason or notice.text))
             return
         match notice.WhichOneof("event"):
+            case "hart_stop":
+                self.on_hart_stop(notice.hart_stop)
+                self.submit(operations.pause(self.board), exclusive=True)
             case "power_off" if self.actions.shutdown == "pause":
                 self.powered_off = True
                 self.events.publish("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"})

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vmesh.board.external import External
-from vmesh.cli import external, net, share, virtio
+from vmesh.cli import external, gdb, net, share, virtio
 
 MEBIBYTE = 1 << 20
 UART = "uart0"  # the service that is the board's serial port
@@ -90,6 +90,7 @@ class RunOptions:
     paused: bool = False
     incoming: str = ""  # where a migration comes in, or "defer"
     load_snapshot: Path | None = None
+    gdb: str = ""  # where gdb can connect, see vmesh.cli.gdb
     reboot: bool = True
     log_items: frozenset[str] = frozenset()
     log_file: Path | None = None
@@ -417,6 +418,14 @@ def _load_snapshot(options: RunOptions, text: str) -> RunOptions:
         raise ValueError(str(error)) from None
 
 
+def _gdb(options: RunOptions, text: str) -> RunOptions:
+    return replace(options, gdb=gdb.parse(text))
+
+
+def _gdb_default(options: RunOptions, _text: str) -> RunOptions:
+    return replace(options, gdb=gdb.parse(gdb.DEFAULT))
+
+
 def _no_reboot(options: RunOptions, _text: str) -> RunOptions:
     return replace(options, reboot=False)
 
@@ -551,6 +560,8 @@ OPTIONS: tuple[Option, ...] = (
         _incoming,
     ),
     Option(("-loadvm",), "TAG|FILE", "Begin with a snapshot (vmesh snapshot save).", _load_snapshot),
+    Option(("-gdb",), "DEV", f"Let gdb connect, with -S before the guest starts: {gdb.USAGE}.", _gdb),
+    Option(("-s",), "", f"-gdb {gdb.DEFAULT}", _gdb_default),
     Option(("-no-reboot",), "", "End when the guest asks for a reset.", _no_reboot),
     Option(("-d",), "ITEMS", "Say these on stderr, comma separated; -d help lists them.", _log_items),
     Option(("-D",), "FILE", "Keep the machine's log, every line of every service, in FILE.", _log_file),

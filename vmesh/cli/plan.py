@@ -82,6 +82,8 @@ def monitor_command(planned: MachinePlan, options: RunOptions, machine: Machine)
         arguments += ["--console", f"{name}={specification}"]
     for command in planned.services:
         arguments += ["--service", command.monitor_text]
+    if options.gdb:
+        arguments += ["--gdb", options.gdb]
     if not options.reboot:
         arguments.append("--no-reboot")
     if options.incoming:

@@ -40,7 +40,7 @@ def describe(found: cpu_pb2.RegisterSet) -> Target:
     """The target as the cpu describes it."""
     registers = {_FIRST[each.kind] + each.number: each for each in found.registers if each.kind in _FIRST}
     general = tuple(each for _, each in sorted(registers.items()) if each.kind == REGISTER_GENERAL)
-    xml = "\n".join(["<?xml version=\"1.0\"?>", '<!DOCTYPE target SYSTEM "gdb-target.dtd">', *_lines(registers), ""])
+    xml = "\n".join(['<?xml version="1.0"?>', '<!DOCTYPE target SYSTEM "gdb-target.dtd">', *_lines(registers), ""])
     return Target(registers, general, found.harts, xml.encode())
 
 

@@ -27,11 +27,14 @@ def check_present(segment: Any, physical: int) -> None:
 
 
 def segment_at(machine: Any, physical: int) -> Any | None:
-    """The record of the memory segment that holds a physical address, or None."""
+    """The record of the memory segment that holds a physical address; None if there is none, or its page has yet to
+    come from elsewhere."""
     for number in range(machine.segment_count):
         segment = machine.segments[number]
-        if 0 <= physical - segment.base < segment.size:
-            return segment
+        offset = physical - segment.base
+        if 0 <= offset < segment.size:
+            absent = segment.present and not ctypes.c_uint8.from_address(segment.present + offset // PAGE).value
+            return None if absent else segment
     return None
 
 
