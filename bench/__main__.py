@@ -39,7 +39,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; default: all of them")
     parser.add_argument("--runs", type=int, metavar="N", help="repetitions, instead of each benchmark's own number")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every value there too")
-    parser.add_argument("--only", metavar="NAME,...", help=f"programs: these alone, of {', '.join(programs.PROGRAMS)}")
+    parser.add_argument("--only", metavar="NAME,...", help="programs, kills: these alone")
     parser.add_argument("--vmesh-flags", default="", metavar="FLAGS", help="programs: flags for `vmesh run` as well")
     arguments = parser.parse_args()
     if unknown := [name for name in arguments.names if name not in BENCHMARKS]:
@@ -56,8 +56,10 @@ def main() -> int:
         console.print("Medians (range); the host may be busy with other things: trust the ratios.\n", highlight=False)
         for name in arguments.names or BENCHMARKS:
             measure, runs = BENCHMARKS[name]
+            only = arguments.only.split(",") if arguments.only else ()
+            if measure is kills.measure:
+                measure = partial(measure, only=only)
             if measure is programs.measure:
-                only = arguments.only.split(",") if arguments.only else ()
                 measure = partial(measure, only=only, vmesh_flags=shlex.split(arguments.vmesh_flags))
             reports[name] = measure(arguments.runs or runs)
             reports[name].print(console)

@@ -1,11 +1,10 @@
 """Kills devices at random moments while a Debian guest works with them, and checks every byte that it says and stores.
 
-A work that a new kind of device should stand is a line in WORKS.
+What the guest does is in bench/kill_works.py.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import re
@@ -15,13 +14,13 @@ import signal
 import subprocess
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from bench import harness
 from bench.harness import BenchError
+from bench.kill_works import Work, select_works
 from bench.report import Report, Row, Sample, held
 from vmesh.machine import Machine, runtime_root
 
@@ -29,69 +28,11 @@ RESTART_BAR = 0.2  # seconds from a death to the next life that answers
 _DEATHS, _WITHIN = 4, 10.5  # of one device: one more, and the machine gives it up
 _PAUSES = (0.0, 0.8)  # seconds between two kills
 _QUIET_STEPS = 10  # without kills, to compare with
-_LINES = 40
-_DISK_BYTES, _BLOCK, _BLOCKS = 16 << 20, 65536, 8
 _PROMPT = b"~ # "
+_ASK_ERRORS = "errors"
+_ERRORS = f"{_ASK_ERRORS}() {{ dmesg -r | grep '^<[0-3]>'; }}"
+_LOOP = "while read c; do $c; echo = $c; done"
 _NOT_DEVICES = ("memory", "cpu")
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What the guest does again and again: `script`, with the step's number in $1.
-
-    `flags` makes the machine's flags, with files in a directory; `check` gets the step's number, the lines that the
-    guest said, and the directory, and says what is wrong, if anything.
-    """
-
-    flags: Callable[[Path], list[str]]
-    script: tuple[str, ...]
-    check: Callable[[int, list[str], Path], str]
-
-
-def _check_console(step: int, said: list[str], _scratch: Path) -> str:
-    clock, *lines = said
-    if not clock.isdecimal() or abs(int(clock) - time.time()) > 5:
-        return f"the clock says {clock}"
-    expected = [f"{step} {number} the quick brown fox jumps over the lazy dog" for number in range(_LINES)]
-    return next((f"expected {a!r}, got {b!r}" for a, b in zip(expected, lines, strict=False) if a != b), "") or (
-        "" if len(lines) == _LINES else f"expected {_LINES} lines, got {len(lines)}"
-    )
-
-
-def _check_disk(step: int, said: list[str], scratch: Path) -> str:
-    with (scratch / "disk").open("rb") as disk:
-        disk.seek(step % 32 * _BLOCKS * _BLOCK)
-        stored = hashlib.sha256(disk.read(_BLOCKS * _BLOCK)).hexdigest()
-    sums = {line.split()[0] for line in said if line}
-    return "" if sums == {stored} else f"the file has {stored}, the guest wrote and read {', '.join(sums)}"
-
-
-def _disk(scratch: Path) -> list[str]:
-    (scratch / "disk").write_bytes(bytes(_DISK_BYTES))
-    return ["-drive", f"file={scratch / 'disk'},format=raw"]
-
-
-WORKS = {
-    "console and clock": Work(
-        lambda scratch: [],
-        (
-            "cat /sys/class/rtc/rtc0/since_epoch; i=0",
-            f"while [ $i -lt {_LINES} ]; do",
-            'echo "$1 $i the quick brown fox jumps over the lazy dog"; i=$((i+1)); done',
-        ),
-        _check_console,
-    ),
-    "disk": Work(
-        _disk,
-        (
-            f"head -c {_BLOCKS * _BLOCK} /dev/urandom >/tmp/n; sha256sum </tmp/n; s=$(($1%32*{_BLOCKS}))",
-            "dd if=/tmp/n of=/dev/vda bs=64k seek=$s conv=fsync,notrunc 2>/dev/null",
-            "echo 3 >/proc/sys/vm/drop_caches",
-            f"dd if=/dev/vda bs=64k skip=$s count={_BLOCKS} 2>/dev/null | sha256sum",
-        ),
-        _check_disk,
-    ),
-}
 
 
 class _Killer:
@@ -174,30 +115,50 @@ class _Guest:
         self._process.wait(harness.LIMIT)
 
 
-def measure(runs: int) -> Report:
-    """`runs` kills, as many for each work."""
+def measure(runs: int, only: Sequence[str] = ()) -> Report:
+    """`runs` kills, as many for each work, or for those named. Raises BenchError."""
+    works = select_works(only)
     harness.debian()
     rows: list[Row] = []
+    restarts: list[float] = []
     seed = secrets.randbits(32)
-    for number, (name, work) in enumerate(WORKS.items()):
-        count = runs // len(WORKS) + (number < runs % len(WORKS))
-        with harness.scratch() as scratch:
-            rows += _campaign(name, work, scratch, random.Random(seed + number), count)
+    for number, (name, work) in enumerate(works.items()):
+        count = runs // len(works) + (number < runs % len(works))
+        with harness.scratch() as scratch, ExitStack() as stack:
+            scratch.chmod(0o755)
+            done = _campaign(name, work, scratch, stack, random.Random(seed + number), count)
+            rows += done[0]
+            restarts += done[1]
+    rows.append(
+        Row(
+            "all: from a death to the next life that answers",
+            "s",
+            Sample(tuple(restarts)),
+            bar=held(f"at most {RESTART_BAR} s", max(restarts) <= RESTART_BAR),
+            digits=3,
+        )
+    )
     return Report(f"{runs} kills of devices at random moments (seed {seed})", rows)
 
 
-def _campaign(name: str, work: Work, scratch: Path, chance: random.Random, count: int) -> list[Row]:
+def _campaign(
+    name: str, work: Work, scratch: Path, stack: ExitStack, chance: random.Random, count: int
+) -> tuple[list[Row], list[float]]:
+    """The rows, and how many seconds each restart took."""
     machine = Machine(runtime_root() / f"kills-{os.getpid()}")
     log = scratch / "log"
-    guest = _Guest([*work.flags(scratch), "-D", str(log)], machine.name)
+    place = work.prepare(scratch, stack)
+    guest = _Guest([*place.flags, "-D", str(log)], machine.name)
     try:
         guest.until(_PROMPT)
         # A loop that reads, not the shell, whose line editor answers in ways of its own.
-        for line in ("work() {", *work.script, "}", "while read n; do work $n; echo = $n; done"):
+        variables = "; ".join(f"{key}={value}" for key, value in place.variables.items()) or ":"
+        for line in (variables, *work.first, "work() {", *work.script, "}", _ERRORS, _LOOP):
             guest.say(line)
             guest.until(line.encode()[-20:])
-        guest.say("0")
-        guest.until(b"= 0\r\n")
+        guest.say("work 0")
+        guest.until(b"= work 0\r\n")
+        errors = _errors(guest)
         guest.longest = 0.0
         wrong: list[str] = []
         step = 0
@@ -211,32 +172,40 @@ def _campaign(name: str, work: Work, scratch: Path, chance: random.Random, count
         step += 1
         wrong += _step(guest, work, step, scratch, None)
         longest = guest.longest
+        wrong += [f"the kernel says {line}" for line in _errors(guest)[len(errors) :]]
     finally:
         guest.close()
     if wrong:
         raise BenchError(f"{name}: {len(wrong)} of {step} steps went wrong, the first: {wrong[0]}")
     restarts = [float(line.fields["ms"]) / 1e3 for line in harness.read_log(log) if line.event == "restarted"]
     killed = ", ".join(f"{device} {times}" for device, times in sorted(killer.killed.items()))
-    return [
-        Row(f"{name}: steps without a wrong byte; killed: {killed}", "count", Sample((float(step),)), digits=0),
+    rows = [
         Row(
-            f"{name}: from a death to the next life that answers",
-            "s",
-            Sample(tuple(restarts)),
-            bar=held(f"at most {RESTART_BAR} s", max(restarts) <= RESTART_BAR),
-            digits=3,
+            f"{name}: steps without a wrong byte or an error; killed: {killed}",
+            "count",
+            Sample((float(step),)),
+            digits=0,
         ),
+        Row(f"{name}: from a death to the next life that answers", "s", Sample(tuple(restarts)), digits=3),
         Row(f"{name}: longest silence of the console with kills", "s", Sample((longest,)), digits=3),
         Row(f"{name}: longest silence of the console without", "s", Sample((quiet,)), digits=3),
     ]
+    return rows, restarts
+
+
+def _errors(guest: _Guest) -> list[str]:
+    """What the guest's kernel has logged of errors and worse."""
+    guest.say(_ASK_ERRORS)
+    said = guest.until(f"= {_ASK_ERRORS}\r\n".encode()).decode(errors="replace")
+    return [line for line in said.split("\r\n") if line.startswith("<")]
 
 
 def _step(guest: _Guest, work: Work, step: int, scratch: Path, killer: _Killer | None) -> list[str]:
     """One step of the work; gives what was wrong with it."""
-    guest.say(str(step))
-    said = guest.until(b"= %d\r\n" % step, killer).decode(errors="replace")
+    guest.say(command := f"work {step}")
+    said = guest.until(f"= {command}\r\n".encode(), killer).decode(errors="replace")
     echo, *lines = re.split(r"\r\n", said)
-    if echo != str(step) or lines[-1:] != [""]:
+    if echo != command or lines[-1:] != [""]:
         return [f"step {step}: typed, and got {said[:100]!r}"]
     problem = work.check(step, lines[:-1], scratch)
     return [f"step {step}: {problem}"] if problem else []

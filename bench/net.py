@@ -130,7 +130,7 @@ class _Vmesh(_Emulator):
 
     def two_guests(self) -> Result:
         path = self.scratch / "hub"
-        with _process([sys.executable, "-m", "vmesh.cli", "hub", str(path)], path):
+        with process([sys.executable, "-m", "vmesh.cli", "hub", str(path)], path):
             netdev = f"stream,id=n,addr.type=unix,addr.path={path}"
             server = harness.ours(*self.flags(1, "10.1.0.1", f"net {PORT}", netdev))
             with harness.kept(server, b"net listens"):
@@ -147,7 +147,7 @@ class _Qemu(_Emulator):
         path.unlink(missing_ok=True)
         words = command(User(), "--fd", "-1")
         place = words.index("--fd")
-        with _process([*words[:place], "--one-off", "--socket", str(path), *words[place + 2 :]], path):
+        with process([*words[:place], "--one-off", "--socket", str(path), *words[place + 2 :]], path):
             netdev = f"stream,id=n,server=off,addr.type=unix,addr.path={path}"
             flags = self.flags(1, "10.0.2.15", self.client("10.0.2.2", port), netdev)
             return read(harness.run(harness.theirs(*flags), _MARKS).output)
@@ -162,7 +162,7 @@ class _Qemu(_Emulator):
 
 
 @contextmanager
-def _process(words: Sequence[str], path: Path) -> Iterator[None]:
+def process(words: Sequence[str], path: Path) -> Iterator[None]:
     """A process that listens at `path`, for a `with` block."""
     with subprocess.Popen(
         words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
@@ -219,10 +219,13 @@ def _server() -> Iterator[int]:
 
 
 def _initrd(scratch: Path) -> Path:
+    return with_program(scratch / "net.cpio", "bin/net", programs.compiled("net", [_SOURCE]))
+
+
+def with_program(archive: Path, name: str, program: Path) -> Path:
+    """The default guest's initramfs with a program added, written to `archive`."""
     guest = harness.debian()
     assert guest.initrd is not None
-    program = programs.compiled("net", [_SOURCE])
-    entry = initramfs.Entry("bin/net", stat.S_IFREG | 0o755, program.read_bytes())
-    archive = scratch / "net.cpio"
+    entry = initramfs.Entry(name, stat.S_IFREG | 0o755, program.read_bytes())
     archive.write_bytes(guest.initrd.read_bytes() + initramfs.archive(iter([entry])))
     return archive
