@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import block, boot, bus, cpu, harness, harts, kills, memory, migration, net, programs
+from bench import block, boot, bus, cpu, crashes, harness, harts, kills, memory, migration, net, programs
 from bench.harness import BenchError
 from bench.report import Report
 
@@ -25,6 +25,7 @@ BENCHMARKS: Mapping[str, tuple[Callable[[int], Report], int]] = {  # what measur
     "boot": (boot.measure, 5),
     "bus": (bus.measure, 1),
     "cpu": (cpu.measure, 3),
+    "crashes": (crashes.measure, 20),  # machines in all
     "harts": (harts.measure, 3),
     "kills": (kills.measure, 200),  # kills in all
     "memory": (memory.measure, 1),
