@@ -192,7 +192,10 @@ WORKS = {
     ),
     "virtio console": Work(
         _serial,
-        (f'i=0; while [ $i -lt {_LINES} ]; do echo "$1 $i over the lazy dog" >&7; i=$((i+1)); done',),
+        (
+            f"i=0; while [ $i -lt {_LINES} ]; do",  # lines that the shell's editor does not break
+            'echo "$1 $i over the lazy dog" >&7; i=$((i+1)); done',
+        ),
         _check_serial,
         ("exec 7>/dev/hvc0; stty -F /dev/hvc0 -opost",),
     ),

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.system
 
 BASE = 0x400_0000  # where the board has nothing
 LOAD_ACCESS_FAULT = 5
+LINES = 4000
 
 
 def start(rig: Rig, tmp_path: Path, misdeed: str, program: bytes, *flags: str) -> subprocess.Popen[bytes]:
@@ -64,3 +65,13 @@ def test_what_others_see_is_counted(rig: Rig, tmp_path: Path, misdeed: str, comp
     launcher = start(rig, tmp_path, misdeed, programs.sleep(0))
     wait_for(lambda: complaints(rig).get(complaint, 0) > 0, complaint)
     finish(rig, launcher)
+
+
+@pytest.mark.parametrize("misdeed", ["silent", "nonsense", "flood", "interrupts", "dma"])
+def test_the_guest_and_other_devices_work_meanwhile(rig: Rig, tmp_path: Path, misdeed: str) -> None:
+    """Every line comes out of the serial port, once and in order, and the test device ends the machine."""
+    launcher = start(rig, tmp_path, misdeed, programs.count(LINES))
+    said, _ = launcher.communicate(timeout=DEADLINE)
+    assert launcher.returncode == 0
+    assert said == b"".join(b"%08x\n" % number for number in range(LINES))
+    rig.wait_clean()
