@@ -27,7 +27,7 @@ from vmesh.v1 import memory_pb2
 from vmesh.v1.common_pb2 import ROLE_DEVICE, ROLE_HART, ROLE_IRQCHIP, Welcome
 from vmesh.v1.packet_pb2 import Packet
 from vmesh.v1.slot_pb2 import LinkRecord, SlotRecord
-from vmesh.wire import Client
+from vmesh.wire import Client, Peer
 
 WINDOW = 1024  # accesses of one hart that may be unacknowledged
 
@@ -255,7 +255,8 @@ class DeviceService(Service):
         self._latches = _latches(device.regions)
         self._bell = Bell(runtime.machine.doorbell(runtime.name)) if self._doorbell else None
         self._raiser = Raiser(runtime.machine.interrupts(runtime.name)) if self._latches else None
-        self._rings = 0
+        self._rings = self._page_waits = 0
+        self._memory: Peer | None = None
         self._slot = Slot(runtime.machine.path / f"{runtime.name}.slot", fresh=runtime.epoch == 1)
         device.marks = self._slot.marks
         self._written = b""
@@ -285,21 +286,36 @@ class DeviceService(Service):
         if former is not None:
             self._recover(former)
         self._write_slot()
-        memory = self._runtime.dial(_MEMORY, ROLE_DEVICE)
+        memory = self._memory = self._runtime.dial(_MEMORY, ROLE_DEVICE)
         memory.greet(_START_SECONDS)
         answer = memory.request(memory_pb2.Attach(description=self._description), _START_SECONDS)
         if not isinstance(answer, memory_pb2.Attached):
             raise errors.PeerError("memory answered", expected="Attached", got=answer.DESCRIPTOR.name)
         if self._device.dma and answer.segments:
-            self._device.memory = LocalGuestMemory(answer.segments, answer.grants)
+            self._device.memory = LocalGuestMemory(answer.segments, answer.grants, self._fetch)
         elif self._device.dma:
-            self._device.memory = RemoteGuestMemory(memory, answer.grants)
+            self._device.memory = RemoteGuestMemory(memory, answer.grants, self._ask_memory)
         self._device.attached()
         if former is not None:
             self._device.recover()
         self._runtime.loop.settle = self._settle
         if self._bell is not None:
             self._runtime.loop.watch(self._bell.fd, read=self._answer_bell)
+
+    def _fetch(self, addresses: list[int]) -> None:
+        """Wait for pages."""
+        self._page_waits += 1
+        self._ask_memory(memory_pb2.NeedPages(addresses=addresses))
+
+    def _ask_memory(self, request: Message) -> Message:
+        assert self._memory is not None
+        return self._runtime.ask(self._memory, request, self._keep_waiting)
+
+    def _keep_waiting(self) -> None:
+        """Harts are not to take the device for dead while it waits for memory."""
+        for link in self._links.values():
+            if link.identity:
+                self._answer(link, 0, None)
 
     def welcome(self, client: Client) -> Welcome:
         if client.role != ROLE_HART:
@@ -388,6 +404,7 @@ class DeviceService(Service):
             "updates": self._updates,
             "bus_errors": self._bus_errors,
             "rings": self._rings,
+            "page_waits": self._page_waits,
             "batches_waiting": sum(len(link.queue) for link in self._links.values()),
             **self._device.counters(),
         }

@@ -9,16 +9,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
+
+from google.protobuf.message import Message
 
 from vmesh import errors, segment
 from vmesh.v1 import memory_pb2 as messages
 from vmesh.wire import Peer
 
 MAX_TRANSFER = 1 << 20  # of one DmaRead or DmaWrite
+NEEDED_AT_ONCE = 256  # pages of one NeedPages
 _ANSWER_SECONDS = 10.0
-
 
 Piece = tuple[int, int]
 """A range of guest memory: address, bytes."""
@@ -106,11 +109,18 @@ class _Window:
 class LocalGuestMemory:
     """Maps the segments, and sets the page flags of what it writes.
 
-    Raises ConfigError if a segment cannot be mapped.
+    Pages that are absent are asked for with `fetch`, which is given an address in each, at most NEEDED_AT_ONCE, and
+    comes back when they are present. Raises ConfigError if a segment cannot be mapped.
     """
 
-    def __init__(self, segments: Sequence[messages.Segment], grants: Sequence[messages.Grant]) -> None:
+    def __init__(
+        self,
+        segments: Sequence[messages.Segment],
+        grants: Sequence[messages.Grant],
+        fetch: Callable[[list[int]], None] | None = None,
+    ) -> None:
         self._grants = tuple(grants)
+        self._fetch = fetch
         mapped = [(each, _map(each)) for each in segments]
         windows = [
             _Window(grant.base, grant.base + grant.size, grant.writable and each.writable, found)
@@ -167,7 +177,11 @@ class LocalGuestMemory:
         for address, size in pieces:  # the path of every buffer: no call but where the window changes
             if window is None or not (window.base <= address and 0 <= size <= window.end - address):
                 window = self._window(address, size, write)
-            located.append((window.mapped, address - window.mapped.base, size))
+            mapped = window.mapped
+            start = address - mapped.base
+            if (flags := mapped.flags) is None or not flags[start >> 12] or (start & 4095) + size > 4096:
+                self._need(mapped, start, size)
+            located.append((mapped, start, size))
         return located
 
     def _view(self, address: int, size: int) -> memoryview:
@@ -176,7 +190,18 @@ class LocalGuestMemory:
         return mapped.content[start : start + size]
 
     def _find(self, address: int, size: int, write: bool) -> _Mapped:
-        return self._window(address, size, write).mapped
+        mapped = self._window(address, size, write).mapped
+        self._need(mapped, address - mapped.base, size)
+        return mapped
+
+    def _need(self, mapped: _Mapped, start: int, size: int) -> None:
+        """Return when the pages of a range are present."""
+        flags = mapped.flags
+        if flags is None or not size:
+            return
+        first, last = start >> 12, (start + size - 1) >> 12
+        if not flags[first] or (last > first and flags[first : last + 1].tobytes().find(0) >= 0):
+            self._wait(mapped, first, last)
 
     def _window(self, address: int, size: int, write: bool) -> _Window:
         for window in self._windows:
@@ -186,11 +211,24 @@ class LocalGuestMemory:
         raise errors.OutsideGrant("guest memory", expected="a mapped segment", got=f"{address:#x}+{size:#x}")
 
 
-class RemoteGuestMemory:
-    """Asks the memory service, over a connection that has attached. Raises PeerError if that does not answer."""
+    def _wait(self, mapped: _Mapped, first: int, last: int) -> None:
+        """Return when these pages are present."""
+        assert mapped.flags is not None
+        while absent := [page for page in range(first, last + 1) if not mapped.flags[page]]:
+            addresses = [mapped.base + page * segment.PAGE for page in absent[:NEEDED_AT_ONCE]]
+            if self._fetch is None:
+                raise errors.OutsideGrant("guest memory", expected="a present page", got=f"{addresses[0]:#x}")
+            self._fetch(addresses)
 
-    def __init__(self, memory: Peer, grants: Sequence[messages.Grant]) -> None:
-        self._memory = memory
+
+class RemoteGuestMemory:
+    """Asks the memory service, over a connection that has attached: with `ask`, which waits as long as it takes for
+    pages that are absent; without it, for some seconds. Raises PeerError if memory does not answer."""
+
+    def __init__(
+        self, memory: Peer, grants: Sequence[messages.Grant], ask: Callable[[Message], Message] | None = None
+    ) -> None:
+        self._request = ask or partial(memory.request, timeout=_ANSWER_SECONDS)
         self._grants = tuple(grants)
 
     def read(self, address: int, size: int) -> bytes:
@@ -241,7 +279,7 @@ class RemoteGuestMemory:
         return count
 
     def _ask(self, request: messages.DmaRead | messages.DmaWrite) -> messages.DmaDone:
-        answer = self._memory.request(request, _ANSWER_SECONDS)
+        answer = self._request(request)
         if not isinstance(answer, messages.DmaDone):
             raise errors.PeerError("memory answered", expected="DmaDone", got=answer.DESCRIPTOR.name)
         return answer

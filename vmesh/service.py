@@ -30,6 +30,7 @@ from vmesh.v1.common_pb2 import Notice, Role, Severity, Welcome
 from vmesh.v1.packet_pb2 import Packet
 
 _KEPT_NOTICES = 64
+_MEANWHILE_SECONDS, _DEFERRED = 0.2, 4096
 _LOOK_SECONDS = 1.0  # between two looks whether the machine is still there, without a lifeline
 
 
@@ -151,6 +152,7 @@ class Runtime:
         self.log = Log(self.name, self.machine.log)
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._notices: deque[Notice] = deque(maxlen=_KEPT_NOTICES)
+        self._deferred: deque[tuple[wire.Client, Packet]] = deque()  # requests that came during `ask`
         self._drained = False
         self._complaints: Counter[tuple[str, str]] = Counter()
         self._service = Service()
@@ -163,10 +165,41 @@ class Runtime:
         """Where this service listens."""
         return wire.endpoint(self.machine.socket(self.name))
 
-    def dial(self, service: str, role: Role.ValueType, *, hart: int = 0) -> wire.Peer:
+    def dial(self, service: str, role: Role.ValueType, *, hart: int = 0, wake: int = -1) -> wire.Peer:
         """A connection to another service of this machine; `greet` it next."""
         said = wire.hello(role, self.name, machine=self.machine.name, hart=hart)
-        return wire.Peer(self.context, wire.endpoint(self.machine.socket(service)), said, lifeline=self.lifeline)
+        address = wire.endpoint(self.machine.socket(service))
+        return wire.Peer(self.context, address, said, lifeline=self.lifeline, wake=wake)
+
+    def ask(self, peer: wire.Peer, body: Message, alive: Callable[[], None]) -> Message:
+        """As `peer.request`, for an answer that may be long in coming: meanwhile Health is answered and `alive` called
+        now and then; all other requests wait. Raises the VmeshError that an Error stands for."""
+        packet_id = peer.send(body)
+        while True:
+            packet = peer.receive(_MEANWHILE_SECONDS)
+            if packet is not None and packet.id == packet_id:
+                answer = wire.body_of(packet)
+                if isinstance(answer, common.Error):
+                    raise errors.from_message(answer)
+                if answer is None:
+                    raise wire.mismatch(peer.address, "an answer", None)
+                return answer
+            if packet is None:
+                self._meanwhile()
+                alive()
+
+    def _meanwhile(self) -> None:
+        while len(self._deferred) < _DEFERRED:
+            received = self.server.receive()
+            if received is None:
+                break
+            client, packet = received
+            if packet.WhichOneof("body") == "health":
+                self.server.send(client, self._health(), packet.id)
+            else:
+                self._deferred.append((client, packet))
+        if self._deferred:
+            self.loop.call_in("deferred", 0.0, self._receive)
 
     def notify(
         self,
@@ -238,7 +271,7 @@ class Runtime:
     def _receive(self) -> None:
         # A bounded number, so that a flood does not keep the loop from the lifeline.
         for _ in range(64):
-            received = self.server.receive()
+            received = self._deferred.popleft() if self._deferred else self.server.receive()
             if received is None:
                 return
             client, packet = received
@@ -249,6 +282,8 @@ class Runtime:
                 continue
             if answer is not None and packet.id:
                 self.server.send(client, answer, packet.id)
+        if self._deferred:
+            self.loop.call_in("deferred", 0.0, self._receive)
 
     def _dispatch(self, client: wire.Client, packet: Packet) -> Message | None:
         service = self._service

@@ -6,10 +6,12 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 from vmesh import errors
 from vmesh.v1 import bus_pb2 as messages
+from vmesh.wire import Peer
 
 from .bus import Counters, Ending, Link, NoAnswer, now_ns
 from .harts import Harts
@@ -22,9 +24,11 @@ from .isa.riscv.state import (
     EXIT_ACCESS,
     EXIT_DRAIN,
     EXIT_FLUSH,
+    EXIT_PAGE,
     EXIT_REGIONS,
     EXIT_STOP,
 )
+from .pages import Pages
 from .regions import Regions
 
 #: Harts that connect to all devices before they run, which takes some milliseconds; others do when they need one.
@@ -106,6 +110,7 @@ class HartThread(threading.Thread):
         number: int,
         gate: Gate,
         connect: Callable[[int, Counters, int], Link],
+        dial_memory: Callable[[int], Peer],
         unmapped: Callable[[int, int, int, bool], int | None],
         report: Callable[[str], None],
         stopped: Callable[[], None],
@@ -115,6 +120,7 @@ class HartThread(threading.Thread):
         super().__init__(name=f"hart {number}", daemon=True)
         self.counters = Counters()
         self.waits_for = ""
+        self.waits_for_page = False
         self._harts = harts
         self._number = number
         self._hart: Any = harts.hart[number]
@@ -127,9 +133,10 @@ class HartThread(threading.Thread):
         self._devices = devices
         self._links: dict[int, Link] = {}
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.pages = Pages(partial(dial_memory, self._wake), harts.is_present)
 
     def wake(self) -> None:
-        """From any thread: end this hart's wait for a device, which may have come back."""
+        """From any thread: end this hart's wait for a device, which may have come back, or for a page."""
         os.eventfd_write(self._wake, 1)
 
     def forget(self, device: int) -> None:
@@ -157,6 +164,8 @@ class HartThread(threading.Thread):
                     self._stopped()
                 if reason == EXIT_ACCESS:
                     self._access()
+                elif reason == EXIT_PAGE:
+                    self._wait_for_page()
                 elif reason == EXIT_REGIONS and self._regions is not None:
                     self._regions.serve(self._number)
                 elif reason == EXIT_DRAIN:
@@ -177,6 +186,7 @@ class HartThread(threading.Thread):
         finally:
             for link in self._links.values():
                 link.close()
+            self.pages.close()
             self._gate.leave()
 
     def _link(self, device: int) -> Link:
@@ -221,6 +231,16 @@ class HartThread(threading.Thread):
         for device, link in self._links.items():
             with self._waiting_for(device):
                 link.settle()
+
+    def _wait_for_page(self) -> None:
+        """Returns when the page is there that the next instruction needs; or without it, to wait at the gate."""
+        self._flush()
+        self.waits_for_page = True
+        self.pages.wait(self._hart.absent_page, self._is_wanted_elsewhere)
+        self.waits_for_page = False
+
+    def _is_wanted_elsewhere(self) -> bool:
+        return self._gate.bars(self._number) or self._gate.ending.is_set()
 
     def _access(self) -> None:
         """Makes the access that native code waits for."""

@@ -12,6 +12,7 @@ from vmesh import errors
 from .core import CoreImage
 from .isa.riscv.csr_bits import ADUE, SXL, UXL
 from .isa.riscv.features import FEATURE_BIT
+from .isa.riscv.lookup import AbsentPage, check_present, segment_at
 from .isa.riscv.plic_layout import Plic
 from .isa.riscv.state import (
     ATTENTION_CODE,
@@ -270,6 +271,16 @@ class Harts:
         """Asks all harts to leave native code; each ``run`` gives EXIT_STOP once."""
         for address in self.address:
             self._raise_attention(address, ATTENTION_STOP)
+
+    def is_present(self, physical: int) -> bool:
+        """Whether a page's content is here."""
+        segment = segment_at(self.machine, physical)
+        try:
+            if segment is not None:
+                check_present(segment, physical)
+        except AbsentPage:
+            return False
+        return True
 
     def shoot_down(self) -> int:
         """Asks all harts to drop their write TLBs, while they run; gives the number for ``await_shot``."""

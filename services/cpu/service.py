@@ -18,6 +18,7 @@ from itertools import count
 from google.protobuf.message import DecodeError, Message
 
 from vmesh import errors, segment, wire
+from vmesh.latencies import Latencies
 from vmesh.service import Runtime, Service
 from vmesh.v1 import bus_pb2, common_pb2, cpu_pb2, lifecycle_pb2, memory_pb2
 from vmesh.v1.packet_pb2 import Packet
@@ -112,6 +113,8 @@ class Cpu(Service):
         self._harts.add_irqchip(self._plan.aclint, self._plan.plic)
         self._harts.reset(self._plan.reset_pc)
         self._debugger, self._registers = Debugger(self._harts), Registers(self._harts)
+        if self._paused_at:  # guest time begins now
+            self._paused_at = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         if self._perf_map is not None:
             self._perf_map.core(self._harts.blob.base, len(self._core.image), self._core.symbols)
         if self._translator is not None:
@@ -128,6 +131,7 @@ class Cpu(Service):
                 number,
                 self._gate,
                 partial(self._connect, number),
+                partial(self._dial_memory, number),
                 self._unmapped,
                 partial(self._call, self._hart_failed),
                 partial(self._call, self._hart_stopped, number),
@@ -189,7 +193,7 @@ class Cpu(Service):
         if not self._paused_at:
             self._paused_at = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         self._gate.close()
-        self._harts.stop()
+        self._call_out()
         if not self._gate.wait_parked(PAUSE_LIMIT):
             waiting = [self._devices[int(t.waits_for)].name for t in self._threads if t.waits_for]
             raise errors.VmeshError(
@@ -353,14 +357,14 @@ class Cpu(Service):
         # Devices end next: what harts have written must have been handled, unless one of them does not answer.
         self._gate.close()
         if self._threads:
-            self._harts.stop()
+            self._call_out()
             self._gate.wait_parked(SHUTDOWN_LIMIT)
         self.orphaned()
 
     def orphaned(self) -> None:
         self._gate.end()
         if self._threads:
-            self._harts.stop()
+            self._call_out()
             self._listener.end()
             self._listener.join(1.0)
         for thread in self._threads:
@@ -368,13 +372,24 @@ class Cpu(Service):
         if self._translator is not None:
             self._translator.close()
 
+    def _call_out(self) -> None:
+        """Has harts come out of native code, and of waits for pages."""
+        self._harts.stop()
+        for thread in self._threads:
+            thread.wake()
+
+    def _dial_memory(self, hart: int, wake: int) -> wire.Peer:
+        return self._runtime.dial("memory", common_pb2.ROLE_CPU, hart=hart, wake=wake)
+
     def counters(self) -> dict[str, int]:
         bus = self._bus_counters()
         regions = {} if self._regions is None else self._regions.counters()
+        faults = Latencies.together(thread.pages.latencies for thread in self._threads).counters("page_faults")
         shot = sum(hart.count_shoot_downs for hart in self._harts.hart) if self._threads else 0
         return {
             **{name.name: getattr(bus, name.name) for name in bus.DESCRIPTOR.fields},
             "shoot_downs": shot,
+            **faults,
             **regions,
         }
 
@@ -513,6 +528,8 @@ class Cpu(Service):
             doing = cpu_pb2.HART_RUNNING
             if self._gate.closed:
                 doing = cpu_pb2.HART_PAUSED
+            elif thread.waits_for_page:
+                doing = cpu_pb2.HART_PAGE
             elif thread.waits_for:
                 doing = cpu_pb2.HART_BUS
             elif hart.waiting:

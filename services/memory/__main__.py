@@ -46,6 +46,7 @@ def main(argv: Sequence[str]) -> int:
         metavar="NAME=[KIND]@BASE:SIZE/IRQ",
         help="what the device of that name has to be, or it is refused; may be given several times",
     )
+    parser.add_argument("--absent", action="store_true", help="RAM has no content yet: a pager brings it")
     options = parser.parse_args(argv)
     plan = Plan(
         ram_base=options.ram_base,
@@ -55,6 +56,7 @@ def main(argv: Sequence[str]) -> int:
         reserved=tuple(options.reserve),
         expected=frozenset(name for name in options.expect.split(",") if name),
         places={place.range.name: place for place in options.place},
+        absent=options.absent,
     )
     return service.run(options, lambda runtime: Memory(runtime, plan))
 

@@ -6,7 +6,7 @@ import fcntl
 import mmap
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,12 +15,13 @@ from google.protobuf.message import DecodeError, Message
 
 from services.memory.address_map import AddressMap
 from services.memory.layout import ADDRESS_LIMIT, Image, Place, Range, check_disjoint, copy_image, place_images
+from services.memory.presence import NEEDED_AT_ONCE, Presence
 from vmesh import errors, machine, segment
 from vmesh.guest_memory import MAX_TRANSFER, LocalGuestMemory, check
 from vmesh.service import Runtime, Service
 from vmesh.v1 import lifecycle_pb2 as lifecycle
 from vmesh.v1 import memory_pb2 as messages
-from vmesh.v1.common_pb2 import ROLE_MONITOR, Done
+from vmesh.v1.common_pb2 import ROLE_DEVICE, ROLE_MONITOR, Done
 from vmesh.v1.packet_pb2 import Packet
 from vmesh.wire import Client
 
@@ -42,6 +43,7 @@ class Plan:
     reserved: tuple[Range, ...] = ()
     expected: frozenset[str] = frozenset()
     places: Mapping[str, Place] = field(default_factory=dict)
+    absent: bool = False  # RAM has no content: a pager brings it
 
 
 class Memory(Service):
@@ -71,8 +73,11 @@ class Memory(Service):
         self._segments = [self._create(each) for each in memory]
         self._ram_grants = [messages.Grant(base=ram.base, size=ram.size, writable=True)]
         self._guest = LocalGuestMemory(self._segments, self._ram_grants)
-        self._load_images()
-        self._set_flags(segment.FLAG_PRESENT)
+        self._flags = self._map_flags()
+        self._presence = Presence(ram.base, self._flags[: ram.size // segment.PAGE], runtime.server, runtime.loop)
+        self._load_images(rom_only=plan.absent)
+        if not plan.absent:
+            self._set_flags(segment.FLAG_PRESENT)
 
     def handle(self, client: Client, packet: Packet) -> Message | None:
         match packet.WhichOneof("body"):
@@ -87,9 +92,24 @@ class Memory(Service):
                 self._answer_waiting()
                 return None
             case "dma_read":
-                return self._dma_read(client, packet.dma_read)
+                self._dma_read(client, packet.dma_read, packet.id)
+                return None
             case "dma_write":
-                return self._dma_write(client, packet.dma_write)
+                self._dma_write(client, packet.dma_write, packet.id)
+                return None
+            case "need_pages":
+                self._need_pages(client, packet.need_pages.addresses, packet.id)
+                return None
+            case "serve_pages":
+                self._presence.serve(client)
+                self._runtime.log.info("pager", name=client.name, absent=self._presence.absent)
+                return Done()
+            case "pages_present":
+                self._presence.arrived(client, packet.pages_present.addresses)
+                return Done()
+            case "mark_pages":
+                self._presence.mark(packet.mark_pages.present)
+                return Done()
             case _:
                 return super().handle(client, packet)
 
@@ -113,7 +133,12 @@ class Memory(Service):
             raise errors.BadState("layout of memory", expected=_describe(mine), got=_describe(theirs))
 
     def reset(self) -> None:
-        """RAM is zero again, takes no host memory, and has the images."""
+        """RAM is zero again, takes no host memory, and has the images.
+
+        Raises BadRequest while pages are absent: whoever brings them would write over that.
+        """
+        if absent := self._presence.absent:
+            raise errors.BadRequest("Reset", expected="all pages to be present", got=f"{absent} that are still to come")
         for each in self._segments:
             mapped = segment.attach(self._runtime.machine.path / os.path.basename(each.path), writable=True)
             mapped.madvise(mmap.MADV_REMOVE)  # frees the pages of the file; every mapping of it reads zero
@@ -136,7 +161,7 @@ class Memory(Service):
             machine.Machine(self._runtime.machine.path, fd).remove()
 
     def counters(self) -> dict[str, int]:
-        return {"devices": len(self._map.devices), "dma_bytes": self._dma_bytes}
+        return {"devices": len(self._map.devices), "dma_bytes": self._dma_bytes, **self._presence.counters()}
 
     def _create(self, memory: Range) -> messages.Segment:
         directory = self._runtime.machine.path
@@ -155,8 +180,14 @@ class Memory(Service):
             segment.create(directory / _FLAGS_FILE, segment.FLAG_ARRAYS * made.flags_stride)
         return made
 
-    def _load_images(self) -> None:
+    def _map_flags(self) -> memoryview:
+        (ram,) = (each for each in self._segments if each.writable)
+        return memoryview(segment.attach(Path(ram.flags_path), writable=True))
+
+    def _load_images(self, *, rom_only: bool = False) -> None:
         for each in self._segments:
+            if rom_only and each.writable:
+                continue
             memory = Range(each.name, each.base, each.size)
             fd = os.open(each.path, os.O_RDWR | os.O_CLOEXEC)
             try:
@@ -188,6 +219,7 @@ class Memory(Service):
         if device.name != client.name:
             raise errors.BadRequest("Attach", expected=f"the name of its Hello, {client.name}", got=device.name[:80])
         self._map.attach(device)
+        self._presence.forget(device.name)
         self._runtime.log.info("attached", device=device.name, kind=device.kind, epoch=device.epoch)
         self._answer_waiting()
         if not device.dma:
@@ -207,14 +239,36 @@ class Memory(Service):
                 self._runtime.server.send(client, answer, packet_id)
         self._waiting.clear()
 
-    def _dma_read(self, client: Client, request: messages.DmaRead) -> messages.DmaDone:
+    def _dma_read(self, client: Client, request: messages.DmaRead, packet_id: int) -> None:
         self._check_dma(client, request.address, request.size, write=False)
-        return messages.DmaDone(data=self._guest.read(request.address, request.size))
+        address, size = request.address, request.size
 
-    def _dma_write(self, client: Client, request: messages.DmaWrite) -> messages.DmaDone:
+        def read() -> None:
+            self._answer(client, messages.DmaDone(data=self._guest.read(address, size)), packet_id)
+
+        self._presence.need(client, _pages(address, size), read)
+
+    def _dma_write(self, client: Client, request: messages.DmaWrite, packet_id: int) -> None:
         self._check_dma(client, request.address, len(request.data), write=True)
-        self._guest.write(request.address, request.data)
-        return messages.DmaDone()
+        address, data = request.address, request.data
+
+        def write() -> None:
+            self._guest.write(address, data)
+            self._answer(client, messages.DmaDone(), packet_id)
+
+        self._presence.need(client, _pages(address, len(data)), write)
+
+    def _need_pages(self, client: Client, addresses: Sequence[int], packet_id: int) -> None:
+        if len(addresses) > NEEDED_AT_ONCE:
+            raise errors.BadRequest("NeedPages", expected=f"at most {NEEDED_AT_ONCE} pages", got=str(len(addresses)))
+        if client.role == ROLE_DEVICE:
+            for address in addresses:
+                check(self._grants.get(client.identity, []), address, 1, write=False)
+        self._presence.need(client, addresses, lambda: self._answer(client, Done(), packet_id))
+
+    def _answer(self, client: Client, answer: Message, packet_id: int) -> None:
+        if packet_id:
+            self._runtime.server.send(client, answer, packet_id)
 
     def _check_dma(self, client: Client, address: int, size: int, *, write: bool) -> None:
         if size > MAX_TRANSFER:
@@ -230,6 +284,11 @@ class Memory(Service):
         alive = self._runtime.server.clients
         for identity in [identity for identity in self._grants if identity not in alive]:
             del self._grants[identity]
+
+
+def _pages(address: int, size: int) -> range:
+    """An address in each page of a range."""
+    return range(address & -segment.PAGE, address + size, segment.PAGE) if size else range(0)
 
 
 def _open_on(path: Path) -> list[int]:

@@ -22,6 +22,8 @@ def guest_memory(directory: Path, size: int = RAM) -> LocalGuestMemory:
     segment.create(path, size)
     stride = segment.flags_stride(size)
     segment.create(flags, segment.FLAG_ARRAYS * stride)
+    with flags.open("r+b") as file:
+        file.write(b"\x01" * (size // segment.PAGE))  # all present
     mapped = Segment(
         name="ram", base=BASE, size=size, path=str(path), writable=True, flags_path=str(flags), flags_stride=stride
     )

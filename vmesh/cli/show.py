@@ -17,6 +17,7 @@ _HART_STATES = {
     cpu_pb2.HART_WAITING: "waiting for an interrupt",
     cpu_pb2.HART_PAUSED: "paused",
     cpu_pb2.HART_BUS: "waiting for a device",
+    cpu_pb2.HART_PAGE: "waiting for a page of memory",
 }
 _BUS_FIELDS = cpu_pb2.BusCounters.DESCRIPTOR.fields
 _PRIVILEGES = {cpu_pb2.PRIVILEGE_USER: "U", cpu_pb2.PRIVILEGE_SUPERVISOR: "S", cpu_pb2.PRIVILEGE_MACHINE: "M"}
