@@ -8,6 +8,7 @@ import random
 import re
 import resource
 import shlex
+import shutil
 import signal
 import sys
 import threading
@@ -191,20 +192,31 @@ def test_kills_in_the_midst_of_swaps(host: Host, busy: Machine) -> None:
         killer.join(LIMIT)
 
 
-def test_the_console_and_the_disk_of_debian(host: Host, run: Run, debian: Guest, tmp_path: Path) -> None:
-    """Each with itself, while a shell writes to both."""
-    disk = tmp_path / "disk.img"
+def test_every_device_of_debian_with_itself(host: Host, run: Run, debian: Guest, tmp_path: Path) -> None:
+    """While a shell writes to the console, the disk and a file of the shared folder that stays open."""
+    disk, share = tmp_path / "disk.img", tmp_path / "share"
     disk.write_bytes(bytes(16 << 20))
-    flags = ("-name", "linux", "-append", "loglevel=1", "-drive", f"file={disk},format=raw")
+    share.mkdir()
+    flags = (
+        "-name", "linux", "-append", "loglevel=1", "-drive", f"file={disk},format=raw", "-device", "virtio-rng-device",
+        "-virtfs", f"local,path={share},mount_tag=t,security_model=none",
+    )  # fmt: skip
+    if shutil.which("passt"):
+        flags += ("-netdev", "user,id=n", "-device", "virtio-net-device,netdev=n")
     machine = run(*flags)
     machine.expect(PROMPT)
+    machine.ask("modprobe -a 9pnet_virtio 9p virtio_rng virtio_net; mkdir /t")
+    machine.ask("mount -t 9p -o trans=virtio t /t; exec 5>/t/lines")
     machine.type(
-        "for i in $(seq 200); do echo line $i; dd if=/dev/urandom of=/tmp/$i bs=64k count=1 2>/dev/null;"
+        "for i in $(seq 200); do echo line $i; echo $i >&5; dd if=/dev/urandom of=/tmp/$i bs=64k count=1 2>/dev/null;"
         " dd if=/tmp/$i of=/dev/vda bs=64k seek=$i conv=fsync 2>/dev/null; done; cd /tmp; cat $(seq 200) | sha256sum\n"
     )
     commands = service_commands(host, *flags)
-    for name in ("uart0", "blk0"):
-        host.vmesh("swap", "linux", name, "--", *commands[name])
+    with MachineClient(Machine(host.runtime / "linux"), timeout=LIMIT) as client:
+        devices = [each.name for each in client.status().services if each.kind not in ("memory", "cpu")]
+        assert {"uart0", "rtc", "test", "blk0", "rng0", "share0"} <= set(devices)
+        for name in devices:
+            assert client.swap(name, commands[name], os.getcwd()).epoch == 2
     smaller = tmp_path / "smaller.img"
     smaller.write_bytes(bytes(8 << 20))
     other = [word.replace(str(disk), str(smaller)) for word in commands["blk0"]]
@@ -217,7 +229,9 @@ def test_the_console_and_the_disk_of_debian(host: Host, run: Run, debian: Guest,
     assert digest == hashlib.sha256(written).hexdigest()
     lines = [line for line in machine.output.splitlines() if line.startswith("line ")]
     assert lines == [f"line {number}" for number in range(1, 201)]
+    assert (share / "lines").read_text().split() == [str(number) for number in range(1, 201)]
     machine.expect(" # ")
+    assert machine.ask("head -c 16 /dev/hwrng | wc -c", " # ").split()[0] == "16"
     machine.type("\x04")
     assert machine.wait() == 0
 
