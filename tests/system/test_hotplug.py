@@ -125,31 +125,49 @@ def test_one_that_came_is_killed_swapped_and_killed_while_it_goes(host: Host, ru
     """Whatever it is doing when it dies, nothing is left of it, and its id and place are free again."""
     run("-name", "plugs", "-bios", "none", "-serial", "null", "-kernel", str(resting(tmp_path)), pipes=True)
     wait_for(lambda: host.ps().get("plugs", {}).get("state") == "running", "the machine to run")
-    before, former = names(host), set[int]()
+    before = names(host)
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     chance = random.Random(seed)
     with MachineClient(Machine(host.runtime / "plugs"), timeout=LIMIT) as client:
         for round_ in range(6):
             assert client.add_device(f"vmesh-external,id=c,base=0x4000000,irq=20,{COPIER}").base == 0x400_0000
-            former.add(pid := host.next_life("plugs", "c", former))
+            pid = life(client, 1)
             if round_ == 0:
-                os.kill(pid, signal.SIGKILL)
-                former.add(host.next_life("plugs", "c", former))
+                kill(pid)
+                life(client, 2)
                 reply = client.swap("c", [sys.executable, "-m", "tests.system.rival", "later"], os.getcwd())
                 assert (reply.kind, reply.version, reply.epoch) == ("copier", 2, 3)
-                former.add(pid := host.next_life("plugs", "c", former))
-            killer = threading.Timer(chance.uniform(0.0, 0.03), os.kill, (pid, signal.SIGKILL))
+                pid = life(client, 3)
+            killer = threading.Timer(chance.uniform(0.0, 0.03), kill, (pid,))
             killer.start()
             with suppress(GatewayError):  # it died in the midst, and is there again
                 client.remove_device("c")
             killer.join()
-            if "c" in {service.name for service in client.status().services}:
+            if any(service.name == "c" for service in client.status().services):
                 with suppress(GatewayError):  # it was on its way out
                     client.remove_device("c")
             wait_gone(host, "c")
-    assert names(host) == before
+    wait_for(lambda: names(host) == before, "nothing to be left of it")
     assert host.ps()["plugs"]["state"] == "running"
+
+
+def life(client: MachineClient, epoch: int) -> int:
+    """The process of the device `c` in that life, once it runs."""
+    pids: list[int] = []
+
+    def lives() -> bool:
+        (found,) = (service for service in client.status().services if service.name == "c")
+        pids.append(found.pid)
+        return (found.state, found.epoch) == ("running", epoch)
+
+    wait_for(lives, f"life {epoch} of the device")
+    return pids[-1]
+
+
+def kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def test_none_comes_or_goes_while_the_machine_moves(host: Host, run: Run, tmp_path: Path) -> None:
