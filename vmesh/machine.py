@@ -72,6 +72,21 @@ class Machine:
         return self.path / GATEWAY
 
     @property
+    def qmp(self) -> Path:
+        """Where every machine speaks QMP."""
+        return self.path / "qmp.sock"
+
+    @property
+    def hmp(self) -> Path:
+        """Where every machine speaks HMP."""
+        return self.path / "hmp.sock"
+
+    @property
+    def terminal_monitor(self) -> Path:
+        """Where the launcher finds the monitor that -qmp or -mon puts on its terminal."""
+        return self.path / "terminal-monitor.sock"
+
+    @property
     def log(self) -> Path:
         return self.path / LOG
 

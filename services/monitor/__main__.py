@@ -18,6 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from services.monitor.gdb.server import GdbServer
+from services.monitor import doors
+from services.monitor.control import Control
 from services.monitor.keeper import Keeper
 from services.monitor.migration import IncomingOptions
 from services.monitor.output import Output
@@ -51,7 +53,14 @@ def main(argv: list[str]) -> int:
     keeper = Keeper(machine, dict(arguments.console), arguments.service)
     supervisor = Supervisor(machine, arguments.service, settings, keeper, log, output)
     supervisor.on_phase = phase
+    control = Control(supervisor, log, dict(arguments.console))
     signals = _signal_pipe()
+    try:
+        opened = doors.open_all(control, arguments.door, arguments.lifeline)
+    except ConfigError as error:
+        _tell(arguments.report, str(error))
+        machine.remove()
+        return 1
     # The services see the end of this pipe when this process ends; nobody ever writes to it.
     services_lifeline, ours = os.pipe()
     gc.freeze()  # what was imported is shared with the services, page by page
@@ -71,6 +80,8 @@ def main(argv: list[str]) -> int:
     os.close(ours)
     end_orphans()  # what a keeper that was killed has left
     gdb.close()
+    for server in opened:
+        server.close()
     machine.remove()
     if supervisor.failure:
         _tell(arguments.report, supervisor.failure)
@@ -143,6 +154,14 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help="what to keep for the serial device NAME, which has --chardev kept:DIR/NAME.kept",
     )
     add("--gdb", default="", metavar="ENDPOINT", help="where gdb can connect: unix:PATH or tcp:127.0.0.1:PORT")
+    add(
+        "--door",
+        type=doors.parse,
+        action="append",
+        default=[],
+        metavar="MODE=ENDPOINT",
+        help="where to speak QMP (control, control-pretty) or HMP (readline): unix:PATH or tcp:127.0.0.1:PORT",
+    )
     add("--no-reboot", action="store_true", help="end when the guest asks for a reset")
     add("--health-interval", type=float, default=1.0, metavar="SECONDS", help="between two looks at a service")
     add("--health-limit", type=float, default=10.0, metavar="SECONDS", help="without an answer: it hangs")

@@ -31,6 +31,9 @@ class Session(Protocol):
 
     def received(self, data: bytes) -> None: ...
 
+    def drained(self) -> None:
+        """The client has taken so much that it is not `crowded` any more."""
+
     def ended(self) -> None:
         """The client is gone, or was given up; nothing can be sent any more."""
 
@@ -170,6 +173,7 @@ class Stream:
             self._session.received(data)
 
     def _send(self) -> None:
+        was_crowded = self.crowded
         try:
             while self._output:
                 count = self._socket.send(memoryview(bytes(self._output[:_PIECE])))
@@ -183,6 +187,8 @@ class Stream:
             self.close()
             return
         self._watch()
+        if was_crowded and not self.crowded and self._session is not None:
+            self._session.drained()
 
     def _watch(self) -> None:
         if self._closed or self._session is None:

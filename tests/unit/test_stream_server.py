@@ -24,10 +24,14 @@ class Recorder:
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
         self.data = b""
+        self.drains = 0
         self.gone = False
 
     def received(self, data: bytes) -> None:
         self.data += data
+
+    def drained(self) -> None:
+        self.drains += 1
 
     def ended(self) -> None:
         self.gone = True
@@ -111,6 +115,7 @@ def test_stream_client_that_reads_again_is_read_again(rig: Rig) -> None:
         return session.data == b"more"
 
     rig.until(drained)
+    assert session.drains
 
 
 def test_stream_finish_closes_when_all_is_taken(rig: Rig) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from vmesh.board.external import External
 from vmesh.cli import external, gdb, net, share, virtio
+from vmesh.cli import external, monitors, net, share, virtio
 
 MEBIBYTE = 1 << 20
 UART = "uart0"  # the service that is the board's serial port
@@ -50,7 +51,7 @@ class HelpRequested(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Serial:
-    """Where the serial port goes: `kind` is stdio, null, none, pty, file or unix; the last two have a path `target`."""
+    """Where the serial port goes: `kind` is stdio, null, none, pty, or with a `target` file, unix or (-mon) tcp."""
 
     kind: str = "stdio"
     target: str = ""
@@ -85,7 +86,8 @@ class RunOptions:
     display: str | None = None
     serial: Serial | None = None
     chardevs: tuple[tuple[str, Serial], ...] = ()
-    monitor: str | None = None
+    monitor: str | None = None  # on the terminal, behind Ctrl-A c: stdio, none, or as the serial port is
+    monitor_devices: tuple[monitors.Monitor, ...] = ()
     name: str | None = None
     paused: bool = False
     incoming: str = ""  # where a migration comes in, or "defer"
@@ -115,6 +117,17 @@ class RunOptions:
     def terminal(self) -> tuple[str, Serial]:
         """The serial device that the launcher's terminal is for; its kind is not stdio if there is none."""
         return next((each for each in self.consoles.items() if each[1].kind == "stdio"), (UART, self.console))
+
+    @property
+    def doors(self) -> tuple[monitors.Monitor, ...]:
+        """The monitors besides the one behind Ctrl-A c, chardevs resolved: `where` is stdio or an endpoint."""
+        named = dict(self.chardevs)
+        return tuple(
+            replace(each, where=_endpoint(named[each.where.removeprefix("chardev:")]))
+            if each.where.startswith("chardev:")
+            else each
+            for each in self.monitor_devices
+        )
 
     @property
     def console(self) -> Serial:
@@ -359,19 +372,23 @@ def _chardev(options: RunOptions, text: str) -> RunOptions:
     backend, name, path = (properties.pop(key, "") for key in ("backend", "id", "path"))
     if not name:
         raise ValueError("expected id=NAME")
+    host, port = properties.pop("host", ""), properties.pop("port", "")
     allowed = {"stdio": {"mux", "signal"}, "socket": {"server", "wait", "nowait"}, "file": set(), "pty": {"mux"}}
     if backend not in (*allowed, "null"):
         raise ValueError(f"expected stdio, socket, file, pty or null, got '{backend}'")
     if unknown := properties.keys() - allowed.get(backend, set()):
         raise ValueError(f"no property '{min(unknown)}' of {backend}")
-    if (backend in ("socket", "file")) != bool(path):
+    tcp = backend == "socket" and bool(port)
+    if (backend in ("socket", "file") and not tcp) != bool(path):
         raise ValueError(f"{backend}: expected {'path=PATH' if not path else 'no path'}")
     on = {key: _on_off(key, value) for key, value in properties.items()}
     if "signal" in on and on["signal"] == on.get("mux", False):
         raise ValueError("expected signal=off with mux=on; without mux Ctrl-C ends the machine")
+    if (host or port) and not tcp:
+        raise ValueError(f"{backend}: expected host=HOST,port=PORT together, and no path")
     serial = Serial(
-        "unix" if backend == "socket" else backend,
-        str(Path(path).absolute()) if path else "",
+        "tcp" if tcp else "unix" if backend == "socket" else backend,
+        monitors.tcp_target(host, port) if tcp else str(Path(path).absolute()) if path else "",
         mux=backend == "stdio" and on.get("mux", False),
         server=on.get("server", False),
         wait=on.get("wait", True) and not on.get("nowait", False),
@@ -380,9 +397,33 @@ def _chardev(options: RunOptions, text: str) -> RunOptions:
 
 
 def _monitor(options: RunOptions, text: str) -> RunOptions:
-    if text not in ("none", "stdio"):
-        raise ValueError("expected none or stdio")
-    return replace(options, monitor=text)
+    if text in ("none", "stdio"):
+        return replace(options, monitor=text)
+    return replace(_add_monitor(options, monitors.parse_device("readline", text)), monitor="none")
+
+
+def _qmp(options: RunOptions, text: str) -> RunOptions:
+    return _add_monitor(options, monitors.parse_device("control", text))
+
+
+def _qmp_pretty(options: RunOptions, text: str) -> RunOptions:
+    return _add_monitor(options, monitors.parse_device("control-pretty", text))
+
+
+def _mon(options: RunOptions, text: str) -> RunOptions:
+    return _add_monitor(options, monitors.parse_mon(_properties(text, "chardev")))
+
+
+def _add_monitor(options: RunOptions, monitor: monitors.Monitor | None) -> RunOptions:
+    return options if monitor is None else replace(options, monitor_devices=(*options.monitor_devices, monitor))
+
+
+def _endpoint(serial: Serial) -> str:
+    """A chardev as a monitor's endpoint."""
+    if serial.kind == "stdio":
+        return "stdio"
+    flags = f"server={'on' if serial.server else 'off'},wait={'on' if serial.wait else 'off'}"
+    return f"{serial.kind}:{serial.target},{flags}"
 
 
 def _name(options: RunOptions, text: str) -> RunOptions:
@@ -549,7 +590,20 @@ OPTIONS: tuple[Option, ...] = (
         "work), null, none, pty, file:PATH, unix:PATH[,server=on][,wait=off].",
         _serial,
     ),
-    Option(("-monitor",), "none|stdio", "The monitor prompt: none, or on this terminal behind Ctrl-A c.", _monitor),
+    Option(
+        ("-monitor",),
+        "DEV",
+        f"The monitor prompt (HMP): {monitors.USAGE}. On the terminal it is behind Ctrl-A c.",
+        _monitor,
+    ),
+    Option(("-qmp",), "DEV", f"Speak QMP: {monitors.USAGE}.", _qmp),
+    Option(("-qmp-pretty",), "DEV", "As -qmp, with answers in lines for people.", _qmp_pretty),
+    Option(
+        ("-mon",),
+        "[chardev=]NAME[,mode=readline|control][,pretty=on|off]",
+        "A monitor on a -chardev: HMP, or with mode=control QMP.",
+        _mon,
+    ),
     Option(("-name",), "NAME", "The machine's name for `vmesh ps` and the like. Default: a random one.", _name),
     Option(("-S",), "", "Do not start the harts; `vmesh resume NAME` or `cont` at the monitor prompt does.", _paused),
     Option(
@@ -577,8 +631,9 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         ("-chardev",),
         "BACKEND,id=NAME[,...]",
-        f"What a -device {virtio.CONSOLE_USAGE} is connected to: stdio[,mux=on], "
-        "socket,path=PATH[,server=on][,wait=off], file,path=PATH, pty or null.",
+        f"What a -device {virtio.CONSOLE_USAGE} or a -mon is connected to: stdio[,mux=on], "
+        "socket,path=PATH[,server=on][,wait=off], file,path=PATH, pty or null; a -mon to "
+        "socket,host=127.0.0.1,port=PORT[,server=on][,wait=off] too.",
         _chardev,
     ),
     Option(("-virtfs",), "local,path=FOLDER[,...]", f"Share a folder with the guest: {share.VIRTFS_USAGE}.", _virtfs),
@@ -654,8 +709,25 @@ def _check_consoles(options: RunOptions) -> None:
             raise OptionError(f"-device {virtio.CONSOLE}: expected chardev=NAME of a -chardev, there is no '{name}'")
         if used.count(name) > 1:
             raise OptionError(f"-chardev id={name}: expected one device for it")
-    if sum(serial.kind == "stdio" for serial in options.consoles.values()) > 1:
-        raise OptionError("-chardev stdio: the terminal is taken; -serial null lets go of it")
+    if tcp := [name for name in used if dict(options.chardevs)[name].kind == "tcp"]:
+        raise OptionError(f"-chardev id={tcp[0]}: expected a -mon for host= and port=, a console cannot use it")
+    _check_monitors(options, used)
+    on_terminal = sum(serial.kind == "stdio" for serial in options.consoles.values())
+    if on_terminal + sum(monitor.where == "stdio" for monitor in options.doors) > 1:
+        raise OptionError("stdio: the terminal is taken; -serial null (or -display none) lets go of it")
+
+
+def _check_monitors(options: RunOptions, used: Sequence[str]) -> None:
+    named = dict(options.chardevs)
+    seen = set(used)
+    for name in (monitor.where[8:] for monitor in options.monitor_devices if monitor.where.startswith("chardev:")):
+        if name not in named:
+            raise OptionError(f"-mon: expected chardev=NAME of a -chardev, there is no '{name}'")
+        if name in seen:
+            raise OptionError(f"-chardev id={name}: expected one user for it")
+        if named[name].kind not in ("stdio", "unix", "tcp"):
+            raise OptionError(f"-mon chardev={name}: expected a -chardev socket or stdio")
+        seen.add(name)
 
 
 def _unknown(name: str) -> str:

@@ -84,6 +84,9 @@ def monitor_command(planned: MachinePlan, options: RunOptions, machine: Machine)
         arguments += ["--service", command.monitor_text]
     if options.gdb:
         arguments += ["--gdb", options.gdb]
+    for door in options.doors:
+        where = f"unix:{machine.terminal_monitor},server=on,wait=off" if door.where == "stdio" else door.where
+        arguments += ["--door", f"{door.mode}={where}"]
     if not options.reboot:
         arguments.append("--no-reboot")
     if options.incoming:

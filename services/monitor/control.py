@@ -1,0 +1,115 @@
+"""What QMP and HMP commands stand on: the machine, and how work on it is carried out for a client.
+
+A command's handler gives its answer, or the `Work` whose result is the answer. Work is carried out by the supervisor's
+loop like everything else; nobody waits for it but the client that asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from services.monitor.operations import Batch, Board, Operation, Request, RequestError
+from services.monitor.qmp.errors import QmpError
+from services.monitor.supervisor import Service, StateError, Supervisor
+from vmesh.log import Log
+from vmesh.v1 import lifecycle_pb2, memory_pb2
+from vmesh.v1.packet_pb2 import Packet
+
+Parts = Generator[Batch, Sequence[Packet], object]
+Done = Callable[[object], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """An operation whose result is the answer; exclusive if it must have the machine for itself."""
+
+    parts: Parts
+    exclusive: bool = False
+
+
+@dataclass(slots=True)
+class Control:
+    """One machine under control. `consoles` are the serial devices' chardevs, `monitors` those of the doors."""
+
+    supervisor: Supervisor
+    log: Log
+    consoles: Mapping[str, str]
+    monitors: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def board(self) -> Board:
+        return self.supervisor.board
+
+    def devices(self) -> list[Service]:
+        """The services that are devices."""
+        return [self.supervisor.services[name] for name in self.board.devices]
+
+    def options(self, name: str) -> dict[str, str]:
+        """The command line of a service as option and value, the dashes off; a bare option is `on`."""
+        words = self.supervisor.services[name].command.arguments
+        found: dict[str, str] = {}
+        for place, word in enumerate(words):
+            if word.startswith("--"):
+                follows = words[place + 1] if place + 1 < len(words) else "--"
+                found[word[2:]] = "on" if follows.startswith("--") else follows
+        return found
+
+    @property
+    def harts(self) -> int:
+        return int(self.options(self.board.cpu).get("harts", "1")) if self.board.cpu else 0
+
+    def hart(self, index: object) -> int:
+        """A hart that is there. Raises QmpError."""
+        if not isinstance(index, int) or not 0 <= index < self.harts:
+            raise QmpError(f"Parameter 'cpu-index' expects a CPU number, 0 to {self.harts - 1}")
+        return index
+
+    def carry_out(self, command: Callable[[], object], done: Done) -> None:
+        """Run a handler; `done` gets its answer, or the QmpError that it failed with, now or in a later turn."""
+        try:
+            answer = command()
+        except QmpError as error:
+            answer = error
+        except Exception as error:  # a fault of ours must not cost the machine
+            answer = self._fault(error)
+        if not isinstance(answer, Work):
+            done(answer)
+            return
+        result: list[object] = [QmpError("the machine ends")]
+        future = self.supervisor.submit(self._operation(answer.parts, result), exclusive=answer.exclusive)
+        future.add_done_callback(lambda future: done(_outcome(future, result)))
+
+    def _operation(self, parts: Parts, result: list[object]) -> Operation:
+        try:
+            result[0] = yield from parts
+        except QmpError as error:
+            result[0] = error
+        except (RequestError, GeneratorExit):
+            raise
+        except Exception as error:
+            result[0] = self._fault(error)
+
+    def _fault(self, error: Exception) -> QmpError:
+        self.log.error("a command failed in a way that was not foreseen", error=repr(error))
+        return QmpError(f"internal error: {type(error).__name__}: {error}")
+
+
+def _outcome(future: Future[None], result: list[object]) -> object:
+    error = future.exception()
+    if isinstance(error, RequestError | StateError):
+        return QmpError(str(error))
+    return result[0]
+
+
+def counters(name: str) -> Generator[Batch, Sequence[Packet], dict[str, int]]:
+    """What a service has counted, as of now."""
+    (packet,) = yield [Request(name, lifecycle_pb2.Health())]
+    return dict(packet.health_report.counters)
+
+
+def address_map(board: Board) -> Generator[Batch, Sequence[Packet], memory_pb2.AddressMap]:
+    """Segments and devices, as memory has them."""
+    (packet,) = yield [Request(board.memory, memory_pb2.MapRequest())]
+    return packet.address_map

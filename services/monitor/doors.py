@@ -1,0 +1,63 @@
+"""The doors where QMP and HMP are spoken: those of the flags, and two that every machine has in its directory."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from services.monitor.control import Control
+from services.monitor.stream_server import Endpoint, Session, Stream, StreamServer, endpoint
+from vmesh.errors import ConfigError
+
+MODES = ("control", "control-pretty", "readline")
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """`mode` is QEMU's: control for QMP, readline for HMP."""
+
+    mode: str
+    where: Endpoint
+    label: str = ""
+
+
+def parse(text: str) -> Door:
+    """`MODE=ENDPOINT`, an argument of the monitor's command line."""
+    mode, _, where = text.partition("=")
+    if mode not in MODES:
+        raise argparse.ArgumentTypeError(f"expected {', '.join(MODES)} before =, got '{mode}'")
+    try:
+        return Door(mode, endpoint(where))
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def open_all(control: Control, doors: Sequence[Door], lifeline: int | None) -> list[StreamServer]:
+    """Listen at every door, and wait where the first client is to be waited for. Raises ConfigError.
+
+    Call before the loop runs. If `lifeline` ends while waiting, what is open by then is given.
+    """
+    machine = control.supervisor.machine
+    own = [Door("control", Endpoint(path=machine.qmp), "qmp"), Door("readline", Endpoint(path=machine.hmp), "hmp")]
+    opened = []
+    for number, door in enumerate([*own, *doors]):
+        server = StreamServer(control.supervisor.loop, door.where, partial(_session, control, door))
+        control.monitors[door.label or f"compat_monitor{number - len(own)}"] = str(door.where)
+        opened.append(server)
+    for server in opened:
+        if server.where.wait and not server.wait(lifeline):
+            break
+    return opened
+
+
+def _session(control: Control, door: Door, stream: Stream) -> Session:
+    # Imported with the first client: a machine that is started need not wait for what it may not need.
+    if door.mode == "readline":
+        from services.monitor.hmp.session import Session as Hmp
+
+        return Hmp(control, stream)
+    from services.monitor.qmp.session import Session as Qmp
+
+    return Qmp(control, stream, pretty=door.mode == "control-pretty")

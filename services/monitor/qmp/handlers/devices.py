@@ -1,0 +1,118 @@
+"""Devices and the object tree.
+
+The tree, in QEMU's places: /machine/soc0/harts[N], and each device at /machine/peripheral/NAME. A device's properties
+are what its process was started with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from services.monitor.control import Control
+from services.monitor.qmp.check import Json
+from services.monitor.qmp.errors import DeviceNotFound, QmpError
+from services.monitor.qmp.handlers.registry import handles
+from services.monitor.supervisor import Service
+from vmesh.cli import external, virtio
+
+_HIDDEN = ("machine", "name")  # options that say nothing about the device
+_EVERY = ("id", "bus", "packed")  # properties that every virtio device has
+
+
+@dataclass(frozen=True, slots=True)
+class Object:
+    """A place in the tree: `members` are Objects below it and values."""
+
+    kind: str
+    members: Mapping[str, object]
+
+
+@handles("device_add", "netdev_add", "netdev_del")
+def _device_add(control: Control, arguments: Json) -> object:
+    raise QmpError("devices cannot be added while the machine runs: start it with -device")
+
+
+@handles("device_del")
+def _device_del(control: Control, arguments: Json) -> object:
+    name = str(arguments["id"]).removeprefix("/machine/peripheral/")
+    if name not in control.board.devices:
+        raise DeviceNotFound(f"Device '{name[:80]}' not found")
+    raise QmpError(f"Device '{name}' cannot be removed while the machine runs")
+
+
+@handles("qom-list")
+def _qom_list(control: Control, arguments: Json) -> object:
+    node = _find(control, str(arguments["path"]))
+    return [{"name": name, "type": _type(value)} for name, value in node.members.items()]
+
+
+@handles("qom-get")
+def _qom_get(control: Control, arguments: Json) -> object:
+    node, name = _find(control, str(arguments["path"])), str(arguments["property"])
+    if name not in node.members:
+        raise QmpError(f"Property '{node.kind}.{name[:80]}' not found")
+    value = node.members[name]
+    return f"{str(arguments['path']).rstrip('/')}/{name}" if isinstance(value, Object) else value
+
+
+@handles("device-list-properties")
+def _device_list_properties(control: Control, arguments: Json) -> object:
+    name = str(arguments["typename"])
+    if name == external.DRIVER:
+        names: tuple[str, ...] = ("id", "base", "size", "irq", "command", "compatible")
+    elif name in virtio.DRIVERS:
+        names = (*virtio.DRIVERS[name].properties, *_EVERY)
+    elif name == virtio.CONSOLE:
+        names = ("chardev", "id")
+    else:
+        raise DeviceNotFound(f"Device '{name[:80]}' not found")
+    return [{"name": each, "type": "str"} for each in names]
+
+
+def tree(control: Control) -> Object:
+    """The object tree as it is now."""
+    devices = {
+        service.command.name: Object(service.command.kind, _properties(control, service))
+        for service in control.devices()
+    }
+    harts = {f"harts[{hart}]": _object("rv64-riscv-cpu", {"hartid": hart}) for hart in range(control.harts)}
+    ram = int(control.options(control.board.memory).get("ram", "0"))
+    parts = {
+        "ram": _object("memory-region", {"size": ram}),
+        "soc0": _object("riscv.hart_array", {"num-harts": control.harts, **harts}),
+        "peripheral": _object("container", devices),
+    }
+    return _object("container", {"machine": _object("virt-machine", parts)})
+
+
+def _properties(control: Control, service: Service) -> Mapping[str, object]:
+    shown = {name: value for name, value in control.options(service.command.name).items() if name not in _HIDDEN}
+    state = {"realized": service.ready, "epoch": service.epoch, "pid": service.child.pid, "state": service.state}
+    return {"type": service.command.kind, **shown, **state}
+
+
+def _object(kind: str, members: Mapping[str, object]) -> Object:
+    return Object(kind, {"type": kind, **members})
+
+
+def _find(control: Control, path: str) -> Object:
+    """The object at an absolute path. Raises DeviceNotFound."""
+    node: object = tree(control)
+    for name in filter(None, path.split("/")) if path.startswith("/") else [path]:
+        node = node.members.get(name) if isinstance(node, Object) else None
+    if not isinstance(node, Object):
+        raise DeviceNotFound(f"Device '{path[:80]}' not found")
+    return node
+
+
+def _type(value: object) -> str:
+    match value:
+        case Object():
+            return f"child<{value.kind}>"
+        case bool():
+            return "bool"
+        case int():
+            return "int"
+        case _:
+            return "string"
