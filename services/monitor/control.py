@@ -31,12 +31,16 @@ class Work:
 
 @dataclass(slots=True)
 class Control:
-    """One machine under control. `consoles` are the serial devices' chardevs, `monitors` those of the doors."""
+    """One machine under control. `consoles` are the serial devices' chardevs, `monitors` those of the doors.
+
+    `gdbserver`, where there is one, starts it on a device in QEMU's words, and gives the line that says so.
+    """
 
     supervisor: Supervisor
     log: Log
     consoles: Mapping[str, str]
     monitors: dict[str, str] = field(default_factory=dict)
+    gdbserver: Callable[[str], str] | None = None
 
     @property
     def board(self) -> Board:

@@ -22,7 +22,7 @@ class Output:
 
     def __init__(self, log: Log, mirror: TextIO | None = None) -> None:
         self._log = log
-        self._mirror = mirror
+        self.mirror = mirror
         self._partial: dict[str, bytes] = {}
         self._last: dict[str, str] = {}
 
@@ -59,9 +59,9 @@ class Output:
         self._last[service] = _unquoted(reason[1] if reason else text)[:_SHOWN_LIMIT]
         if not logged:
             self._log.info("output", service=service, text=line)
-        if self._mirror is not None:
+        if self.mirror is not None:
             with suppress(OSError):
-                print(f"{service}: {text}", file=self._mirror, flush=True)
+                print(f"{service}: {text}", file=self.mirror, flush=True)
 
 
 def _unquoted(text: str) -> str:

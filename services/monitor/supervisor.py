@@ -9,6 +9,7 @@ import glob
 import os
 import queue
 import signal
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -288,6 +289,8 @@ class Supervisor:
         """The resume operation, unless a migration has the machine."""
         if reason := self.migration.refusal():
             raise RequestError(reason, callers_fault=True)
+        if self.powered_off:
+            raise RequestError("Resetting the Virtual Machine is required", callers_fault=True)
         yield from operations.resume(self.board)
         self.migration.resumed()
 
@@ -296,7 +299,15 @@ class Supervisor:
         """QEMU's RunState."""
         if self.migration.run_state:
             return self.migration.run_state
-        return "running" if self.state == gateway_pb2.MACHINE_RUNNING else "paused"
+        if self.powered_off or self.state == gateway_pb2.MACHINE_ENDING:
+            return "shutdown"
+        if self.state == gateway_pb2.MACHINE_RUNNING:
+            return "running"
+        return "paused" if self.launched else "prelaunch"
+
+    def mirror_warnings(self, on: bool) -> None:
+        """Whether the services' warnings are copied to stderr."""
+        self._output.mirror = sys.stderr if on else None
 
     def machine_status(self) -> gateway_pb2.MachineStatus:
         """All that is known here without asking the services."""

@@ -1,4 +1,4 @@
-"""The bridge between the user's terminal and the machine: console bytes, Ctrl-A keys, the prompt, signals, the end.
+"""The bridge between the user's terminal and the machine: its console, its monitor, Ctrl-A keys, signals, the end.
 
 One thread, one poll. It ends when the monitor has ended and every byte that the guest wrote is out.
 """
@@ -11,10 +11,11 @@ import signal
 import socket
 import time
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from vmesh.cli.keys import Action, KeyMux, LineEditor, PromptWatch, key_help
+from vmesh.cli.keys import Action, KeyMux, PromptWatch, key_help
 from vmesh.cli.options import Serial
 from vmesh.cli.terminal import RawTerminal, write_piece
 from vmesh.machine import Machine
@@ -25,38 +26,64 @@ _CONNECT_INTERVAL = 0.005  # seconds between two tries to reach the console befo
 _BACKLOG = 256 << 10  # bytes not taken yet by one side, beyond which the other is not read
 _CLOSE_LIMIT = 2.0  # seconds that the console has to end after the monitor has
 _END_OF_TRANSMISSION = b"\x04"
-_PROMPT = "(vmesh) "
+_SHOW_PROMPT = b"\x12"  # Ctrl-R: the monitor shows its line anew
 _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+
+
+@dataclass(slots=True)
+class _Channel:
+    """A stream of the machine that the terminal may be connected to, `path` where it has one."""
+
+    path: Path | None
+    wanted: bool
+    socket: socket.socket | None = None
+    outgoing: bytearray = field(default_factory=bytearray)
+
+    def connect(self) -> None:
+        """If somebody listens there by now."""
+        if self.path is None or self.socket is not None or not self.wanted:
+            return
+        candidate = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            candidate.connect(os.fspath(self.path))
+        except OSError:
+            candidate.close()
+            return
+        candidate.setblocking(False)
+        self.socket = candidate
+
+    def close(self) -> None:
+        if self.socket is not None:
+            self.socket.close()
+            self.socket = None
 
 
 class Console:
     """Runs the terminal until the machine has ended.
 
-    `monitor` is its process. `scripted` says that the guest is known to give a prompt and to power off at Ctrl-D. Then,
+    `monitor` is its process, and `door` the socket where it speaks HMP (behind Ctrl-A c) or QMP, if the terminal has
+    that too. `scripted` says that the guest is known to give a prompt and to power off at Ctrl-D. Then,
     where stdin is no terminal, what is to be read from it waits for the first prompt, and its end becomes a Ctrl-D at
     every later one. Other guests are sent what comes when it comes, and nothing at its end, as by QEMU.
     """
 
     def __init__(
-        self, machine: Machine, device: str, serial: Serial, prompt: bool, monitor: Child, scripted: bool
+        self, machine: Machine, device: str, serial: Serial, door: Path | None, monitor: Child, scripted: bool
     ) -> None:
         self.ended_by = ""  # what the user did to end the machine: for one line
-        self._machine = machine
         self._serial = serial
         self._monitor = monitor
         self._terminal = RawTerminal(STDIN, signals=not serial.mux)
         self._mux = KeyMux()
-        self._editor = LineEditor()
-        self._at_prompt = prompt and serial.kind != "stdio"
-        self._has_prompt = prompt
-        self._path: Path | None = machine.console(device) if serial.kind == "stdio" else None
-        self._socket: socket.socket | None = None
-        self._to_guest = bytearray()
+        has_guest = serial.kind == "stdio"
+        self._at_prompt = door is not None and not has_guest
+        self._guest = _Channel(machine.console(device) if has_guest else None, wanted=True)
+        self._door = _Channel(door, wanted=self._at_prompt)
         self._to_user = bytearray()
-        self._stdin_open = self._path is not None or prompt
+        self._stdin_open = has_guest or door is not None
         self._stdout_open = True
         self._from_terminal = os.isatty(STDIN)
-        self._scripted = scripted and self._path is not None and not self._from_terminal
+        self._scripted = scripted and has_guest and not self._from_terminal
         self._held = self._scripted
         self._guest_prompt = PromptWatch()
         self._end_requests = 0
@@ -73,9 +100,7 @@ class Console:
         former_fd = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         try:
             with self._terminal:
-                if self._at_prompt:
-                    self._show_prompt()
-                while self._status is None or self._socket is not None or (self._to_user and self._stdout_open):
+                while self._status is None or self._connected or (self._to_user and self._stdout_open):
                     self._step(reader)
                 if self._guest_prompt.mid_line and self._stdout_open and os.isatty(STDOUT):
                     os.write(STDOUT, b"\n")
@@ -92,16 +117,17 @@ class Console:
         poll.register(signals, select.POLLIN)
         if self._status is None:
             poll.register(self._monitor.pidfd, select.POLLIN)
-        reads_input = self._stdin_open and not self._held and len(self._to_guest) < _BACKLOG and self._foreground()
+        room = len(self._focus.outgoing) < _BACKLOG
+        reads_input = self._stdin_open and not self._held and room and self._foreground()
         if reads_input:
             poll.register(STDIN, select.POLLIN)
         if self._stdout_open:  # without output too: poll tells when it was closed
             poll.register(STDOUT, select.POLLOUT if self._to_user else 0)
-        if self._socket is not None:
-            reads_guest = len(self._to_user) < _BACKLOG or self._status is not None
-            wanted = (select.POLLIN if reads_guest else 0) | (select.POLLOUT if self._to_guest else 0)
-            if wanted:
-                poll.register(self._socket, wanted)
+        for channel in self._connected:
+            reads = len(self._to_user) < _BACKLOG or self._status is not None
+            wanted = (select.POLLIN if reads else 0) | (select.POLLOUT if channel.outgoing else 0)
+            if wanted and channel.socket is not None:
+                poll.register(channel.socket, wanted)
         ready = dict(poll.poll(self._timeout() * 1000))
         if signals in ready:
             self._signalled(os.read(signals, 64))
@@ -109,71 +135,68 @@ class Console:
             self._typed(ready[STDIN])
         if STDOUT in ready and self._stdout_open:
             self._flush(ready[STDOUT])
-        if self._socket is not None and (events := ready.get(self._socket.fileno())):
-            self._exchange(events)
+        for channel in self._connected:
+            if channel.socket is not None and (events := ready.get(channel.socket.fileno())):
+                self._exchange(channel, events)
         if self._status is None and self._monitor.pidfd in ready:
             self._reap()
-        if self._socket is not None and time.monotonic() > self._close_by:
-            self._close()
-        self._connect()
+        for channel in (self._guest, self._door):
+            if time.monotonic() > self._close_by:
+                channel.close()
+            if self._status is None:
+                channel.connect()
         self._answer_prompt()
+
+    @property
+    def _focus(self) -> _Channel:
+        """What the user types to."""
+        return self._door if self._at_prompt else self._guest
+
+    @property
+    def _connected(self) -> list[_Channel]:
+        return [channel for channel in (self._guest, self._door) if channel.socket is not None]
 
     def _timeout(self) -> float:
         """Seconds until there is something to do though nothing happens."""
-        if self._path is not None and self._socket is None and self._status is None:
+        missing = [each for each in (self._guest, self._door) if each.path and each.wanted and each.socket is None]
+        if missing and self._status is None:
             return _CONNECT_INTERVAL
         if self._answers_prompt and (due := self._guest_prompt.due) is not None:
             return max(0.0, due - time.monotonic())
         return 1.0
 
-    # The guest's side
+    # The machine's side
 
-    def _connect(self) -> None:
-        if self._path is None or self._socket is not None or self._status is not None:
-            return
-        candidate = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    def _exchange(self, channel: _Channel, events: int) -> None:
+        assert channel.socket is not None
         try:
-            candidate.connect(os.fspath(self._path))
-        except OSError:
-            candidate.close()
-            return
-        candidate.setblocking(False)
-        self._socket = candidate
-
-    def _exchange(self, events: int) -> None:
-        assert self._socket is not None
-        try:
-            if events & select.POLLOUT and self._to_guest:
-                sent = self._socket.send(self._to_guest)
-                del self._to_guest[:sent]
+            if events & select.POLLOUT and channel.outgoing:
+                sent = channel.socket.send(channel.outgoing)
+                del channel.outgoing[:sent]
             if events & ~select.POLLOUT:
-                data = self._socket.recv(65536)
+                data = channel.socket.recv(65536)
                 if not data:
                     raise ConnectionResetError
                 self._to_user += data
-                self._guest_prompt.output(data, time.monotonic())
+                if channel is self._guest:
+                    self._guest_prompt.output(data, time.monotonic())
         except BlockingIOError:
             pass
         except OSError:
-            # The device is gone: a restarted one is dialled again, otherwise the machine ends.
-            self._close()
-
-    def _close(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+            # The other end is gone: a restarted device is dialled again, otherwise the machine ends.
+            channel.close()
 
     @property
     def _answers_prompt(self) -> bool:
         """Whether there is something to do here when the guest waits for input."""
-        return self._scripted and (self._held or not (self._stdin_open or self._to_guest))
+        return self._scripted and (self._held or not (self._stdin_open or self._guest.outgoing))
 
     def _answer_prompt(self) -> None:
         due = self._guest_prompt.due
         if not self._answers_prompt or due is None or time.monotonic() < due:
             return
         if not self._held:
-            self._to_guest += _END_OF_TRANSMISSION
+            self._guest.outgoing += _END_OF_TRANSMISSION
             self._guest_prompt.answered()
         self._held = False
 
@@ -197,36 +220,17 @@ class Console:
                     self._say(key_help())
                 case Action.SWITCH:
                     self._switch()
-                case bytes() if self._at_prompt:
-                    for key in piece:  # one by one, so that of several lines each is followed by its answer
-                        self._edit(bytes([key]))
                 case bytes():
-                    self._to_guest += piece
+                    self._focus.outgoing += piece
 
     def _switch(self) -> None:
-        if not self._has_prompt:
+        if self._door.path is None or not self._serial.mux:
             return
         self._at_prompt = not self._at_prompt
         self._say("\n")
-        if self._at_prompt:
-            self._show_prompt()
-
-    def _edit(self, data: bytes) -> None:
-        echo, lines = self._editor.feed(data)
-        self._say(echo)
-        for line in lines:
-            # gRPC is imported when it is first needed, not at every start.
-            from vmesh.cli.prompt import execute
-            from vmesh.client import MachineClient
-
-            with MachineClient(self._machine) as client:
-                answer = execute(client, line)
-            if answer:
-                self._say(answer + "\n")
-            self._show_prompt()
-
-    def _show_prompt(self) -> None:
-        self._say(_PROMPT)
+        if self._at_prompt and self._door.wanted:
+            self._door.outgoing += _SHOW_PROMPT
+        self._door.wanted = True  # the first time it greets, and shows the prompt by itself
 
     def _say(self, text: str) -> None:
         self._to_user += text.encode()

@@ -40,12 +40,17 @@ def services(status: gateway_pb2.MachineStatus) -> str:
     return _table(("name", "kind", "pid", "epoch", "state", "last error"), rows)
 
 
+def hart_state(hart: cpu_pb2.HartStatus) -> str:
+    """`running`, `waiting for an interrupt` and the like."""
+    return _HART_STATES.get(hart.state, "unknown")
+
+
 def machine(status: gateway_pb2.MachineStatus) -> str:
     """All of it: state, services, harts, bus."""
     harts = [
         (
             str(hart.hart),
-            _HART_STATES.get(hart.state, "unknown"),
+            hart_state(hart),
             _PRIVILEGES.get(hart.privilege, "?"),
             f"0x{hart.pc:016x}",
             f"{hart.retired:,}",

@@ -6,6 +6,7 @@ import json
 
 from services.monitor.control import Control
 from services.monitor.events import Event
+from services.monitor.hmp import over_qmp as _registers_handlers  # noqa: F401
 from services.monitor.qmp.check import Json
 from services.monitor.qmp.errors import CommandNotFound, QmpError
 from services.monitor.qmp.handlers import execute

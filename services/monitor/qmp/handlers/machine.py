@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from services.monitor.control import Control
+import os
+from pathlib import Path
+
+from services.monitor import operations
+from services.monitor.control import Control, Parts, Work
+from services.monitor.guest import Memory, memory
 from services.monitor.qmp.check import Json
+from services.monitor.qmp.errors import QmpError
 from services.monitor.qmp.handlers.registry import handles
 from vmesh.board import virt
+
+_PIECE = 1 << 20
+_PIECES_A_TURN = 16
 
 
 @handles("query-name")
@@ -58,3 +67,35 @@ def _query_chardev(control: Control, arguments: Json) -> object:
         {"label": label, "filename": filename, "frontend-open": True}
         for label, filename in [*control.consoles.items(), *control.monitors.items()]
     ]
+
+
+@handles("memsave")
+def _memsave(control: Control, arguments: Json) -> object:
+    return Work(_save(control, arguments, control.hart(arguments.get("cpu-index", 0)), virtual=True))
+
+
+@handles("pmemsave")
+def _pmemsave(control: Control, arguments: Json) -> object:
+    return Work(_save(control, arguments, 0, virtual=False))
+
+
+def _save(control: Control, arguments: Json, hart: int, *, virtual: bool) -> Parts:
+    address, size, path = int(str(arguments["val"])), int(str(arguments["size"])), Path(str(arguments["filename"]))
+    guest = yield from memory(control, hart)
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+            for done in range(0, size, _PIECE):
+                file.write(_read(guest, address + done, min(_PIECE, size - done), virtual=virtual))
+                if done // _PIECE % _PIECES_A_TURN == _PIECES_A_TURN - 1:
+                    yield operations.health(control.board)[:1]  # others have their turn
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise QmpError(f"Could not open '{path}': {reason}") from error
+    return {}
+
+
+def _read(guest: Memory, address: int, size: int, *, virtual: bool) -> bytes:
+    try:
+        return guest.read(address, size, virtual=virtual)
+    except QmpError:
+        raise QmpError(f"Invalid addr 0x{address:016x}/size {size} specified") from None

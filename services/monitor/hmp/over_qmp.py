@@ -1,0 +1,19 @@
+"""QMP's commands that stand on HMP's."""
+
+from __future__ import annotations
+
+from services.monitor.control import Control
+from services.monitor.hmp import commands
+from services.monitor.qmp.check import Json
+from services.monitor.qmp.handlers import handles
+
+
+@handles("human-monitor-command")
+def _human_monitor_command(control: Control, arguments: Json) -> object:
+    hart = control.hart(arguments.get("cpu-index", 0))
+    return commands.execute(control, str(arguments["command-line"]), hart)
+
+
+@handles("__org.vmesh_complete")
+def _complete(control: Control, arguments: Json) -> object:
+    return commands.complete(control, str(arguments["line"]))
