@@ -102,9 +102,7 @@ class Control:
 
 def _outcome(future: Future[None], result: list[object]) -> object:
     error = future.exception()
-    if isinstance(error, RequestError | StateError):
-        return QmpError(str(error))
-    return result[0]
+    return result[0] if error is None else QmpError(str(error))
 
 
 def counters(name: str) -> Generator[Batch, Sequence[Packet], dict[str, int]]:

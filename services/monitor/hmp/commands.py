@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from services.monitor.control import Control, Parts, Work
 from services.monitor.hmp import dump, info
 from services.monitor.hmp.command import Call, Command, LineError, Run, texted
+from services.monitor.operations import RequestError
 from services.monitor.qmp.check import Json
 from services.monitor.qmp.errors import QmpError
 from services.monitor.qmp.handlers import execute as execute_qmp
@@ -90,7 +91,7 @@ def _told(parts: Parts) -> Parts:
     """Errors of what is carried out are text, too."""
     try:
         return (yield from parts)
-    except QmpError as error:
+    except (QmpError, RequestError) as error:
         return f"Error: {error}\n"
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from services.monitor.control import Parts, Work
-from services.monitor.guest import Memory, memory
+from services.monitor.guest import read
 from services.monitor.hmp.command import Call, Format
 from services.monitor.qmp.errors import QmpError
 
 _MAX_BYTES = 1 << 20
 _MAX_STRING = 4096
 _INSTRUCTION_BYTES = 4
+_NO_MEMORY = "Cannot access memory"
 _ESCAPES = {0x27: "\\'", 0x5C: "\\\\", 0x0A: "\\n", 0x0D: "\\r"}
 
 
@@ -21,17 +22,18 @@ def examine(call: Call, *, virtual: bool) -> Work:
 
 
 def _examine(call: Call, *, virtual: bool) -> Parts:
-    numbers = yield from call.numbers()
-    guest = yield from memory(call.control, call.hart)
+    address = (yield from call.numbers())["addr"]
     form = call.values["fmt"]
     assert isinstance(form, Format)
-    lines = {"i": _instructions, "s": _strings}.get(form.letter, _values)(guest, form, numbers["addr"], virtual)
-    found: list[str] = []
-    try:
-        found += lines
-    except QmpError as error:
-        found.append(str(error))
-    return "".join(f"{line}\n" for line in found)
+    hart = call.hart if virtual else None
+    if form.letter == "s":
+        return (yield from _strings(call, form, address, hart))
+    size = _size(form)
+    if size * form.count > _MAX_BYTES:
+        raise QmpError(f"at most {_MAX_BYTES} bytes at once")
+    data = yield from read(call.control, address, size * form.count, hart=hart)
+    lines = _instructions(data, form, address) if form.letter == "i" else _values(data, form, address)
+    return "".join(f"{line}\n" for line in lines)
 
 
 def show(call: Call) -> Work:
@@ -57,20 +59,23 @@ def _show(call: Call) -> Parts:
     raise QmpError(f"print has no format '{form.letter}'")
 
 
-def _values(guest: Memory, form: Format, address: int, virtual: bool) -> Iterator[str]:
-    size = 1 if form.letter == "c" else form.size or 4
+def _size(form: Format) -> int:
+    """Bytes of one of the things that are shown."""
+    return {"c": 1, "i": _INSTRUCTION_BYTES}.get(form.letter, form.size or 4)
+
+
+def _values(data: bytes, form: Format, address: int) -> Iterator[str]:
+    size = _size(form)
     per_line = (16 if form.letter == "c" or size > 1 else 8) // size
-    _check_size(size * form.count)
     for place in range(0, form.count, per_line):
         at = address + place * size
         prefix = f"{at & (1 << 64) - 1:016x}:"
         count = min(per_line, form.count - place)
-        try:
-            data = guest.read(at, count * size, virtual=virtual)
-        except QmpError as error:
-            yield f"{prefix} {error}"
+        piece = data[place * size : (place + count) * size]
+        if len(piece) < count * size:
+            yield f"{prefix} {_NO_MEMORY}"
             return
-        values = (int.from_bytes(data[n * size : (n + 1) * size], "little") for n in range(count))
+        values = (int.from_bytes(piece[n * size : (n + 1) * size], "little") for n in range(count))
         yield prefix + "".join(f" {_value(form.letter, value, size)}" for value in values)
 
 
@@ -89,41 +94,40 @@ def _value(letter: str, value: int, size: int) -> str:
     return f"0x{value:0{bits // 4}x}"
 
 
-def _instructions(guest: Memory, form: Format, address: int, virtual: bool) -> Iterator[str]:
+def _instructions(data: bytes, form: Format, address: int) -> Iterator[str]:
     from capstone import CS_ARCH_RISCV, CS_MODE_RISCV64, CS_MODE_RISCVC, Cs
 
-    _check_size(_INSTRUCTION_BYTES * form.count)
     engine = Cs(CS_ARCH_RISCV, CS_MODE_RISCV64 | CS_MODE_RISCVC)
+    place = 0
     for _ in range(form.count):
-        try:
-            code = guest.read(address, 2, virtual=virtual)
-            if code[0] & 3 == 3:
-                code += guest.read(address + 2, 2, virtual=virtual)
-        except QmpError as error:
-            yield f"0x{address:016x}:  {error}"
+        at = address + place & (1 << 64) - 1
+        code = data[place : place + (4 if data[place : place + 1] and data[place] & 3 == 3 else 2)]
+        if len(code) < 2 or (code[0] & 3 == 3 and len(code) < 4):
+            yield f"0x{at:016x}:  {_NO_MEMORY}"
             return
-        decoded = next(engine.disasm_lite(code, address), None)
-        text = f"{decoded[2]:<15} {decoded[3]}".rstrip() if decoded else ".short" if len(code) == 2 else ".word"
-        if not decoded:
-            text = f"{text:<15} 0x{int.from_bytes(code, 'little'):0{2 * len(code)}x}"
-        yield f"0x{address:016x}:  {int.from_bytes(code, 'little'):0{2 * len(code)}x}{'':<{10 - 2 * len(code)}}{text}"
-        address = address + len(code) & (1 << 64) - 1
+        digits = 2 * len(code)
+        word = f"{int.from_bytes(code, 'little'):0{digits}x}"
+        decoded = next(engine.disasm_lite(code, at), None)
+        if decoded:
+            text = f"{decoded[2]:<15} {decoded[3]}".rstrip()
+        else:
+            text = f"{'.short' if len(code) == 2 else '.word':<15} 0x{word}"
+        yield f"0x{at:016x}:  {word:<10}{text}"
+        place += len(code)
 
 
-def _strings(guest: Memory, form: Format, address: int, virtual: bool) -> Iterator[str]:
-    _check_size(form.count)
+def _strings(call: Call, form: Format, address: int, hart: int | None) -> Parts:
+    lines = []
     for _ in range(form.count):
-        text = bytearray()
-        while len(text) < _MAX_STRING and (byte := guest.read(address + len(text), 1, virtual=virtual)) != b"\0":
-            text += byte
-        shown = "".join(_character(byte)[1:-1].replace("\\'", "'").replace('"', '\\"') for byte in text)
-        yield f'{address:016x}: "{shown}"'
-        address += len(text) + 1
-
-
-def _check_size(size: int) -> None:
-    if size > _MAX_BYTES:
-        raise QmpError(f"at most {_MAX_BYTES} bytes at once")
+        data = yield from read(call.control, address, _MAX_STRING, hart=hart)
+        if not data:
+            lines.append(f"{address:016x}: {_NO_MEMORY}\n")
+            break
+        text, _, _ = data.partition(b"\0")
+        shown = "".join('\\"' if byte == 0x22 else "'" if byte == 0x27 else _character(byte)[1:-1] for byte in text)
+        lines.append(f'{address:016x}: "{shown}"\n')
+        address = address + len(text) + 1 & (1 << 64) - 1
+    return "".join(lines)
 
 
 def _signed(value: int, size: int) -> int:

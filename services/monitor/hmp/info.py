@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from services.monitor import operations
 from services.monitor.control import Parts, Work, address_map, counters
-from services.monitor.guest import memory
 from services.monitor.hmp.command import Call, Command, Run
+from services.monitor.hmp.mappings import Mappings
 from services.monitor.qmp.handlers import execute
 from services.monitor.qmp.handlers.devices import Object, tree
 from vmesh.board import virt
@@ -154,18 +154,16 @@ def _mem(call: Call) -> Work:
 
 
 def _mem_parts(call: Call) -> Parts:
-    guest = yield from memory(call.control, call.hart)
-    if not guest.levels:
+    mappings = Mappings()
+    yield from mappings.collect(call.control, call.hart)
+    if not mappings.levels:
         return "No translation or protection\n"
-    lines = [
-        "vaddr            paddr            size             attr",
-        "---------------- ---------------- ---------------- -------",
-    ]
-    for number, (address, physical, size, attributes) in enumerate(guest.mappings()):
-        if number == _MAX_MAPPINGS:
-            lines.append(f"... more than {_MAX_MAPPINGS} ranges")
-            break
+    lines = ["vaddr            paddr            size             attr"]
+    lines.append("---------------- ---------------- ---------------- -------")
+    for address, physical, size, attributes in mappings.found[:_MAX_MAPPINGS]:
         lines.append(f"{address:016x} {physical:016x} {size:016x} {attributes}")
+    if mappings.cut or len(mappings.found) > _MAX_MAPPINGS:
+        lines.append("... and more")
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from services.monitor import operations
 from services.monitor.control import Control, Parts, Work
-from services.monitor.guest import Memory, memory
+from services.monitor.guest import read
 from services.monitor.qmp.check import Json
 from services.monitor.qmp.errors import QmpError
 from services.monitor.qmp.handlers.registry import handles
 from vmesh.board import virt
 
 _PIECE = 1 << 20
-_PIECES_A_TURN = 16
 
 
 @handles("query-name")
@@ -71,31 +69,31 @@ def _query_chardev(control: Control, arguments: Json) -> object:
 
 @handles("memsave")
 def _memsave(control: Control, arguments: Json) -> object:
-    return Work(_save(control, arguments, control.hart(arguments.get("cpu-index", 0)), virtual=True))
+    return Work(_save(control, arguments, control.hart(arguments.get("cpu-index", 0))))
 
 
 @handles("pmemsave")
 def _pmemsave(control: Control, arguments: Json) -> object:
-    return Work(_save(control, arguments, 0, virtual=False))
+    return Work(_save(control, arguments, None))
 
 
-def _save(control: Control, arguments: Json, hart: int, *, virtual: bool) -> Parts:
-    address, size, path = int(str(arguments["val"])), int(str(arguments["size"])), Path(str(arguments["filename"]))
-    guest = yield from memory(control, hart)
+def _save(control: Control, arguments: Json, hart: int | None) -> Parts:
+    address, size, path = _integer(arguments, "val"), _integer(arguments, "size"), Path(str(arguments["filename"]))
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
             for done in range(0, size, _PIECE):
-                file.write(_read(guest, address + done, min(_PIECE, size - done), virtual=virtual))
-                if done // _PIECE % _PIECES_A_TURN == _PIECES_A_TURN - 1:
-                    yield operations.health(control.board)[:1]  # others have their turn
+                wanted = min(_PIECE, size - done)
+                content = yield from read(control, address + done, wanted, hart=hart)
+                file.write(content)
+                if len(content) < wanted:
+                    raise QmpError(f"Invalid addr 0x{address + done + len(content):016x}/size {size} specified")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise QmpError(f"Could not open '{path}': {reason}") from error
     return {}
 
 
-def _read(guest: Memory, address: int, size: int, *, virtual: bool) -> bytes:
-    try:
-        return guest.read(address, size, virtual=virtual)
-    except QmpError:
-        raise QmpError(f"Invalid addr 0x{address:016x}/size {size} specified") from None
+def _integer(arguments: Json, name: str) -> int:
+    value = arguments[name]
+    assert isinstance(value, int)
+    return value

@@ -6,25 +6,13 @@ from services.monitor import operations
 from services.monitor.control import Control, Parts, Work
 from services.monitor.operations import Operation
 from services.monitor.qmp.check import Json
-from services.monitor.qmp.errors import QmpError
 from services.monitor.qmp.handlers.registry import handles
-from services.monitor.supervisor import Supervisor
-from vmesh.v1 import gateway_pb2
 
 
 @handles("query-status")
 def _query_status(control: Control, arguments: Json) -> object:
-    status = run_state(control.supervisor)
+    status = control.supervisor.run_state
     return {"running": status == "running", "singlestep": False, "status": status}
-
-
-def run_state(supervisor: Supervisor) -> str:
-    """QEMU's RunState."""
-    if supervisor.powered_off or supervisor.state == gateway_pb2.MACHINE_ENDING:
-        return "shutdown"
-    if not supervisor.launched:
-        return "prelaunch"
-    return "paused" if supervisor.paused else "running"
 
 
 @handles("stop")
@@ -34,9 +22,7 @@ def _stop(control: Control, arguments: Json) -> object:
 
 @handles("cont")
 def _cont(control: Control, arguments: Json) -> object:
-    if control.supervisor.powered_off:
-        raise QmpError("Resetting the Virtual Machine is required")
-    return Work(_nothing(operations.resume(control.board)), exclusive=True)
+    return Work(_nothing(control.supervisor.resume()), exclusive=True)
 
 
 @handles("system_reset")
