@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
 
 from services.monitor.operations import Batch, Board, Operation, Request, RequestError
 from services.monitor.qmp.errors import QmpError
-from services.monitor.supervisor import Service, StateError, Supervisor
+from services.monitor.supervisor import Service, Supervisor
 from vmesh.log import Log
 from vmesh.v1 import lifecycle_pb2, memory_pb2
 from vmesh.v1.packet_pb2 import Packet
+
+_MAX_FLAGS = 256
 
 Parts = Generator[Batch, Sequence[Packet], object]
 Done = Callable[[object], None]
@@ -27,6 +30,24 @@ class Work:
 
     parts: Parts
     exclusive: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Awaited:
+    """Something under way elsewhere whose end is the answer: `answer` makes it from the result or the QmpError."""
+
+    future: Future[Any]
+    answer: Callable[[object], object] = lambda outcome: outcome
+
+
+@dataclass(slots=True)
+class Job:
+    """A snapshot command that was begun, in QEMU's words (qapi/job.json)."""
+
+    name: str
+    kind: str
+    status: str = "created"
+    error: str = ""
 
 
 @dataclass(slots=True)
@@ -41,6 +62,9 @@ class Control:
     consoles: Mapping[str, str]
     monitors: dict[str, str] = field(default_factory=dict)
     gdbserver: Callable[[str], str] | None = None
+    jobs: dict[str, Job] = field(default_factory=dict)
+    drives: dict[str, str] = field(default_factory=dict)  # blockdev-add and netdev_add: flags by name, for device_add
+    netdevs: dict[str, str] = field(default_factory=dict)
 
     @property
     def board(self) -> Board:
@@ -70,6 +94,12 @@ class Control:
             raise QmpError(f"Parameter 'cpu-index' expects a CPU number, 0 to {self.harts - 1}")
         return index
 
+    def keep(self, flags: dict[str, str], name: str, text: str) -> None:
+        """Remember a flag for a device to come. Raises QmpError for too many."""
+        if len(flags) >= _MAX_FLAGS:
+            raise QmpError(f"at most {_MAX_FLAGS} are kept for devices to come")
+        flags[name] = text
+
     def carry_out(self, command: Callable[[], object], done: Done) -> None:
         """Run a handler; `done` gets its answer, or the QmpError that it failed with, now or in a later turn."""
         try:
@@ -78,31 +108,35 @@ class Control:
             answer = error
         except Exception as error:  # a fault of ours must not cost the machine
             answer = self._fault(error)
+        if isinstance(answer, Awaited):
+            awaited = answer
+            awaited.future.add_done_callback(lambda future: done(awaited.answer(_outcome(future))))
+            return
         if not isinstance(answer, Work):
             done(answer)
             return
-        result: list[object] = [QmpError("the machine ends")]
+        result: list[object] = []
         future = self.supervisor.submit(self._operation(answer.parts, result), exclusive=answer.exclusive)
-        future.add_done_callback(lambda future: done(_outcome(future, result)))
+        future.add_done_callback(lambda future: done(_outcome(future) or result[0]))
 
     def _operation(self, parts: Parts, result: list[object]) -> Operation:
         try:
-            result[0] = yield from parts
+            result.append((yield from parts))
         except QmpError as error:
-            result[0] = error
+            result.append(error)
         except (RequestError, GeneratorExit):
             raise
         except Exception as error:
-            result[0] = self._fault(error)
+            result.append(self._fault(error))
 
     def _fault(self, error: Exception) -> QmpError:
         self.log.error("a command failed in a way that was not foreseen", error=repr(error))
         return QmpError(f"internal error: {type(error).__name__}: {error}")
 
 
-def _outcome(future: Future[None], result: list[object]) -> object:
+def _outcome(future: Future[Any]) -> object:
     error = future.exception()
-    return result[0] if error is None else QmpError(str(error))
+    return future.result() if error is None else QmpError(str(error))
 
 
 def counters(name: str) -> Generator[Batch, Sequence[Packet], dict[str, int]]:

@@ -19,6 +19,8 @@ _ADDRESSES = 1 << 64
 def read(control: Control, address: int, size: int, *, hart: int | None) -> Content:
     """Up to `size` bytes, as many as there is memory for; virtual as `hart` sees it now, physical where it is None."""
     content = bytearray()
+    if not 0 <= address < _ADDRESSES:
+        return b""
     request = cpu_pb2.ReadMemory(
         physical=hart is None, hart=hart or 0, address=address, size=min(size, _ADDRESSES - address, (1 << 32) - 1)
     )

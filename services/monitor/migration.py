@@ -52,6 +52,11 @@ _ENDED = (
 )
 
 
+def state_name(state: migration_pb2.MigrationState.ValueType) -> str:
+    """QEMU's name of a MigrationStatus."""
+    return migration_pb2.MigrationState.Name(state).removeprefix("MIGRATION_").lower().replace("_", "-")
+
+
 @dataclass(frozen=True, slots=True)
 class IncomingOptions:
     """What the command line says: where to listen (or `defer`), or which snapshot to load, then not to run."""
@@ -73,7 +78,6 @@ class Migration:
         self.capabilities.CopyFrom(DEFAULT_CAPABILITIES)
         self.status = migration_pb2.MigrationStatus()
         self.run_state = "inmigrate" if options.incoming else "restore-vm" if options.load else ""
-        self.changed: Callable[[], None] = lambda: None  # the status has another state
         self._supervisor = supervisor
         self._keeper, self._log, self._output = keeper, log, output
         self._options = options
@@ -321,7 +325,7 @@ class Migration:
         self.status.CopyFrom(status)
         if status.state == before:
             return
-        self.changed()
+        self._supervisor.events.publish("MIGRATION", {"status": state_name(status.state)})
         if status.state in _ENDED:
             if status.state != migration_pb2.MIGRATION_COMPLETED and self.run_state == "restore-vm":
                 self._supervisor.end(1, f"-loadvm: {one_line(status.error)}")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from services.monitor.control import Control, Parts, Work
+from services.monitor.control import Awaited, Control, Parts, Work
 from services.monitor.guest import registers
 from services.monitor.hmp.expression import ExpressionError, evaluate
 from services.monitor.qmp.errors import QmpError
@@ -74,7 +74,7 @@ class Expression:
 
 
 #: Gives the text to print, or the Work whose result it is. Raises QmpError.
-Run = Callable[[Call], "str | Work"]
+Run = Callable[[Call], "str | Work | Awaited"]
 
 
 @dataclass(frozen=True, slots=True)

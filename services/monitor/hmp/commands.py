@@ -6,17 +6,19 @@ Source: QEMU's manual, "Human Monitor Interface", for names, parameters and what
 from __future__ import annotations
 
 import difflib
+import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 
-from services.monitor.control import Control, Parts, Work
+from services.monitor.control import Awaited, Control, Parts, Work
 from services.monitor.hmp import dump, info
 from services.monitor.hmp.command import Call, Command, LineError, Run, texted
 from services.monitor.operations import RequestError
 from services.monitor.qmp.check import Json
 from services.monitor.qmp.errors import QmpError
 from services.monitor.qmp.handlers import execute as execute_qmp
-
-_JOB = "hmp-snapshot"  # the job that savevm and the like are
+from services.monitor.qmp.handlers import migration
+from vmesh.v1.migration_pb2 import MigrationRequest, MigrationStatus
 
 
 def execute(control: Control, line: str, hart: int = 0) -> object:
@@ -98,9 +100,14 @@ def _told(parts: Parts) -> Parts:
 def _qmp(name: str, arguments: Callable[[Call], Json] = lambda call: {}) -> Run:
     """A command that is one of QMP's, and prints nothing."""
 
-    def run(call: Call) -> str | Work:
+    def run(call: Call) -> str | Work | Awaited:
         answer = execute_qmp(call.control, name, arguments(call))
-        return texted(answer.parts, exclusive=answer.exclusive) if isinstance(answer, Work) else ""
+        match answer:
+            case Work():
+                return texted(answer.parts, exclusive=answer.exclusive)
+            case Awaited():
+                return Awaited(answer.future, _error)
+        return ""
 
     return run
 
@@ -111,6 +118,39 @@ def _examine(*, virtual: bool) -> Run:
 
 def _id(call: Call) -> Json:
     return {"id": call.text("id")}
+
+
+def _error(outcome: object) -> str:
+    return f"Error: {outcome}\n" if isinstance(outcome, QmpError) else ""
+
+
+def _to_end(future: Future[MigrationStatus]) -> Awaited:
+    """What prints why it failed, once it has ended."""
+
+    def answer(outcome: object) -> str:
+        why = migration.failure(future)
+        return f"Error: {why}\n" if why else ""
+
+    return Awaited(future, answer)
+
+
+def _savevm(call: Call) -> Awaited:
+    return _to_end(migration.save(call.control, call.text("name") or time.strftime("vm-%Y%m%d%H%M%S")))
+
+
+def _loadvm(call: Call) -> Awaited:
+    return _to_end(migration.load(call.control, call.text("name")))
+
+
+def _delvm(call: Call) -> str:
+    migration.delete(call.control, call.text("name"))
+    return ""
+
+
+def _migrate(call: Call) -> str | Work | Awaited:
+    if call.given("detach") or call.given("resume"):
+        return _qmp("migrate", _migrate_arguments)(call)
+    return _to_end(call.control.supervisor.migration.request_to_end(MigrationRequest(outgoing=call.text("uri"))))
 
 
 def _help(call: Call) -> str:
@@ -166,15 +206,7 @@ def _netdev(call: Call) -> Json:
     return {("type" if key == "driver" else key): value for key, value in _device(call).items()}
 
 
-def _snapshot(call: Call) -> Json:
-    return {"job-id": _JOB, "tag": call.text("name") or "vm", "vmstate": "", "devices": []}
-
-
-def _delvm(call: Call) -> Json:
-    return {"job-id": _JOB, "tag": call.text("name"), "devices": []}
-
-
-def _migrate(call: Call) -> Json:
+def _migrate_arguments(call: Call) -> Json:
     flags = {name: True for name in ("detach", "resume") if call.given(name)}
     return {"uri": call.text("uri"), **flags}
 
@@ -236,14 +268,14 @@ COMMANDS: tuple[Command, ...] = (
     Command(("device_del",), "id:s", "remove device", _qmp("device_del", _id)),
     Command(("netdev_add",), "device:S", "add host network device", _qmp("netdev_add", _netdev)),
     Command(("netdev_del",), "id:s", "remove host network device", _qmp("netdev_del", _id)),
-    Command(("savevm",), "name:s?", "save a VM snapshot", _qmp("snapshot-save", _snapshot)),
-    Command(("loadvm",), "name:s", "restore a VM snapshot from its tag", _qmp("snapshot-load", _snapshot)),
-    Command(("delvm",), "name:s", "delete a VM snapshot from its tag", _qmp("snapshot-delete", _delvm)),
+    Command(("savevm",), "name:s?", "save a VM snapshot", _savevm),
+    Command(("loadvm",), "name:s", "restore a VM snapshot from its tag", _loadvm),
+    Command(("delvm",), "name:s", "delete a VM snapshot from its tag", _delvm),
     Command(
         ("migrate",),
         "detach:-d,resume:-r,uri:s",
         "migrate to URI (-d: without waiting, -r: resume a paused postcopy)",
-        _qmp("migrate", _migrate),
+        _migrate,
     ),
     Command(("migrate_cancel",), "", "cancel the current VM migration", _qmp("migrate_cancel")),
     Command(

@@ -88,7 +88,7 @@ def _value(letter: str, value: int, size: int) -> str:
         case "u":
             return f"{value:{decimal}}"
         case "d":
-            return f"{_signed(value, size):{decimal}}"
+            return f"{_signed(value, size) if size == 8 else value:{decimal}}"
         case "c":
             return _character(value)
     return f"0x{value:0{bits // 4}x}"

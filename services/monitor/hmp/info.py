@@ -12,6 +12,7 @@ from services.monitor.qmp.handlers import execute
 from services.monitor.qmp.handlers.devices import Object, tree
 from vmesh.board import virt
 from vmesh.cli import show
+from vmesh.migration import snapshots
 from vmesh.v1 import cpu_pb2, gateway_pb2
 
 _MAX_MAPPINGS = 4096
@@ -262,6 +263,11 @@ def _migration_text(found: object) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
+def _snapshots(call: Call) -> str:
+    lines = [f"{snapshot.tag:<24}{snapshot.size:>12}  {snapshot.problem}".rstrip() for snapshot in snapshots.found()]
+    return "".join(f"{line}\n" for line in [f"{'TAG':<24}{'BYTES':>12}", *lines]) if lines else "no snapshots\n"
+
+
 def _topic(names: str, parameters: str, help_: str, run: Run) -> Command:
     return Command(tuple(names.split("|")), parameters, help_, run)
 
@@ -285,6 +291,7 @@ TOPICS: tuple[Command, ...] = (
     _topic("registers", "all:-a,vcpu:l?", "show the cpu registers (-a: of all harts)", _registers),
     _topic("services", "", "show the services of the machine", _services),
     _topic("status", "", "show the current VM status (running|paused)", _status),
+    _topic("snapshots", "", "show the snapshots", _snapshots),
     _topic("version", "", "show the version", _version),
 )
 

@@ -1,4 +1,4 @@
-"""`info mem`: what a hart's page tables map (privileged specification, chapter 12), joined where neighbours go together."""
+"""`info mem`: what a hart's page tables map (privileged specification, chapter 12), neighbours joined."""
 
 from __future__ import annotations
 

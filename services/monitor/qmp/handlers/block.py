@@ -8,7 +8,9 @@ from contextlib import suppress
 from services.monitor.control import Control, Parts, Work, counters
 from services.monitor.qmp.check import Json
 from services.monitor.qmp.errors import QmpError
+from services.monitor.qmp.handlers.devices import flag
 from services.monitor.qmp.handlers.registry import handles
+from vmesh.cli import virtio
 
 KIND = "virtio-blk"
 _QCOW2_SIZE = slice(24, 32)  # of the header: the size of the disk, big-endian (QEMU, docs/interop/qcow2)
@@ -79,6 +81,36 @@ def _blockstats(control: Control) -> Parts:
     return found
 
 
-@handles("blockdev-add", "blockdev-del")
+@handles("blockdev-add")
 def _blockdev_add(control: Control, arguments: Json) -> object:
-    raise QmpError("disks cannot be added while the machine runs: start it with -drive")
+    name, driver = str(arguments["node-name"]), str(arguments["driver"])
+    if name in control.drives or name in control.board.devices:
+        raise QmpError(f"Duplicate nodes with node-name='{name[:80]}'")
+    protocol = arguments.get("file")
+    file = protocol["filename"] if isinstance(protocol, dict) else arguments["filename"]
+    properties: Json = {
+        "file": file,
+        "format": "qcow2" if driver == "qcow2" else "raw",
+        "if": "none",
+        "id": name,
+        "readonly": bool(arguments.get("read-only")),
+        "discard": str(arguments.get("discard", "ignore")),
+    }
+    first, *rest = properties
+    text = flag(f"{first}={properties[first]}", {key: properties[key] for key in rest})
+    try:
+        virtio.parse_drive(
+            {key: value if isinstance(value, str) else "on" if value else "off" for key, value in properties.items()}
+        )
+    except ValueError as error:
+        raise QmpError(f"Could not open '{file}': {error}") from error
+    control.keep(control.drives, name, text)
+    return {}
+
+
+@handles("blockdev-del")
+def _blockdev_del(control: Control, arguments: Json) -> object:
+    name = str(arguments["node-name"])
+    if control.drives.pop(name, None) is None:
+        raise QmpError(f"Failed to find node with node-name='{name[:80]}'")
+    return {}

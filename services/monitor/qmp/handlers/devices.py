@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from services.monitor.control import Control
+from services.monitor import hotplug
+from services.monitor.control import Control, Parts, Work
 from services.monitor.qmp.check import Json
 from services.monitor.qmp.errors import DeviceNotFound, QmpError
 from services.monitor.qmp.handlers.registry import handles
 from services.monitor.supervisor import Service
-from vmesh.cli import external, virtio
+from vmesh.cli import external, net, virtio
+from vmesh.v1 import gateway_pb2
 
+_PERIPHERAL = "/machine/peripheral/"
 _HIDDEN = ("machine", "name")  # options that say nothing about the device
 _EVERY = ("id", "bus", "packed")  # properties that every virtio device has
 
@@ -28,17 +31,68 @@ class Object:
     members: Mapping[str, object]
 
 
-@handles("device_add", "netdev_add", "netdev_del")
+@handles("device_add")
 def _device_add(control: Control, arguments: Json) -> object:
-    raise QmpError("devices cannot be added while the machine runs: start it with -device")
+    text = flag(str(arguments["driver"]), {key: value for key, value in arguments.items() if key != "driver"})
+    request = gateway_pb2.AddDeviceRequest(device=text)
+    drive, netdev = str(arguments.get("drive", "")), str(arguments.get("netdev", ""))
+    if drive in control.drives:
+        request.drives.append(control.drives[drive])
+    if netdev in control.netdevs:
+        request.netdevs.append(control.netdevs[netdev])
+    return Work(_add(control, request), exclusive=True)
+
+
+def _add(control: Control, request: gateway_pb2.AddDeviceRequest) -> Parts:
+    yield from hotplug.add(control.supervisor, request, gateway_pb2.AddDeviceReply())
+    return {}
 
 
 @handles("device_del")
 def _device_del(control: Control, arguments: Json) -> object:
-    name = str(arguments["id"]).removeprefix("/machine/peripheral/")
+    name = str(arguments["id"]).removeprefix(_PERIPHERAL)
     if name not in control.board.devices:
         raise DeviceNotFound(f"Device '{name[:80]}' not found")
-    raise QmpError(f"Device '{name}' cannot be removed while the machine runs")
+    return Work(_remove(control, name), exclusive=True)
+
+
+def _remove(control: Control, name: str) -> Parts:
+    yield from hotplug.remove(control.supervisor, name)
+    control.supervisor.events.publish("DEVICE_DELETED", {"device": name, "path": f"{_PERIPHERAL}{name}"})
+    return {}
+
+
+@handles("netdev_add")
+def _netdev_add(control: Control, arguments: Json) -> object:
+    name = str(arguments["id"])
+    if name in control.netdevs:
+        raise QmpError(f"Duplicate ID '{name[:80]}' for netdev")
+    text = flag(str(arguments["type"]), {key: value for key, value in arguments.items() if key != "type"})
+    try:
+        net.parse_netdev(text)
+    except ValueError as error:
+        raise QmpError(str(error)) from error
+    control.keep(control.netdevs, name, text)
+    return {}
+
+
+@handles("netdev_del")
+def _netdev_del(control: Control, arguments: Json) -> object:
+    name = str(arguments["id"])
+    if control.netdevs.pop(name, None) is None:
+        raise DeviceNotFound(f"Device '{name[:80]}' not found")
+    return {}
+
+
+def flag(first: str, properties: Json) -> str:
+    """`first,key=value,...` as a flag has it. Raises QmpError for what no flag can say."""
+    words = [first.replace(",", ",,")]
+    for key, value in properties.items():
+        if isinstance(value, dict | list) or value is None:
+            raise QmpError(f"Invalid parameter type for '{key[:80]}', expected: string, number or boolean")
+        text = ("on" if value else "off") if isinstance(value, bool) else str(value)
+        words.append(f"{key}={text}".replace(",", ",,"))
+    return ",".join(words)
 
 
 @handles("qom-list")

@@ -79,6 +79,8 @@ def _pmemsave(control: Control, arguments: Json) -> object:
 
 def _save(control: Control, arguments: Json, hart: int | None) -> Parts:
     address, size, path = _integer(arguments, "val"), _integer(arguments, "size"), Path(str(arguments["filename"]))
+    if size and not (yield from read(control, address + size - 1, 1, hart=hart)):
+        raise QmpError(f"Invalid addr 0x{address:016x}/size {size} specified")
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
             for done in range(0, size, _PIECE):

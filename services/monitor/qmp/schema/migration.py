@@ -64,20 +64,33 @@ _PARAMETERS = Struct(
         optional("cpu-throttle-increment", UINT8, "percent"),
         optional("max-cpu-throttle", UINT8, "percent"),
         optional("max-postcopy-bandwidth", SIZE, "bytes per second"),
-        optional("multifd-channels", UINT8),
+        optional("max-package-bytes", SIZE, "ours: of all devices' state in a post-copy"),
+        optional("zstd-level", UINT8, "ours: 0 for pages that are not compressed"),
     ),
 )
 _SNAPSHOT = (
     Member("job-id", STR),
     Member("tag", STR, "the snapshot's name"),
-    Member("vmstate", STR, "the node that holds the state of the machine"),
-    Member("devices", Array(STR), "the nodes of the disks"),
+    Member("vmstate", STR, "QEMU's node for the state; here it is a file of its own, and this is not looked at"),
+    Member("devices", Array(STR), "QEMU's nodes of the disks; not looked at: disks are not in the snapshot"),
 )
 _JOB_STATUS = Enum(
     "JobStatus",
     ("undefined", "created", "running", "paused", "ready", "standby", "waiting", "pending", "aborting", "concluded",
      "null"),
 )  # fmt: skip
+
+_JOB_INFO = Struct(
+    "JobInfo",
+    (
+        Member("id", STR),
+        Member("type", STR),
+        Member("status", _JOB_STATUS),
+        Member("current-progress", INT),
+        Member("total-progress", INT),
+        optional("error", STR),
+    ),
+)
 
 MODULE = Module(
     "Migration and snapshots",
@@ -118,7 +131,9 @@ MODULE = Module(
         Command("migrate-set-parameters", "Set parameters.", Struct("MigrateSetParameters", _PARAMETERS.members)),
         Command("query-migrate-parameters", "The parameters.", None, _PARAMETERS),
         Command(
-            "snapshot-save", "Keep the whole machine in its disks' images.", Struct("SnapshotSaveArguments", _SNAPSHOT)
+            "snapshot-save",
+            "Keep the machine, but not its disks, in a file (docs/cli.md).",
+            Struct("SnapshotSaveArguments", _SNAPSHOT),
         ),
         Command("snapshot-load", "Go back to a snapshot.", Struct("SnapshotLoadArguments", _SNAPSHOT)),
         Command(
@@ -126,10 +141,15 @@ MODULE = Module(
             "Forget a snapshot.",
             Struct("SnapshotDeleteArguments", tuple(each for each in _SNAPSHOT if each.name != "vmstate")),
         ),
+        Command("query-jobs", "The snapshot commands that were begun.", None, Array(_JOB_INFO)),
+        Command("job-dismiss", "Forget a job that is concluded.", Struct("JobDismissArguments", (Member("id", STR),))),
     ),
     events=(
-        Event("MIGRATION", "A migration has another status.", Struct("MigrationEvent", (Member("status", _STATUS),))),
-        Event("MIGRATION_PASS", "A pass over RAM begins.", Struct("MigrationPassEvent", (Member("pass", INT),))),
+        Event(
+            "MIGRATION",
+            "A migration has another status. Sent where the capability `events` is on.",
+            Struct("MigrationEvent", (Member("status", _STATUS),)),
+        ),
         Event(
             "JOB_STATUS_CHANGE",
             "A job (snapshot-save and the like) has another status.",
