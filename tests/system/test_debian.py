@@ -145,11 +145,18 @@ def test_guest_time_stands_still_while_paused(host: Host, shell: Terminal) -> No
 def test_prompt_behind_ctrl_a_c(shell: Terminal) -> None:
     shell.type("\x01c")
     shell.expect("(vmesh) ")
-    assert "machine 'shared' is running" in shell.ask("info status", "(vmesh) ")
-    assert "hart 0\npc " in shell.ask("info registers", "(vmesh) ")
-    assert "unknown command 'flop'" in shell.ask("flop", "(vmesh) ")
+    assert "VM status: running" in shell.ask("info status", "(vmesh) ")
+    assert "CPU#0\npc " in shell.ask("info registers", "(vmesh) ")
+    assert "unknown command: 'flop'" in shell.ask("flop", "(vmesh) ")
     shell.type("\x01c")
     assert shell.ask("echo back") == "back\n"
+    shell.type("\x01c")
+    shell.expect("(vmesh) ")
+    shell.type("info na\t")
+    shell.expect("info name")
+    shell.type("\n")
+    assert shell.expect("(vmesh) ").split()[-1] == "shared"
+    shell.type("\x01c")
 
 
 def test_help_behind_ctrl_a_h(shell: Terminal) -> None:

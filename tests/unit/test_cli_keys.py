@@ -1,11 +1,11 @@
-"""The Ctrl-A multiplexer and the prompt's line editor."""
+"""The Ctrl-A multiplexer, and the watch for a guest's prompt."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmesh.cli.keys import SILENCE, Action, KeyMux, LineEditor, PromptWatch, key_help
+from vmesh.cli.keys import SILENCE, Action, KeyMux, PromptWatch, key_help
 
 
 def test_plain_bytes_pass() -> None:
@@ -56,32 +56,3 @@ def test_guest_at_a_prompt_waits_once_it_is_silent() -> None:
     assert watch.due is None
     watch.output(b"\x1b[6n\r", 4.0)
     assert watch.due is None, "nothing of it is seen"
-
-
-def test_editor_gives_lines_and_echo() -> None:
-    assert LineEditor().feed(b"stop\rcont\n") == ("stop\ncont\n", ["stop", "cont"])
-
-
-def test_editor_erases() -> None:
-    echo, lines = LineEditor().feed(b"\x7fab\x7fc\r")
-    assert lines == ["ac"]
-    assert echo == "ab\b \bc\n"
-    assert LineEditor().feed(b"abc\x15d\r")[1] == ["d"]
-
-
-def test_ctrl_c_gives_an_empty_line() -> None:
-    assert LineEditor().feed(b"quit\x03\r") == ("quit^C\n\n", ["", ""])
-
-
-def test_arrows_recall() -> None:
-    editor = LineEditor()
-    editor.feed(b"one\rtwo\r")
-    assert editor.feed(b"\x1b[A\x1b[A\x1b[A\r")[1] == ["one"]
-    assert editor.feed(b"\x1b[A\x1b[B\r")[1] == [""]
-
-
-@given(st.binary(max_size=200))
-def test_editor_echoes_nothing_that_moves_the_cursor_elsewhere(typed: bytes) -> None:
-    echo, lines = LineEditor().feed(typed)
-    assert all(c.isprintable() or c in "\n\b" for c in echo)
-    assert all(line.isprintable() for line in lines)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vmesh.cli.monitors import Monitor
 from vmesh.cli.options import (
     OPTIONS,
     HelpRequested,
@@ -102,6 +103,35 @@ def test_serial_ports(flags: list[str], expected: Serial) -> None:
 
 
 @pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["-qmp", "unix:/x,server=on,wait=off"], Monitor("control", "unix:/x,server=on,wait=off")),
+        (["-qmp-pretty", "tcp:localhost:4444,server"], Monitor("control-pretty", "tcp:127.0.0.1:4444,server")),
+        (["-qmp", "tcp::4444,server"], Monitor("control", "tcp:127.0.0.1:4444,server")),
+        (["-monitor", "unix:/x,server,nowait"], Monitor("readline", "unix:/x,server,nowait")),
+        (["-qmp", "stdio", "-display", "none"], Monitor("control", "stdio")),
+        (["-chardev", "stdio,id=c", "-serial", "null", "-mon", "c"], Monitor("readline", "stdio")),
+        (
+            ["-chardev", "socket,id=c,path=/x,server=on,wait=off", "-mon", "chardev=c,mode=control"],
+            Monitor("control", "unix:/x,server=on,wait=off"),
+        ),
+        (
+            ["-chardev", "socket,id=c,host=localhost,port=1,server=on", "-mon", "c,mode=control,pretty=on"],
+            Monitor("control-pretty", "tcp:127.0.0.1:1,server=on,wait=on"),
+        ),
+    ],
+)
+def test_monitors(flags: list[str], expected: Monitor) -> None:
+    assert parse(flags).doors == (expected,)
+
+
+def test_monitor_elsewhere_leaves_the_terminal_to_the_guest() -> None:
+    assert parse(["-monitor", "unix:/x,server"]).console == Serial("stdio")
+    assert parse(["-qmp", "unix:/x,server"]).console == Serial("stdio", mux=True)
+    assert parse(["-qmp", "none"]).doors == ()
+
+
+@pytest.mark.parametrize(
     ("flags", "words"),
     [
         (["-frobnicate"], "unknown flag '-frobnicate'"),
@@ -118,7 +148,16 @@ def test_serial_ports(flags: list[str], expected: Serial) -> None:
         (["-serial", "tcp:localhost:1"], "expected stdio, mon:stdio"),
         (["-serial", "null", "-serial", "null"], "one serial port"),
         (["-serial", "stdio", "-monitor", "stdio"], "mon:stdio"),
-        (["-monitor", "telnet::1"], "expected none or stdio"),
+        (["-monitor", "telnet::1"], "expected stdio, none, unix:PATH"),
+        (["-qmp", "tcp:192.168.0.1:4444,server"], "an address of this host alone"),
+        (["-qmp", "tcp:0.0.0.0:4444,server"], "an address of this host alone"),
+        (["-qmp", "unix:/x,frob"], "got 'frob'"),
+        (["-qmp", "stdio"], "the terminal is taken"),
+        (["-mon", "chardev=c"], "there is no 'c'"),
+        (["-chardev", "file,id=c,path=/x", "-mon", "c"], "expected a -chardev socket or stdio"),
+        (["-chardev", "stdio,id=c", "-mon", "c", "-mon", "c"], "expected one user"),
+        (["-mon", "c,mode=other"], "expected mode=readline"),
+        (["-chardev", "socket,id=c,host=10.0.0.1,port=1"], "an address of this host alone"),
         (["-display", "gtk"], "expected none"),
         (["-d", "in_asm"], "not traced yet"),
         (["-d", "nonsense"], "expected items of"),

@@ -248,6 +248,19 @@ def _migration(arguments: Sequence[str]) -> int:
     return inspect(options.file, as_json=options.json)
 
 
+def _monitor(arguments: Sequence[str]) -> int:
+    text = "A machine's monitor prompt (QEMU's HMP), with completion and history; Ctrl-D ends it, not the machine."
+    parser = _Parser(prog="vmesh monitor", description=text)
+    parser.add_argument("name", metavar="NAME", help="the machine, as `vmesh ps` lists it")
+    parser.add_argument(
+        "-c", dest="commands", action="append", default=[], metavar="COMMAND", help="carry this out, and end"
+    )
+    options = parser.parse_args(arguments)
+    from vmesh.cli.monitor import monitor
+
+    return monitor(options.name, options.commands)
+
+
 _CONTROLS: Mapping[str, str] = {
     "status": "Show a machine's state, services, harts and bus counters.",
     "pause": "Stop a machine's harts and drain its bus.",
@@ -262,6 +275,7 @@ COMMANDS: Mapping[str, Subcommand] = {
     "run": Subcommand("Start a machine; takes QEMU's flags.", _run),
     "ps": Subcommand("List the running machines and their services.", _ps),
     **{name: Subcommand(text, _control(name, text)) for name, text in _CONTROLS.items()},
+    "monitor": Subcommand("A machine's HMP prompt, with completion and history.", _monitor),
     "swap": Subcommand("Put another program in the place of a device.", _swap),
     "migrate": Subcommand("Move a running machine to another that waits for it.", _migrate),
     "snapshot": Subcommand("Save machines into files, and load them.", _snapshot),

@@ -10,6 +10,7 @@ from services.monitor.qmp.check import Json
 from services.monitor.qmp.errors import QmpError
 from services.monitor.qmp.handlers.devices import flag
 from services.monitor.qmp.handlers.registry import handles
+from services.monitor.qmp.schema.block import LIMITS, NOT_COUNTED
 from vmesh.cli import virtio
 
 KIND = "virtio-blk"
@@ -37,6 +38,10 @@ def _block_info(control: Control, name: str) -> Json:
         "encrypted": False,
         "cache": {"writeback": cache != "writethrough", "direct": False, "no-flush": cache == "unsafe"},
         "image": _image(file, options.get("format", "raw")),
+        "backing_file_depth": 0,
+        "detect_zeroes": "off",
+        **dict.fromkeys(LIMITS, 0),
+        "write_threshold": 0,
     }
     return {
         "device": name,
@@ -74,8 +79,10 @@ def _blockstats(control: Control) -> Parts:
             "wr_operations": counted.get("writes", 0),
             "flush_operations": counted.get("flushes", 0),
             "failed_rd_operations": counted.get("errors", 0),
-            "failed_wr_operations": 0,
-            "failed_flush_operations": 0,
+            **dict.fromkeys(NOT_COUNTED, 0),
+            "account_invalid": False,
+            "account_failed": True,
+            "timed_stats": [],
         }
         found.append({"device": name, "qdev": f"/machine/peripheral/{name}", "stats": stats})
     return found
@@ -83,7 +90,9 @@ def _blockstats(control: Control) -> Parts:
 
 @handles("blockdev-add")
 def _blockdev_add(control: Control, arguments: Json) -> object:
-    name, driver = str(arguments["node-name"]), str(arguments["driver"])
+    name, driver = str(arguments.get("node-name", "")), str(arguments["driver"])
+    if not name:
+        raise QmpError("'node-name' must be specified for the root node")
     if name in control.drives or name in control.board.devices:
         raise QmpError(f"Duplicate nodes with node-name='{name[:80]}'")
     protocol = arguments.get("file")

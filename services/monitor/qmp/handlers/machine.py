@@ -49,7 +49,6 @@ def _query_machines(control: Control, arguments: Json) -> object:
             "deprecated": False,
             "default-cpu-type": "rv64-riscv-cpu",
             "default-ram-id": "riscv_virt_board.ram",
-            "acpi": False,
         }
     ]
 

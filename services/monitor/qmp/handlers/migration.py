@@ -14,7 +14,7 @@ from services.monitor.control import Awaited, Control, Job
 from services.monitor.migration import state_name
 from services.monitor.operations import RequestError
 from services.monitor.qmp.check import Json
-from services.monitor.qmp.errors import DeviceNotActive, QmpError
+from services.monitor.qmp.errors import QmpError
 from services.monitor.qmp.handlers.registry import handles
 from vmesh.errors import ConfigError
 from vmesh.migration import snapshots
@@ -259,7 +259,7 @@ def _query_jobs(control: Control, arguments: Json) -> object:
 def _job_dismiss(control: Control, arguments: Json) -> object:
     name = str(arguments["id"])
     if name not in control.jobs:
-        raise DeviceNotActive("Job not found")
+        raise QmpError("Job not found")
     if control.jobs[name].status != "concluded":
         raise QmpError(f"Job '{name}' in state '{control.jobs[name].status}' cannot accept command verb 'dismiss'")
     _become(control, control.jobs.pop(name), "null")

@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from services.monitor.qmp.types import BOOL, INT, STR, Array, Command, Enum, Event, Member, Module, Struct, optional
 
+# Members that QEMU's clients expect; the handlers have the values.
+LIMITS = ("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr")
+COUNTED = ("rd_bytes", "wr_bytes", "rd_operations", "wr_operations", "flush_operations", "failed_rd_operations")
+NOT_COUNTED = (
+    "failed_wr_operations", "failed_flush_operations", "failed_unmap_operations", "unmap_bytes", "unmap_operations",
+    "rd_total_time_ns", "wr_total_time_ns", "flush_total_time_ns", "unmap_total_time_ns", "wr_highest_offset",
+    "rd_merged", "wr_merged", "unmap_merged", "invalid_rd_operations", "invalid_wr_operations",
+    "invalid_flush_operations", "invalid_unmap_operations",
+)  # fmt: skip
+
 _IMAGE_INFO = Struct(
     "ImageInfo",
     (Member("filename", STR), Member("format", STR), Member("virtual-size", INT), optional("actual-size", INT)),
@@ -20,6 +30,10 @@ _INSERTED = Struct(
             "cache", Struct("BlockdevCacheInfo", tuple(Member(n, BOOL) for n in ("writeback", "direct", "no-flush")))
         ),
         Member("image", _IMAGE_INFO),
+        Member("backing_file_depth", INT, "0: what a qcow2 image stands on is not told"),
+        Member("detect_zeroes", Enum("BlockdevDetectZeroesOptions", ("off", "on", "unmap"))),
+        *(Member(name, INT, "0: there is no limit") for name in LIMITS),
+        Member("write_threshold", INT),
     ),
 )
 _BLOCK_INFO = Struct(
@@ -35,12 +49,14 @@ _BLOCK_INFO = Struct(
 )
 _DEVICE_STATS = Struct(
     "BlockDeviceStats",
-    tuple(
-        Member(name, INT)
-        for name in ("rd_bytes", "wr_bytes", "rd_operations", "wr_operations", "flush_operations",
-                     "failed_rd_operations", "failed_wr_operations", "failed_flush_operations")
+    (
+        *(Member(name, INT) for name in COUNTED),
+        *(Member(name, INT, "not counted: 0") for name in NOT_COUNTED),
+        Member("account_invalid", BOOL),
+        Member("account_failed", BOOL),
+        Member("timed_stats", Array(Struct("BlockDeviceTimedStats"))),
     ),
-)  # fmt: skip
+)
 _BLOCK_STATS = Struct("BlockStats", (Member("device", STR), Member("qdev", STR), Member("stats", _DEVICE_STATS)))
 _PROTOCOL = Struct(
     "BlockdevOptionsFile", (Member("driver", Enum("ProtocolDriver", ("file",))), Member("filename", STR))
@@ -59,7 +75,7 @@ MODULE = Module(
                 "BlockdevOptions",
                 (
                     Member("driver", Enum("BlockdevDriver", ("file", "raw", "qcow2"))),
-                    Member("node-name", STR),
+                    optional("node-name", STR, "needed here: devices name it"),
                     optional("read-only", BOOL),
                     optional("discard", Enum("BlockdevDiscardOptions", ("ignore", "unmap"))),
                 ),

@@ -44,7 +44,6 @@ _MACHINE_INFO = Struct(
         Member("deprecated", BOOL),
         optional("default-cpu-type", STR),
         optional("default-ram-id", STR),
-        Member("acpi", BOOL),
     ),
 )
 _CHARDEV_INFO = Struct(
