@@ -56,11 +56,15 @@ def main(argv: list[str]) -> int:
     control = Control(supervisor, log, dict(arguments.console))
     signals = _signal_pipe()
     try:
-        opened = doors.open_all(control, arguments.door, arguments.lifeline)
+        opened = doors.open_all(control, arguments.door)
     except ConfigError as error:
         _tell(arguments.report, str(error))
         machine.remove()
         return 1
+    ends = [signals] if arguments.lifeline is None else [signals, arguments.lifeline]
+    if not all(server.wait(ends) for server in opened if server.where.wait):
+        machine.remove()
+        return 0
     # The services see the end of this pipe when this process ends; nobody ever writes to it.
     services_lifeline, ours = os.pipe()
     gc.freeze()  # what was imported is shared with the services, page by page

@@ -34,11 +34,8 @@ def parse(text: str) -> Door:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def open_all(control: Control, doors: Sequence[Door], lifeline: int | None) -> list[StreamServer]:
-    """Listen at every door, and wait where the first client is to be waited for. Raises ConfigError.
-
-    Call before the loop runs. If `lifeline` ends while waiting, what is open by then is given.
-    """
+def open_all(control: Control, doors: Sequence[Door]) -> list[StreamServer]:
+    """Listen at every door. Raises ConfigError."""
     machine = control.supervisor.machine
     own = [Door("control", Endpoint(path=machine.qmp), "qmp"), Door("readline", Endpoint(path=machine.hmp), "hmp")]
     opened = []
@@ -46,9 +43,6 @@ def open_all(control: Control, doors: Sequence[Door], lifeline: int | None) -> l
         server = StreamServer(control.supervisor.loop, door.where, partial(_session, control, door))
         control.monitors[door.label or f"compat_monitor{number - len(own)}"] = str(door.where)
         opened.append(server)
-    for server in opened:
-        if server.where.wait and not server.wait(lifeline):
-            break
     return opened
 
 

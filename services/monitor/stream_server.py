@@ -10,7 +10,7 @@ import ipaddress
 import os
 import select
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,15 +225,15 @@ class StreamServer:
         """The TCP port that is listened at: the one that was chosen, where 0 was asked for."""
         return int(self._listener.getsockname()[1]) if self._listener is not None and self.where.path is None else 0
 
-    def wait(self, lifeline: int | None) -> bool:
-        """Before the loop runs: wait for a client; False if `lifeline` ended first."""
+    def wait(self, ends: Sequence[int]) -> bool:
+        """Before the loop runs: wait for a client; False if one of the descriptors `ends` became readable first."""
         poller = select.poll()
+        for fd in ends:
+            poller.register(fd, select.POLLIN)
         if self._listener is not None:
             poller.register(self._listener, select.POLLIN)
-        if lifeline is not None:
-            poller.register(lifeline, select.POLLIN)
         while not self._streams and self._listener is not None:
-            if lifeline is not None and any(fd == lifeline for fd, _ in poller.poll()):
+            if any(fd in ends for fd, _ in poller.poll()):
                 return False
             self._accept()
         return True

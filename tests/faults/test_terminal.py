@@ -117,7 +117,7 @@ def test_prompt_controls_the_machine_and_the_console_comes_back(rig: Rig, termin
     rig.wait_running("paused")
     terminal.type(b"info services\rfrobnicate\rcont\r")
     terminal.wait(b"sifive-test")
-    terminal.wait(b"unknown command 'frobnicate'")
+    terminal.wait(b"unknown command: 'frobnicate'")
     rig.wait_running()
     terminal.type(b"\x01c")
     terminal.type(b"again")

@@ -30,7 +30,7 @@ def feed(*pieces: bytes) -> list[object]:
     return [found for piece in pieces for found in push(parser, piece)]
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.dictionaries(st.text(), _JSON), max_size=3), st.integers(1, 7), st.booleans())
 def test_parser_values_in_pieces(values: list[object], size: int, escaped: bool) -> None:
     text = b"".join(json.dumps(value, ensure_ascii=escaped).encode() for value in values)
