@@ -210,7 +210,6 @@ class LocalGuestMemory:
         check(self._grants, address, size, write)
         raise errors.OutsideGrant("guest memory", expected="a mapped segment", got=f"{address:#x}+{size:#x}")
 
-
     def _wait(self, mapped: _Mapped, first: int, last: int) -> None:
         """Return when these pages are present."""
         assert mapped.flags is not None

@@ -15,11 +15,12 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
-from services.monitor.gdb.server import GdbServer
 from services.monitor import doors
 from services.monitor.control import Control
+from services.monitor.gdb.server import GdbServer
 from services.monitor.keeper import Keeper
 from services.monitor.migration import IncomingOptions
 from services.monitor.output import Output
@@ -71,6 +72,8 @@ def main(argv: list[str]) -> int:
     supervisor.start(services_lifeline)
     os.close(services_lifeline)
     gdb = GdbServer(supervisor)
+    gdb.console = partial(doors.hmp_line, control)
+    control.gdbserver = gdb.listen
     if arguments.gdb:
         try:
             gdb.listen(arguments.gdb)

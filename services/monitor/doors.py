@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -55,3 +55,13 @@ def _session(control: Control, door: Door, stream: Stream) -> Session:
     from services.monitor.qmp.session import Session as Qmp
 
     return Qmp(control, stream, pretty=door.mode == "control-pretty")
+
+
+def hmp_line(control: Control, line: str, hart: int, done: Callable[[str], None]) -> None:
+    """Carry out a line of HMP, as for gdb's `monitor`; `done` gets what it printed."""
+    from services.monitor.hmp import commands
+
+    def printed(answer: object) -> None:
+        done(answer if isinstance(answer, str) else f"Error: {answer}\n")
+
+    control.carry_out(lambda: commands.execute(control, line, hart), printed)

@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vmesh.board.external import External
-from vmesh.cli import external, gdb, net, share, virtio
-from vmesh.cli import external, monitors, net, share, virtio
+from vmesh.cli import external, gdb, monitors, net, share, virtio
 
 MEBIBYTE = 1 << 20
 UART = "uart0"  # the service that is the board's serial port

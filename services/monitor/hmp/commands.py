@@ -18,6 +18,7 @@ from services.monitor.qmp.check import Json
 from services.monitor.qmp.errors import QmpError
 from services.monitor.qmp.handlers import execute as execute_qmp
 from services.monitor.qmp.handlers import migration
+from vmesh.errors import ConfigError
 from vmesh.v1.migration_pb2 import MigrationRequest, MigrationStatus
 
 
@@ -238,7 +239,10 @@ def _gdbserver(call: Call) -> str:
     start = call.control.gdbserver
     if start is None:
         raise QmpError("this machine has no gdb server")
-    return start(call.text("device") or "tcp::1234")
+    try:
+        return f"{start(call.text('device') or 'tcp::1234')}\n"
+    except ConfigError as error:
+        raise QmpError(str(error)) from error
 
 
 COMMANDS: tuple[Command, ...] = (
