@@ -14,14 +14,17 @@ import socket
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from services.monitor.console import KeptConsole
-from services.monitor.network import KeptNetwork, make_place, network_of
 from vmesh import errors, lifeline, spawn
 from vmesh.log import Log
 from vmesh.loop import Loop
 from vmesh.machine import Machine
 from vmesh.spawn import Child, ServiceCommand
+
+if TYPE_CHECKING:
+    from services.monitor.network import KeptNetwork
 
 _MESSAGE_BYTES = 128 << 10
 _WARM_SECONDS = 1.0  # after the start, when the guest boots already
@@ -34,8 +37,7 @@ class Keeper:
 
     def __init__(self, machine: Machine, consoles: Mapping[str, str], commands: Sequence[ServiceCommand]) -> None:
         for command in commands:
-            if network_of(command) is not None:
-                make_place(machine.network(command.name))
+            _make_place(machine, command)
         self._machine = machine
         self._consoles = consoles
         self._commands = commands
@@ -68,8 +70,7 @@ class Keeper:
         if len(request) > _MESSAGE_BYTES:
             spawned(None, f"its command line is too long: expected at most {_MESSAGE_BYTES} bytes, got {len(request)}")
             return
-        if network_of(command) is not None:
-            make_place(self._machine.network(command.name))
+        _make_place(self._machine, command)
         self._waiting.append(spawned)
         try:
             self.socket.send(request)
@@ -101,6 +102,19 @@ class Keeper:
 
     def kill(self) -> None:
         signal.pidfd_send_signal(self.child.pidfd, signal.SIGKILL)
+
+
+def _may_need_network(command: ServiceCommand) -> bool:
+    """What is imported for networks takes 30 ms, which other machines need not wait for."""
+    return "--netdev" in command.arguments
+
+
+def _make_place(machine: Machine, command: ServiceCommand) -> None:
+    if _may_need_network(command):
+        from services.monitor.network import make_place, network_of
+
+        if network_of(command) is not None:
+            make_place(machine.network(command.name))
 
 
 class _Process:
@@ -142,8 +156,12 @@ class _Process:
 
     def _keep_network(self, command: ServiceCommand) -> None:
         """Have the network that a card is plugged into, unless it is there."""
+        if not _may_need_network(command) or command.name in self._networks:
+            return
+        from services.monitor.network import KeptNetwork, network_of
+
         asked = network_of(command)
-        if asked is None or command.name in self._networks:
+        if asked is None:
             return
 
         def failed(reason: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,3 +94,16 @@ def test_imports_allowed_import_passes(module: str, source: str) -> None:
 def test_imports_relative_import_in_package_resolves_from_the_package_itself() -> None:
     assert violations("from ..memory import ram", "services.cpu", is_package=True)
     assert not violations("from .memory import ram", "services.cpu", is_package=True)
+
+
+#: What takes long to import and what no machine needs to start. Whoever needs it imports it then.
+LATE = ("asyncio", "capstone", "email", "grpc", "http", "llvmlite", "numpy", "prompt_toolkit", "prometheus_client",
+        "rich", "services.monitor.network", "ssl", "unittest", "xml", "zstandard")  # fmt: skip
+
+
+@pytest.mark.parametrize("module", ["vmesh.cli.run", "services.monitor.__main__", "services.cpu.__main__"])
+def test_imports_of_what_starts_a_machine_are_few(module: str) -> None:
+    """The start of a machine is a tenth of a Linux boot, and most of it is the import of Python modules."""
+    code = f"import {module}, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
+    assert not sorted(set(done.stdout.split()) & set(LATE))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from services.monitor.gdb.session import Console, Session
 from services.monitor.stream_server import Endpoint, Stream, StreamServer, endpoint
 from services.monitor.supervisor import Supervisor
 from vmesh.v1 import common_pb2
+
+if TYPE_CHECKING:
+    from services.monitor.gdb.session import Console, Session
 
 DEFAULT = "tcp::1234"
 
@@ -61,6 +64,8 @@ class GdbServer:
     def _connected(self, stream: Stream) -> Session | _Nobody:
         if self._server is not None and len(self._server.streams) > 1:
             return _Nobody(stream)
+        from services.monitor.gdb.session import Session  # with the first client: the start need not wait for it
+
         self._session = Session(self, stream)
         return self._session
 
