@@ -313,6 +313,8 @@ class Peer:
         while True:
             packet = self.receive(deadline - time.monotonic())
             if packet is None:
+                if time.monotonic() < deadline:
+                    continue  # woken up, for what is not this
                 raise errors.PeerTimeout(
                     f"no answer from {self.address} within {timeout:g} s to {body.DESCRIPTOR.name}"
                 )

@@ -28,6 +28,7 @@ class Context:
     report: Callable[[messages.MigrationStatus], None]  # tells the monitor; as the others below, from any thread
     shoot_down: Callable[[], None]  # no hart has a stale TLB entry when it returns: after dirty flags were cleared
     throttle: Callable[[int], None]  # how much of their time harts are to stand still, in percent
+    fault: Callable[[str], None]  # the machine cannot go on
     pager: Pager
 
 

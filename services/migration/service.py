@@ -125,8 +125,13 @@ class Migration(Service):
             lambda status: self._call(lambda: self._tell(messages.MigrationReport(status=status))),
             lambda: self._ask_cpu(cpu_pb2.ShootDown()),
             lambda percent: self._ask_cpu(cpu_pb2.Throttle(percent=percent)),
+            lambda why: self._call(lambda: self._fault(why)),
             self._pager,
         )
+
+    def _fault(self, why: str) -> None:
+        fault = common_pb2.Fault(service=self._runtime.name, reason=why)
+        self._runtime.notify(common_pb2.SEVERITY_ERROR, why, fault)
 
     def _ask_cpu(self, request: Message) -> None:
         """In the job's thread."""

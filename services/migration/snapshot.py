@@ -20,7 +20,7 @@ from vmesh.migration.records import VERSION, Reader, Record, StreamError, Writer
 from vmesh.v1 import migration_pb2 as messages
 
 DEFAULT_LEVEL = 1  # of zstd
-_ZERO, _MISSING = -1, -2  # in the index
+ZERO, _MISSING = -1, -2  # in the index
 
 
 class Save(Job):
@@ -101,10 +101,10 @@ class Load(Job):
 
     def run(self) -> None:
         self.enter(messages.MIGRATION_SETUP)
-        machine, ram = self.context.machine, self.context.ram
+        machine, ram, status = self.context.machine, self.context.ram, self.status
         with SnapshotFile(self._path, self.context.configuration) as file:
-            self.status.total = sum(each.content.nbytes for each in ram.segments)
-            self.status.warnings += check_disks(file.configuration)
+            status.total = sum(each.content.nbytes for each in ram.segments)
+            status.warnings += check_disks(file.configuration)
             machine.stop()
             try:
                 machine.check(file.states)
@@ -113,22 +113,63 @@ class Load(Job):
                 raise
             self.enter(messages.MIGRATION_ACTIVE)
             # From here on there is no way back: the machine stays paused if it fails.
-            for record in file.records:
-                found = file.read(record)
-                if found.rows is None:
-                    ram.segments[found.segment].clear(found.numbers)
-                else:
-                    ram.segments[found.segment].put(found.numbers, found.rows)
-                self.status.normal += len(found.numbers)
+            status.stopped = time.monotonic()
+            later = self._begin_pages(file)
             machine.load(file.states)
-        machine.go_on()
+            machine.go_on()
+            status.went_on = time.monotonic()
+            self._bring(file, later)
+            self.context.pager.end()
         self.enter(messages.MIGRATION_COMPLETED)
+
+    def _begin_pages(self, file: SnapshotFile) -> list[tuple[int, int]]:
+        """Zeroes at once, and what has no flags; all else when it is needed. Gives where what is to come is."""
+        pager, segments = self.context.pager, self.context.ram.segments
+        absent, later = [], set[int]()
+        for segment, index in zip(segments, file.index, strict=True):
+            zero = (index == ZERO) & segment.touched()
+            segment.clear(np.flatnonzero(zero))
+            there = np.flatnonzero(index != ZERO)
+            needed = set(np.unique(index[there]).tolist())
+            if segment.has_flags:
+                absent.append(there)
+                later |= needed
+                continue
+            absent.append(there[:0])
+            for number in needed:
+                found = file.read(file.records[number])
+                assert found.rows is not None
+                segment.put(found.numbers, found.rows)
+
+        def fetch(segment: int, pages: list[int]) -> None:
+            try:
+                for number in {int(file.index[segment][page]) for page in pages}:
+                    found = file.read(file.records[number])
+                    pager.install(found.segment, found.numbers, found.rows, main=True)
+                self.status.requests += len(pages)
+            except (errors.VmeshError, OSError) as error:
+                self.context.fault(f"snapshot {self._path}, of which pages are needed: {error}")
+
+        pager.latency = self.status.add_latency
+        pager.begin(absent, fetch)
+        return [file.records[number] for number in sorted(later)]
+
+    def _bring(self, file: SnapshotFile, places: list[tuple[int, int]]) -> None:
+        """The pages that nobody waits for, one record after the other; the guest runs."""
+        try:
+            for place in places:
+                found = file.read(place)
+                self.status.normal += self.context.pager.install(found.segment, found.numbers, found.rows)
+        except (errors.VmeshError, OSError) as error:
+            self.context.fault(f"snapshot {self._path}, of which pages are still to come: {error}")
+            raise
 
 
 class SnapshotFile:
     """A snapshot that was read from its first to its last byte and found sound, for a machine of `mine`.
 
-    `records` are where its pages are. Raises StreamError, BadState, HostLimit.
+    `records` are where its pages are, `index` says for each segment in which of them a page is, or that it is ZERO.
+    Raises StreamError, BadState, HostLimit.
     """
 
     def __init__(self, path: Path, mine: messages.Configuration) -> None:
@@ -211,7 +252,7 @@ class SnapshotFile:
         zero = found.encoding == messages.PAGES_ZERO
         if (self.index[found.segment][numbers] != _MISSING).any():
             raise StreamError(f"record {record.number}: pages that came already")
-        self.index[found.segment][numbers] = _ZERO if zero else len(self.records)
+        self.index[found.segment][numbers] = ZERO if zero else len(self.records)
         self.records.append((offset, record.number))
 
 

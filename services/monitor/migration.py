@@ -319,6 +319,8 @@ class Migration:
                 self._machine_request(packet.machine_request)
             case "notice":
                 self._log.info("notice", service=NAME, text=packet.notice.text)
+                if packet.notice.HasField("fault"):
+                    self._supervisor.end(1, f"service '{NAME}': {one_line(packet.notice.fault.reason)}")
 
     def _take(self, status: migration_pb2.MigrationStatus) -> None:
         before = self.status.state

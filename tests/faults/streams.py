@@ -24,7 +24,7 @@ from vmesh.machine import Machine
 from vmesh.v1 import migration_pb2
 from vmesh.v1.migration_pb2 import MigrationStatus
 
-LIMIT = 40.0
+LIMIT = 30.0
 DATA_BYTES = 12 << 20  # of RAM that are not zero
 ENDED = (migration_pb2.MIGRATION_COMPLETED, migration_pb2.MIGRATION_FAILED, migration_pb2.MIGRATION_CANCELLED)
 
@@ -162,7 +162,7 @@ class Pair:
         self.kernel.unlink()
 
 
-def wait_state(client: MachineClient, *states: int) -> MigrationStatus:
+def wait_state(client: MachineClient, *states: migration_pb2.MigrationState.ValueType) -> MigrationStatus:
     """The status once it is one of these."""
     found: list[MigrationStatus] = []
 
@@ -170,7 +170,8 @@ def wait_state(client: MachineClient, *states: int) -> MigrationStatus:
         found[:] = [client.query_migrate().status]
         return found[0].state in states
 
-    wait_for(reached, f"the migration to be {[migration_pb2.MigrationState.Name(s) for s in states]}")
+    names = [migration_pb2.MigrationState.Name(state) for state in states]
+    wait_for(reached, lambda: f"the migration to be {names}, it is {found}", LIMIT)
     return found[0]
 
 

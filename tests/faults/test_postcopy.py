@@ -1,0 +1,107 @@
+"""Post-copy: the guest runs at the destination while its pages come; links that break are mended, and a package that is
+too long leaves it where it was."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.streams import ENDED, Pair, Proxy, counts, wait_state
+from tests.waiting import wait_for
+from vmesh.client import MachineClient
+from vmesh.v1 import migration_pb2
+
+pytestmark = pytest.mark.system
+
+ACTIVE, PAUSED = migration_pb2.MIGRATION_POSTCOPY_ACTIVE, migration_pb2.MIGRATION_POSTCOPY_PAUSED
+
+
+@pytest.fixture
+def pair(root: Path) -> Iterator[Pair]:
+    made = Pair(root)
+    yield made
+    made.close()
+
+
+def begin(source: MachineClient, uri: str, *, background: int) -> None:
+    """Switch over at once; nothing but what is asked for comes any faster than `background` bytes a second."""
+    source.migrate_set(postcopy_ram=True, max_bandwidth=1 << 20, max_postcopy_bandwidth=background)
+    source.migrate(uri)
+    source.migrate_start_postcopy()
+
+
+def same_ram(pair: Pair) -> bool:
+    """Whether all that the guest does not write is the same in both."""
+    here, there = ((pair.runtime / name / "ram.seg").read_bytes() for name in ("source", "target"))
+    return here[4096:] == there[4096:]
+
+
+def test_package_that_is_too_long_leaves_the_machine_at_the_source_and_the_next_try_moves_it(pair: Pair) -> None:
+    source, target = pair.start("source"), pair.start("target", "-incoming", "defer")
+    for side, limit in ((source, 500), (target, 600)):
+        side.migrate_set(max_package_bytes=limit)
+        begin(source, f"unix:{pair.listen(target)}", background=0)
+        status = wait_state(source, *ENDED)
+        assert status.state == migration_pb2.MIGRATION_FAILED
+        assert f"at most {limit} bytes" in status.error
+        assert f"got {status.package_bytes} bytes" in status.error
+        assert counts(source)
+        assert wait_state(target, *ENDED).state == migration_pb2.MIGRATION_FAILED
+        side.migrate_set(max_package_bytes=status.package_bytes)  # just enough
+    begin(source, f"unix:{pair.listen(target)}", background=8 << 20)
+    wait_state(target, ACTIVE)
+    assert counts(target)  # while its pages come
+    assert wait_state(source, *ENDED).state == migration_pb2.MIGRATION_COMPLETED
+    status = wait_state(target, *ENDED)
+    assert status.state == migration_pb2.MIGRATION_COMPLETED
+    assert sum(status.fault_latency_us) >= 1
+    assert same_ram(pair)
+
+
+def test_link_that_breaks_is_mended_and_nothing_is_lost(pair: Pair) -> None:
+    source, target = pair.start("source"), pair.start("target", "-incoming", "defer")
+    proxy = Proxy(pair.place(), pair.listen(target), lambda at, data: data)
+    begin(source, proxy.uri, background=2 << 20)
+    for how in ("cut", "asked", "asked there"):
+        for side in (source, target):
+            wait_state(side, ACTIVE)
+        wait_for(lambda: target.status().run_state == "running", "the guest to run")
+        match how:
+            case "cut":
+                proxy.cut()
+            case "asked":
+                source.migrate_pause()
+            case _:
+                target.migrate_pause()
+        for side in (source, target):
+            assert wait_state(side, PAUSED).ram.remaining >= 0
+        assert source.status().run_state == "postmigrate"
+        place = pair.place()
+        target.migrate_recover(f"unix:{place}")
+        source.migrate(f"unix:{place}", resume=True)
+    source.migrate_set(max_postcopy_bandwidth=0)
+    for side in (source, target):
+        assert wait_state(side, *ENDED).state == migration_pb2.MIGRATION_COMPLETED
+    assert counts(target)
+    assert same_ram(pair)
+
+
+def test_destination_that_dies_before_it_runs_leaves_the_machine_at_the_source(pair: Pair) -> None:
+    source = pair.start("source")
+    target = pair.start("target", "-incoming", "defer")
+    place = pair.listen(target)
+    source.migrate_set(postcopy_ram=True, max_bandwidth=1 << 20)
+    source.migrate(f"unix:{place}")
+    wait_state(source, migration_pb2.MIGRATION_ACTIVE)
+    pid = pair.pid("target", "migration")
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    source.migrate_start_postcopy()
+    wait_state(source, migration_pb2.MIGRATION_DEVICE)
+    os.kill(pid, signal.SIGKILL)
+    assert wait_state(source, *ENDED).state == migration_pb2.MIGRATION_FAILED
+    assert counts(source)
