@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import grpc
 
 from vmesh.machine import Machine
-from vmesh.v1 import cpu_pb2, gateway_pb2, migration_pb2
+from vmesh.v1 import cpu_pb2, gateway_pb2, migration_pb2, trace_pb2
 from vmesh.v1.gateway_pb2_grpc import MachineStub
 
 Reply = TypeVar("Reply")
@@ -46,8 +46,9 @@ class MachineClient:
     def close(self) -> None:
         self._channel.close()
 
-    def status(self) -> gateway_pb2.MachineStatus:
-        return self._call(self._stub.Status, gateway_pb2.StatusRequest())
+    def status(self, *, usage: bool = False) -> gateway_pb2.MachineStatus:
+        """`usage`: also what the processes use of their host."""
+        return self._call(self._stub.Status, gateway_pb2.StatusRequest(usage=usage))
 
     def pause(self) -> None:
         self._call(self._stub.Pause, gateway_pb2.PauseRequest())
@@ -125,6 +126,49 @@ class MachineClient:
     def remove_device(self, name: str) -> None:
         """Take a device away that was added, or that a flag has put there."""
         self._call(self._stub.RemoveDevice, gateway_pb2.RemoveDeviceRequest(name=name))
+
+    def metrics(self) -> str:
+        """The machine's counters in Prometheus's text format."""
+        return self._call(self._stub.Metrics, gateway_pb2.MetricsRequest()).text
+
+    def events(self) -> Iterator[gateway_pb2.Event]:
+        """What happens from now on, until the machine ends."""
+        return self._stream(self._stub.Events, gateway_pb2.EventsRequest())
+
+    def trace(self) -> Iterator[trace_pb2.TraceRecords]:
+        """The bus's traffic from now on, until the iterator is closed or the machine ends."""
+        return self._stream(self._stub.Trace, gateway_pb2.TraceRequest())
+
+    def attach(self, typed: Iterable[bytes], device: str = "") -> Iterator[gateway_pb2.ConsoleOutput]:
+        """A console's output, until the machine ends. `typed`, read in a thread of gRPC's, is its input.
+
+        Closing the iterator detaches.
+        """
+
+        def requests() -> Iterator[gateway_pb2.ConsoleInput]:
+            yield gateway_pb2.ConsoleInput(device=device)
+            for data in typed:
+                yield gateway_pb2.ConsoleInput(data=data)
+
+        return self._stream(self._stub.Attach, requests())
+
+    def _stream(self, method: Callable[..., Any], request: Any) -> Iterator[Any]:
+        """The messages of a stream that has no end of its own. That the machine ends is no error."""
+        try:
+            grpc.channel_ready_future(self._channel).result(self._timeout)
+        except grpc.FutureTimeoutError:
+            raise GatewayError(f"machine '{self._name}' does not answer at its gateway") from None
+        call = method(request)
+        try:
+            yield from call
+        except grpc.RpcError as error:
+            if isinstance(error, grpc.Call) and error.code() not in (
+                grpc.StatusCode.UNAVAILABLE,
+                grpc.StatusCode.CANCELLED,
+            ):
+                raise GatewayError(f"machine '{self._name}': {error.details()}") from error
+        finally:
+            call.cancel()
 
     def _call(self, method: Callable[..., Reply], request: Any, timeout: float = 0.0) -> Reply:
         try:

@@ -12,21 +12,23 @@ import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from google.protobuf.message import DecodeError, Message
 
-from vmesh import errors, service
+from vmesh import errors, service, trace
 from vmesh.doorbell import Bell, Raiser
 from vmesh.guest_memory import GuestMemory, LocalGuestMemory, RemoteGuestMemory
 from vmesh.service import Runtime, Service
 from vmesh.slot import MARKS, Slot
+from vmesh.trace import MemoryTrace, identity, now_ns
 from vmesh.v1 import bus_pb2 as messages
 from vmesh.v1 import lifecycle_pb2 as lifecycle
 from vmesh.v1 import memory_pb2
 from vmesh.v1.common_pb2 import ROLE_DEVICE, ROLE_HART, ROLE_IRQCHIP, Welcome
 from vmesh.v1.packet_pb2 import Packet
 from vmesh.v1.slot_pb2 import LinkRecord, SlotRecord
+from vmesh.v1.trace_pb2 import TRACE_HANDLED, TRACE_SENT, TraceKind
 from vmesh.wire import Client, Peer
 
 WINDOW = 1024  # accesses of one hart that may be unacknowledged
@@ -260,6 +262,10 @@ class DeviceService(Service):
         self._slot = Slot(runtime.machine.path / f"{runtime.name}.slot", fresh=runtime.epoch == 1)
         device.marks = self._slot.marks
         self._written = b""
+        self._acting: _Link | None = None  # whose access was made last in this turn of the loop
+        self._recorder = runtime.recorder
+        self._memory_trace: MemoryTrace | None = None
+        runtime.log.trace = self._trace_id
         self._owed: list[tuple[_Link, int]] = []  # answers, when the slot has what they say
         self._description = messages.Description(
             name=runtime.name,
@@ -409,6 +415,26 @@ class DeviceService(Service):
             **self._device.counters(),
         }
 
+    def trace(self, on: bool) -> None:
+        if on and self._memory_trace is None:
+            self._memory_trace = MemoryTrace(self._device.memory, self._record_dma)
+        elif not on and self._memory_trace is not None:
+            self._memory_trace.close()
+            self._memory_trace = None
+
+    def _trace_id(self) -> str:
+        """Of the access that is being handled; empty if none is."""
+        link = self._acting
+        return identity(self._runtime.name, link.hart, link.done) if link is not None else ""
+
+    def _record(self, kind: TraceKind.ValueType, time_ns: int, **fields: Any) -> None:
+        if (link := self._acting) is not None:
+            fields |= {"hart": link.hart, "sequence": link.done}
+        self._recorder.add(kind, time_ns, device=self._runtime.name, **fields)
+
+    def _record_dma(self, kind: TraceKind.ValueType, time_ns: int, address: int, size: int) -> None:
+        self._record(kind, time_ns, value=address, size=size)
+
     def _check_batch(self, client: Client, link: _Link, packet: Packet) -> None:
         """Raises a VmeshError for a batch that cannot be taken; nothing of it was executed."""
         batch = packet.access_batch
@@ -442,6 +468,8 @@ class DeviceService(Service):
     def _perform(self, link: _Link, packet: Packet) -> None:
         batch = packet.access_batch
         accesses = batch.accesses
+        began = now_ns() if self._recorder.on else 0
+        self._acting = link
         device, sizes = self._device, self._sizes
         value, bus_error = 0, False
         for index in range(max(0, link.done + 1 - batch.sequence), len(accesses)):
@@ -466,6 +494,8 @@ class DeviceService(Service):
         link.done = batch.sequence + len(accesses) - 1
         link.value, link.bus_error = value, bus_error
         device.flush()
+        if began:
+            self._record(TRACE_HANDLED, began, duration_ns=now_ns() - began, size=len(accesses))
         if access.write and (access.region, access.offset, access.size) in self._posted:
             # Nobody waits for the answer to posted writes: the end of the turn has time for it. What they changed goes
             # to the irqchip, which listens.
@@ -530,6 +560,7 @@ class DeviceService(Service):
         owed, self._owed = self._owed, []
         for link, packet_id in owed:
             self._answer(link, packet_id, None)
+        self._acting = None
 
     def _send_raises(self) -> None:
         """What is nothing but a raise goes to the irqchip straight, if that listens."""
@@ -540,6 +571,8 @@ class DeviceService(Service):
             if self._raiser.send(self._runtime.epoch, sequence, self._latches.index(key), bits):
                 self._update_sequence = sequence
                 self._updates += 1
+                if self._recorder.on:
+                    self._record(TRACE_SENT, now_ns(), update=sequence, text=f"raise {key[1]:#x} bits {bits:#x}")
             else:
                 self._device.wires.raise_latch(*key, bits)
 
@@ -562,6 +595,9 @@ class DeviceService(Service):
         self._updates += 1
         update = messages.DeviceUpdate(epoch=self._runtime.epoch, sequence=self._update_sequence)
         self._device.wires.fill(update, everything=everything)
+        if self._recorder.on:
+            text = trace.describe(update, self._device.regions)
+            self._record(TRACE_SENT, now_ns(), update=update.sequence, text=text)
         return update
 
     def _take_back(self, update: messages.DeviceUpdate) -> None:

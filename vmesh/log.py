@@ -1,7 +1,8 @@
 """The log of a machine: one line an event, from every service, in `log` of the machine directory.
 
 Warnings and errors also go to stderr. A line is `<UTC time> <level> <service> <event> key=value ...`. Values are quoted
-where they need it, and cut at 400 characters, since they may come from a guest or a peer.
+where they need it, and cut at 400 characters, since they may come from a guest or a peer. What is written while an
+access of the guest is handled ends with its id, `trace=device/hart/sequence` (proto/vmesh/v1/trace.proto).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,6 +24,7 @@ class Log:
     """Writes lines of one service. Without `path`, and for warnings and errors, to stderr."""
 
     def __init__(self, name: str, path: Path | None = None) -> None:
+        self.trace: Callable[[], str] = lambda: ""  # gives the id of the access that is being handled, if one is
         self._name = name
         self._fd = -1
         if path is not None:
@@ -44,6 +47,8 @@ class Log:
     def _write(self, level: str, event: str, fields: dict[str, object]) -> None:
         now = time.time()
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now * 1000) % 1000:03d}Z"
+        if trace := self.trace():
+            fields["trace"] = trace
         values = "".join(f" {key}={_quote(str(value))}" for key, value in fields.items())
         line = f"{stamp} {level} {self._name} {event}{values}\n"
         if self._fd >= 0:

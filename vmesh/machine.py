@@ -113,6 +113,9 @@ class Machine:
     def network(self, device: str) -> Path:
         """The folder where the network of that card listens for it, if the keeper has one."""
         return self.path / f"{device}.network"
+    def attached_console(self, device: str) -> Path:
+        """Where the keeper of that console listens for who wants to attach to it: services/monitor/attach.py."""
+        return self.path / f"{device}.attach"
 
     def write_record(self, record: MachineRecord) -> None:
         """Replace machine.json at once: a reader sees the old or the new one. Does nothing if the directory is gone."""

@@ -24,6 +24,7 @@ from vmesh import errors, lifeline, wire
 from vmesh.log import Log
 from vmesh.loop import Loop
 from vmesh.machine import Machine
+from vmesh.trace import Recorder
 from vmesh.v1 import common_pb2 as common
 from vmesh.v1 import lifecycle_pb2 as lifecycle
 from vmesh.v1.common_pb2 import Notice, Role, Severity, Welcome
@@ -128,6 +129,9 @@ class Service:
     def orphaned(self) -> None:
         """The lifeline has ended; the process ends next. Do not wait for anybody."""
 
+    def trace(self, on: bool) -> None:
+        """Record in `Runtime.recorder` what happens on the bus, or no more. It may be on already."""
+
     def counters(self) -> dict[str, int]:
         """For HealthReport, beside those of the connections."""
         return {}
@@ -150,6 +154,7 @@ class Runtime:
         if not self.machine.path.is_dir():
             raise errors.ConfigError("--machine", expected="a machine directory", got=str(self.machine.path))
         self.log = Log(self.name, self.machine.log)
+        self.recorder = Recorder(self.name)
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._notices: deque[Notice] = deque(maxlen=_KEPT_NOTICES)
         self._deferred: deque[tuple[wire.Client, Packet]] = deque()  # requests that came during `ask`
@@ -316,6 +321,11 @@ class Runtime:
                 service.reset()
             case "shutdown":
                 self._end()
+            case "trace_control":
+                self.recorder.switch(packet.trace_control.on)
+                service.trace(packet.trace_control.on)
+            case "trace_take":
+                return self.recorder.take()
             case _:
                 return service.handle(client, packet)
         return common.Done()

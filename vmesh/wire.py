@@ -62,6 +62,7 @@ _ALLOWED: dict[str, frozenset[Role.ValueType]] = {
     **{name: frozenset({common.ROLE_MONITOR}) for name in (*_CPU, *_DEBUG)},
     **{name: frozenset({common.ROLE_MONITOR}) for name in ("migration_request", "machine_answer")},
     **{name: frozenset({common.ROLE_MIGRATION}) for name in ("shoot_down", "throttle")},
+    **{name: frozenset({common.ROLE_MONITOR}) for name in ("trace_control", "trace_take")},
 }
 
 

@@ -62,6 +62,14 @@ class RegisterTable:
     def values(self) -> int:
         return ctypes.addressof(self._values)
 
+    def kinds_of(self, offset: int) -> int:
+        """As native code finds it there."""
+        return self._kinds[offset] if offset < len(self._kinds) else 0
+
+    def value(self, offset: int, size: int) -> int:
+        """The shadow value of a register."""
+        return int.from_bytes(bytes(self._values[offset : offset + size]), "little")
+
     def set(self, offset: int, size: int, value: int | None) -> None:
         """Takes a shadow value, or withdraws it; what the description does not call a shadow is ignored."""
         if (offset, size) not in self._shadow_kinds:
@@ -113,6 +121,7 @@ class Device:
         self.tables = tables
         self.last_update = 0
         self.epoch = description.epoch
+        self.seen: Callable[[Device, messages.DeviceUpdate], None] | None = None  # gets each update that is taken
         self._board = board
         self._seen: dict[tuple[int, ...], int] = {}
         rows = _latches(description)
@@ -136,6 +145,8 @@ class Device:
             if update.epoch < self.epoch:
                 return
             self._begin(update.epoch)
+            if self.seen is not None:
+                self.seen(self, update)
             sequence = update.sequence
             for shadow in sorted(update.shadows, key=self._is_latch):
                 latch = self._latch_at.get((shadow.region, shadow.offset))
@@ -285,6 +296,11 @@ class Link:
         self._joined = False
         self._peer = dial()
         self._hello = self._peer.say_hello()
+
+    @property
+    def next_sequence(self) -> int:
+        """The number of the next access."""
+        return self._done + 1 + len(self._kept)
 
     def connect(self) -> None:
         """Waits until the device has answered the Hello. Raises NoAnswer, Ending."""

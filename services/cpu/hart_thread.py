@@ -11,6 +11,7 @@ from typing import Any
 
 from vmesh import errors
 from vmesh.v1 import bus_pb2 as messages
+from vmesh.v1.trace_pb2 import TRACE_SYNC, TRACE_UNMAPPED
 from vmesh.wire import Peer
 
 from .bus import Counters, Ending, Link, NoAnswer, now_ns
@@ -30,6 +31,7 @@ from .isa.riscv.state import (
 )
 from .pages import Pages
 from .regions import Regions
+from .trace import Tracer
 
 #: Harts that connect to all devices before they run, which takes some milliseconds; others do when they need one.
 _CONNECTED = 8
@@ -116,6 +118,7 @@ class HartThread(threading.Thread):
         stopped: Callable[[], None],
         regions: Regions | None,
         devices: Sequence[int],
+        tracer: Tracer,
     ) -> None:
         super().__init__(name=f"hart {number}", daemon=True)
         self.counters = Counters()
@@ -131,6 +134,7 @@ class HartThread(threading.Thread):
         self._stopped = stopped
         self._regions = regions
         self._devices = devices
+        self._tracer = tracer
         self._links: dict[int, Link] = {}
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.pages = Pages(partial(dial_memory, self._wake), harts.is_present)
@@ -223,7 +227,11 @@ class HartThread(threading.Thread):
 
     def _post(self, device: int, accesses: list[messages.Access]) -> None:
         with self._waiting_for(device):
-            self._link(device).post(accesses, now_ns())
+            link = self._link(device)
+            began, sequence = now_ns(), link.next_sequence
+            link.post(accesses, began)
+            if self._tracer.on:
+                self._tracer.batch(self._hart, device, began, sequence, len(accesses))
 
     def _drain(self) -> None:
         """Returns when every posted write has been handled."""
@@ -255,6 +263,13 @@ class HartThread(threading.Thread):
             else:
                 hart.access_value = value
                 hart.access_state = ACCESS_DONE
+            if self._tracer.on:
+                self._tracer.record(hart, number, TRACE_UNMAPPED, now_ns(), value=hart.access_offset)
+            return
+        tracing = self._tracer.on
+        if tracing and self._tracer.access(hart, number, self._link(number).next_sequence):
+            if write and self._tracer.rings(hart, number):
+                self._flush()
             return
         posted = self._take_ring()
         before = posted.pop(number, [])
@@ -266,7 +281,15 @@ class HartThread(threading.Thread):
         )
         hart.access_state = ACCESS_FAILED
         with self._waiting_for(number):
-            answer = self._link(number).access(before, access, now_ns())
+            link = self._link(number)
+            began, sequence = now_ns(), link.next_sequence + len(before)
+            answer = link.access(before, access, began)
+            if tracing:
+                took, value = now_ns() - began, value if write else answer.value
+                text = "access fault" if answer.bus_error else ""
+                self._tracer.record(
+                    hart, number, TRACE_SYNC, began, duration_ns=took, sequence=sequence, value=value, text=text
+                )
             if not answer.bus_error:
                 hart.access_value = answer.value
                 hart.access_state = ACCESS_DONE

@@ -117,6 +117,7 @@ class Harts:
         self._listener_begin = self.blob.function("listener_begin", 3, result=False)
         self._take_raises = self.blob.function("take_raises", 2)
         self._listen = self.blob.function("listen", 1)
+        self._withheld: dict[tuple[int, int], tuple[int, int]] = {}  # by device and region: kinds, doorbell's size
         self.hart: list[Any] = []
         self.address: list[int] = []
         self._memory: list[mmap.mmap] = []
@@ -171,6 +172,24 @@ class Harts:
         """Writes of small values to that register of a device's region ring ``file``."""
         region = self._region(device, index)
         region.doorbell_offset, region.doorbell_size, region.doorbell_file = offset, size, file
+
+    def leave_to_python(self, device: int) -> None:
+        """From now on native code leaves every access to a device, but to latches' clearing, to Python."""
+        for region in self._regions(device):
+            if (key := (device, region.index)) not in self._withheld:
+                self._withheld[key] = region.kinds, region.doorbell_size
+                region.kinds = region.doorbell_size = 0
+
+    def leave_to_native(self, device: int) -> None:
+        """The end of `leave_to_python`."""
+        for region in self._regions(device):
+            if (withheld := self._withheld.pop((device, region.index), None)) is not None:
+                region.kinds, size = withheld
+                region.doorbell_size = region.doorbell_size or size
+
+    def _regions(self, device: int) -> list[Any]:
+        regions = [self.machine.regions[number] for number in range(self.machine.region_count)]
+        return [region for region in regions if region.device == device]
 
     def rung(self, device: int, index: int) -> list[int]:
         """The values that a doorbell has been rung with."""

@@ -35,6 +35,7 @@ from .perf_map import PerfMap
 from .region_store import RegionStore, store_path
 from .regions import Regions, Translation
 from .registers import Registers, registers
+from .trace import Tracer
 from .translator_process import TranslatorProcess
 
 #: A Python thread that wants the interpreter gets it this soon, in seconds: harts in Python code are rare and short.
@@ -115,6 +116,7 @@ class Cpu(Service):
         self._debugger, self._registers = Debugger(self._harts), Registers(self._harts)
         if self._paused_at:  # guest time begins now
             self._paused_at = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        self._tracer = Tracer(self._runtime.recorder, self._harts)
         if self._perf_map is not None:
             self._perf_map.core(self._harts.blob.base, len(self._core.image), self._core.symbols)
         if self._translator is not None:
@@ -137,6 +139,7 @@ class Cpu(Service):
                 partial(self._call, self._hart_stopped, number),
                 self._regions,
                 tuple(self._devices),
+                self._tracer,
             )
             self._threads.append(thread)
             thread.start()
@@ -381,6 +384,9 @@ class Cpu(Service):
     def _dial_memory(self, hart: int, wake: int) -> wire.Peer:
         return self._runtime.dial("memory", common_pb2.ROLE_CPU, hart=hart, wake=wake)
 
+    def trace(self, on: bool) -> None:
+        self._tracer.switch(self._devices.values(), on)
+
     def counters(self) -> dict[str, int]:
         bus = self._bus_counters()
         regions = {} if self._regions is None else self._regions.counters()
@@ -523,7 +529,8 @@ class Cpu(Service):
         return counters
 
     def _status(self) -> cpu_pb2.CpuStatus:
-        status = cpu_pb2.CpuStatus(bus=self._bus_counters())
+        now = self._paused_at or time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        status = cpu_pb2.CpuStatus(bus=self._bus_counters(), time_ns=max(0, now - self._harts.machine.time_base))
         for number, (hart, thread) in enumerate(zip(self._harts.hart, self._threads, strict=True)):
             doing = cpu_pb2.HART_RUNNING
             if self._gate.closed:
@@ -534,7 +541,15 @@ class Cpu(Service):
                 doing = cpu_pb2.HART_BUS
             elif hart.waiting:
                 doing = cpu_pb2.HART_WAITING
-            status.harts.add(hart=number, state=doing, pc=hart.pc, privilege=hart.privilege, retired=hart.retired)
+            waits_for = self._devices[int(device)].name if (device := thread.waits_for) else ""
+            status.harts.add(
+                hart=number,
+                state=doing,
+                pc=hart.pc,
+                privilege=hart.privilege,
+                retired=hart.retired,
+                waits_for=waits_for,
+            )
         return status
 
     def _all_registers(self, number: int) -> cpu_pb2.HartRegisters:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
+from services.monitor.attach import Attachments
 from vmesh import chardev
 from vmesh.log import Log
 from vmesh.loop import Loop
@@ -30,12 +31,13 @@ class _Connection:
 
 
 class KeptConsole:
-    """Owns the character device of `specification`, and listens at `path` for the device: its lives, one by one.
+    """Owns the character device of `specification`, and listens at `path` for the device: its lives, one by one; and at
+    `attach` for whoever else wants to see and type.
 
     While two are there (one is about to take the other's place), the older one has the input. Raises ConfigError.
     """
 
-    def __init__(self, path: Path, specification: str, loop: Loop, log: Log) -> None:
+    def __init__(self, path: Path, attach: Path, specification: str, loop: Loop, log: Log) -> None:
         self._loop = loop
         self._log = log
         self._chardev = chardev.make(specification, loop, log, self._room, self._typed)
@@ -48,6 +50,7 @@ class KeptConsole:
         self._listener.bind(str(path))
         self._listener.listen(4)
         loop.watch(self._listener.fileno(), read=self._accept)
+        self._attached = Attachments(attach, loop, self._room, self._typed)
         self._chardev.start()
 
     def look(self) -> None:
@@ -107,6 +110,7 @@ class KeptConsole:
         if fresh := packet.data[old:]:
             self._output += len(fresh)
             self._chardev.write(fresh)
+            self._attached.output(fresh)
             if self._chardev.full:
                 self._loop.watch(life.socket.fileno())  # until `look` finds room
         if packet.data:
@@ -134,6 +138,7 @@ class KeptConsole:
             del self._input[:count]
             self._position = position
             self._chardev.input_changed()
+            self._attached.input_changed()
         return True
 
     def _send_input(self) -> None:

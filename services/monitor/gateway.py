@@ -6,12 +6,12 @@ The only threads of the monitor are here. Each call becomes an operation that th
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
@@ -20,14 +20,19 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from services.monitor import hotplug, operations
+from services.monitor import streams as open_streams
 from services.monitor.operations import Operation, RequestError
+from services.monitor.streams import Streams, refuse
 from services.monitor.supervisor import StateError, Supervisor
 from services.monitor.swap import swap
-from vmesh.v1 import cpu_pb2, gateway_pb2, migration_pb2
+from services.monitor.usage import add_usage
+from vmesh.v1 import cpu_pb2, gateway_pb2, migration_pb2, trace_pb2
 from vmesh.v1.gateway_pb2_grpc import MachineServicer, add_MachineServicer_to_server
 
 SERVICE = gateway_pb2.DESCRIPTOR.services_by_name["Machine"].full_name
-_THREADS = 4
+# Each call has a thread while it lasts, made when it is first needed; streams leave some to the others.
+_THREADS = open_streams.LIMIT + 16
+_MESSAGE_BYTES = 1 << 20  # of what a client sends
 # An operation fails by itself when a service owes an answer too long; this only bounds a chain of slow ones.
 _CALL_LIMIT = 60.0
 _SNAPSHOT_LIMIT = 3600.0  # a large machine on a slow disk
@@ -42,10 +47,11 @@ def serve(supervisor: Supervisor, socket: Path) -> grpc.Server:
     """
     server = grpc.server(
         ThreadPoolExecutor(_THREADS, thread_name_prefix="gateway"),
-        options=[("grpc.max_receive_message_length", 1 << 20), ("grpc.so_reuseport", 0)],
+        maximum_concurrent_rpcs=_THREADS,
+        options=[("grpc.max_receive_message_length", _MESSAGE_BYTES), ("grpc.so_reuseport", 0)],
     )
     add_MachineServicer_to_server(_Machine(supervisor), server)
-    state = health.HealthServicer()
+    state = health.HealthServicer(experimental_non_blocking=True)
     health_pb2_grpc.add_HealthServicer_to_server(state, server)
     for name in ("", SERVICE):
         state.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -58,22 +64,42 @@ def serve(supervisor: Supervisor, socket: Path) -> grpc.Server:
 class _Machine(MachineServicer):
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
+        self._streams = Streams(supervisor)
 
     def Status(self, request: gateway_pb2.StatusRequest, context: grpc.ServicerContext) -> gateway_pb2.MachineStatus:
+        return self._status(context, usage=request.usage)
+
+    def Metrics(self, request: gateway_pb2.MetricsRequest, context: grpc.ServicerContext) -> gateway_pb2.MetricsReply:
+        from services.monitor.metrics import exposition  # here: whoever does not ask need not have it imported
+
+        return gateway_pb2.MetricsReply(text=exposition(self._status(context, usage=True)))
+
+    def Events(self, request: gateway_pb2.EventsRequest, context: grpc.ServicerContext) -> Iterator[gateway_pb2.Event]:
+        return self._streams.events(context)
+
+    def Attach(
+        self, request_iterator: Iterator[gateway_pb2.ConsoleInput], context: grpc.ServicerContext
+    ) -> Iterator[gateway_pb2.ConsoleOutput]:
+        return self._streams.attach(request_iterator, context)
+
+    def Trace(
+        self, request: gateway_pb2.TraceRequest, context: grpc.ServicerContext
+    ) -> Iterator[trace_pb2.TraceRecords]:
+        return self._streams.trace(context)
+
+    def _status(self, context: grpc.ServicerContext, *, usage: bool) -> gateway_pb2.MachineStatus:
         supervisor = self._supervisor
         cpu = cpu_pb2.CpuStatus()
-        known: Future[gateway_pb2.MachineStatus] = Future()
         if supervisor.board.cpu:
             with suppress(StateError, RequestError, FutureTimeoutError):
                 supervisor.submit(operations.cpu_status(supervisor.board, cpu), exclusive=False).result(_CALL_LIMIT)
-        supervisor.call(lambda: known.set_result(supervisor.machine_status()))
-        try:
-            status = known.result(_CALL_LIMIT)
-        except FutureTimeoutError:
-            _refuse(context, grpc.StatusCode.UNAVAILABLE, "the monitor has ended")
+        status = self._in_loop(supervisor.machine_status, context)
         status.harts.extend(cpu.harts)
         if cpu.HasField("bus"):
             status.bus.CopyFrom(cpu.bus)
+        status.guest_seconds = cpu.time_ns / 1e9
+        if usage:
+            add_usage(status, supervisor.other_processes)
         return status
 
     def Pause(self, request: gateway_pb2.PauseRequest, context: grpc.ServicerContext) -> gateway_pb2.PauseReply:
@@ -96,7 +122,7 @@ class _Machine(MachineServicer):
         board = self._supervisor.board
         found = cpu_pb2.HartRegisters()
         if not board.cpu:
-            _refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "the machine has no cpu service")
+            refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "the machine has no cpu service")
         self._do(operations.registers(board, request.hart, found), context, exclusive=False)
         return found
 
@@ -129,7 +155,7 @@ class _Machine(MachineServicer):
             case gateway_pb2.MIGRATE_PAUSE:
                 made.pause.SetInParent()
             case _:
-                _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "expected an action")
+                refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "expected an action")
         return self._migration(made, context)
 
     def MigrateRecover(
@@ -169,7 +195,7 @@ class _Machine(MachineServicer):
     ) -> gateway_pb2.MigrateInformation:
         status = _result(self._supervisor.migration.request_to_end(request), context, _SNAPSHOT_LIMIT)
         if status.state != migration_pb2.MIGRATION_COMPLETED:
-            _refuse(context, grpc.StatusCode.FAILED_PRECONDITION, status.error)
+            refuse(context, grpc.StatusCode.FAILED_PRECONDITION, status.error)
         return gateway_pb2.MigrateInformation(status=status)
 
     def _in_loop(self, work: Callable[[], Found], context: grpc.ServicerContext) -> Found:
@@ -208,14 +234,9 @@ def _result(future: Future[Found], context: grpc.ServicerContext, limit: float =
     try:
         return future.result(limit)
     except StateError as error:
-        _refuse(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        refuse(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
     except RequestError as error:
         code = grpc.StatusCode.INVALID_ARGUMENT if error.callers_fault else grpc.StatusCode.UNAVAILABLE
-        _refuse(context, code, str(error))
+        refuse(context, code, str(error))
     except FutureTimeoutError:
-        _refuse(context, grpc.StatusCode.UNAVAILABLE, f"not done after {limit:g} s")
-
-
-def _refuse(context: grpc.ServicerContext, code: grpc.StatusCode, text: str) -> NoReturn:
-    context.abort(code, text)
-    raise AssertionError("abort returned")
+        refuse(context, grpc.StatusCode.UNAVAILABLE, f"not done after {limit:g} s")

@@ -137,8 +137,8 @@ class _Process:
         try:
             for name, specification in consoles.items():
                 log = Log(name, self._machine.log)
-                path = self._machine.kept_console(name)
-                self._consoles.append(KeptConsole(path, specification, self._loop, log))
+                path, attach = self._machine.kept_console(name), self._machine.attached_console(name)
+                self._consoles.append(KeptConsole(path, attach, specification, self._loop, log))
         except errors.VmeshError as error:
             self._control.send(json.dumps({"failed": f"the console of {name}: {error}"}).encode())
         for command in self._commands:

@@ -153,6 +153,7 @@ class Supervisor:
         self.loop = Loop()
         self.launched = False  # whether the harts have ever run
         self.powered_off = False  # by the guest, and paused since, as `actions` says
+        self.at_end: set[Callable[[], None]] = set()  # called when the loop has ended
         self.open_gateway: Callable[[], None] = lambda: None
         self.on_hart_stop: Callable[[common_pb2.HartStop], None] = lambda stop: None
         self.on_phase: Callable[[str], None] = lambda phase: None
@@ -237,6 +238,8 @@ class Supervisor:
         """Loop until no service is left. Returns the exit status of the machine."""
         self._tick()
         self._loop.run()
+        for end in self.at_end:
+            end()
         return self._exit_status
 
     def submit(self, operation: Operation, *, exclusive: bool) -> Future[None]:
@@ -309,6 +312,11 @@ class Supervisor:
         """Whether the services' warnings are copied to stderr."""
         self._output.mirror = sys.stderr if on else None
 
+    @property
+    def other_processes(self) -> dict[str, int]:
+        """The pids of those that are no services: this one, and the keeper."""
+        return {"monitor": os.getpid(), "keeper": self._keeper.child.pid}
+
     def machine_status(self) -> gateway_pb2.MachineStatus:
         """All that is known here without asking the services."""
         status = gateway_pb2.MachineStatus(
@@ -318,6 +326,7 @@ class Supervisor:
             last_error=self.failure,
             run_state=self.run_state,
         )
+        now = time.monotonic()
         for service in self.services.values():
             status.services.add(
                 name=service.command.name,
@@ -328,6 +337,7 @@ class Supervisor:
                 last_error=service.last_error,
                 counters=service.counters,
                 complaints=self._complaints_about(service.command.name),
+                owes_seconds=now - service.asked_at if service.asked_at is not None else 0.0,
             )
         return status
 

@@ -21,6 +21,8 @@ def control(verb: str, name: str, hart: int) -> int:
                 print(show.machine(client.status()))
             case "registers":
                 print(show.registers(client.registers(hart)))
+            case "metrics":
+                print(client.metrics(), end="")
             case "pause":
                 client.pause()
             case "resume":

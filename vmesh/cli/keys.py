@@ -32,16 +32,25 @@ KEYS: Mapping[str, tuple[Action, str]] = {
 }
 
 
-def key_help() -> str:
+#: Of `vmesh attach`.
+ATTACHED_KEYS: Mapping[str, tuple[Action, str]] = {
+    "h": (Action.HELP, "print this help"),
+    "d": (Action.EXIT, "detach: the machine goes on"),
+    "x": (Action.EXIT, "the same"),
+}
+
+
+def key_help(keys: Mapping[str, tuple[Action, str]] = KEYS) -> str:
     """The text of Ctrl-A h, lines ending in a newline."""
-    lines = [f"Ctrl-A {key}       {what}" for key, (_, what) in KEYS.items()]
+    lines = [f"Ctrl-A {key}       {what}" for key, (_, what) in keys.items()]
     return "\n".join(["", *lines, "Ctrl-A Ctrl-A  send Ctrl-A", ""])
 
 
 @dataclass(slots=True)
 class KeyMux:
-    """Splits the bytes typed into those for whoever has the focus and the actions of Ctrl-A keys, in their order."""
+    """Splits the bytes typed into those for whoever has the focus and the actions of Ctrl-A `keys`, in their order."""
 
+    keys: Mapping[str, tuple[Action, str]] = field(default_factory=lambda: KEYS)
     escaped: bool = False
 
     def feed(self, typed: bytes) -> list[bytes | Action]:
@@ -58,7 +67,7 @@ class KeyMux:
             self.escaped = False
             if byte == ESCAPE:
                 plain.append(byte)
-            elif action := KEYS.get(chr(byte)):
+            elif action := self.keys.get(chr(byte)):
                 if plain:
                     pieces.append(bytes(plain))
                     plain.clear()

@@ -163,6 +163,75 @@ def _device_del(arguments: Sequence[str]) -> int:
     from vmesh.cli.control import device_del
 
     return device_del(options.name, options.id)
+def _attach(arguments: Sequence[str]) -> int:
+    text = "Show a console of a running machine on this terminal, and type at it. The terminal that the machine was "
+    text += "started on, and others that are attached, go on as before. Ctrl-A d detaches, Ctrl-A h lists the keys."
+    parser = _machine_parser("attach", text)
+    parser.add_argument("device", nargs="?", default="", metavar="DEVICE", help="which console (default: uart0)")
+    parser.add_argument("--read-only", action="store_true", help="only look; Ctrl-C ends that")
+    options = parser.parse_args(arguments)
+    from vmesh.cli.attach import attach
+
+    return attach(options.name, options.device, read_only=options.read_only)
+
+
+def _events(arguments: Sequence[str]) -> int:
+    parser = _machine_parser("events", "Print what happens to a machine (QMP's events), until it ends or Ctrl-C.")
+    parser.add_argument("--json", action="store_true", help="print JSON, an object a line, as QMP has it")
+    options = parser.parse_args(arguments)
+    from vmesh.cli.events import events
+
+    return events(options.name, as_json=options.json)
+
+
+def _top(arguments: Sequence[str]) -> int:
+    text = "Show what a machine does: whether it is stuck, slow or idle; its services with CPU and memory; its harts "
+    text += "with MIPS; the bus. Live on a terminal (q quits), otherwise once."
+    parser = _machine_parser("top", text)
+    parser.add_argument("--interval", type=_seconds, default=1.0, metavar="SECONDS", help="between two looks (1)")
+    parser.add_argument("--once", action="store_true", help="print it once, also on a terminal")
+    options = parser.parse_args(arguments)
+    from vmesh.cli.top import top
+
+    return top(options.name, options.interval, once=options.once)
+
+
+def _trace(arguments: Sequence[str]) -> int:
+    text = "Record the bus's traffic: accesses by register name, value, pc and duration, batches, updates and "
+    text += "interrupts, DMA. The harts are slower meanwhile. Without -o: a line each on stdout; with it: a Chrome "
+    text += "trace for Perfetto."
+    parser = _machine_parser("trace", text)
+    parser.add_argument("-o", dest="output", type=Path, metavar="FILE", help="write Chrome trace JSON to FILE")
+    parser.add_argument("--lines", action="store_true", help="with -o: write readable lines instead")
+    parser.add_argument("--seconds", type=_seconds, default=0.0, metavar="N", help="how long (default: until Ctrl-C)")
+    options = parser.parse_args(arguments)
+    from vmesh.cli.trace import trace
+
+    return trace(options.name, options.output, options.seconds, lines=options.lines)
+
+
+def _metrics(arguments: Sequence[str]) -> int:
+    parser = _machine_parser("metrics", "Print a machine's counters in Prometheus's text format.")
+    options = parser.parse_args(arguments)
+    from vmesh.cli.control import control
+
+    return control("metrics", options.name, 0)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"'{text}': expected seconds, above 0")
+    return value
+
+
+def _machine_parser(command: str, text: str) -> _Parser:
+    parser = _Parser(prog=f"vmesh {command}", description=text)
+    parser.add_argument("name", metavar="NAME", help="the machine, as `vmesh ps` lists it")
+    return parser
 
 
 def _guest(arguments: Sequence[str]) -> int:
@@ -276,6 +345,11 @@ COMMANDS: Mapping[str, Subcommand] = {
     "ps": Subcommand("List the running machines and their services.", _ps),
     **{name: Subcommand(text, _control(name, text)) for name, text in _CONTROLS.items()},
     "monitor": Subcommand("A machine's HMP prompt, with completion and history.", _monitor),
+    "attach": Subcommand("Show a console of a machine on this terminal.", _attach),
+    "events": Subcommand("Print what happens to a machine.", _events),
+    "top": Subcommand("Show what a machine does, and whether it is stuck.", _top),
+    "trace": Subcommand("Record a machine's bus traffic.", _trace),
+    "metrics": Subcommand("Print a machine's counters for Prometheus.", _metrics),
     "swap": Subcommand("Put another program in the place of a device.", _swap),
     "migrate": Subcommand("Move a running machine to another that waits for it.", _migrate),
     "snapshot": Subcommand("Save machines into files, and load them.", _snapshot),

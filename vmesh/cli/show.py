@@ -12,7 +12,7 @@ _STATES = {
     gateway_pb2.MACHINE_PAUSED: "paused",
     gateway_pb2.MACHINE_ENDING: "ending",
 }
-_HART_STATES = {
+HART_STATES = {
     cpu_pb2.HART_RUNNING: "running",
     cpu_pb2.HART_WAITING: "waiting for an interrupt",
     cpu_pb2.HART_PAUSED: "paused",
@@ -20,7 +20,7 @@ _HART_STATES = {
     cpu_pb2.HART_PAGE: "waiting for a page of memory",
 }
 _BUS_FIELDS = cpu_pb2.BusCounters.DESCRIPTOR.fields
-_PRIVILEGES = {cpu_pb2.PRIVILEGE_USER: "U", cpu_pb2.PRIVILEGE_SUPERVISOR: "S", cpu_pb2.PRIVILEGE_MACHINE: "M"}
+PRIVILEGES = {cpu_pb2.PRIVILEGE_USER: "U", cpu_pb2.PRIVILEGE_SUPERVISOR: "S", cpu_pb2.PRIVILEGE_MACHINE: "M"}
 
 
 def state(status: gateway_pb2.MachineStatus) -> str:
@@ -42,7 +42,7 @@ def services(status: gateway_pb2.MachineStatus) -> str:
 
 def hart_state(hart: cpu_pb2.HartStatus) -> str:
     """`running`, `waiting for an interrupt` and the like."""
-    return _HART_STATES.get(hart.state, "unknown")
+    return HART_STATES.get(hart.state, "unknown")
 
 
 def machine(status: gateway_pb2.MachineStatus) -> str:
@@ -51,7 +51,7 @@ def machine(status: gateway_pb2.MachineStatus) -> str:
         (
             str(hart.hart),
             hart_state(hart),
-            _PRIVILEGES.get(hart.privilege, "?"),
+            PRIVILEGES.get(hart.privilege, "?"),
             f"0x{hart.pc:016x}",
             f"{hart.retired:,}",
         )

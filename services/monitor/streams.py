@@ -1,0 +1,138 @@
+"""The gateway's streams: events, consoles, the bus's traffic. Each has a thread of the gateway's while it lasts.
+
+What comes from the supervisor's loop goes through a bounded queue, so that neither the loop waits for a client nor a
+queue grows.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import chain
+from typing import NoReturn, TypeVar
+
+import grpc
+
+from services.monitor.attach import INPUT_BYTES
+from services.monitor.events import Event
+from services.monitor.feed import Feed
+from services.monitor.supervisor import Supervisor
+from services.monitor.tracing import Tracing
+from vmesh.v1 import gateway_pb2, trace_pb2
+
+LIMIT = 32  # streams at once
+_EVENTS = 1024  # that are kept for a client
+_TRACES = 64  # messages of a trace that are kept for a client
+_OUTPUT_BYTES = 64 << 10  # of one ConsoleOutput, at least as large as the keeper's packets
+_SERIAL_PORT = "uart0"
+
+Item = TypeVar("Item")
+
+
+class Streams:
+    """All that are open."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._tracing = Tracing(supervisor)
+        self._free = threading.Semaphore(LIMIT)
+
+    def events(self, context: grpc.ServicerContext) -> Iterator[gateway_pb2.Event]:
+        feed: Feed[Event] = Feed(_EVENTS)
+        with self._stream(context, feed.close):
+            unsubscribe = self._subscribe(self._supervisor.events.subscribe, feed)
+            try:
+                for dropped, event in feed:
+                    data = json.dumps(event.data)
+                    yield gateway_pb2.Event(name=event.name, data=data, time_us=event.time_us, dropped=dropped)
+            finally:
+                unsubscribe()
+
+    def attach(
+        self, request_iterator: Iterator[gateway_pb2.ConsoleInput], context: grpc.ServicerContext
+    ) -> Iterator[gateway_pb2.ConsoleOutput]:
+        first = next(request_iterator, None)
+        if first is None:
+            return
+        console = self._console(first.device, context)
+        with console, self._stream(context, lambda: _hang_up(console)):
+            typing = threading.Thread(target=_type, args=(console, first, request_iterator), daemon=True)
+            typing.start()
+            # The keeper drops what is not taken from this socket in time.
+            while data := console.recv(_OUTPUT_BYTES):
+                yield gateway_pb2.ConsoleOutput.FromString(data)
+
+    def trace(self, context: grpc.ServicerContext) -> Iterator[trace_pb2.TraceRecords]:
+        feed: Feed[trace_pb2.TraceRecords] = Feed(_TRACES)
+        with self._stream(context, feed.close):
+            end = self._subscribe(self._tracing.subscribe, feed)
+            try:
+                for dropped, records in feed:
+                    records.dropped += dropped
+                    yield records
+            finally:
+                end()
+
+    def _console(self, device: str, context: grpc.ServicerContext) -> socket.socket:
+        """A connection to the keeper's side of a console."""
+        machine = self._supervisor.machine
+        there = sorted(path.stem for path in machine.path.glob("*.attach"))
+        name = device or (_SERIAL_PORT if _SERIAL_PORT in there else there[0] if there else "")
+        if name not in there:
+            expected = f"expected one of {', '.join(there)}" if there else "this machine has none"
+            refuse(context, grpc.StatusCode.NOT_FOUND, f"there is no console '{name[:80]}'; {expected}")
+        console = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            console.connect(str(machine.attached_console(name)))
+        except OSError as error:
+            console.close()
+            refuse(context, grpc.StatusCode.UNAVAILABLE, f"console '{name}': {error.strerror}")
+        return console
+
+    @contextmanager
+    def _stream(self, context: grpc.ServicerContext, end: Callable[[], None]) -> Iterator[None]:
+        """For as long as a stream lasts; `end` is called when the client has gone, or the machine ends."""
+        if not self._free.acquire(blocking=False):
+            refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, f"there are {LIMIT} streams already; end one")
+        try:
+            self._supervisor.call(lambda: self._supervisor.at_end.add(end))
+            if not context.add_callback(end):
+                end()  # it has gone already
+            yield
+        finally:
+            self._supervisor.call(lambda: self._supervisor.at_end.discard(end))
+            self._free.release()
+
+    def _subscribe(
+        self, subscribe: Callable[[Callable[[Item], None]], Callable[[], None]], feed: Feed[Item]
+    ) -> Callable[[], None]:
+        """Have the loop fill `feed`; call the result to end that."""
+        ends: list[Callable[[], None]] = []
+
+        def end() -> None:
+            ends.pop()()
+
+        self._supervisor.call(lambda: ends.append(subscribe(feed.put)))
+        return lambda: self._supervisor.call(end)
+
+
+def _hang_up(console: socket.socket) -> None:
+    with suppress(OSError):
+        console.shutdown(socket.SHUT_RDWR)
+
+
+def _type(console: socket.socket, first: gateway_pb2.ConsoleInput, more: Iterator[gateway_pb2.ConsoleInput]) -> None:
+    """What a client sends becomes input of the console as the guest takes it; gRPC's flow control holds up the rest."""
+    with suppress(OSError, grpc.RpcError):  # either end has gone
+        for message in chain((first,), more):
+            for place in range(0, len(message.data), INPUT_BYTES):
+                console.send(message.data[place : place + INPUT_BYTES])
+
+
+def refuse(context: grpc.ServicerContext, code: grpc.StatusCode, text: str) -> NoReturn:
+    """End a call with an error, one line for people."""
+    context.abort(code, text)
+    raise AssertionError("abort returned")

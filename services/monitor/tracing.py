@@ -1,0 +1,73 @@
+"""The bus's traffic for whoever wants to see it: the services record while somebody does, and are asked for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from vmesh.errors import PeerError
+from vmesh.v1 import trace_pb2
+from vmesh.v1.packet_pb2 import Packet
+
+if TYPE_CHECKING:
+    from services.monitor.supervisor import Service, Supervisor
+
+Subscriber = Callable[[trace_pb2.TraceRecords], None]
+
+_INTERVAL = 0.1  # seconds between two questions to a service
+_TIMER = "trace"
+
+
+class Tracing:
+    """Of the loop's thread only."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._subscribers: dict[object, Subscriber] = {}
+        self._recording: dict[str, int] = {}  # the epoch of each service that was asked to record
+
+    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
+        """Give `subscriber` each message from now on; call the result to end that. It must return at once."""
+        token = object()
+        self._subscribers[token] = subscriber
+        if len(self._subscribers) == 1:
+            self._ask()
+
+        def end() -> None:
+            self._subscribers.pop(token, None)
+
+        return end
+
+    def _ask(self) -> None:
+        """What each service has recorded; services that came meanwhile begin to record."""
+        if not self._subscribers:
+            self._stop()
+            return
+        for service in self._services():
+            name = service.command.name
+            with suppress(PeerError):  # it is busy, or gone
+                if self._recording.get(name) != service.epoch:
+                    self._recording[name] = service.epoch
+                    service.link.ask(trace_pb2.TraceControl(on=True), lambda packet: None)
+                service.link.ask(trace_pb2.TraceTake(), self._take)
+        self._supervisor.loop.call_in(_TIMER, _INTERVAL, self._ask)
+
+    def _take(self, packet: Packet) -> None:
+        if packet.WhichOneof("body") != "trace_records":
+            return  # a device that knows nothing of this
+        records = packet.trace_records
+        if records.records or records.dropped:
+            for subscriber in list(self._subscribers.values()):
+                copy = trace_pb2.TraceRecords()
+                copy.CopyFrom(records)
+                subscriber(copy)
+
+    def _stop(self) -> None:
+        self._recording.clear()
+        for service in self._services():
+            with suppress(PeerError):
+                service.link.ask(trace_pb2.TraceControl(on=False), lambda packet: None)
+
+    def _services(self) -> list[Service]:
+        return [service for service in self._supervisor.services.values() if service.ready and service.alive]
