@@ -127,6 +127,16 @@ class MachineClient:
         """Take a device away that was added, or that a flag has put there."""
         self._call(self._stub.RemoveDevice, gateway_pb2.RemoveDeviceRequest(name=name))
 
+    def read_memory(self, address: int, size: int, *, hart: int = 0, physical: bool = False) -> bytes:
+        """Guest memory, at most 1 MiB; less than `size` where it ends."""
+        request = cpu_pb2.ReadMemory(address=address, size=size, hart=hart, physical=physical)
+        return self._call(self._stub.ReadMemory, request).data
+
+    def write_memory(self, address: int, data: bytes, *, hart: int = 0, physical: bool = False) -> None:
+        """All of it, or nothing with an error."""
+        request = cpu_pb2.WriteMemory(address=address, data=data, hart=hart, physical=physical)
+        self._call(self._stub.WriteMemory, request)
+
     def metrics(self) -> str:
         """The machine's counters in Prometheus's text format."""
         return self._call(self._stub.Metrics, gateway_pb2.MetricsRequest()).text

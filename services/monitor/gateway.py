@@ -21,7 +21,7 @@ from grpc_reflection.v1alpha import reflection
 
 from services.monitor import hotplug, operations
 from services.monitor import streams as open_streams
-from services.monitor.operations import Operation, RequestError
+from services.monitor.operations import Board, Operation, RequestError
 from services.monitor.streams import Streams, refuse
 from services.monitor.supervisor import StateError, Supervisor
 from services.monitor.swap import swap
@@ -32,7 +32,8 @@ from vmesh.v1.gateway_pb2_grpc import MachineServicer, add_MachineServicer_to_se
 SERVICE = gateway_pb2.DESCRIPTOR.services_by_name["Machine"].full_name
 # Each call has a thread while it lasts, made when it is first needed; streams leave some to the others.
 _THREADS = open_streams.LIMIT + 16
-_MESSAGE_BYTES = 1 << 20  # of what a client sends
+_MEMORY_BYTES = 1 << 20  # of one ReadMemory or WriteMemory
+_MESSAGE_BYTES = _MEMORY_BYTES + (64 << 10)  # of what a client sends
 # An operation fails by itself when a service owes an answer too long; this only bounds a chain of slow ones.
 _CALL_LIMIT = 60.0
 _SNAPSHOT_LIMIT = 3600.0  # a large machine on a slow disk
@@ -119,12 +120,28 @@ class _Machine(MachineServicer):
         return gateway_pb2.QuitReply()
 
     def Registers(self, request: gateway_pb2.RegistersRequest, context: grpc.ServicerContext) -> cpu_pb2.HartRegisters:
-        board = self._supervisor.board
         found = cpu_pb2.HartRegisters()
-        if not board.cpu:
-            refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "the machine has no cpu service")
+        board = self._board_with_cpu(context)
         self._do(operations.registers(board, request.hart, found), context, exclusive=False)
         return found
+
+    def ReadMemory(self, request: cpu_pb2.ReadMemory, context: grpc.ServicerContext) -> cpu_pb2.MemoryContent:
+        if not 0 < request.size <= _MEMORY_BYTES:
+            refuse(
+                context, grpc.StatusCode.INVALID_ARGUMENT, f"size: expected 1 to {_MEMORY_BYTES}, got {request.size}"
+            )
+        content = bytearray()
+        self._do(operations.read_memory(self._board_with_cpu(context), request, content), context, exclusive=False)
+        return cpu_pb2.MemoryContent(data=bytes(content))
+
+    def WriteMemory(self, request: cpu_pb2.WriteMemory, context: grpc.ServicerContext) -> gateway_pb2.WriteMemoryReply:
+        self._do(operations.write_memory(self._board_with_cpu(context), request), context, exclusive=False)
+        return gateway_pb2.WriteMemoryReply()
+
+    def _board_with_cpu(self, context: grpc.ServicerContext) -> Board:
+        if not self._supervisor.board.cpu:
+            refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "the machine has no cpu service")
+        return self._supervisor.board
 
     def SwapDevice(
         self, request: gateway_pb2.SwapDeviceRequest, context: grpc.ServicerContext

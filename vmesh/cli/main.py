@@ -210,6 +210,31 @@ def _trace(arguments: Sequence[str]) -> int:
     return trace(options.name, options.output, options.seconds, lines=options.lines)
 
 
+def _memory(arguments: Sequence[str]) -> int:
+    text = "Show guest memory: virtual addresses as a hart would translate them, or physical ones."
+    parser = _machine_parser("memory", text)
+    parser.add_argument("address", type=_number, metavar="ADDRESS", help="0x80200000")
+    parser.add_argument("length", type=_number, nargs="?", default=256, metavar="LENGTH", help="bytes (256)")
+    parser.add_argument("--physical", action="store_true", help="ADDRESS is a physical one")
+    parser.add_argument("--hart", type=int, default=0, metavar="N", help="whose translation (default: 0)")
+    parser.add_argument("-o", dest="output", type=Path, metavar="FILE", help="write the bytes to FILE")
+    parser.add_argument("--json", action="store_true", help="print JSON, the bytes in hexadecimal")
+    options = parser.parse_args(arguments)
+    from vmesh.cli.memory import memory
+
+    return memory(options)
+
+
+def _number(text: str) -> int:
+    try:
+        value = int(text, 0)
+    except ValueError:
+        value = -1
+    if not 0 <= value < 1 << 64:
+        raise argparse.ArgumentTypeError(f"'{text}': expected a number such as 4096 or 0x1000")
+    return value
+
+
 def _metrics(arguments: Sequence[str]) -> int:
     parser = _machine_parser("metrics", "Print a machine's counters in Prometheus's text format.")
     options = parser.parse_args(arguments)
@@ -349,6 +374,7 @@ COMMANDS: Mapping[str, Subcommand] = {
     "events": Subcommand("Print what happens to a machine.", _events),
     "top": Subcommand("Show what a machine does, and whether it is stuck.", _top),
     "trace": Subcommand("Record a machine's bus traffic.", _trace),
+    "memory": Subcommand("Show a machine's memory.", _memory),
     "metrics": Subcommand("Print a machine's counters for Prometheus.", _metrics),
     "swap": Subcommand("Put another program in the place of a device.", _swap),
     "migrate": Subcommand("Move a running machine to another that waits for it.", _migrate),
