@@ -13,7 +13,9 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc
 
-from vmesh.machine import Machine
+from vmesh.errors import ConfigError
+from vmesh.machine import Machine, find
+from vmesh.remote import Remote, is_remote, parse
 from vmesh.v1 import cpu_pb2, gateway_pb2, migration_pb2, trace_pb2
 from vmesh.v1.gateway_pb2_grpc import MachineStub
 
@@ -22,17 +24,43 @@ Reply = TypeVar("Reply")
 _SNAPSHOT_SECONDS = 3600.0  # a large machine on a slow disk
 
 
+_MESSAGE_BYTES = 16 << 20  # of one that the gateway sends: a busy bus's trace
+
+
 class GatewayError(Exception):
     """A call that the machine refused or did not answer; the message is one line for the user."""
 
 
-class MachineClient:
-    """One connection to one machine. Every call raises GatewayError, also when `timeout` seconds have passed."""
+def connect(name: str, timeout: float = 10.0) -> MachineClient:
+    """A client of the machine of that name, or at `tcp:HOST:PORT,tls-creds=FOLDER`.
 
-    def __init__(self, machine: Machine, timeout: float = 10.0) -> None:
-        self._name = machine.name
+    Raises MachineError if there is none of that name, GatewayError for an address that is none and bad keys.
+    """
+    if not is_remote(name):
+        return MachineClient(find(name), timeout)
+    try:
+        return MachineClient(parse(name), timeout)
+    except ConfigError as error:
+        raise GatewayError(str(error)) from error
+
+
+class MachineClient:
+    """One connection to one machine. Every call raises GatewayError, also when `timeout` seconds have passed.
+
+    ConfigError for keys of a remote one that cannot be used.
+    """
+
+    def __init__(self, machine: Machine | Remote, timeout: float = 10.0) -> None:
         self._timeout = timeout
-        self._channel = grpc.insecure_channel(f"unix:{machine.gateway}")
+        options = [("grpc.max_receive_message_length", _MESSAGE_BYTES)]
+        if isinstance(machine, Machine):
+            self._name = machine.name
+            self._channel = grpc.insecure_channel(f"unix:{machine.gateway}", options)
+        else:
+            self._name = machine.target
+            keys = machine.keys(server=False)
+            credentials = grpc.ssl_channel_credentials(keys.authority, keys.key, keys.certificate)
+            self._channel = grpc.secure_channel(machine.target, credentials, options)
         self._stub = MachineStub(self._channel)
 
     def __enter__(self) -> MachineClient:

@@ -25,9 +25,11 @@ from services.monitor.keeper import Keeper
 from services.monitor.migration import IncomingOptions
 from services.monitor.output import Output
 from services.monitor.supervisor import Settings, Supervisor
-from vmesh.errors import ConfigError
+from vmesh.errors import ConfigError, VmeshError
 from vmesh.log import Log
 from vmesh.machine import MachineError, adopt
+from vmesh.remote import Remote
+from vmesh.remote import parse as parse_remote
 from vmesh.spawn import ServiceCommand, end_orphans
 
 
@@ -82,7 +84,9 @@ def main(argv: list[str]) -> int:
     supervisor.watch(signals, lambda: supervisor.end(0, reason="host-signal"))
     if arguments.lifeline is not None:
         supervisor.watch(arguments.lifeline, lambda: _launcher_gone(supervisor, arguments.lifeline))
-    supervisor.open_gateway = lambda: threading.Thread(target=_open_gateway, args=(supervisor,), daemon=True).start()
+    supervisor.open_gateway = lambda: threading.Thread(
+        target=_open_gateway, args=(supervisor, arguments.gateway, arguments.metrics), daemon=True
+    ).start()
     status = supervisor.run()
     os.close(ours)
     end_orphans()  # what a keeper that was killed has left
@@ -95,14 +99,19 @@ def main(argv: list[str]) -> int:
     return status
 
 
-def _open_gateway(supervisor: Supervisor) -> None:
+def _open_gateway(supervisor: Supervisor, remote: Remote | None, metrics: tuple[str, int] | None) -> None:
     # gRPC is imported last: it has threads, which do not survive the forks, and the guest need not wait for it.
     from services.monitor.gateway import serve
 
     try:
-        server = serve(supervisor, supervisor.machine.gateway)
-    except (OSError, RuntimeError) as error:
-        failure = f"the monitor cannot open its gateway {supervisor.machine.gateway}: {error}"
+        server = serve(supervisor, supervisor.machine.gateway, remote)
+        if metrics is not None:
+            from services.monitor import metrics as exporter  # here: nobody else needs it
+            from services.monitor.status import machine_status
+
+            exporter.serve(*metrics, lambda: machine_status(supervisor, usage=True))
+    except (OSError, RuntimeError, VmeshError) as error:
+        failure = f"the monitor cannot open its gateway {remote or supervisor.machine.gateway}: {error}"
         supervisor.call(lambda: supervisor.end(1, failure))
         return
     supervisor.call(lambda: supervisor.on_phase("gateway open"))
@@ -169,6 +178,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         metavar="MODE=ENDPOINT",
         help="where to speak QMP (control, control-pretty) or HMP (readline): unix:PATH or tcp:127.0.0.1:PORT",
     )
+    add("--gateway", type=_remote, metavar="tcp:HOST:PORT,tls-creds=DIR", help="another door, by mutual TLS")
+    add("--metrics", type=_port, metavar="HOST:PORT", help="answer Prometheus over HTTP, on the loopback interface")
     add("--no-reboot", action="store_true", help="end when the guest asks for a reset")
     add("--health-interval", type=float, default=1.0, metavar="SECONDS", help="between two looks at a service")
     add("--health-limit", type=float, default=10.0, metavar="SECONDS", help="without an answer: it hangs")
@@ -190,6 +201,18 @@ def _console(text: str) -> tuple[str, str]:
     if not (name and equals and specification):
         raise argparse.ArgumentTypeError(f"expected NAME=CHARDEV, got '{text}'")
     return name, specification
+
+
+def _remote(text: str) -> Remote:
+    try:
+        return parse_remote(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _port(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 def _command(text: str) -> ServiceCommand:

@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,10 +21,11 @@ from grpc_reflection.v1alpha import reflection
 from services.monitor import hotplug, operations
 from services.monitor import streams as open_streams
 from services.monitor.operations import Board, Operation, RequestError
+from services.monitor.status import machine_status
 from services.monitor.streams import Streams, refuse
 from services.monitor.supervisor import StateError, Supervisor
 from services.monitor.swap import swap
-from services.monitor.usage import add_usage
+from vmesh.remote import Remote
 from vmesh.v1 import cpu_pb2, gateway_pb2, migration_pb2, trace_pb2
 from vmesh.v1.gateway_pb2_grpc import MachineServicer, add_MachineServicer_to_server
 
@@ -41,10 +41,10 @@ _SNAPSHOT_LIMIT = 3600.0  # a large machine on a slow disk
 Found = TypeVar("Found")
 
 
-def serve(supervisor: Supervisor, socket: Path) -> grpc.Server:
-    """Open the gateway at `socket`, for its owner only, as long as the result is kept.
+def serve(supervisor: Supervisor, socket: Path, remote: Remote | None = None) -> grpc.Server:
+    """Open the gateway at `socket`, for its owner only, and at `remote`, as long as the result is kept.
 
-    Raises RuntimeError if it cannot listen there.
+    Raises RuntimeError if it cannot listen there, ConfigError for keys that cannot be used.
     """
     server = grpc.server(
         ThreadPoolExecutor(_THREADS, thread_name_prefix="gateway"),
@@ -58,6 +58,11 @@ def serve(supervisor: Supervisor, socket: Path) -> grpc.Server:
         state.set(name, health_pb2.HealthCheckResponse.SERVING)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     server.add_insecure_port(f"unix:{socket}")
+    if remote is not None:
+        keys = remote.keys(server=True)
+        pairs = [(keys.key, keys.certificate)]
+        credentials = grpc.ssl_server_credentials(pairs, keys.authority, require_client_auth=True)
+        server.add_secure_port(remote.target, credentials)
     server.start()
     return server
 
@@ -89,19 +94,10 @@ class _Machine(MachineServicer):
         return self._streams.trace(context)
 
     def _status(self, context: grpc.ServicerContext, *, usage: bool) -> gateway_pb2.MachineStatus:
-        supervisor = self._supervisor
-        cpu = cpu_pb2.CpuStatus()
-        if supervisor.board.cpu:
-            with suppress(StateError, RequestError, FutureTimeoutError):
-                supervisor.submit(operations.cpu_status(supervisor.board, cpu), exclusive=False).result(_CALL_LIMIT)
-        status = self._in_loop(supervisor.machine_status, context)
-        status.harts.extend(cpu.harts)
-        if cpu.HasField("bus"):
-            status.bus.CopyFrom(cpu.bus)
-        status.guest_seconds = cpu.time_ns / 1e9
-        if usage:
-            add_usage(status, supervisor.other_processes)
-        return status
+        try:
+            return machine_status(self._supervisor, usage=usage)
+        except StateError as error:
+            refuse(context, grpc.StatusCode.UNAVAILABLE, str(error))
 
     def Pause(self, request: gateway_pb2.PauseRequest, context: grpc.ServicerContext) -> gateway_pb2.PauseReply:
         self._do(operations.pause(self._supervisor.board), context)

@@ -11,8 +11,8 @@ from contextlib import suppress
 
 from vmesh.cli.keys import ATTACHED_KEYS, Action, KeyMux, key_help
 from vmesh.cli.terminal import RawTerminal
-from vmesh.client import GatewayError, MachineClient
-from vmesh.machine import MachineError, find
+from vmesh.client import GatewayError, MachineClient, connect
+from vmesh.machine import MachineError
 
 STDIN, STDOUT = 0, 1
 _PIECE = 4096
@@ -84,7 +84,7 @@ class _Attached:
 def attach(name: str, device: str, *, read_only: bool) -> int:
     """Until Ctrl-A d, or the machine ends. Returns the exit status."""
     try:
-        with MachineClient(find(name)) as client:
+        with connect(name) as client:
             attached = _Attached(client, device, read_only=read_only)
             if os.isatty(STDIN):
                 leave = "Ctrl-C" if read_only else "Ctrl-A d"

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 
 from vmesh.cli import show
-from vmesh.client import GatewayError, MachineClient
-from vmesh.machine import MachineError, find
+from vmesh.client import GatewayError, MachineClient, connect
+from vmesh.machine import MachineError
 
 _START_LIMIT = 60.0  # seconds for a new device
 
@@ -54,7 +54,7 @@ def device_del(name: str, device: str) -> int:
 
 def _call(verb: str, name: str, call: Callable[[MachineClient], None], limit: float = 10.0) -> int:
     try:
-        with MachineClient(find(name), timeout=limit) as client:
+        with connect(name, limit) as client:
             call(client)
     except (MachineError, GatewayError, ValueError) as error:
         print(f"vmesh {verb}: {error}", file=sys.stderr)

@@ -6,14 +6,14 @@ import json
 import sys
 import time
 
-from vmesh.client import GatewayError, MachineClient
-from vmesh.machine import MachineError, find
+from vmesh.client import GatewayError, connect
+from vmesh.machine import MachineError
 
 
 def events(name: str, *, as_json: bool) -> int:
     """Returns the exit status."""
     try:
-        with MachineClient(find(name)) as client:
+        with connect(name) as client:
             for event in client.events():
                 data = json.loads(event.data)
                 if as_json:

@@ -255,7 +255,7 @@ def _seconds(text: str) -> float:
 
 def _machine_parser(command: str, text: str) -> _Parser:
     parser = _Parser(prog=f"vmesh {command}", description=text)
-    parser.add_argument("name", metavar="NAME", help="the machine, as `vmesh ps` lists it")
+    parser.add_argument("name", metavar="NAME", help="the machine, as `vmesh ps` lists it, or its -gateway address")
     return parser
 
 

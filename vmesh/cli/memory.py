@@ -7,8 +7,8 @@ import json
 import sys
 from collections.abc import Iterator
 
-from vmesh.client import GatewayError, MachineClient
-from vmesh.machine import MachineError, find
+from vmesh.client import GatewayError, MachineClient, connect
+from vmesh.machine import MachineError
 
 _PIECE = 1 << 20  # bytes of one question
 _SHOWN = 1 << 20  # bytes that are printed at most
@@ -22,7 +22,7 @@ def memory(options: argparse.Namespace) -> int:
         print(f"vmesh memory: expected at most {_SHOWN} bytes without -o FILE, got {length}", file=sys.stderr)
         return 2
     try:
-        with MachineClient(find(options.name)) as client:
+        with connect(options.name) as client:
             found = 0
             if options.output is not None:
                 with options.output.open("wb") as file:

@@ -92,6 +92,8 @@ class RunOptions:
     incoming: str = ""  # where a migration comes in, or "defer"
     load_snapshot: Path | None = None
     gdb: str = ""  # where gdb can connect, see vmesh.cli.gdb
+    gateway: str = ""  # a second place where the gateway listens, see vmesh.remote
+    metrics: str = ""  # HOST:PORT of the loopback interface
     reboot: bool = True
     log_items: frozenset[str] = frozenset()
     log_file: Path | None = None
@@ -464,6 +466,30 @@ def _gdb(options: RunOptions, text: str) -> RunOptions:
 
 def _gdb_default(options: RunOptions, _text: str) -> RunOptions:
     return replace(options, gdb=gdb.parse(gdb.DEFAULT))
+def _gateway(options: RunOptions, text: str) -> RunOptions:
+    from vmesh import remote
+    from vmesh.errors import VmeshError
+
+    try:
+        found = remote.parse(text)
+    except VmeshError as error:
+        raise ValueError(str(error)) from None
+    for name in ("ca-cert.pem", "server-cert.pem", "server-key.pem"):
+        if not (found.folder / name).is_file():
+            raise ValueError(f"expected {name} in {found.folder}")
+    return replace(options, gateway=f"{text.partition(',')[0]},tls-creds={found.folder}")
+
+
+def _metrics(options: RunOptions, text: str) -> RunOptions:
+    from vmesh.migration.uri import is_loopback
+
+    host, _, port = text.rpartition(":")
+    host = host.strip("[]") or "127.0.0.1"
+    if not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
+        raise ValueError("expected HOST:PORT, such as 127.0.0.1:9100")
+    if not is_loopback(host):
+        raise ValueError(f"expected an address of this host's loopback, got '{host}': there are no keys for it")
+    return replace(options, metrics=f"{host}:{port}")
 
 
 def _no_reboot(options: RunOptions, _text: str) -> RunOptions:
@@ -615,6 +641,14 @@ OPTIONS: tuple[Option, ...] = (
     Option(("-loadvm",), "TAG|FILE", "Begin with a snapshot (vmesh snapshot save).", _load_snapshot),
     Option(("-gdb",), "DEV", f"Let gdb connect, with -S before the guest starts: {gdb.USAGE}.", _gdb),
     Option(("-s",), "", f"-gdb {gdb.DEFAULT}", _gdb_default),
+    Option(
+        ("-gateway",),
+        "tcp:HOST:PORT,tls-creds=FOLDER",
+        "Let clients with keys control the machine over TCP, by mutual TLS, beside its Unix socket. FOLDER has "
+        "ca-cert.pem, server-cert.pem and server-key.pem.",
+        _gateway,
+    ),
+    Option(("-metrics",), "[HOST]:PORT", "Answer Prometheus over HTTP at a port of the loopback interface.", _metrics),
     Option(("-no-reboot",), "", "End when the guest asks for a reset.", _no_reboot),
     Option(("-d",), "ITEMS", "Say these on stderr, comma separated; -d help lists them.", _log_items),
     Option(("-D",), "FILE", "Keep the machine's log, every line of every service, in FILE.", _log_file),

@@ -87,6 +87,10 @@ def monitor_command(planned: MachinePlan, options: RunOptions, machine: Machine)
     for door in options.doors:
         where = f"unix:{machine.terminal_monitor},server=on,wait=off" if door.where == "stdio" else door.where
         arguments += ["--door", f"{door.mode}={where}"]
+    if options.gateway:
+        arguments += ["--gateway", options.gateway]
+    if options.metrics:
+        arguments += ["--metrics", options.metrics]
     if not options.reboot:
         arguments.append("--no-reboot")
     if options.incoming:

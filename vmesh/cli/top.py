@@ -16,8 +16,8 @@ from rich.text import Text
 
 from vmesh.cli import show
 from vmesh.cli.terminal import RawTerminal
-from vmesh.client import GatewayError, MachineClient
-from vmesh.machine import MachineError, find
+from vmesh.client import GatewayError, MachineClient, connect
+from vmesh.machine import MachineError
 from vmesh.v1 import cpu_pb2, gateway_pb2
 from vmesh.v1.gateway_pb2 import MachineStatus
 
@@ -41,7 +41,7 @@ def top(name: str, interval: float, *, once: bool) -> int:
     """A table every `interval` seconds, until q; printed once where stdout is no terminal. Returns the exit status."""
     once = once or not sys.stdout.isatty()
     try:
-        with MachineClient(find(name)) as client:
+        with connect(name) as client:
             samples = [_sample(client)]
             if once:
                 for _ in range(_SAMPLES - 1):

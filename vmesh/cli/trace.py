@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from vmesh.client import GatewayError, MachineClient
-from vmesh.machine import MachineError, find
+from vmesh.client import GatewayError, connect
+from vmesh.machine import MachineError
 from vmesh.trace import identity
 from vmesh.v1 import trace_pb2
 from vmesh.v1.trace_pb2 import TraceRecord, TraceRecords
@@ -42,7 +42,7 @@ def trace(name: str, output: Path | None, seconds: float, *, lines: bool) -> int
     lines = lines or output is None
     total = dropped = 0
     try:
-        with MachineClient(find(name)) as client, _opened(output) as file:
+        with connect(name) as client, _opened(output) as file:
             stream = client.trace()
             timer = threading.Timer(seconds, client.close)
             timer.daemon = True
