@@ -1,0 +1,266 @@
+"""Seeing inside a machine that runs: consoles, events, the bus's trace, metrics, top; and who may connect to what."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tests.keys import make_keys
+from tests.system import programs
+from tests.system.conftest import PROMPT, Host, Terminal
+from tests.waiting import wait_for
+from vmesh.client import GatewayError, MachineClient
+from vmesh.machine import Machine
+from vmesh.remote import Remote
+from vmesh.v1 import gateway_pb2
+from vmesh.v1.gateway_pb2_grpc import MachineStub
+from vmesh.v1.trace_pb2 import TRACE_HANDLED, TRACE_POSTED, TRACE_SHADOW, TraceRecord
+
+pytestmark = pytest.mark.system
+
+Run = Callable[..., Terminal]
+
+
+@pytest.fixture
+def shared(host: Host, shell: Terminal) -> Iterator[MachineClient]:
+    with MachineClient(Machine(host.runtime / "shared")) as client:
+        yield client
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def remote(host: Host, tmp_path_factory: pytest.TempPathFactory, peer: Callable[[str], str]) -> Iterator[Remote]:
+    """The gateway over TCP of a machine `far`, whose hart sleeps."""
+    folder = tmp_path_factory.mktemp("far")
+    keys = make_keys(folder / "keys", peer("openssl"))
+    kernel = folder / "sleep.elf"
+    kernel.write_bytes(programs.elf(programs.sleep(1)))
+    place = Remote("127.0.0.1", free_port(), keys)
+    metrics = free_port()
+    flags = ("-bios", "none", "-kernel", str(kernel), "-serial", "null", "-name", "far")
+    machine = host.run(*flags, "-gateway", f"{place},tls-creds={keys}", "-metrics", f"127.0.0.1:{metrics}", pipes=True)
+    (folder / "metrics").write_text(str(metrics))
+    with MachineClient(Machine(host.runtime / "far")) as client:
+        wait_for(lambda: _answers(client), "the machine's gateway")
+    yield place
+    machine.close()
+
+
+def _answers(client: MachineClient) -> bool:
+    try:
+        client.status()
+    except GatewayError:
+        return False
+    return True
+
+
+class Attached(threading.Thread):
+    """Keeps what an attached console shows."""
+
+    def __init__(self, client: MachineClient, *typed: bytes) -> None:
+        super().__init__(daemon=True)
+        self.output = b""
+        self._stream = client.attach(typed)
+        self.start()
+
+    def run(self) -> None:
+        for output in self._stream:
+            self.output += output.data
+
+    def wait(self, text: bytes) -> None:
+        wait_for(lambda: text in self.output, lambda: f"{text!r} in {self.output!r}")
+
+
+def test_two_are_attached_beside_the_terminal(host: Host, shared: MachineClient, shell: Terminal) -> None:
+    with MachineClient(Machine(host.runtime / "shared")) as other:
+        looks = Attached(shared)
+        wait_for(lambda: looks.output, "what was written before")
+        types = Attached(other, b"echo both-$((40+2))\n")
+        for attached in (looks, types):
+            attached.wait(b"both-42")
+    shell.expect("both-42")
+    shell.expect(PROMPT)
+
+
+def test_there_is_no_such_console(host: Host, shell: Terminal) -> None:
+    said = host.vmesh("attach", "shared", "uart7", status=1)
+    assert said == "vmesh attach: machine 'shared': there is no console 'uart7'; expected one of uart0\n"
+
+
+def test_events_come_in_order_and_end_with_the_machine(host: Host, run: Run, tmp_path: Path) -> None:
+    kernel = tmp_path / "sleep.elf"
+    kernel.write_bytes(programs.elf(programs.sleep(1)))
+    run("-bios", "none", "-kernel", str(kernel), "-serial", "null", "-name", "told", pipes=True)
+    machine = Machine(host.runtime / "told")
+    wait_for(machine.gateway.exists, "the gateway")
+    with MachineClient(machine) as client:
+        names: list[str] = []
+        begun = threading.Event()
+
+        def listen() -> None:
+            stream = client.events()
+            begun.set()
+            names.extend(event.name for event in stream)
+
+        listener = threading.Thread(target=listen, daemon=True)
+        listener.start()
+        begun.wait(10)
+        wait_for(lambda: client.pause() or client.resume() or "RESUME" in names, "an event")
+        client.quit()
+        listener.join(30)
+        assert not listener.is_alive()
+    assert names[-1] == "SHUTDOWN"
+    assert "STOP" in names
+
+
+def test_a_trace_follows_an_access_by_its_id(shared: MachineClient, shell: Terminal) -> None:
+    records: list[TraceRecord] = []
+    stream = shared.trace()
+    reader = threading.Thread(target=lambda: [records.extend(each.records) for each in stream], daemon=True)
+    reader.start()
+
+    def traced() -> bool:
+        shell.ask("echo traced")
+        return any(record.kind == TRACE_HANDLED for record in list(records))
+
+    wait_for(traced, "the device to tell what it handled")
+    written = [each for each in list(records) if each.kind == TRACE_POSTED and each.register == "THR"]
+    assert b"traced" in bytes(record.value for record in written)
+    assert all(record.pc and record.write and record.device == "uart0" for record in written)
+    handled = [each for each in list(records) if each.kind == TRACE_HANDLED and each.device == "uart0"]
+    assert {each.sequence for each in handled} & {each.sequence for each in written}
+    assert any(each.kind == TRACE_SHADOW and each.register == "LSR" for each in list(records))
+
+
+def test_after_a_trace_the_bus_is_native_again(shared: MachineClient, shell: Terminal) -> None:
+    before = shared.status().bus
+    text = shell.ask("seq 1000 | tail -1; sleep 1")
+    after = shared.status().bus
+    assert "1000" in text
+    assert after.posted_accesses > before.posted_accesses
+    assert after.sync_round_trips - before.sync_round_trips < 200
+
+
+def test_a_trace_file_is_for_perfetto(host: Host, shell: Terminal, tmp_path: Path) -> None:
+    file = tmp_path / "trace.json"
+    typing = threading.Timer(0.5, lambda: shell.type("echo perfetto\n"))
+    typing.start()
+    host.vmesh("trace", "shared", "--seconds", "2", "-o", str(file))
+    shell.expect("perfetto\nperfetto")
+    shell.expect(PROMPT)
+    events = json.loads(file.read_text())["traceEvents"]
+    assert {"shared: cpu", "shared: uart0"} <= {e["args"]["name"] for e in events if e["name"] == "process_name"}
+    (first,) = [e for e in events if e["name"] == "write uart0.THR"][:1]
+    assert re.fullmatch(r"uart0/0/\d+", first["args"]["id"])
+    assert all({"ph", "pid", "tid"} <= event.keys() for event in events)
+
+
+def test_memory_is_read_and_written(host: Host, shared: MachineClient, shell: Terminal) -> None:
+    header = shared.read_memory(0x8020_0000, 64, physical=True)
+    assert header[0x38:0x3C] == b"RSC\x05"  # of Linux's Image for RISC-V
+    shared.write_memory(0x8020_0000, header, physical=True)
+    lines = host.vmesh("memory", "shared", "0x80200000", "64", "--physical").splitlines()
+    assert lines[3].startswith("0000000080200030  ")
+    assert "RSC." in lines[3]
+    assert "there is no memory" not in host.vmesh("memory", "shared", "0", "16", "--physical", status=1)
+
+
+def test_metrics_have_every_service(remote: Remote) -> None:
+    port = (remote.folder.parent / "metrics").read_text()
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+        text = answer.read().decode()
+    assert 'vmesh_machine_state{machine="far",state="running"} 1.0' in text
+    for service in ("memory", "cpu", "uart0"):
+        assert f'vmesh_process_cpu_seconds_total{{machine="far",process="{service}"}}' in text
+    assert re.search(r'vmesh_hart_instructions_total\{hart="0",machine="far"\} \d+', text)
+
+
+def test_top_says_whether_it_is_stuck(host: Host, remote: Remote) -> None:
+    assert "IDLE: every hart waits for an interrupt" in host.vmesh("top", "far")
+    host.vmesh("pause", "far")
+    assert "PAUSED: `vmesh resume` lets it go on" in host.vmesh("top", "far", "--interval", "0.2")
+    host.vmesh("resume", "far")
+
+
+def test_with_keys_all_is_there_over_tcp(host: Host, remote: Remote) -> None:
+    with MachineClient(remote) as client:
+        assert client.status().name == "far"
+        assert client.registers(0).registers[11].name == "a0"
+    said = host.vmesh("status", f"{remote},tls-creds={remote.folder}")
+    assert said.startswith("machine 'far' is running")
+
+
+def test_without_keys_nobody_comes_in(remote: Remote, tmp_path: Path, peer: Callable[[str], str]) -> None:
+    authority = (remote.folder / "ca-cert.pem").read_bytes()
+    strangers = make_keys(tmp_path / "strangers", peer("openssl"))
+    stranger = [(strangers / name).read_bytes() for name in ("client-key.pem", "client-cert.pem")]
+    for channel in (
+        grpc.insecure_channel(remote.target),
+        grpc.secure_channel(remote.target, grpc.ssl_channel_credentials(authority)),
+        grpc.secure_channel(remote.target, grpc.ssl_channel_credentials(authority, *stranger)),
+    ):
+        with channel, pytest.raises(grpc.RpcError) as refused:
+            MachineStub(channel).Status(gateway_pb2.StatusRequest(), timeout=10)
+        assert isinstance(refused.value, grpc.Call)
+        assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
+    with MachineClient(remote) as client:
+        assert client.status().name == "far"
+
+
+REFUSED = (
+    (("-gateway", "tcp:127.0.0.1:7777"), "expected keys: ,tls-creds=FOLDER"),
+    (("-gateway", "tcp:0.0.0.0:7777,tls-creds=/nowhere"), "expected ca-cert.pem in /nowhere"),
+    (("-metrics", "0.0.0.0:9100"), "expected an address of this host's loopback"),
+    (("-metrics", "9100x"), "expected HOST:PORT"),
+)
+
+
+@pytest.mark.parametrize(("flags", "reason"), REFUSED)
+def test_what_would_listen_without_keys_is_refused(host: Host, flags: tuple[str, ...], reason: str) -> None:
+    said = host.vmesh("run", *flags, status=2)
+    assert said.count("\n") == 1
+    assert reason in said
+
+
+def test_nothing_else_listens_beyond_the_machine(host: Host, shell: Terminal, remote: Remote) -> None:
+    port = int((remote.folder.parent / "metrics").read_text())
+    assert listening(host, "shared") == set()
+    assert listening(host, "far") == {("0100007F", remote.port), ("0100007F", port)}
+
+
+def listening(host: Host, machine: str) -> set[tuple[str, int]]:
+    """Address (hexadecimal, as the kernel has it) and port of the TCP sockets that a machine's processes listen on."""
+    record = host.ps()[machine]
+    pids = [record["pid"], *(service["pid"] for service in record["services"])]
+    children = [Path(f"/proc/{pid}/task/{pid}/children").read_text().split() for pid in pids]
+    processes = {*map(str, pids), *chain.from_iterable(children)}
+    files = [each for pid in processes for each in Path(f"/proc/{pid}/fd").iterdir()]
+    inodes = set()
+    for file in files:
+        try:
+            inodes.add(os.readlink(file))
+        except OSError:
+            continue  # closed meanwhile
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for row in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = row.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
+                address, _, port = fields[1].rpartition(":")
+                found.add((address, int(port, 16)))
+    return found
