@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -154,6 +154,11 @@ class MachineClient:
     def remove_device(self, name: str) -> None:
         """Take a device away that was added, or that a flag has put there."""
         self._call(self._stub.RemoveDevice, gateway_pb2.RemoveDeviceRequest(name=name))
+
+    def write_registers(self, values: Mapping[str, int], hart: int = 0) -> None:
+        """All of them, or none with an error. The machine is paused for it, and goes on if it ran."""
+        registers = [cpu_pb2.RegisterValue(name=name, value=value) for name, value in values.items()]
+        self._call(self._stub.WriteRegisters, cpu_pb2.WriteRegisters(hart=hart, registers=registers))
 
     def read_memory(self, address: int, size: int, *, hart: int = 0, physical: bool = False) -> bytes:
         """Guest memory, at most 1 MiB; less than `size` where it ends."""

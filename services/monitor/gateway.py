@@ -121,6 +121,13 @@ class _Machine(MachineServicer):
         self._do(operations.registers(board, request.hart, found), context, exclusive=False)
         return found
 
+    def WriteRegisters(
+        self, request: cpu_pb2.WriteRegisters, context: grpc.ServicerContext
+    ) -> gateway_pb2.WriteRegistersReply:
+        board, paused = self._board_with_cpu(context), self._supervisor.paused
+        self._do(operations.write_registers(board, request, stay_paused=paused), context)
+        return gateway_pb2.WriteRegistersReply()
+
     def ReadMemory(self, request: cpu_pb2.ReadMemory, context: grpc.ServicerContext) -> cpu_pb2.MemoryContent:
         if not 0 < request.size <= _MEMORY_BYTES:
             refuse(

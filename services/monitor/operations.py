@@ -159,6 +159,19 @@ def write_memory(board: Board, request: cpu_pb2.WriteMemory) -> Operation:
     yield [Request(board.cpu, request)]
 
 
+def write_registers(board: Board, request: cpu_pb2.WriteRegisters, *, stay_paused: bool) -> Operation:
+    """Write registers by name, between two instructions."""
+    yield from stop(board)
+    try:
+        yield [Request(board.cpu, request)]
+    except RequestError:
+        if not stay_paused:
+            yield from resume(board)
+        raise
+    if not stay_paused:
+        yield from resume(board)
+
+
 def stop(board: Board) -> Operation:
     """Stop the harts, then the devices, and drain the bus. What has stopped stays so if a part fails."""
     if board.cpu:

@@ -74,6 +74,8 @@ def test_all_of_a_machine(stranger: Stranger) -> None:
     assert all(service.usage.rss_bytes for service in status.services)
     registers = {each.name: each.value for each in stranger.call("Registers", hart=0).registers}
     assert registers["a0"] == 42
+    stranger.call("WriteRegisters", hart=0, registers=[{"name": "s5", "value": 7}])
+    assert {each.name: each.value for each in stranger.call("Registers").registers}["s5"] == 7
     code = stranger.call("ReadMemory", physical=True, address=0x8000_0000, size=4).data
     stranger.call("WriteMemory", physical=True, address=0x8010_0000, data=code)
     assert stranger.call("ReadMemory", physical=True, address=0x8010_0000, size=4).data == code
@@ -95,6 +97,7 @@ def test_errors_are_one_line(stranger: Stranger) -> None:
     wait_for(lambda: stranger.call("Status").harts, "the hart")
     refused = (
         ("Registers", {"hart": 7}, grpc.StatusCode.INVALID_ARGUMENT),
+        ("WriteRegisters", {"registers": [{"name": "nix", "value": 1}]}, grpc.StatusCode.INVALID_ARGUMENT),
         ("ReadMemory", {"physical": True, "address": 0x7000_0000, "size": 4}, grpc.StatusCode.INVALID_ARGUMENT),
         ("ReadMemory", {"physical": True, "address": 0x8000_0000, "size": 2 << 20}, grpc.StatusCode.INVALID_ARGUMENT),
         ("SwapDevice", {"name": "nothing"}, grpc.StatusCode.INVALID_ARGUMENT),

@@ -466,6 +466,8 @@ def _gdb(options: RunOptions, text: str) -> RunOptions:
 
 def _gdb_default(options: RunOptions, _text: str) -> RunOptions:
     return replace(options, gdb=gdb.parse(gdb.DEFAULT))
+
+
 def _gateway(options: RunOptions, text: str) -> RunOptions:
     from vmesh import remote
     from vmesh.errors import VmeshError
