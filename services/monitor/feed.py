@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 
 
 class Feed(Generic[Item]):
-    """Keeps at most `limit` items for a client; the oldest give way, and are counted.
+    """Keeps at most `limit` items for a client; the oldest give way, and are counted, each as what `weight` says.
 
     `put` and `close` are for any thread. Iterating gives (items dropped before this one, item) until the end.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, weight: Callable[[Item], int] = lambda item: 1) -> None:
+        self._weight = weight
         self._items: deque[Item] = deque()
         self._limit = limit
         self._dropped = 0
@@ -28,8 +29,7 @@ class Feed(Generic[Item]):
         with self._changed:
             self._items.append(item)
             if len(self._items) > self._limit:
-                self._items.popleft()
-                self._dropped += 1
+                self._dropped += self._weight(self._items.popleft())
             self._changed.notify()
 
     def close(self) -> None:

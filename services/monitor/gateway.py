@@ -124,6 +124,8 @@ class _Machine(MachineServicer):
     def WriteRegisters(
         self, request: cpu_pb2.WriteRegisters, context: grpc.ServicerContext
     ) -> gateway_pb2.WriteRegistersReply:
+        if reason := self._in_loop(self._supervisor.migration.devices_refusal, context):
+            refuse(context, grpc.StatusCode.FAILED_PRECONDITION, reason)
         board, paused = self._board_with_cpu(context), self._supervisor.paused
         self._do(operations.write_registers(board, request, stay_paused=paused), context)
         return gateway_pb2.WriteRegistersReply()

@@ -25,7 +25,7 @@ from vmesh.v1 import gateway_pb2, trace_pb2
 
 LIMIT = 32  # streams at once
 _EVENTS = 1024  # that are kept for a client
-_TRACES = 64  # messages of a trace that are kept for a client
+_TRACES = 8  # messages of a trace that are kept for a client; all clients have the same ones
 _OUTPUT_BYTES = 64 << 10  # of one ConsoleOutput, at least as large as the keeper's packets
 _SERIAL_PORT = "uart0"
 
@@ -66,12 +66,13 @@ class Streams:
                 yield gateway_pb2.ConsoleOutput.FromString(data)
 
     def trace(self, context: grpc.ServicerContext) -> Iterator[trace_pb2.TraceRecords]:
-        feed: Feed[trace_pb2.TraceRecords] = Feed(_TRACES)
+        feed: Feed[trace_pb2.TraceRecords] = Feed(_TRACES, lambda records: len(records.records) + records.dropped)
         with self._stream(context, feed.close):
             end = self._subscribe(self._tracing.subscribe, feed)
             try:
                 for dropped, records in feed:
-                    records.dropped += dropped
+                    if dropped:
+                        yield trace_pb2.TraceRecords(dropped=dropped)
                     yield records
             finally:
                 end()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vmesh.errors import PeerError
@@ -26,6 +27,7 @@ class Tracing:
         self._supervisor = supervisor
         self._subscribers: dict[object, Subscriber] = {}
         self._recording: dict[str, int] = {}  # the epoch of each service that was asked to record
+        self._owing: dict[str, int] = {}  # and of those that have not answered
 
     def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
         """Give `subscriber` each message from now on; call the result to end that. It must return at once."""
@@ -50,21 +52,23 @@ class Tracing:
                 if self._recording.get(name) != service.epoch:
                     self._recording[name] = service.epoch
                     service.link.ask(trace_pb2.TraceControl(on=True), lambda packet: None)
-                service.link.ask(trace_pb2.TraceTake(), self._take)
+                if self._owing.get(name) != service.epoch:
+                    self._owing[name] = service.epoch
+                    service.link.ask(trace_pb2.TraceTake(), partial(self._take, name))
         self._supervisor.loop.call_in(_TIMER, _INTERVAL, self._ask)
 
-    def _take(self, packet: Packet) -> None:
+    def _take(self, name: str, packet: Packet) -> None:
+        self._owing.pop(name, None)
         if packet.WhichOneof("body") != "trace_records":
             return  # a device that knows nothing of this
         records = packet.trace_records
         if records.records or records.dropped:
             for subscriber in list(self._subscribers.values()):
-                copy = trace_pb2.TraceRecords()
-                copy.CopyFrom(records)
-                subscriber(copy)
+                subscriber(records)
 
     def _stop(self) -> None:
         self._recording.clear()
+        self._owing.clear()
         for service in self._services():
             with suppress(PeerError):
                 service.link.ask(trace_pb2.TraceControl(on=False), lambda packet: None)

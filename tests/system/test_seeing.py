@@ -6,6 +6,7 @@ import json
 import os
 import re
 import socket
+import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -86,6 +87,20 @@ class Attached(threading.Thread):
         wait_for(lambda: text in self.output, lambda: f"{text!r} in {self.output!r}")
 
 
+class Counting(threading.Thread):
+    """Counts what a stream gives."""
+
+    def __init__(self, stream: Iterator[object]) -> None:
+        super().__init__(daemon=True)
+        self.count = 0
+        self._stream = stream
+        self.start()
+
+    def run(self) -> None:
+        for _ in self._stream:
+            self.count += 1
+
+
 def test_two_are_attached_beside_the_terminal(host: Host, shared: MachineClient, shell: Terminal) -> None:
     with MachineClient(Machine(host.runtime / "shared")) as other:
         looks = Attached(shared)
@@ -95,6 +110,37 @@ def test_two_are_attached_beside_the_terminal(host: Host, shared: MachineClient,
             attached.wait(b"both-42")
     shell.expect("both-42")
     shell.expect(PROMPT)
+
+
+def test_attached_at_a_terminal(host: Host, shell: Terminal, root: Path) -> None:
+    attached = Terminal([sys.executable, "-m", "vmesh.cli", "attach", "shared"], host.environment, root)
+    attached.expect("attached to 'shared'; Ctrl-A d detaches")
+    attached.type("echo there-$((40+2))\n")
+    attached.expect("there-42")
+    attached.type("\x01h")
+    attached.expect("Ctrl-A d       detach: the machine goes on")
+    attached.type("\x01d")
+    assert attached.wait() == 0
+    shell.expect("there-42")
+    shell.expect(PROMPT)
+
+
+def test_streams_beside_each_other_under_load(host: Host, shared: MachineClient, shell: Terminal) -> None:
+    shell.ask("while :; do cat /proc/interrupts >/dev/null; done & sleep 0.1")
+    with MachineClient(Machine(host.runtime / "shared")) as other:
+        counts = [Counting(stream) for client in (shared, other) for stream in (client.trace(), client.events())]
+        consoles = [Attached(shared), Attached(other, b"echo load-$((40+2))\n")]
+        for console in consoles:
+            console.wait(b"load-42")
+        for _ in range(20):
+            assert shared.status(usage=True).harts
+            assert other.registers(0).registers
+        shared.pause()
+        other.resume()
+        wait_for(lambda: all(each.count for each in counts), lambda: str([each.count for each in counts]))
+    shell.expect("load-42")
+    shell.expect(PROMPT)
+    shell.ask("kill %1; sleep 0.1")
 
 
 def test_there_is_no_such_console(host: Host, shell: Terminal) -> None:
@@ -195,6 +241,14 @@ def test_top_says_whether_it_is_stuck(host: Host, remote: Remote) -> None:
     host.vmesh("pause", "far")
     assert "PAUSED: `vmesh resume` lets it go on" in host.vmesh("top", "far", "--interval", "0.2")
     host.vmesh("resume", "far")
+
+
+def test_top_is_live_on_a_terminal_until_q(host: Host, remote: Remote, root: Path) -> None:
+    environment = {**host.environment, "TERM": "xterm"}
+    top = Terminal([sys.executable, "-m", "vmesh.cli", "top", "far", "--interval", "0.2"], environment, root)
+    top.expect("IDLE")
+    top.type("q")
+    assert top.wait() == 0
 
 
 def test_with_keys_all_is_there_over_tcp(host: Host, remote: Remote) -> None:

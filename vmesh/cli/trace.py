@@ -134,7 +134,7 @@ def _lines(file: TextIO) -> Iterator[Write]:
 def _chrome(file: TextIO, machine: str) -> Iterator[Write]:
     """The JSON array of the Trace Event Format (Google, "Trace Event Format"): a track for each hart and device."""
     tracks: dict[tuple[str, str], tuple[int, int]] = {}
-    first = True
+    first, last_us = True, 0.0
 
     def put(event: dict[str, object]) -> None:
         nonlocal first
@@ -157,12 +157,14 @@ def _chrome(file: TextIO, machine: str) -> Iterator[Write]:
         return tracks[key]
 
     def write(records: TraceRecords) -> None:
+        nonlocal last_us
         for record in records.records:
+            last_us = max(last_us, record.time_ns / 1e3)
             process, thread = track(record)
             put(_event(record, process, thread))
         if records.dropped:
-            put({"ph": "i", "s": "g", "name": f"{records.dropped} records were not kept", "pid": 0, "tid": 0,
-                 "ts": records.records[0].time_ns / 1e3 if records.records else 0})  # fmt: skip
+            name = f"{records.dropped} records were not kept"
+            put({"ph": "i", "s": "g", "name": name, "pid": 0, "tid": 0, "ts": last_us})
 
     file.write('{"displayTimeUnit":"ns","traceEvents":[\n')
     try:
