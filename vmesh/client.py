@@ -201,7 +201,9 @@ class MachineClient:
             grpc.channel_ready_future(self._channel).result(self._timeout)
         except grpc.FutureTimeoutError:
             raise GatewayError(f"machine '{self._name}' does not answer at its gateway") from None
-        call = method(request)
+        return self._messages(method(request))
+
+    def _messages(self, call: Any) -> Iterator[Any]:
         try:
             yield from call
         except grpc.RpcError as error:

@@ -541,14 +541,14 @@ class Cpu(Service):
                 doing = cpu_pb2.HART_BUS
             elif hart.waiting:
                 doing = cpu_pb2.HART_WAITING
-            waits_for = self._devices[int(device)].name if (device := thread.waits_for) else ""
+            device = self._devices.get(int(thread.waits_for or -1))
             status.harts.add(
                 hart=number,
                 state=doing,
                 pc=hart.pc,
                 privilege=hart.privilege,
                 retired=hart.retired,
-                waits_for=waits_for,
+                waits_for=device.name if device is not None else "",
             )
         return status
 

@@ -6,6 +6,7 @@ import os
 import random
 import secrets
 import socket
+import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -48,14 +49,16 @@ def test_too_many_streams_are_refused_and_the_rest_goes_on(rig: Rig) -> None:
         for each in streams:
             each.cancel()
     with MachineClient(rig.machine) as client:  # their places are free again
+        seen: list[gateway_pb2.Event] = []
+        stream = client.events()
+        threading.Thread(target=lambda: [seen.append(each) for each in stream], daemon=True).start()
 
-        def place() -> bool:
-            stream = client.events()
+        def told() -> bool:
             client.pause()
             client.resume()
-            return next(stream, None) is not None
+            return bool(seen)
 
-        wait_for(place, "a stream")
+        wait_for(told, "an event")
         client.quit()
     assert launcher.wait() == 0
     rig.wait_clean()

@@ -30,10 +30,10 @@ class Stranger:
         self.methods = DescriptorPool(self._found).FindServiceByName(SERVICE).methods_by_name
         self.services = self._found.get_services()
 
-    def make(self, name: str, **fields: Any) -> Any:
+    def make(self, name: str, /, **fields: Any) -> Any:
         return GetMessageClass(self.methods[name].input_type)(**fields)
 
-    def call(self, name: str, **fields: Any) -> Any:
+    def call(self, name: str, /, **fields: Any) -> Any:
         return self._callable(self.methods[name])(self.make(name, **fields), timeout=60)
 
     def stream(self, name: str, requests: Any) -> Any:
@@ -72,10 +72,13 @@ def test_all_of_a_machine(stranger: Stranger) -> None:
     status = stranger.call("Status", usage=True)
     assert {service.name for service in status.services} >= {"memory", "cpu", "uart0"}
     assert all(service.usage.rss_bytes for service in status.services)
-    registers = {each.name: each.value for each in stranger.call("Registers", hart=0).registers}
-    assert registers["a0"] == 42
+
+    def register(name: str) -> int:
+        return {each.name: each.value for each in stranger.call("Registers", hart=0).registers}[name]
+
+    wait_for(lambda: register("a0") == 42, "the program to run")
     stranger.call("WriteRegisters", hart=0, registers=[{"name": "s5", "value": 7}])
-    assert {each.name: each.value for each in stranger.call("Registers").registers}["s5"] == 7
+    assert register("s5") == 7
     code = stranger.call("ReadMemory", physical=True, address=0x8000_0000, size=4).data
     stranger.call("WriteMemory", physical=True, address=0x8010_0000, data=code)
     assert stranger.call("ReadMemory", physical=True, address=0x8010_0000, size=4).data == code
