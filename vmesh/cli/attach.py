@@ -39,7 +39,7 @@ class _Attached:
         poll = select.poll()
         poll.register(self._ended, select.POLLIN)
         while True:
-            full = self._typed.full()
+            full = self._typed.full() and not self._escapes
             if self._reads and not full:
                 poll.register(STDIN, select.POLLIN)
             ready = dict(poll.poll(_LOOK_MS if full else None))
@@ -64,8 +64,18 @@ class _Attached:
             if piece is Action.HELP:
                 _write(key_help(ATTACHED_KEYS).encode())
             elif isinstance(piece, bytes):
-                self._typed.put(piece)
+                self._put(piece)
         return True
+
+    def _put(self, data: bytes) -> None:
+        """At a terminal, what the machine does not take is lost, with a bell: Ctrl-A d must be heard."""
+        if not self._escapes:
+            self._typed.put(data)
+            return
+        try:
+            self._typed.put_nowait(data)
+        except queue.Full:
+            _write(b"\a")
 
     def _show(self) -> None:
         try:

@@ -41,8 +41,9 @@ def services(status: gateway_pb2.MachineStatus) -> str:
 
 
 def hart_state(hart: cpu_pb2.HartStatus) -> str:
-    """`running`, `waiting for an interrupt` and the like."""
-    return HART_STATES.get(hart.state, "unknown")
+    """`running`, `waiting for a device (blk0)` and the like."""
+    text = HART_STATES.get(hart.state, "unknown")
+    return f"{text} ({hart.waits_for})" if hart.waits_for else text
 
 
 def machine(status: gateway_pb2.MachineStatus) -> str:

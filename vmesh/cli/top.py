@@ -23,9 +23,11 @@ from vmesh.v1.gateway_pb2 import MachineStatus
 
 STDIN = 0
 _SLOW_MIPS = 5.0  # a hart that runs, and retires less
+_IDLE_MIPS = 1.0  # harts that wait, and retire less
 _STARVED = 0.5  # of a core that the cpu's running harts get
 _SPIN_BYTES = 64  # a hart whose pc stays within so much is in a small loop
 _SAMPLES = 8
+_WINDOW = 3.0  # seconds that rates are taken over, if there were several looks
 _OWES_SECONDS = 2.0
 
 
@@ -72,7 +74,8 @@ def _sample(client: MachineClient) -> Sample:
 
 
 def _screen(samples: Sequence[Sample]) -> Group:
-    old, new = samples[-2 if len(samples) > 2 and samples[-1].at - samples[0].at > 4 else 0], samples[-1]
+    new = samples[-1]
+    old = next((each for each in samples if new.at - each.at <= _WINDOW), samples[-2:][0])
     seconds = max(new.at - old.at, 1e-6)
     head, style = verdict(samples)
     ratio = (new.status.guest_seconds - old.status.guest_seconds) / seconds
@@ -102,26 +105,27 @@ def verdict(samples: Sequence[Sample]) -> tuple[str, str]:
             return f"STUCK: {service.name} has not answered for {service.owes_seconds:.0f} s", "bold red"
     waiting = {hart.hart: hart.waits_for for hart in status.harts if hart.state == cpu_pb2.HART_BUS}
     before = {hart.hart: hart for hart in old.status.harts}
-    speeds: list[float] = []
+    speed, busy = 0.0, False
     for hart in status.harts:
         mips = (hart.retired - before[hart.hart].retired) / seconds / 1e6 if hart.hart in before else 0.0
+        seen = [each for sample in samples for each in sample.status.harts if each.hart == hart.hart]
+        runs = all(each.state == cpu_pb2.HART_RUNNING for each in seen)
         if hart.hart in waiting and mips == 0.0:
             return f"STUCK: hart {hart.hart} waits for {waiting[hart.hart] or 'a device'}", "bold red"
-        if hart.state == cpu_pb2.HART_RUNNING and mips == 0.0:
+        if runs and mips == 0.0:
             return f"STUCK: hart {hart.hart} runs, but retires nothing", "bold red"
-        places = [each.pc for sample in samples for each in sample.status.harts if each.hart == hart.hart]
-        if hart.state == cpu_pb2.HART_RUNNING and len(places) > 2 and max(places) - min(places) < _SPIN_BYTES:
+        places = [each.pc for each in seen]
+        if runs and len(places) > 2 and max(places) - min(places) < _SPIN_BYTES:
             return f"BUSY LOOP: hart {hart.hart} is in the {_SPIN_BYTES} bytes around {hart.pc:#x}", "bold yellow"
-        if hart.state == cpu_pb2.HART_RUNNING:
-            speeds.append(mips)
-    if not speeds:
-        return "IDLE: every hart waits for an interrupt (for input, a timer, a device)", "green"
+        speed, busy = speed + mips, busy or runs
     cores = _cores(old, new, "cpu", seconds)
-    if cores < _STARVED and max(speeds) < _SLOW_MIPS:
-        return f"SLOW: {max(speeds):.1f} MIPS: the cpu service gets {100 * cores:.0f} % of a core", "bold yellow"
-    if max(speeds) < _SLOW_MIPS:
-        return f"SLOW: {max(speeds):.1f} MIPS; round trips to devices, or code that is compiled", "yellow"
-    return f"RUNNING at {sum(speeds):,.0f} MIPS", "green"
+    if busy and speed < _SLOW_MIPS and cores < _STARVED:
+        return f"SLOW: {speed:.1f} MIPS: the host gives the cpu service {100 * cores:.0f} % of a core", "bold yellow"
+    if busy and speed < _SLOW_MIPS:
+        return f"SLOW: {speed:.1f} MIPS: round trips to devices, or code that is being compiled", "yellow"
+    if not busy and speed < _IDLE_MIPS:
+        return "IDLE: every hart waits for an interrupt (for input, a timer, a device)", "green"
+    return f"RUNNING at {speed:,.0f} MIPS" + ("" if busy else ", with waits in between"), "green"
 
 
 def _harts(old: Sample, new: Sample) -> Table:
@@ -129,11 +133,9 @@ def _harts(old: Sample, new: Sample) -> Table:
     table.add_column("MIPS", justify="right")
     before = {hart.hart: hart.retired for hart in old.status.harts}
     for hart in new.status.harts:
-        doing = show.HART_STATES.get(hart.state, "unknown")
-        doing += f" ({hart.waits_for})" if hart.waits_for else ""
         mips = (hart.retired - before.get(hart.hart, hart.retired)) / (new.at - old.at) / 1e6
         mode = show.PRIVILEGES.get(hart.privilege, "?")
-        table.add_row(str(hart.hart), doing, mode, f"0x{hart.pc:016x}", f"{mips:,.1f}")
+        table.add_row(str(hart.hart), show.hart_state(hart), mode, f"0x{hart.pc:016x}", f"{mips:,.1f}")
     return table
 
 

@@ -58,6 +58,8 @@ def trace(name: str, output: Path | None, seconds: float, *, lines: bool) -> int
         print(f"vmesh trace: {error}", file=sys.stderr)
         return 1
     except OSError as error:
+        if output is None:
+            raise  # nobody reads on: the command's end
         print(f"vmesh trace: {output}: {error.strerror}", file=sys.stderr)
         return 1
     lost = f", {dropped} more were not kept" if dropped else ""
