@@ -58,8 +58,10 @@ def register_name(regions: Sequence[bus_pb2.Region], region: int, offset: int) -
         for register in regions[region].registers:
             place = offset - register.offset
             if register.size and 0 <= place < register.size * max(1, register.count) and place % register.size == 0:
-                number = f"[{place // register.size}]" if register.count > 1 else ""
-                return f"{register.name or f'{offset:#x}'}{number}"
+                number, names = place // register.size, register.name.split(", ")
+                if len(names) == register.count > 1:  # each of the row has its own
+                    return names[number]
+                return f"{register.name or f'{offset:#x}'}" + (f"[{number}]" if register.count > 1 else "")
     return f"{region}:{offset:#x}" if region else f"{offset:#x}"
 
 
