@@ -424,7 +424,6 @@ class Supervisor:
         match notice.WhichOneof("event"):
             case "hart_stop":
                 self.on_hart_stop(notice.hart_stop)
-                self.submit(operations.pause(self.board), exclusive=True)
             case "power_off" if self.actions.shutdown == "pause":
                 self.powered_off = True
                 self.events.publish("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"})

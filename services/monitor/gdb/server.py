@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from services.monitor import operations
+from services.monitor.operations import Operation
 from services.monitor.stream_server import Endpoint, Stream, StreamServer, endpoint
 from services.monitor.supervisor import Supervisor
 from vmesh.v1 import common_pb2
@@ -70,5 +72,11 @@ class GdbServer:
         return self._session
 
     def _hart_stopped(self, stop: common_pb2.HartStop) -> None:
-        if self._session is not None:
-            self._session.hart_stopped(stop)
+        """All harts stand. The rest of the machine is paused too, or, if gdb has gone meanwhile, goes on."""
+        wanted = self._session is not None and self._session.hart_stopped(stop)
+        self.supervisor.submit(self._settle(goes_on=not wanted), exclusive=True)
+
+    def _settle(self, *, goes_on: bool) -> Operation:
+        yield from operations.pause(self.supervisor.board)
+        if goes_on:
+            yield from self.supervisor.resume()

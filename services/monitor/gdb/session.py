@@ -452,10 +452,11 @@ class Session:
         yield from self._halt()
         return None
 
-    def hart_stopped(self, stop: common_pb2.HartStop) -> None:
-        """A hart has stopped, and with it all others; the supervisor pauses the machine next."""
+    def hart_stopped(self, stop: common_pb2.HartStop) -> bool:
+        """A hart has stopped, and with it all others; gives whether anybody wants that."""
         if self._running:
             self._report(self._describe_stop(stop))
+        return not self._over
 
     def _event(self, event: Event) -> None:
         match event.name:
