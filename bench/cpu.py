@@ -58,8 +58,8 @@ def measure(runs: int) -> Report:
     with harness.scratch() as scratch:
         flags = ("-bios", "none", "-kernel", str(build(scratch)))
         ours, theirs = harness.by_turns(
-            lambda: _run(harness.ours(*flags, "-accel", "tcg,translate=off")),
-            lambda: _run(harness.theirs(*flags)),
+            lambda: run(harness.ours(*flags, "-accel", "tcg,translate=off")),
+            lambda: run(harness.theirs(*flags)),
             runs,
         )
     rows = []
@@ -76,7 +76,7 @@ def measure(runs: int) -> Report:
     return Report(f"Plain loops in a paged guest, {runs} runs of 3 passes", rows, notes)
 
 
-def _run(command: Sequence[str]) -> dict[str, list[float]]:
+def run(command: Sequence[str]) -> dict[str, list[float]]:
     """Seconds for one piece of work, of each pass, by loop."""
     output = harness.run(command, {}).output.decode()
     results: dict[str, list[float]] = {}

@@ -193,7 +193,8 @@ def debian() -> Guest:
 @pytest.fixture(scope="session")
 def shell(host: Host, debian: Guest) -> Iterator[Terminal]:
     """A terminal at the shell of a Debian machine called `shared`, which tests leave as they found it."""
-    terminal = host.run("-name", "shared", "-append", "loglevel=1")
+    gdb = host.runtime / "shared" / "gdb"
+    terminal = host.run("-name", "shared", "-append", "loglevel=1", "-gdb", f"unix:{gdb}")
     try:
         terminal.expect(PROMPT)
         yield terminal
