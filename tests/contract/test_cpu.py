@@ -202,3 +202,14 @@ def test_a_shoot_down_waits_for_nobody_who_does_not_run(machine: Machine, monito
     assert registers(monitor)["t0"] == 1
     with pytest.raises(errors.NotAllowed):
         monitor.ask(cpu.ShootDown())
+
+
+def test_guest_time_begins_at_0_when_a_paused_machine_goes_on(machine: Machine) -> None:
+    machine.start_cpu("--paused")
+    monitor = machine.monitor("cpu")
+    assert state_of(monitor.save()).time == 0
+    monitor.ask(lifecycle.Resume())
+    monitor.ask(lifecycle.Pause())
+    found = monitor.ask(cpu.ReadRegisters(names=["time"]))
+    assert isinstance(found, cpu.HartRegisters)
+    assert 0 < found.registers[0].value < 60 * 10_000_000
