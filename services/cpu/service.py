@@ -113,8 +113,6 @@ class Cpu(Service):
         self._harts = Harts(self._core, self._plan.harts, set(self._plan.features), segments)
         self._harts.add_irqchip(self._plan.aclint, self._plan.plic)
         self._harts.reset(self._plan.reset_pc)
-        if self._paused_at:
-            self._paused_at = self._harts.machine.time_base  # guest time stands at 0
         self._debugger, self._registers = Debugger(self._harts), Registers(self._harts)
         if self._paused_at:  # guest time begins now
             self._paused_at = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
