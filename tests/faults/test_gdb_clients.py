@@ -22,10 +22,10 @@ from tests.waiting import wait_for
 SECONDS = float(os.environ.get("VMESH_GARBAGE_SECONDS", "3"))
 GROWTH = 64 << 20  # bytes of memory that the monitor may take meanwhile
 HARTS = 2
-#: Beginnings of packets that do not end the machine.
+#: Beginnings of packets that do not end the machine (qRcmd,71 is `q`, HMP's quit).
 _BEGINNINGS = (
     b"?", b"g", b"G", b"p", b"P", b"m", b"M", b"X", b"Z0,", b"z1,", b"Z2,", b"c", b"s", b"C", b"H", b"T", b"D", b"q",
-    b"vCont;", b"vCont;s:", b"vCont;r", b"qSupported:", b"qXfer:features:read:", b"qRcmd,", b"qThreadExtraInfo,",
+    b"vCont;", b"vCont;s:", b"vCont;r", b"qSupported:", b"qXfer:features:read:", b"qRcmd,zz", b"qThreadExtraInfo,",
     b"Qqemu.", b"QStart", b"!", b"",
 )  # fmt: skip
 
