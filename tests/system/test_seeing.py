@@ -26,7 +26,7 @@ from vmesh.machine import Machine
 from vmesh.remote import Remote
 from vmesh.v1 import gateway_pb2
 from vmesh.v1.gateway_pb2_grpc import MachineStub
-from vmesh.v1.trace_pb2 import TRACE_HANDLED, TRACE_POSTED, TRACE_SHADOW, TraceRecord
+from vmesh.v1.trace_pb2 import TRACE_HANDLED, TRACE_POSTED, TRACE_SHADOW, TraceKind, TraceRecord
 
 pytestmark = pytest.mark.system
 
@@ -181,17 +181,21 @@ def test_a_trace_follows_an_access_by_its_id(shared: MachineClient, shell: Termi
     reader = threading.Thread(target=lambda: [records.extend(each.records) for each in stream], daemon=True)
     reader.start()
 
+    def of(kind: TraceKind.ValueType, register: str = "") -> list[TraceRecord]:
+        found = [each for each in list(records) if each.kind == kind and each.device == "uart0"]
+        return [each for each in found if each.register == register or not register]
+
     def traced() -> bool:
         shell.ask("echo traced")
-        return any(record.kind == TRACE_HANDLED for record in list(records))
+        written = of(TRACE_POSTED, "RBR/THR")
+        handled = {record.sequence for record in of(TRACE_HANDLED)}
+        return b"traced" in bytes(record.value for record in written) and any(
+            record.sequence in handled for record in written
+        )
 
-    wait_for(traced, "the device to tell what it handled")
-    written = [each for each in list(records) if each.kind == TRACE_POSTED and each.register == "RBR/THR"]
-    assert b"traced" in bytes(record.value for record in written)
-    assert all(record.pc and record.write and record.device == "uart0" for record in written)
-    handled = [each for each in list(records) if each.kind == TRACE_HANDLED and each.device == "uart0"]
-    assert {each.sequence for each in handled} & {each.sequence for each in written}
-    assert any(each.kind == TRACE_SHADOW and each.register == "LSR" for each in list(records))
+    wait_for(traced, lambda: f"what was written and handled, by its id, in {len(records)} records")
+    assert all(record.pc and record.write for record in of(TRACE_POSTED, "RBR/THR"))
+    wait_for(lambda: of(TRACE_SHADOW, "LSR"), "the line status to be read")
 
 
 def test_after_a_trace_the_bus_is_native_again(shared: MachineClient, shell: Terminal) -> None:
