@@ -85,13 +85,14 @@ def _rows(ours: Sequence[Move], theirs: Sequence[Move], postcopy: bool) -> Itera
 
 
 def median_latency(moves: Sequence[Move]) -> float:
-    """µs: the upper end of the bucket that the median is in."""
+    """µs: the median, as if pages were spread evenly over the bucket that it is in."""
     counts = [sum(each) for each in zip(*(move.latencies for move in moves if move.latencies), strict=True)]
     seen, total = 0, sum(counts)
     for bucket, count in enumerate(counts):
+        if total and 2 * (seen + count) >= total:
+            low = (1 << bucket) // 2
+            return low + (total / 2 - seen) / count * ((1 << bucket) - low)
         seen += count
-        if 2 * seen >= total and total:
-            return float(1 << bucket)
     return 0.0
 
 

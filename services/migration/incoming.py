@@ -22,7 +22,7 @@ from services.migration.returned import LinkLost, say
 from services.migration.status import Status
 from vmesh import errors
 from vmesh.migration import package, uri
-from vmesh.migration.pages import Pages, decode, expand
+from vmesh.migration.pages import Pages, decode, expand, whole
 from vmesh.migration.records import VERSION, Reader, Record, StreamError, Writer, parse, unexpected
 from vmesh.segment import PAGE
 from vmesh.v1 import migration_pb2 as messages
@@ -296,6 +296,11 @@ class Incoming(Job):
 
     def _put(self, pages: Pages) -> None:
         guest, touched = self.context.ram.segments[pages.segment], self._touched[pages.segment]
+        if pages.delta is not None:
+            guest.patch(pages.numbers, *pages.delta)
+            touched[pages.numbers] = True
+            self.status.normal += len(pages.numbers)
+            return
         if pages.rows is not None:
             guest.put(pages.numbers, pages.rows)
             touched[pages.numbers] = True
@@ -329,7 +334,7 @@ class Incoming(Job):
         while True:
             record = channel.reader.next()
             if record.kind == messages.RECORD_PAGES:
-                found = decode(record, self._sizes)
+                found = whole(decode(record, self._sizes))
                 pager.install(found.segment, found.numbers, found.rows)
                 self.status.remaining = pager.remaining()
             elif record.kind == messages.RECORD_END:
@@ -360,7 +365,7 @@ class Incoming(Job):
                 record = channel.reader.next()
                 if record.kind != messages.RECORD_PAGES:
                     raise unexpected(record, "pages")
-                found = decode(record, self._sizes)
+                found = whole(decode(record, self._sizes))
                 pager.install(found.segment, found.numbers, found.rows)
         except (errors.VmeshError, OSError) as error:
             if pager.remaining() and not self._closed and channel is self._pages:

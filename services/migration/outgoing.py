@@ -19,7 +19,7 @@ from services.migration.returned import LinkLost, ReturnPath
 from services.migration.status import Status
 from vmesh import errors
 from vmesh.migration import package, uri
-from vmesh.migration.pages import Numbers, PageWriter
+from vmesh.migration.pages import Numbers, PageCache, PageWriter
 from vmesh.migration.records import VERSION, Writer
 from vmesh.segment import PAGE
 from vmesh.v1 import migration_pb2 as messages
@@ -29,6 +29,8 @@ _SETUP_SECONDS = 60.0  # for the destination to look at the configuration
 _LOAD_SECONDS = 120.0  # for it to load what it got
 _RATE_SECONDS = 0.1  # over which the rate is taken
 _ASSUMED_RATE = 1e9  # bytes a second, before there is one
+_CACHE_BYTES = 128 << 20  # of what was sent last, kept to send only what changed
+_WORTH_PAGES = 1024
 _HIGH_DIRTY_ROUNDS = 2  # that dirty half of what they send, before the harts are slowed down
 
 
@@ -156,8 +158,13 @@ class Outgoing(Job):
             rate = status.rate or (writer.bytes - bytes_before) / max(time.monotonic() - began, 1e-4) or _ASSUMED_RATE
             status.expected_downtime = dirty * PAGE / rate
             self._count(writer, pages, dirty)
-            if status.expected_downtime * 1e3 <= self.context.parameters.downtime_limit_ms:
+            if status.expected_downtime * 1e3 <= self.context.parameters.downtime_limit_ms and not (
+                # One round more, and at the switch what changed since will do.
+                pages.cache is None and _WORTH_PAGES < dirty <= _CACHE_BYTES // PAGE
+            ):
                 return []
+            if pages.cache is None:
+                pages.cache = PageCache(ram.pages, _CACHE_BYTES)
             high = high + 1 if dirty > sent_before / 2 else 0
             if self.context.capabilities.auto_converge and high >= _HIGH_DIRTY_ROUNDS:
                 high = 0
@@ -210,6 +217,7 @@ class Outgoing(Job):
                 pages_zero=counts.zero,
                 pages_plain=counts.plain,
                 pages_zstd=counts.zstd,
+                pages_delta=counts.delta,
                 records=writer.number,
             ),
         )
@@ -286,7 +294,7 @@ class Outgoing(Job):
 
     def _count(self, writer: Writer, pages: PageWriter, left: int) -> None:
         counts, status = pages.counts, self.status
-        status.transferred, status.zero, status.normal = writer.bytes, counts.zero, counts.plain + counts.zstd
+        status.transferred, status.zero, status.normal = writer.bytes, counts.zero, counts.normal
         status.remaining = left
         now = time.monotonic()
         since, before, pages_before = self._rate_from

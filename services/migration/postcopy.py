@@ -197,7 +197,7 @@ class Push:
             status = self._status
             status.transferred += size
             status.postcopy_bytes += size
-            status.zero, status.normal = self._counts.zero, self._counts.plain + self._counts.zstd
+            status.zero, status.normal = self._counts.zero, self._counts.normal
         self._count()
 
     def _count(self) -> None:

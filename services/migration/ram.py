@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vmesh import errors, segment
-from vmesh.migration.pages import Numbers, Rows, runs
+from vmesh.migration.pages import Numbers, Rows, Words, runs
 from vmesh.v1 import memory_pb2
 from vmesh.v1.migration_pb2 import RamSegment
 
@@ -64,7 +64,7 @@ class GuestSegment:
 
         Who reads their content next sees the write or finds the flag set again, once no hart has a stale TLB entry.
         """
-        numbers = np.flatnonzero(self.dirty)
+        numbers = np.flatnonzero(self.dirty.copy())  # of a copy: harts set flags meanwhile, which numpy does not take
         self.dirty[numbers] = 0
         return numbers
 
@@ -80,6 +80,12 @@ class GuestSegment:
                 at += length
         else:
             self.content[numbers] = rows
+
+    def patch(self, numbers: Numbers, places: Numbers, words: Words) -> None:
+        """Change words of pages, as vmesh.migration.pages.Pages has them."""
+        content = self.content.view(np.uint64).reshape(-1)
+        each = segment.PAGE // 8
+        content[numbers[places // each] * each + places % each] = words
 
     def _write(self, start: int, rows: Rows) -> None:
         """By write(2): into pages that have no memory yet, this is faster than faulting each in."""

@@ -15,7 +15,7 @@ from services.migration.status import Status
 from vmesh import errors
 from vmesh.migration import snapshots
 from vmesh.migration.package import RAM_SECTION, StateReader, States, check_description, write_states
-from vmesh.migration.pages import Numbers, Pages, PageWriter, decode, expand, parse_runs
+from vmesh.migration.pages import Numbers, Pages, PageWriter, decode, expand, parse_runs, whole
 from vmesh.migration.records import VERSION, Reader, Record, StreamError, Writer, parse, unexpected
 from vmesh.v1 import migration_pb2 as messages
 
@@ -88,7 +88,7 @@ class Save(Job):
     def _count(self, writer: Writer, pages: PageWriter) -> None:
         counts, status = pages.counts, self.status
         status.transferred, status.zero = writer.bytes, counts.zero
-        status.normal = counts.plain + counts.zstd
+        status.normal = counts.normal
         status.remaining = status.total // 4096 - status.zero - status.normal
 
 
@@ -203,7 +203,7 @@ class SnapshotFile:
 
     def read(self, place: tuple[int, int]) -> Pages:
         """The pages of one of `records`. Raises StreamError if the file is not as it was."""
-        return decode(self._record(place), self._sizes)
+        return whole(decode(self._record(place), self._sizes))
 
     def _record(self, place: tuple[int, int]) -> Record:
         source = snapshots.FileSource(self._fd)
@@ -249,6 +249,8 @@ class SnapshotFile:
             raise StreamError("pages of a segment", expected=f"below {len(self._sizes)}", got=str(found.segment))
         size = self._sizes[found.segment]
         numbers: Numbers = expand(found.first, found.count, size, size)
+        if found.encoding == messages.PAGES_DELTA:
+            raise StreamError(f"record {record.number}: pages", expected="whole ones", got="what changed of them")
         zero = found.encoding == messages.PAGES_ZERO
         if (self.index[found.segment][numbers] != _MISSING).any():
             raise StreamError(f"record {record.number}: pages that came already")

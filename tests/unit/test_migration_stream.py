@@ -105,6 +105,43 @@ def test_pages_arrive_as_they_were(level: int) -> None:
     assert bool(writer.counts.zstd) == bool(level)
 
 
+def test_of_pages_that_were_sent_before_only_what_changed_is_sent() -> None:
+    content = memory(200)
+    sink = BytesSink()
+    writer = pages.PageWriter(Writer(sink))
+    writer.cache = pages.PageCache([200], 150 * PAGE)  # the last 50 are not kept
+    arrived = content.copy()
+    numbers = np.arange(200)
+    sizes = []
+    for turn in range(3):
+        content[10:190, 8 * turn : 8 * turn + 3] += 1
+        before = sink.size
+        for part in (numbers[:100], numbers[100:]):
+            writer.write(0, content, part)
+        sizes.append(sink.size - before)
+    assert sizes[1] < 0.6 * sizes[0]
+    assert writer.counts.delta == 200
+    reader = Reader(BytesSource(stream(sink)))
+    arrived[:] = 0
+    while reader.number < writer.writer.number:
+        found = pages.decode(reader.next(), [200])
+        if found.delta is None:
+            arrived[found.numbers] = 0 if found.rows is None else found.rows
+            continue
+        places, words = found.delta
+        arrived.view(np.uint64)[found.numbers[places // 512], places % 512] = words
+    assert (arrived == content).all()
+
+
+@pytest.mark.parametrize(
+    "content", [b"x", bytes(13), (512).to_bytes(4, "little") + bytes(8), bytes(24), bytes(12 * 513)]
+)
+def test_changes_that_cannot_be_are_refused(content: bytes) -> None:
+    runs = messages.PageRuns(encoding=messages.PAGES_DELTA, first=[3], count=[1])
+    with pytest.raises(StreamError):
+        pages.decode(page_record(runs, content), [10])
+
+
 def page_record(runs: messages.PageRuns, content: bytes = b"") -> records.Record:
     sink = BytesSink()
     head = runs.SerializeToString()

@@ -16,7 +16,12 @@ from vmesh.migration import records, snapshots
 from vmesh.migration.pages import decode, parse_runs
 from vmesh.v1 import migration_pb2 as messages
 
-_ENCODINGS = {messages.PAGES_ZERO: "zero", messages.PAGES_PLAIN: "plain", messages.PAGES_ZSTD: "zstd"}
+_ENCODINGS = {
+    messages.PAGES_ZERO: "zero",
+    messages.PAGES_PLAIN: "plain",
+    messages.PAGES_ZSTD: "zstd",
+    messages.PAGES_DELTA: "changed",
+}
 
 
 @dataclass(slots=True)

@@ -22,12 +22,14 @@ from vmesh.v1 import migration_pb2 as messages
 
 Numbers = npt.NDArray[np.int64]  # page numbers of a segment, ascending
 Rows = npt.NDArray[np.uint8]  # the content of pages, (n, PAGE)
+Words = npt.NDArray[np.uint64]
 
 PLAIN_PAGES = 256  # of one record: a mebibyte, which stays in the host's cache between two looks at it
 ZSTD_PAGES = 64  # compressed together: a page of a snapshot is fetched with its 63 neighbours
 MOST_PAGES = 1024  # that a reader takes in one record
 
 _LENGTH = struct.Struct("<I")
+_WORD_BYTES = 12  # of a word that changed: its place and its content
 
 
 @dataclass(slots=True)
@@ -37,15 +39,26 @@ class Counts:
     zero: int = 0
     plain: int = 0
     zstd: int = 0
+    delta: int = 0
+
+    @property
+    def normal(self) -> int:
+        """Those that were not zero."""
+        return self.plain + self.zstd + self.delta
 
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """A record of pages, checked: `rows` is None for zeroes, and valid until the next record is read."""
+    """A record of pages, checked: `rows` is None for zeroes, and valid until the next record is read.
+
+    With `delta` it is only what changed: which words (512 times the place in `numbers`, plus the place in the page),
+    and what they are now.
+    """
 
     segment: int
     numbers: Numbers
     rows: Rows | None
+    delta: tuple[Numbers, Words] | None = None
 
 
 def runs(numbers: Numbers) -> tuple[list[int], list[int]]:
@@ -81,12 +94,45 @@ def expand(first: Sequence[int], count: Sequence[int], pages: int, most: int) ->
     return np.repeat(starts - offsets, counts) + np.arange(total, dtype=np.int64)
 
 
+class PageCache:
+    """What was sent of pages last, so that the next time what changed will do. It takes `size` bytes at most."""
+
+    def __init__(self, segment_pages: Sequence[int], size: int) -> None:
+        self._rows = np.empty((size // PAGE, PAGE), np.uint8)  # takes memory as it is written to
+        self._slots = [np.full(pages, -1, np.int32) for pages in segment_pages]
+        self._used = 0
+
+    def find(self, segment: int, numbers: Numbers) -> Rows | None:
+        """What was sent of these pages, if it is known of all of them."""
+        slots = self._slots[segment][numbers]
+        if not len(slots) or slots.min() < 0:
+            return None
+        first, last = int(slots[0]), int(slots[-1])
+        if last - first + 1 == len(slots) and (np.diff(slots) == 1).all():
+            return self._rows[first : last + 1]
+        return self._rows[slots]
+
+    def keep(self, segment: int, numbers: Numbers, rows: Rows) -> None:
+        """These pages were sent; beyond the size they are forgotten."""
+        slots = self._slots[segment]
+        new = numbers[slots[numbers] < 0]
+        fit = new[: len(self._rows) - self._used]
+        slots[fit] = np.arange(self._used, self._used + len(fit), dtype=np.int32)
+        self._used += len(fit)
+        known = slots[numbers] >= 0
+        if known.all():
+            self._rows[slots[numbers]] = rows
+        else:
+            self._rows[slots[numbers[known]]] = rows[known]
+
+
 class PageWriter:
-    """Writes pages as records. One thread's: it has a buffer."""
+    """Writes pages as records. One thread's: it has a buffer. With a `cache` it sends what changed, where it can."""
 
     def __init__(self, writer: Writer, zstd_level: int = 0) -> None:
         self.writer = writer
         self.counts = Counts()
+        self.cache: PageCache | None = None
         self._compressor = zstandard.ZstdCompressor(level=zstd_level) if zstd_level else None
         self.pages_at_once = ZSTD_PAGES if zstd_level else PLAIN_PAGES
         self._buffer = np.empty((self.pages_at_once, PAGE), np.uint8)
@@ -95,6 +141,8 @@ class PageWriter:
         """At most `pages_at_once` pages of a segment whose whole content is `content`."""
         rows = self._buffer[: len(numbers)]
         np.take(content, numbers, axis=0, out=rows, mode="clip")
+        if self.cache is not None and self._delta(self.cache, segment, numbers, rows):
+            return
         filled = rows.view(np.uint64).any(axis=1)
         if filled.all():
             self._put(segment, numbers, rows)
@@ -113,6 +161,21 @@ class PageWriter:
                 segment=segment, encoding=messages.PAGES_ZERO, first=first[part], count=count[part]
             )
             self._record(made)
+
+    def _delta(self, cache: PageCache, segment: int, numbers: Numbers, rows: Rows) -> bool:
+        """Whether it was enough to send what changed."""
+        former = cache.find(segment, numbers)
+        sent = False
+        if former is not None:
+            words = rows.view(np.uint64).reshape(-1)
+            places = np.flatnonzero(words != former.view(np.uint64).reshape(-1))
+            if sent := 2 * len(places) * _WORD_BYTES < rows.nbytes:
+                first, count = runs(numbers)
+                made = messages.PageRuns(segment=segment, encoding=messages.PAGES_DELTA, first=first, count=count)
+                self.counts.delta += len(numbers)
+                self._record(made, places.astype("<u4").data.cast("B"), words[places].data.cast("B"))
+        cache.keep(segment, numbers, rows)
+        return sent
 
     def _put(self, segment: int, numbers: Numbers, rows: Rows) -> None:
         first, count = runs(numbers)
@@ -159,6 +222,8 @@ def decode(record: Record, segment_pages: Sequence[int]) -> Pages:
         return Pages(found.segment, expand(found.first, found.count, size, size), None)
     numbers = expand(found.first, found.count, size, MOST_PAGES)
     wanted = len(numbers) * PAGE
+    if found.encoding == messages.PAGES_DELTA:
+        return Pages(found.segment, numbers, None, _parse_delta(content, wanted // 8))
     match found.encoding:
         case messages.PAGES_PLAIN:
             if len(content) != wanted:
@@ -169,6 +234,23 @@ def decode(record: Record, segment_pages: Sequence[int]) -> Pages:
         case other:
             raise StreamError("encoding of pages", expected="zero, plain or zstd", got=str(int(other)))
     return Pages(found.segment, numbers, np.frombuffer(plain, np.uint8).reshape(-1, PAGE))
+
+
+def whole(pages: Pages) -> Pages:
+    """The same. Raises StreamError if they are only what changed, where nothing can have come before."""
+    if pages.delta is not None:
+        raise StreamError("pages", expected="whole ones", got="what changed of them")
+    return pages
+
+
+def _parse_delta(content: memoryview, words: int) -> tuple[Numbers, Words]:
+    count, rest = divmod(len(content), _WORD_BYTES)
+    if rest or count > words:
+        raise StreamError("changes of pages", expected=f"at most {words}, whole", got=f"{len(content)} bytes")
+    places = np.frombuffer(content[: 4 * count], "<u4").astype(np.int64)
+    if count and (int(places[-1]) >= words or (np.diff(places) <= 0).any()):
+        raise StreamError("changes of pages", expected=f"ascending places below {words}")
+    return places, np.frombuffer(content[4 * count :], "<u8")
 
 
 def _decompress(content: memoryview, size: int) -> bytes:
