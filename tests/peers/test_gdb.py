@@ -101,9 +101,14 @@ def script(gdb: str, machine: Debugged, elf: Path | None, *commands: str) -> str
     for command in (f"target remote {machine.socket}", *commands):
         arguments += ["-ex", command]
     done = subprocess.run(
-        [*arguments, *([str(elf)] if elf else [])], capture_output=True, text=True, timeout=LIMIT, check=False
+        [*arguments, *([str(elf)] if elf else [])],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=LIMIT,
+        check=False,
     )
-    print(done.stdout, done.stderr)
+    print(done.stdout)
     return done.stdout
 
 
@@ -121,7 +126,7 @@ def test_one_hart(gdb: str, guest: Path, machine: Callable[..., Debugged]) -> No
         "set $ft11 = 2.5", "print $ft11", "print $fcsr",
         "set var shared[3] = 77", "print shared[3]", "x/i &_start",
         "maintenance packet Qqemu.PhyMemMode:1", "x/xw 0x80000000", "maintenance packet Qqemu.PhyMemMode:0",
-        "x/xw 0x10000000",
+        "monitor info status", "x/xw 0x10000000",
     )  # fmt: skip
     assert "at 0x1000 in mode 3" in said
     assert re.search(r"#0  middle \(hart=.*0, number=.*0\).*\n#1  0x\w+ in main \(hart=0\)", said)
@@ -138,6 +143,7 @@ def test_one_hart(gdb: str, guest: Path, machine: Callable[..., Debugged]) -> No
     assert "= 77" in said
     assert re.search(r"<_start>:\s+csrr\s+a0,mhartid", said)
     assert re.search(r"0x80000000 <_start>:\s+0xf1402573", said)
+    assert "VM status: paused" in said
     # gdb's own end is a detach
     wait_for(lambda: debugged.state == "MACHINE_RUNNING", "the machine to go on")
 
