@@ -153,10 +153,11 @@ class Outgoing(Job):
             todo = self._send(writer, pages, todo)
             if self._want_postcopy:
                 return todo
-            dirty = ram.count_dirty()
-            status.dirty_rate = dirty / max(time.monotonic() - began, 1e-3)
-            rate = status.rate or (writer.bytes - bytes_before) / max(time.monotonic() - began, 1e-4) or _ASSUMED_RATE
-            status.expected_downtime = dirty * PAGE / rate
+            dirty, took = ram.count_dirty(), max(time.monotonic() - began, 1e-4)
+            status.dirty_rate = dirty / took
+            rate = status.rate or (writer.bytes - bytes_before) / took or _ASSUMED_RATE
+            # By bytes; by pages where little of each is sent.
+            status.expected_downtime = min(dirty * PAGE / rate, dirty * took / max(sent_before, 1))
             self._count(writer, pages, dirty)
             if status.expected_downtime * 1e3 <= self.context.parameters.downtime_limit_ms and not (
                 # One round more, and at the switch what changed since will do.
