@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import block, boot, bus, cpu, crashes, gdb, harness, harts, kills, memory, migration, net, programs
+from bench import block, boot, bus, cpu, crashes, doors, gdb, harness, harts, kills, memory, migration, net, programs
 from bench.harness import BenchError
 from bench.report import Report
 
@@ -26,6 +26,7 @@ BENCHMARKS: Mapping[str, tuple[Callable[[int], Report], int]] = {  # what measur
     "bus": (bus.measure, 1),
     "cpu": (cpu.measure, 3),
     "crashes": (crashes.measure, 20),  # machines in all
+    "doors": (doors.measure, 5),
     "gdb": (gdb.measure, 3),
     "harts": (harts.measure, 3),
     "kills": (kills.measure, 200),  # kills in all
