@@ -222,16 +222,16 @@ def measure(runs: int) -> Report:
         unharmed = _instructions(door, 1.0) > 0
     ours, peer = Sample(tuple(t * 1e3 for t in our_times)), Sample(tuple(t * 1e3 for t in their_times))
     bar = held("< 1 ms or < 2x", ours.median < 1 or ours.median < 2 * peer.median)
+    cheap = held("< 3", statistics.median(cost) < 3)
+    bounded = held("< 64, guest goes on", growth < GROWTH_BAR and unharmed)
+    what = f"hostile clients for {HOSTILE_SECONDS:g} s: the monitor grows"
     rows = [
         Row("query-status, guest at work", "ms", Sample((ours.median,)), Sample((peer.median,)), 3, bar),
-        Row("idle clients cost the guest (5)", "%", Sample(tuple(cost)), None, 2, held("< 3", statistics.median(cost) < 3)),
+        Row("idle clients cost the guest (5)", "%", Sample(tuple(cost)), None, 2, cheap),
         Row("2 QMP, HMP, 2 gRPC: not answered", "", Sample((answered,)), None, 0, held("0", answered == 0)),
-        Row(
-            f"hostile clients for {HOSTILE_SECONDS:g} s: the monitor grows", "MiB", Sample((growth / (1 << 20),)), None, 1,
-            held("< 64, guest goes on", growth < GROWTH_BAR and unharmed),
-        ),
+        Row(what, "MiB", Sample((growth / (1 << 20),)), None, 1, bounded),
         Row("honest client meanwhile, longest wait", "ms", Sample((max(hostile.waits) * 1e3,)), None, 0),
-    ]  # fmt: skip
+    ]
     notes.append(f"attacks (seed {seed}): " + ", ".join(f"{name} {n}" for name, n in sorted(hostile.attacks.items())))
     notes.append(f"errors that they were told: {hostile.errors}; honest answers meanwhile: {len(hostile.waits)}")
     return Report("QMP and HMP", rows, notes)
