@@ -28,7 +28,7 @@ _NETDEV = Struct(
     "Netdev",
     (
         Member("id", STR),
-        Member("type", Enum("NetClientDriver", ("user", "tap", "stream", "passt", "hubport", "none"))),
+        Member("type", Enum("NetClientDriver", ("stream", "tap", "user"))),
     ),
     "The other members are those of `-netdev` (docs/cli.md).",
     open=True,
