@@ -206,6 +206,7 @@ class Outgoing(Job):
         writer.message(
             messages.RECORD_SECTION_END, messages.SectionPart(id=package.RAM_SECTION, round=self.status.rounds + 1)
         )
+        pages.last = True
         with ThreadPoolExecutor(1) as beside:  # the services say their states while the last pages are sent
             saved = beside.submit(self.context.machine.save)
             self._send(writer, pages, [each.take_dirty() for each in self.context.ram.segments], to_end=True)
@@ -264,10 +265,10 @@ class Outgoing(Job):
         push.open_pages()
         try:
             self._stop(returned)
-            ram = self.context.ram
-            dirty = [each.take_dirty() for each in ram.segments]
-            push.set_left([np.union1d(each, more) for each, more in zip(left or dirty, dirty, strict=True)])
-            made = package.build(self.context.machine.save())
+            with ThreadPoolExecutor(1) as beside:
+                saved = beside.submit(self.context.machine.save)
+                push.set_left(left, [each.take_dirty() for each in self.context.ram.segments])
+                made = package.build(saved.result())
             self.status.package = made.size
             limit = self.context.parameters.max_package_bytes
             if made.size > limit:

@@ -66,10 +66,11 @@ class Push:
         self._pages = connection
         threading.Thread(target=self._serve, args=(connection, writer), name="page requests", daemon=True).start()
 
-    def set_left(self, numbers: Sequence[Numbers]) -> None:
-        for left, each in zip(self._left, numbers, strict=True):
-            left[:] = False
-            left[each] = True
+    def set_left(self, *parts: Sequence[Numbers]) -> None:
+        """What is in any of these is to come; each has pages of every segment, or is empty."""
+        for part in parts:
+            for left, each in zip(self._left, part, strict=False):
+                left[each] = True
         self._count()
 
     def discard(self, writer: Writer) -> None:

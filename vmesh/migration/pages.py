@@ -133,6 +133,7 @@ class PageWriter:
         self.writer = writer
         self.counts = Counts()
         self.cache: PageCache | None = None
+        self.last = False  # nothing is sent again: the cache need not keep what is sent
         self._compressor = zstandard.ZstdCompressor(level=zstd_level) if zstd_level else None
         self.pages_at_once = ZSTD_PAGES if zstd_level else PLAIN_PAGES
         self._buffer = np.empty((self.pages_at_once, PAGE), np.uint8)
@@ -174,7 +175,8 @@ class PageWriter:
                 made = messages.PageRuns(segment=segment, encoding=messages.PAGES_DELTA, first=first, count=count)
                 self.counts.delta += len(numbers)
                 self._record(made, places.astype("<u4").data.cast("B"), words[places].data.cast("B"))
-        cache.keep(segment, numbers, rows)
+        if not self.last:
+            cache.keep(segment, numbers, rows)
         return sent
 
     def _put(self, segment: int, numbers: Numbers, rows: Rows) -> None:
