@@ -175,8 +175,14 @@ def scalar(field: FieldDescriptor, chance: random.Random) -> object:
             return chance.randbytes(chance.choice((0, 1, 20, 5000)))
         case FieldDescriptor.TYPE_ENUM:
             return chance.choice((0, 1, 2, 3, 99))
-        case FieldDescriptor.TYPE_UINT64:
+        case FieldDescriptor.TYPE_UINT64 | FieldDescriptor.TYPE_FIXED64:
             return chance.choice((*numbers, (1 << 63), (1 << 64) - 1, chance.getrandbits(64)))
-        case FieldDescriptor.TYPE_UINT32:
+        case FieldDescriptor.TYPE_UINT32 | FieldDescriptor.TYPE_FIXED32:
             return chance.choice(numbers)
+        case FieldDescriptor.TYPE_INT64 | FieldDescriptor.TYPE_SINT64:
+            return chance.choice((*numbers, -1, -(1 << 63), (1 << 63) - 1))
+        case FieldDescriptor.TYPE_INT32 | FieldDescriptor.TYPE_SINT32:
+            return chance.choice((0, 1, -1, -(1 << 31), (1 << 31) - 1))
+        case FieldDescriptor.TYPE_DOUBLE:
+            return chance.choice((0.0, -1.0, 1e308, float("inf"), float("nan"), chance.random()))
     raise AssertionError(f"no random value for {field.full_name}")
