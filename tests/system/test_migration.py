@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.system import programs
 from tests.system.conftest import PROMPT, Host, Terminal
 from tests.waiting import wait_for
 from vmesh.guest import Guest
@@ -133,3 +135,18 @@ def test_snapshot_that_cannot_be_is_refused_and_the_machine_goes_on(
     limited = host.vmesh("snapshot", "save", "shared", "/dev/full/x", status=1)
     assert "cannot write" in limited
     assert good.read_bytes() == before
+
+
+def test_stream_that_the_first_version_wrote_is_loaded(host: Host, run: Run, tmp_path: Path) -> None:
+    """A machine of 64 MiB that counts in memory for ever, as version 1 of the stream has it."""
+    stored = tmp_path / "stored.vmsnap"
+    stored.write_bytes(base64.decodebytes(Path(__file__).with_name("stream_v1.txt").read_bytes()))
+    kernel = tmp_path / "kernel"
+    kernel.write_bytes(programs.sleep(1))
+    flags = ("-name", "old", "-m", "64M", "-serial", "null", "-bios", "none", "-kernel", str(kernel))
+    run(*flags, "-loadvm", str(stored))
+    before = 2_000_000  # instructions that it had retired, at least
+    wait_for(lambda: "running" in host.vmesh("status", "old"), "the machine to run")
+    retired = re.search(r"^0 .*?([\d,]+)$", host.vmesh("status", "old"), re.MULTILINE)
+    assert retired is not None
+    assert int(retired[1].replace(",", "")) > before
