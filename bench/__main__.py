@@ -16,7 +16,23 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import block, boot, bus, cpu, crashes, doors, gdb, harness, harts, kills, memory, migration, net, programs
+from bench import (
+    block,
+    boot,
+    bus,
+    cpu,
+    crashes,
+    doors,
+    gdb,
+    harness,
+    harts,
+    kills,
+    memory,
+    migration,
+    moves,
+    net,
+    programs,
+)
 from bench.harness import BenchError
 from bench.report import Report
 
@@ -32,6 +48,7 @@ BENCHMARKS: Mapping[str, tuple[Callable[[int], Report], int]] = {  # what measur
     "kills": (kills.measure, 200),  # kills in all
     "memory": (memory.measure, 1),
     "migration": (migration.measure, 5),
+    "moves": (moves.measure, 50),  # moves in all
     "net": (net.measure, 3),
     "programs": (programs.measure, 5),
 }
