@@ -1,4 +1,5 @@
-"""QMP and HMP under stress: latency beside QEMU, what idle clients cost, many clients at once, and hostile ones.
+"""The monitor's doors (QMP, HMP, gRPC, gdb) under stress: latency beside QEMU, what idle clients cost, many clients at
+once, and hostile ones.
 
 The guest works all the time: every hart runs a loop of the shell.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import select
 import socket
 import statistics
@@ -21,11 +23,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import grpc
+
 from bench import harness
 from bench.harness import BenchError
 from bench.report import Report, Row, Sample, held
 from vmesh.client import GatewayError, MachineClient
 from vmesh.machine import Machine, find
+from vmesh.v1 import gateway_pb2
+from vmesh.v1.gateway_pb2_grpc import MachineStub
 
 ASKED = 2000  # query-status, of which the median is taken
 TURN = 4.0  # seconds with and without idle clients
@@ -65,6 +71,43 @@ class Door:
         self._socket.close()
 
 
+class Gdb:
+    """A client of gdb's remote protocol (gdb manual, appendix E). The machine stands when it has come."""
+
+    def __init__(self, path: Path) -> None:
+        self._socket = connect(path)
+        self._input = b""
+        self.ask("QStartNoAckMode")
+        self._socket.sendall(b"+")
+        self.ask("?")
+
+    def ask(self, content: str) -> str:
+        self._send(content)
+        return self._receive()
+
+    def go_on(self) -> None:
+        self._send("vCont;c")
+
+    def stop(self) -> None:
+        self._socket.sendall(b"\x03")
+        self._receive()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _send(self, content: str) -> None:
+        self._socket.sendall(f"${content}#{sum(content.encode()) & 0xFF:02x}".encode())
+
+    def _receive(self) -> str:
+        while not (found := re.search(rb"\$([^#]*)#..", self._input)):
+            data = self._socket.recv(65536)
+            if not data:
+                raise BenchError("a gdb client that behaves was disconnected")
+            self._input += data
+        self._input = self._input[found.end() :]
+        return found[1].decode()
+
+
 def connect(path: Path) -> socket.socket:
     deadline = time.monotonic() + _LIMIT
     while True:
@@ -97,6 +140,7 @@ def attack(machine: Machine, pid: int, seconds: float, chance: random.Random) ->
     outcome = Outcome(before=resident(pid))
     end = time.monotonic() + seconds
     kinds = [_random, _huge, _nested, _half, _flood, _slow, _hmp_random, _hmp_flood, _hmp_long]
+    kinds += [_grpc_random, _grpc_flood, _grpc_slow]
     threads = [
         threading.Thread(
             target=_attacker, args=(machine, kinds[place::3], end, random.Random(chance.random()), outcome)
@@ -200,6 +244,38 @@ def _hmp_long(machine: Machine, chance: random.Random, outcome: Outcome) -> None
     _talk(machine.hmp, iter([b"x" * (1 << 20), b"\rprint " + b"(" * (1 << 16) + b"\r"]), outcome)
 
 
+@contextmanager
+def _stub(machine: Machine) -> Iterator[MachineStub]:
+    with grpc.insecure_channel(f"unix:{machine.gateway}") as channel:
+        yield MachineStub(channel)
+
+
+def _grpc_random(machine: Machine, chance: random.Random, outcome: Outcome) -> None:
+    preface = chance.choice([b"", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"])
+    noise = (chance.randbytes(chance.randrange(1, 50_000)) for _ in range(20))
+    _talk(machine.gateway, iter([preface, *noise]), outcome)
+
+
+def _grpc_flood(machine: Machine, chance: random.Random, outcome: Outcome) -> None:
+    """Calls that are far too large, and many at once."""
+    with _stub(machine) as stub:
+        for _ in range(20):
+            huge = stub.SwapDevice.future(gateway_pb2.SwapDeviceRequest(name="x" * (2 << 20)), timeout=_LIMIT)
+            outcome.errors += huge.exception() is not None
+        for call in [stub.Status.future(gateway_pb2.StatusRequest(), timeout=_LIMIT) for _ in range(200)]:
+            outcome.errors += call.exception() is not None
+
+
+def _grpc_slow(machine: Machine, chance: random.Random, outcome: Outcome) -> None:
+    """Streams of events and of the bus that nobody reads."""
+    with _stub(machine) as stub:
+        streams: list[grpc.Call] = [stub.Events(gateway_pb2.EventsRequest(), timeout=_LIMIT) for _ in range(8)]
+        streams.append(stub.Trace(gateway_pb2.TraceRequest(), timeout=_LIMIT))
+        time.sleep(1.0)
+        for stream in streams:
+            stream.cancel()
+
+
 def measure(runs: int) -> Report:
     """Raises BenchError."""
     seed = random.randrange(1 << 32)
@@ -210,11 +286,11 @@ def measure(runs: int) -> Report:
         stack.enter_context(_busy(harness.theirs(*guest, "-m", "256M", "-qmp", f"unix:{theirs},server=on,wait=off")))
         their_times = _latency(theirs)
         stack.close()
-        stack.enter_context(_busy(harness.ours(*guest, "-m", "256M", "-name", name)))
+        stack.enter_context(_busy(harness.ours(*guest, "-m", "256M", "-name", name, "-gdb", f"unix:{scratch / 'gdb'}")))
         machine = find(name)
         our_times = _latency(machine.qmp)
-        cost = _idle_cost(machine, runs)
-        answered, notes = _together(machine)
+        cost = _idle_cost(machine, runs, scratch / "gdb")
+        answered, notes = _together(machine, scratch / "gdb")
         monitor = machine.read_record().pid
         hostile = attack(machine, monitor, HOSTILE_SECONDS, random.Random(seed))
         growth = hostile.most - hostile.before
@@ -227,14 +303,14 @@ def measure(runs: int) -> Report:
     what = f"hostile clients for {HOSTILE_SECONDS:g} s: the monitor grows"
     rows = [
         Row("query-status, guest at work", "ms", Sample((ours.median,)), Sample((peer.median,)), 3, bar),
-        Row("idle clients cost the guest (5)", "%", Sample(tuple(cost)), None, 2, cheap),
-        Row("2 QMP, HMP, 2 gRPC: not answered", "", Sample((answered,)), None, 0, held("0", answered == 0)),
+        Row("idle clients cost the guest (6)", "%", Sample(tuple(cost)), None, 2, cheap),
+        Row("2 QMP, HMP, gdb, 2 gRPC: not answered", "", Sample((answered,)), None, 0, held("0", answered == 0)),
         Row(what, "MiB", Sample((growth / (1 << 20),)), None, 1, bounded),
         Row("honest client meanwhile, longest wait", "ms", Sample((max(hostile.waits) * 1e3,)), None, 0),
     ]
     notes.append(f"attacks (seed {seed}): " + ", ".join(f"{name} {n}" for name, n in sorted(hostile.attacks.items())))
     notes.append(f"errors that they were told: {hostile.errors}; honest answers meanwhile: {len(hostile.waits)}")
-    return Report("QMP and HMP", rows, notes)
+    return Report("The monitor's doors", rows, notes)
 
 
 @contextmanager
@@ -286,8 +362,8 @@ def _instructions(door: Door, seconds: float) -> float:
     return (retired() - before) / (time.monotonic() - began)
 
 
-def _idle_cost(machine: Machine, runs: int) -> list[float]:
-    """Percent of the guest's speed that five clients cost which say nothing, pair by pair of turns."""
+def _idle_cost(machine: Machine, runs: int, gdb: Path) -> list[float]:
+    """Percent of the guest's speed that six clients cost which say nothing, pair by pair of turns."""
     door = Door(machine.qmp)
     cost = []
     for _ in range(max(runs, 3)):
@@ -297,14 +373,17 @@ def _idle_cost(machine: Machine, runs: int) -> list[float]:
                 stack.callback(Door(machine.qmp).close)
                 stack.enter_context(MachineClient(machine)).status()
             stack.enter_context(connect(machine.hmp))
+            debugger = Gdb(gdb)
+            stack.callback(debugger.close)
+            debugger.go_on()
             together = _instructions(door, TURN)
         cost.append(100 * (1 - together / alone))
     door.close()
     return cost
 
 
-def _together(machine: Machine) -> tuple[int, list[str]]:
-    """Two QMP, one HMP, two gRPC clients ask at once for a turn: how many did not get an answer."""
+def _together(machine: Machine, gdb: Path) -> tuple[int, list[str]]:
+    """Two QMP, one HMP, one gdb, two gRPC clients ask at once for a turn: how many did not get an answer."""
     end = time.monotonic() + TURN
     answers: Counter[str] = Counter()
     failed: list[str] = []
@@ -333,16 +412,27 @@ def _together(machine: Machine) -> tuple[int, list[str]]:
                 client.status()
                 answers["gRPC"] += 1
 
+    def debug() -> None:
+        client = Gdb(gdb)
+        while time.monotonic() < end:
+            client.go_on()
+            time.sleep(0.05)
+            client.stop()
+            if not client.ask("g"):
+                raise BenchError("gdb was not given registers")
+            answers["gdb"] += 1
+        client.close()
+
     def guarded(work: Callable[[], None]) -> None:
         try:
             work()
         except (OSError, BenchError, GatewayError) as error:
             failed.append(f"{work.__name__}: {error}")
 
-    threads = [threading.Thread(target=guarded, args=(work,)) for work in (qmp, qmp, hmp, grpc, grpc)]
+    threads = [threading.Thread(target=guarded, args=(work,)) for work in (qmp, qmp, hmp, debug, grpc, grpc)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(_LIMIT)
-    failed += [f"{name}: none" for name in ("QMP", "HMP", "gRPC") if not answers[name]]
+    failed += [f"{name}: none" for name in ("QMP", "HMP", "gdb", "gRPC") if not answers[name]]
     return len(failed), [*failed, "answers at once: " + ", ".join(f"{name} {n}" for name, n in sorted(answers.items()))]

@@ -54,7 +54,7 @@ def test_a_disk_comes_is_used_and_goes(host: Host, run: Run, debian: Guest, tmp_
             "-drive", f"file={disk},format=raw,if=none,id=x",
         )  # fmt: skip
         assert added == "d1 is at 0x10008000, interrupt 8\n"
-        assert names(host) == before | {"d1"}
+        wait_for(lambda: names(host) == before | {"d1"}, "ps to list the disk")
         assert machine.ask(f"echo {LAST} >$D/bind; head -c 5 /dev/vda; echo").startswith("hello\n")
         machine.ask(f"printf {round_} | dd of=/dev/vda bs=1 seek=9 conv=fsync 2>/dev/null")
         machine.ask(f"echo {LAST} >$D/unbind; ls /dev/vda")

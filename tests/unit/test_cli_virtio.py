@@ -185,7 +185,7 @@ def test_a_console_on_the_terminal_and_one_elsewhere() -> None:
         (("-chardev", "null,id=c", *2 * (*SERIAL, "-device", "virtconsole,chardev=c")), "one device for it"),
         (("-chardev", "stdio,id=c", *SERIAL, "-device", "virtconsole,chardev=c"), "the terminal is taken"),
         (("-chardev", "stdio"), "expected id=NAME"),
-        (("-chardev", "socket,id=c,host=h,port=1"), "no property 'host'"),
+        (("-chardev", "socket,id=c,host=h,port=1"), "expected an address of this host alone"),
         (("-chardev", "file,id=c"), "path=PATH"),
         (("-chardev", "pty,id=c,path=/tmp/c"), "expected no path"),
         (("-chardev", "udp,id=c"), "expected stdio, socket"),

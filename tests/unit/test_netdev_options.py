@@ -89,7 +89,7 @@ def test_what_is_refused(text: str) -> None:
 def test_passt_is_told_what_qemu_would_do() -> None:
     asked = options.parse("user,hostfwd=tcp::2222-:22,hostfwd=udp:127.0.0.1:53-:5353,ipv6=off")
     assert isinstance(asked, User)
-    words = " ".join(command(asked, 7))
+    words = " ".join(command(asked, "--fd", "7"))
     assert words == (
         "passt --foreground --quiet --stderr --fd 7 --address 10.0.2.15 --netmask 255.255.255.0 --gateway 10.0.2.2 "
         "--dns 10.0.2.3 --dns-forward 10.0.2.3 --ipv4-only -t 2222:22 -u 127.0.0.1/53:5353"
