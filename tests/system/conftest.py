@@ -66,6 +66,18 @@ class Terminal:
         self.expect(command + "\n")
         return self.expect(prompt)
 
+    def interrupt(self, prompt: str = PROMPT) -> None:
+        """Ctrl-C until a shell gives its prompt: what comes while it starts a command does not reach that command."""
+        deadline = time.monotonic() + LIMIT
+        while self.output.find(prompt, self._seen) < 0:
+            assert time.monotonic() < deadline, f"waited {LIMIT:g} s for {prompt!r} after {self.output[-2000:]!r}"
+            self.type("\x03")
+            until = time.monotonic() + 2.0
+            while self.output.find(prompt, self._seen) < 0 and time.monotonic() < until:
+                if select.select([self._fd], [], [], 0.1)[0]:
+                    self._read(deadline, prompt)
+        self.expect(prompt)
+
     def wait(self) -> int:
         """Everything to its end: the exit status."""
         deadline = time.monotonic() + LIMIT

@@ -72,8 +72,7 @@ def test_machine_moves_and_nothing_is_lost(host: Host, run: Run, debian: Guest, 
     target.expect(f"at {numbers(source.output)[-1] + 30}\n")
     seen = numbers(source.output) + numbers(target.output)
     assert seen == list(range(1, len(seen) + 1))
-    target.type("\x03")
-    target.expect(PROMPT)
+    target.interrupt()
     assert "goldfish" in target.ask("cat /sys/class/rtc/rtc0/name")
     apart = abs(int(target.ask("cat /sys/class/rtc/rtc0/since_epoch").split()[-1]) - time.time())
     assert apart < 3
@@ -146,7 +145,7 @@ def test_stream_that_the_first_version_wrote_is_loaded(host: Host, run: Run, tmp
     flags = ("-name", "old", "-m", "64M", "-serial", "null", "-bios", "none", "-kernel", str(kernel))
     run(*flags, "-loadvm", str(stored))
     before = 2_000_000  # instructions that it had retired, at least
-    wait_for(lambda: "running" in host.vmesh("status", "old"), "the machine to run")
+    wait_for(lambda: host.ps().get("old", {}).get("state") == "running", "the machine to run")
     retired = re.search(r"^0 .*?([\d,]+)$", host.vmesh("status", "old"), re.MULTILINE)
     assert retired is not None
     assert int(retired[1].replace(",", "")) > before

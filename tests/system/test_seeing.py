@@ -210,7 +210,7 @@ def test_after_a_trace_the_bus_is_native_again(shared: MachineClient, shell: Ter
 def test_a_trace_file_is_for_perfetto(host: Host, shell: Terminal, tmp_path: Path) -> None:
     file = tmp_path / "trace.json"
     tracing = Process([sys.executable, "-m", "vmesh.cli", "trace", "shared", "-o", str(file)], env=host.environment)
-    while not (file.exists() and b"THR" in file.read_bytes()):
+    while not (file.exists() and all(text in file.read_bytes() for text in (b"THR", b"shared: uart0"))):
         shell.ask("echo perfetto")
     tracing.send_signal(signal.SIGINT)
     assert tracing.wait() == 0
