@@ -333,10 +333,7 @@ def _busy(command: Sequence[str]) -> Iterator[None]:
             time.sleep(1.0)
             yield
         finally:
-            process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(10)
-            process.kill()
+            harness.end(process)
 
 
 def _latency(path: Path) -> list[float]:

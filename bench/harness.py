@@ -121,11 +121,16 @@ def kept(command: Sequence[str], until: bytes) -> Iterator[int]:
                 output += part
             yield process.pid
         finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            end(process)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process of ours, by force if it does not go."""
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 @contextmanager

@@ -29,6 +29,7 @@ _DEATHS, _WITHIN = 4, 10.5  # of one device: one more, and the machine gives it 
 _PAUSES = (0.0, 0.8)  # seconds between two kills
 _QUIET_STEPS = 10  # without kills, to compare with
 _PROMPT = b"~ # "
+_WIDE = "stty cols 500"  # so that the line editor puts no line ends into what it echoes
 _ASK_ERRORS = "errors"
 _ERRORS = f"{_ASK_ERRORS}() {{ dmesg -r | grep '^<[0-3]>'; }}"
 _LOOP = "while read c; do $c; echo = $c; done"
@@ -153,7 +154,7 @@ def _campaign(
         guest.until(_PROMPT)
         # A loop that reads, not the shell, whose line editor answers in ways of its own.
         variables = "; ".join(f"{key}={value}" for key, value in place.variables.items()) or ":"
-        for line in (variables, *work.first, "work() {", *work.script, "}", _ERRORS, _LOOP):
+        for line in (_WIDE, variables, *work.first, "work() {", *work.script, "}", _ERRORS, _LOOP):
             guest.say(line)
             guest.until(line.encode()[-20:])
         guest.say("work 0")

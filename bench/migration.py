@@ -205,11 +205,7 @@ def _started(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
         try:
             yield process
         finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            harness.end(process)
 
 
 def _qemu(scratch: Path, flags: list[str], port: int, postcopy: bool) -> Move:

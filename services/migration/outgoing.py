@@ -210,20 +210,7 @@ class Outgoing(Job):
         with ThreadPoolExecutor(1) as beside:  # the services say their states while the last pages are sent
             saved = beside.submit(self.context.machine.save)
             self._send(writer, pages, [each.take_dirty() for each in self.context.ram.segments], to_end=True)
-            entries = package.write_states(writer, saved.result())
-        counts = pages.counts
-        writer.message(
-            messages.RECORD_DESCRIPTION,
-            messages.StreamDescription(
-                sections=entries,
-                pages_zero=counts.zero,
-                pages_plain=counts.plain,
-                pages_zstd=counts.zstd,
-                pages_delta=counts.delta,
-                records=writer.number,
-            ),
-        )
-        writer.put(messages.RECORD_END)
+            package.write_end(writer, saved.result(), pages.counts)
         self.status.downtime_bytes = writer.bytes - sent
         self._switch(writer, returned)
         self._count(writer, pages, 0)

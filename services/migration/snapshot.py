@@ -14,7 +14,7 @@ from services.migration.job import Context, Job, check_same_machine
 from services.migration.status import Status
 from vmesh import errors
 from vmesh.migration import snapshots
-from vmesh.migration.package import RAM_SECTION, StateReader, States, check_description, write_states
+from vmesh.migration.package import RAM_SECTION, StateReader, States, check_description, write_end
 from vmesh.migration.pages import Numbers, Pages, PageWriter, decode, expand, parse_runs, whole
 from vmesh.migration.records import VERSION, Reader, Record, StreamError, Writer, parse, unexpected
 from vmesh.v1 import migration_pb2 as messages
@@ -70,19 +70,7 @@ class Save(Job):
                 pages.write(number, each.content, there[start : start + pages.pages_at_once])
                 self._count(writer, pages)
         writer.message(messages.RECORD_SECTION_END, messages.SectionPart(id=RAM_SECTION, round=1))
-        entries = write_states(writer, states)
-        counts = pages.counts
-        writer.message(
-            messages.RECORD_DESCRIPTION,
-            messages.StreamDescription(
-                sections=entries,
-                pages_zero=counts.zero,
-                pages_plain=counts.plain,
-                pages_zstd=counts.zstd,
-                records=writer.number,
-            ),
-        )
-        writer.put(messages.RECORD_END)
+        write_end(writer, states, pages.counts)
         self._count(writer, pages)
 
     def _count(self, writer: Writer, pages: PageWriter) -> None:

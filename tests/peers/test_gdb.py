@@ -167,6 +167,15 @@ def test_four_harts(gdb: str, guest: Path, machine: Callable[..., Debugged]) -> 
     assert "others 0" in said
 
 
+def go_on_after_stop(process: subprocess.Popen[str], debugged: Debugged) -> None:
+    """Until gdb has said "stopped" and then let the guest go on."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("stopped"):
+            break
+    wait_for(lambda: debugged.state == "MACHINE_RUNNING", "gdb's continue")
+
+
 def test_a_pause_by_another_door_is_gdbs_too(gdb: str, guest: Path, machine: Callable[..., Debugged]) -> None:
     debugged = machine("-bios", "none", "-kernel", str(guest))
     process = subprocess.Popen(
@@ -174,11 +183,7 @@ def test_a_pause_by_another_door_is_gdbs_too(gdb: str, guest: Path, machine: Cal
          "-ex", "continue", "-ex", "printf \"again %d\\n\", $priv", str(guest)],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("stopped"):
-            break
-    wait_for(lambda: debugged.state == "MACHINE_RUNNING", "gdb's continue")
+    go_on_after_stop(process, debugged)
     with debugged.client() as client:
         client.pause()
     said, _ = process.communicate(timeout=LIMIT)
@@ -193,11 +198,7 @@ def test_ctrl_c_and_kill(gdb: str, guest: Path, machine: Callable[..., Debugged]
          "-ex", "continue", "-ex", "backtrace", "-ex", "kill", str(guest)],
         stdout=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("stopped"):
-            break
-    wait_for(lambda: debugged.state == "MACHINE_RUNNING", "gdb's continue")
+    go_on_after_stop(process, debugged)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=LIMIT)
     assert "Program received signal SIGINT" in said

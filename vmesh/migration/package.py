@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from vmesh import errors
 from vmesh.migration.records import (
@@ -26,6 +27,9 @@ from vmesh.migration.records import (
 )
 from vmesh.v1 import migration_pb2 as messages
 from vmesh.v1.lifecycle_pb2 import ServiceState
+
+if TYPE_CHECKING:
+    from vmesh.migration.pages import Counts
 
 MAX_PACKAGED_BYTES = (1 << 32) - 1
 """The longest package, unless the parameter `max-package-size` says less. QEMU: MAX_VM_CMD_PACKAGED_SIZE."""
@@ -48,8 +52,8 @@ class PackageTooLong(errors.VmeshError):
         )
 
 
-def write_states(writer: Writer, states: Mapping[str, ServiceState]) -> list[messages.StreamDescription.Entry]:
-    """Every service's state as a section, in parts if it is long."""
+def write_end(writer: Writer, states: Mapping[str, ServiceState], pages: Counts | None = None) -> None:
+    """The end of a stream: every service's state as a section, in parts if it is long; what was in the stream; END."""
     entries = []
     for number, (service, state) in enumerate(states.items(), RAM_SECTION + 1):
         data = memoryview(state.bytes)
@@ -66,7 +70,12 @@ def write_states(writer: Writer, states: Mapping[str, ServiceState]) -> list[mes
             last = start + PIECE_BYTES >= len(data)
             kind = messages.RECORD_SECTION_END if last else messages.RECORD_SECTION_PART
             writer.message(kind, messages.SectionPart(id=number, data=bytes(data[start : start + PIECE_BYTES])))
-    return entries
+    description = messages.StreamDescription(sections=entries, records=writer.number)
+    if pages is not None:
+        description.pages_zero, description.pages_plain = pages.zero, pages.plain
+        description.pages_zstd, description.pages_delta = pages.zstd, pages.delta
+    writer.message(messages.RECORD_DESCRIPTION, description)
+    writer.put(messages.RECORD_END)
 
 
 @dataclass(slots=True)
@@ -127,9 +136,7 @@ def build(states: Mapping[str, ServiceState]) -> BytesSink:
     sink = BytesSink()
     writer = Writer(sink)
     writer.command(postcopy_listen=messages.PostcopyListen())
-    entries = write_states(writer, states)
-    writer.message(messages.RECORD_DESCRIPTION, messages.StreamDescription(sections=entries, records=writer.number))
-    writer.put(messages.RECORD_END)
+    write_end(writer, states)
     return sink
 
 

@@ -438,33 +438,21 @@ class Interpreter:
         handler.tail("@op_go")
         self.define("op_page_end", handler)
         # straddle: an instruction of which the second half is in the next page
-        handler = self.handler()
-        handler.set("pc", handler.pc())
-        handler.set("retired", Value("%n", U64))
-        b = handler.builder
-        slot = b.call(single, [HART, handler.pc()])
-        assert slot is not None
-        trapped, on = b.fresh("trapped"), b.fresh("on")
-        b.branch(b.compare("==", slot, 0), trapped, on)
-        b.block(trapped)
-        handler.tail("@op_go")
-        b.block(on)
-        handler.dispatch(b.pointer(slot, U8).ref, "%n", handler.get("bias").ref)
-        self.define("op_straddle", handler)
         # breakpoint: in the slot of an instruction before which the hart may have to stop
-        handler = self.handler()
-        handler.set("pc", handler.pc())
-        handler.set("retired", Value("%n", U64))
-        b = handler.builder
-        slot = b.call(at_breakpoint, [HART, handler.pc()])
-        assert slot is not None
-        stopped, on = b.fresh("stopped"), b.fresh("on")
-        b.branch(b.compare("==", slot, 0), stopped, on)
-        b.block(stopped)
-        handler.tail("@op_go")
-        b.block(on)
-        handler.dispatch(b.pointer(slot, U8).ref, "%n", handler.get("bias").ref)
-        self.define("op_breakpoint", handler)
+        for name, find_slot in (("op_straddle", single), ("op_breakpoint", at_breakpoint)):
+            handler = self.handler()
+            handler.set("pc", handler.pc())
+            handler.set("retired", Value("%n", U64))
+            b = handler.builder
+            slot = b.call(find_slot, [HART, handler.pc()])
+            assert slot is not None
+            none, on = b.fresh("none"), b.fresh("on")
+            b.branch(b.compare("==", slot, 0), none, on)
+            b.block(none)
+            handler.tail("@op_go")
+            b.block(on)
+            handler.dispatch(b.pointer(slot, U8).ref, "%n", handler.get("bias").ref)
+            self.define(name, handler)
         # decode: a slot that is run for the first time
         handler = self.handler()
         b = handler.builder
