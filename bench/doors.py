@@ -418,6 +418,7 @@ def _together(machine: Machine, gdb: Path) -> tuple[int, list[str]]:
             if not client.ask("g"):
                 raise BenchError("gdb was not given registers")
             answers["gdb"] += 1
+        client.ask("D")  # the guest goes on; it would stay where it is if gdb just went
         client.close()
 
     def guarded(work: Callable[[], None]) -> None:
