@@ -210,7 +210,12 @@ class Runtime:
         self,
         severity: Severity.ValueType,
         text: str,
-        event: common.PowerOff | common.ResetRequest | common.Fault | common.HartStop | None = None,
+        event: common.PowerOff
+        | common.ResetRequest
+        | common.Fault
+        | common.HartStop
+        | common.DiskError
+        | None = None,
     ) -> None:
         """Tell the monitor, and the log."""
         notice = Notice(severity=severity, service=self.name, text=text)
@@ -223,6 +228,8 @@ class Runtime:
             notice.fault.CopyFrom(event)
         elif isinstance(event, common.HartStop):
             notice.hart_stop.CopyFrom(event)
+        elif isinstance(event, common.DiskError):
+            notice.disk_error.CopyFrom(event)
         write = {common.SEVERITY_WARNING: self.log.warning, common.SEVERITY_ERROR: self.log.error}
         write.get(severity, self.log.info)("notice", text=text)
         monitors = [client for client in self.server.clients.values() if client.role == common.ROLE_MONITOR]

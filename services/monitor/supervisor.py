@@ -424,6 +424,17 @@ class Supervisor:
         match notice.WhichOneof("event"):
             case "hart_stop":
                 self.on_hart_stop(notice.hart_stop)
+            case "disk_error":
+                told = {
+                    "device": name,
+                    "operation": "write" if notice.disk_error.write else "read",
+                    "action": "report",
+                    "nospace": notice.disk_error.no_space,
+                    "reason": one_line(notice.disk_error.reason),
+                }
+                self.events.publish("BLOCK_IO_ERROR", told)
+            case "power_off" if self.powered_off:
+                pass  # another hart, before the pause reached it
             case "power_off" if self.actions.shutdown == "pause":
                 self.powered_off = True
                 self.events.publish("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"})

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ import pytest
 from qemu.qmp import ExecuteError, QMPClient
 
 from services.monitor.qmp.schema import SCHEMA
+from tests.waiting import wait_for
 
 LIMIT = 60.0  # seconds for anything
 Answer = dict[str, Any]
@@ -275,17 +277,62 @@ def _job(door: Door, name: str) -> Answer:
     return dict(found)
 
 
-def test_guest_that_powers_off_may_stay(root: Path) -> None:
-    machine = Machine(root)
+def test_a_guest_that_powers_off_may_stay(root: Path, tmp_path: Path) -> None:
+    firmware = tmp_path / "off.bin"  # lui t0, 0x100; lui t1, 0x5; addi t1, t1, 0x555; sw t1, (t0); j .
+    firmware.write_bytes(struct.pack("<5I", 0x001002B7, 0x00005337, 0x55530313, 0x0062A023, 0x0000006F))
+    machine = Machine(root, "-S", "-bios", str(firmware))
     try:
         door = machine.door()
-        door.ask("set-action", shutdown="pause")
-        machine_path = machine.path / "uart0.console"
-        assert not machine_path.exists()  # -display none: the console goes nowhere
+        assert door.ask("set-action", shutdown="pause") == {"return": {}}
+        door.ask("cont")
+        wait_for(lambda: door.ask("query-status")["return"]["status"] == "shutdown", "the guest to power off")
+        assert not door.ask("query-status")["return"]["running"]
+        told = [event["data"] for event in door.events if event["event"] == "SHUTDOWN"]
+        assert told == [{"guest": True, "reason": "guest-shutdown"}]
+        assert door.ask("cont")["error"]["desc"] == "Resetting the Virtual Machine is required"
         assert door.ask("quit") == {"return": {}}
         assert machine.process.wait(LIMIT) == 0
     finally:
         machine.close()
+
+
+def test_a_device_goes_once(machine: Machine) -> None:
+    door = machine.door()
+    assert door.ask("device_add", driver="virtio-rng-device", id="once") == {"return": {}}
+    assert door.ask("device_del", id="once") == {"return": {}}
+
+    def gone() -> list[Answer]:
+        door.ask("query-status")
+        return [event["data"] for event in door.events if event["event"] == "DEVICE_DELETED"]
+
+    wait_for(lambda: bool(gone()), "DEVICE_DELETED")
+    assert door.ask("device_del", id="once")["error"]["class"] == "DeviceNotFound"
+    assert gone() == [{"device": "once", "path": "/machine/peripheral/once"}]
+    door.close()
+
+
+def test_gdbserver_by_hmp(machine: Machine) -> None:
+    door = machine.door()
+    place = machine.runtime / "gdb"
+
+    def hmp(line: str) -> str:
+        return str(door.ask("human-monitor-command", command_line=line)["return"])
+
+    assert str(place) in hmp(f"gdbserver unix:{place}")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(LIMIT)
+        client.connect(str(place))
+        client.sendall(b"$qSupported#37")
+        heard = b""
+        while b"PacketSize=" not in heard:
+            heard += client.recv(4096)
+        client.sendall(b"+$D#44")
+        while b"$OK#9a" not in heard:
+            heard += client.recv(4096)
+    assert "Disabled" in hmp("gdbserver none")
+    wait_for(lambda: bool(door.ask("query-status")["return"]["running"]), "the guest to go on")
+    assert not place.exists()
+    door.close()
 
 
 @pytest.fixture(scope="module")

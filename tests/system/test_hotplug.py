@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +33,25 @@ COPIER = f"command={sys.executable} -m docs.examples.copier"
 
 def names(host: Host) -> set[str]:
     return {service["name"] for service in host.ps()["plugs"]["services"]}
+
+
+@contextmanager
+def events(host: Host) -> Iterator[list[tuple[str, Any]]]:
+    """What happens meanwhile: names and data, as they come."""
+    seen: list[tuple[str, Any]] = []
+    with MachineClient(Machine(host.runtime / "plugs"), timeout=LIMIT) as client:
+        stream = client.events()
+
+        def read() -> None:
+            with suppress(GatewayError):
+                seen.extend((event.name, json.loads(event.data)) for event in stream)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        yield seen
+        client.close()
+    reader.join(LIMIT)
+    assert not reader.is_alive()
 
 
 def wait_gone(host: Host, name: str) -> None:
@@ -58,12 +80,39 @@ def test_a_disk_comes_is_used_and_goes(host: Host, run: Run, debian: Guest, tmp_
         assert machine.ask(f"echo {LAST} >$D/bind; head -c 5 /dev/vda; echo").startswith("hello\n")
         machine.ask(f"printf {round_} | dd of=/dev/vda bs=1 seek=9 conv=fsync 2>/dev/null")
         machine.ask(f"echo {LAST} >$D/unbind; ls /dev/vda")
-        assert host.vmesh("device_del", "plugs", "d1") == ""
-        wait_gone(host, "d1")
+        with events(host) as seen:
+            assert host.vmesh("device_del", "plugs", "d1") == ""
+            wait_gone(host, "d1")
+        assert seen == [("DEVICE_DELETED", {"device": "d1", "path": "/machine/peripheral/d1"})]
         assert disk.read_bytes()[:10] == b"hello\0\0\0\0" + str(round_).encode()
         assert machine.ask("devmem 0x10008008 32") == "0x00000000\n"
     machine.type("\x04")
     assert machine.wait() == 0
+
+
+def test_a_full_host_is_an_event(host: Host, run: Run, debian: Guest, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(small)]
+    if os.geteuid() or subprocess.run(mount, check=False).returncode:
+        pytest.skip("a full file system: only root can mount one")
+    try:
+        disk = small / "disk"
+        disk.touch()
+        os.truncate(disk, 16 << 20)
+        machine = run("-name", "plugs", "-append", "loglevel=1", "-drive", f"file={disk},format=raw,id=d0")
+        machine.expect(PROMPT)
+        with events(host) as seen:
+            machine.ask("modprobe virtio_blk")
+            machine.ask("dd if=/dev/zero of=/dev/vda bs=64k count=100 2>/dev/null; sync")
+            wait_for(lambda: any(name == "BLOCK_IO_ERROR" for name, _ in seen), "the event")
+        told = next(data for name, data in seen if name == "BLOCK_IO_ERROR")
+        reason = {"operation": "write", "action": "report", "nospace": True, "reason": "No space left on device"}
+        assert told == {"device": "blk0", **reason}
+        machine.type("\x04")
+        assert machine.wait() == 0
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
 
 
 def test_what_cannot_be_added_is_refused_and_changes_nothing(host: Host, run: Run, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from services.devices.virtio_blk.device import F_CONFIG_WCE, F_FLUSH, F_MQ, F_RO
 from services.devices.virtio_blk.image import SECTOR, Buffers, Image, RawImage
 from services.devices.virtio_blk.overlay import BLOCK, Overlay
 from vmesh import errors
+from vmesh.v1.common_pb2 import DiskError
 from vmesh.v1.devices_pb2 import VirtioQueueState
 from vmesh.virtio.transport import DRIVER_OK, F_VERSION_1, FEATURES_OK, NEEDS_RESET
 
@@ -236,9 +237,13 @@ def test_errors_of_the_host_are_the_requests(tmp_path: Path) -> None:
             assert guest.ask(OUT, 0, b"x" * 512)[0] == IOERR
             assert guest.ask(IN, 0, room=512)[0] == IOERR
             assert guest.ask(FLUSH)[0] == IOERR
-    assert [text for text, _ in guest.runtime.notices] == [
-        "the disk failed, the guest was told: No space left on device",
-        "the disk failed, the guest was told: Input/output error",
+    assert guest.runtime.notices == [
+        (
+            f"a {'write' if write else 'read'} failed, the guest was told: {reason}",
+            DiskError(write=write, no_space=no_space, reason=reason),
+        )
+        for no_space, reason in ((True, "No space left on device"), (False, "Input/output error"))
+        for write in (True, False)
     ]
     image.fail = None
     assert guest.ask(OUT, 0, b"x" * 512)[0] == OK

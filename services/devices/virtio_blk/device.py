@@ -6,6 +6,7 @@ again before anything that came after (vmesh/virtio/queue.py has the argument).
 
 from __future__ import annotations
 
+import errno
 import struct
 import time
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from services.devices.virtio_blk.image import SECTOR, Buffers, Image
 from vmesh import errors
 from vmesh.guest_memory import Piece
 from vmesh.service import Runtime
-from vmesh.v1.common_pb2 import SEVERITY_ERROR
+from vmesh.v1.common_pb2 import SEVERITY_ERROR, DiskError
 from vmesh.v1.devices_pb2 import VirtioBlkState
 from vmesh.virtio.queue import Chain, Queue, cut, length_of
 from vmesh.virtio.transport import VirtioDevice
@@ -90,7 +91,7 @@ class VirtioBlk(VirtioDevice):
         self._image = image
         self._options = options
         self._writeback = options.write_cache
-        self._told: dict[int | None, float] = {}  # errors of the host, and when a notice told of them
+        self._told: dict[tuple[int | None, bool], float] = {}  # errors of reads and writes, and when a notice told
         self._counters = dict.fromkeys(("reads", "writes", "flushes", "bytes_read", "bytes_written", "errors"), 0)
         super().__init__(
             runtime,
@@ -115,7 +116,7 @@ class VirtioBlk(VirtioDevice):
         except Refused as refused:
             written, answer = 0, refused.status
         except OSError as error:
-            self._host_error(error)
+            self._host_error(error, write=kind != Type.IN)
             written, answer = 0, S_IOERR
         self.memory.write(status[0][0], bytes((answer,)))
         return written + 1 if written == room - 1 else written
@@ -254,14 +255,15 @@ class VirtioBlk(VirtioDevice):
         if self._options.flushes and not self._options.read_only:
             self._image.flush()
 
-    def _host_error(self, error: OSError) -> None:
+    def _host_error(self, error: OSError, *, write: bool) -> None:
         self._counters["errors"] += 1
         now = time.monotonic()
-        last = self._told.get(error.errno)
+        last = self._told.get((error.errno, write))
         if last is None or now - last >= _NOTICE_SECONDS:
-            self._told[error.errno] = now
-            text = error.strerror or str(error)
-            self.runtime.notify(SEVERITY_ERROR, f"the disk failed, the guest was told: {text}")
+            self._told[error.errno, write] = now
+            told = DiskError(write=write, no_space=error.errno == errno.ENOSPC, reason=error.strerror or str(error))
+            what = "a write" if write else "a read"
+            self.runtime.notify(SEVERITY_ERROR, f"{what} failed, the guest was told: {told.reason}", told)
 
 
 def _put(buffers: Buffers, data: bytes) -> int:

@@ -58,7 +58,6 @@ def _device_del(control: Control, arguments: Json) -> object:
 
 def _remove(control: Control, name: str) -> Parts:
     yield from hotplug.remove(control.supervisor, name)
-    control.supervisor.events.publish("DEVICE_DELETED", {"device": name, "path": f"{_PERIPHERAL}{name}"})
     return {}
 
 

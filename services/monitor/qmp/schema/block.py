@@ -96,13 +96,14 @@ MODULE = Module(
     events=(
         Event(
             "BLOCK_IO_ERROR",
-            "A disk's image could not be read or written.",
+            "A disk's image could not be read or written, and the guest was told. The same one is told once in 10 s.",
             Struct(
                 "BlockIoErrorEvent",
                 (
                     Member("device", STR),
                     Member("operation", Enum("IoOperationType", ("read", "write"))),
                     Member("action", Enum("BlockErrorAction", ("ignore", "report", "stop"))),
+                    Member("nospace", BOOL),
                     Member("reason", STR),
                 ),
             ),
