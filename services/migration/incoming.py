@@ -185,19 +185,24 @@ class Incoming(Job):
     def _take_main(self, channel: _Channel) -> None:
         try:
             states = self._take_stream(channel)
+            read = time.monotonic()
             self.context.machine.load(states)
+            loaded = time.monotonic()
         except (errors.VmeshError, OSError) as error:
             say(channel.writer, failed=messages.Failed(reason=str(error)))
             raise
         say(channel.writer, loaded=messages.Loaded())
         stay_paused = self._wait_run(channel.reader)
-        self._runs_here = True
+        self._runs_here, told = True, time.monotonic()
         if stay_paused:
             self.context.machine.stay()
         else:
             self.context.machine.go()
         self.status.went_on = time.monotonic()
         say(channel.writer, running=messages.Running())
+        ends = zip((self.status.stopped, read, loaded, told), (read, loaded, told, self.status.went_on), strict=True)
+        steps = [f"{(end - start) * 1e3:.1f}" for start, end in ends]
+        self.context.log.info("taken over, ms", **dict(zip(("read", "load", "told", "go"), steps, strict=True)))
         if self._pages is not None:
             self._postcopy(channel)
         self.enter(messages.MIGRATION_COMPLETED)

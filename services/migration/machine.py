@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 
 from vmesh import errors
 from vmesh.migration.package import States
+from vmesh.migration.states import in_messages
 from vmesh.v1 import migration_pb2 as messages
 from vmesh.v1.lifecycle_pb2 import ServiceState
 
@@ -40,15 +41,16 @@ class Machine:
         """Everything stands still when this returns; gives whether the guest ran."""
         return self._ask(messages.MACHINE_STOP)[1]
 
-    def save(self) -> States:
-        return self._ask(messages.MACHINE_SAVE)[0]
+    def save(self) -> tuple[States, bool]:
+        """As `stop`; gives the states too."""
+        return self._ask(messages.MACHINE_SAVE)
 
     def check(self, states: States) -> None:
         """Raises MachineFailed for states that the services would not take; nothing was changed."""
         self._ask(messages.MACHINE_CHECK, states)
 
     def load(self, states: States) -> None:
-        """As `check`; if all would take theirs, they do."""
+        """Every service takes its own. Raises MachineFailed if one does not, which is then as it was."""
         self._ask(messages.MACHINE_LOAD, states)
 
     def hand_over(self) -> None:
@@ -74,13 +76,8 @@ class Machine:
         with self._lock:
             self._number += 1
             number = self._number
-            given = list((states or {}).items())
-            for place, (service, state) in enumerate(given):
-                saved = messages.SavedState(service=service, state=state)
-                more = place < len(given) - 1
-                self._send(messages.MachineRequest(number=number, action=action, state=saved, more=more))
-            if not given:
-                self._send(messages.MachineRequest(number=number, action=action))
+            for part, more in in_messages(states or {}):
+                self._send(messages.MachineRequest(number=number, action=action, states=part, more=more))
             return self._collect(number, messages.MachineAction.Name(action))
 
     def _collect(self, number: int, name: str) -> tuple[States, bool]:
@@ -94,7 +91,6 @@ class Machine:
                 continue
             if answer.error:
                 raise MachineFailed(answer.error)
-            if answer.HasField("state"):
-                got[answer.state.service] = answer.state.state
+            got.update((each.service, each.state) for each in answer.states)
             if not answer.more:
                 return got, answer.ran

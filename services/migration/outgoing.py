@@ -7,6 +7,7 @@ going on here. After it the guest never goes on here by itself.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -31,6 +32,7 @@ _RATE_SECONDS = 0.1  # over which the rate is taken
 _ASSUMED_RATE = 1e9  # bytes a second, before there is one
 _CACHE_BYTES = 128 << 20  # of what was sent last, kept to send only what changed
 _WORTH_PAGES = 1024
+_COMPARERS = min(4, len(os.sched_getaffinity(0)))  # threads
 _HIGH_DIRTY_ROUNDS = 2  # that dirty half of what they send, before the harts are slowed down
 
 
@@ -47,6 +49,7 @@ class Outgoing(Job):
         self._switched = False  # RUN was sent
         self._want_postcopy = False
         self._throttled = 0
+        self._steps: dict[str, str] = {}
         self._rate_from = (0.0, 0, 0)
         self._push: Push | None = None
 
@@ -177,8 +180,8 @@ class Outgoing(Job):
                 messages.SectionPart(id=package.RAM_SECTION, round=status.rounds + 1),
             )
 
-    def _send(self, writer: Writer, pages: PageWriter, todo: list[Numbers], *, to_end: bool = False) -> list[Numbers]:
-        """Send pages; gives those that were not sent as post-copy is to begin (never with `to_end`)."""
+    def _send(self, writer: Writer, pages: PageWriter, todo: list[Numbers]) -> list[Numbers]:
+        """Send pages; gives those that were not sent as post-copy is to begin."""
         assert self._connection is not None
         segments = self.context.ram.segments
         left = [numbers[:0] for numbers in todo]
@@ -189,34 +192,59 @@ class Outgoing(Job):
             for start in range(0, len(numbers), pages.pages_at_once):
                 if self.cancelled:
                     raise LinkLost("cancelled")
-                if self._want_postcopy and not to_end and segments[number].has_flags:
+                if self._want_postcopy and segments[number].has_flags:
                     left[number] = numbers[start:]
                     break
-                self._connection.limit = 0 if to_end else self.context.parameters.max_bandwidth
+                self._connection.limit = self.context.parameters.max_bandwidth
                 part = numbers[start : start + pages.pages_at_once]
                 pages.write(number, content, part)
                 count -= len(part)
                 self._count(writer, pages, count)
         return left
 
+    def _send_last(self, pages: PageWriter) -> None:
+        """Send what is dirty while the guest stands still: to find out what changed takes all cores."""
+        assert self._connection is not None
+        self._connection.limit = 0
+        parts = (
+            (number, segment.content, numbers[start : start + pages.pages_at_once])
+            for number, segment in enumerate(self.context.ram.segments)
+            for numbers in (segment.take_dirty(),)
+            for start in range(0, len(numbers), pages.pages_at_once)
+        )
+        taking, writing = threading.Lock(), threading.Lock()
+
+        def work() -> None:
+            while not self.cancelled:
+                with taking:
+                    part = next(parts, None)
+                if part is None:
+                    return
+                compared = pages.compare(*part)
+                with writing:
+                    pages.write_compared(compared)
+
+        with ThreadPoolExecutor(_COMPARERS) as pool:
+            for each in [pool.submit(work) for _ in range(_COMPARERS)]:
+                each.result()
+        if self.cancelled:
+            raise LinkLost("cancelled")
+
     def _complete(self, writer: Writer, pages: PageWriter, returned: ReturnPath) -> None:
         """Pre-copy's switch: the last pages and all state, then RUN."""
-        self._stop(returned)
+        states = self._stop(returned)
         sent = writer.bytes
         writer.message(
             messages.RECORD_SECTION_END, messages.SectionPart(id=package.RAM_SECTION, round=self.status.rounds + 1)
         )
-        pages.last = True
-        with ThreadPoolExecutor(1) as beside:  # the services say their states while the last pages are sent
-            saved = beside.submit(self.context.machine.save)
-            self._send(writer, pages, [each.take_dirty() for each in self.context.ram.segments], to_end=True)
-            package.write_end(writer, saved.result(), pages.counts)
+        self._send_last(pages)
+        package.write_end(writer, states, pages.counts)
         self.status.downtime_bytes = writer.bytes - sent
         self._switch(writer, returned)
         self._count(writer, pages, 0)
         self.enter(messages.MIGRATION_COMPLETED)
 
-    def _stop(self, returned: ReturnPath) -> None:
+    def _stop(self, returned: ReturnPath) -> package.States:
         returned.check()
         if self.cancelled:
             raise LinkLost("cancelled")
@@ -224,13 +252,21 @@ class Outgoing(Job):
         self.status.state = messages.MIGRATION_DEVICE
         self._throttle(0)
         self._stopped = True
-        self._ran = self.context.machine.stop()
-        self.enter(messages.MIGRATION_DEVICE)
+        states, self._ran = self.context.machine.save()
+        self._took("stop")
+        return states
+
+    def _took(self, step: str) -> None:
+        """A step of the downtime has ended here."""
+        self._steps[step] = f"{(time.monotonic() - self.status.stopped) * 1e3:.1f}"
 
     def _switch(self, writer: Writer, returned: ReturnPath) -> None:
         """All state was sent: let go of the machine here, and once it is loaded there, have it run there."""
+        self._took("send")
+        self.enter(messages.MIGRATION_DEVICE)
         self.context.machine.hand_over()
         returned.wait("loaded", _LOAD_SECONDS, lambda: self.cancelled)
+        self._took("loaded")
         if self.cancelled:
             raise LinkLost("cancelled")
         self._switched = True
@@ -245,17 +281,17 @@ class Outgoing(Job):
             self.context.machine.moved()
             raise
         self.status.went_on = time.monotonic()
+        self._took("running")
+        self.context.log.info("switched, ms from the stop to the end of each step", **self._steps)
         self.context.machine.moved()
 
     def _postcopy(self, writer: Writer, pages: PageWriter, returned: ReturnPath, left: list[Numbers]) -> None:
         push = Push(self.context, self.status, self._session, self._place, pages)
         push.open_pages()
         try:
-            self._stop(returned)
-            with ThreadPoolExecutor(1) as beside:
-                saved = beside.submit(self.context.machine.save)
-                push.set_left(left, [each.take_dirty() for each in self.context.ram.segments])
-                made = package.build(saved.result())
+            states = self._stop(returned)
+            push.set_left(left, [each.take_dirty() for each in self.context.ram.segments])
+            made = package.build(states)
             self.status.package = made.size
             limit = self.context.parameters.max_package_bytes
             if made.size > limit:

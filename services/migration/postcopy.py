@@ -93,7 +93,8 @@ class Push:
                 returned.wait("closing", math.inf, lambda: self._closed or bool(self._broken))
                 break
             except (OSError, errors.VmeshError) as error:
-                if returned.said("closing"):
+                main.cut()
+                if returned.said_last("closing"):  # the other connection was seen to end before this was read
                     break
                 better = returned.why(error) if isinstance(error, OSError) else error
                 writer, main, returned = self._recover(job, str(better))

@@ -51,7 +51,9 @@ class ReturnPath:
                     raise LinkLost("the destination does not answer", expected=f"{what} within {seconds:g} s")
                 self._changed.wait(min(left, 0.1))
 
-    def said(self, what: str) -> bool:
+    def said_last(self, what: str) -> bool:
+        """Whether the destination has said it on a connection that was cut or broke: what came before that counts."""
+        self._thread.join(_LAST_WORDS)
         return what in self._said
 
     def check(self) -> None:

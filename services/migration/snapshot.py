@@ -35,19 +35,18 @@ class Save(Job):
         with whole_file(self._path) as sink:
             writer = Writer(sink)
             machine = self.context.machine
-            machine.stop()
+            states, _ = machine.save()
             self.status.stopped = time.monotonic()
             try:
                 self.enter(messages.MIGRATION_ACTIVE)
-                self._write(writer)
+                self._write(writer, states)
             finally:
                 machine.go_on()
                 self.status.went_on = time.monotonic()
         self.status.transferred = writer.bytes
         self.enter(messages.MIGRATION_COMPLETED)
 
-    def _write(self, writer: Writer) -> None:
-        states = self.context.machine.save()
+    def _write(self, writer: Writer, states: States) -> None:
         ram = self.context.ram
         configuration = messages.Configuration()
         configuration.CopyFrom(self.context.configuration)

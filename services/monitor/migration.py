@@ -22,6 +22,7 @@ from services.monitor.operations import Operation, RequestError
 from services.monitor.output import Output, one_line
 from vmesh.errors import PeerError, from_message
 from vmesh.log import Log
+from vmesh.migration.states import in_messages
 from vmesh.spawn import Child, ServiceCommand, describe_exit
 from vmesh.v1 import gateway_pb2, lifecycle_pb2, migration_pb2
 from vmesh.v1.packet_pb2 import Packet
@@ -344,10 +345,7 @@ class Migration:
     # What it wants done
 
     def _machine_request(self, request: migration_pb2.MachineRequest) -> None:
-        if request.HasField("state"):
-            self._given[request.state.service] = lifecycle_pb2.ServiceState.FromString(
-                request.state.state.SerializeToString()
-            )
+        self._given.update((each.service, each.state) for each in request.states)
         if request.more:
             return
         given, self._given = self._given, {}
@@ -355,9 +353,9 @@ class Migration:
         board = self._supervisor.board
         match request.action:
             case migration_pb2.MACHINE_STOP:
-                operation = self._stop()
+                operation = self._stop(request.number, None)
             case migration_pb2.MACHINE_SAVE:
-                operation = operations.save(board, saved)
+                operation = self._stop(request.number, saved)
             case migration_pb2.MACHINE_CHECK | migration_pb2.MACHINE_LOAD:
                 check = request.action == migration_pb2.MACHINE_CHECK
                 operation = operations.load(board, given, check_only=check)
@@ -388,25 +386,27 @@ class Migration:
             return
         ran = bool(self._ran)
         with suppress(PeerError):  # it hangs: the user can cancel
-            left = list((saved or {}).items()) if not error else []
-            for place, (service, state) in enumerate(left):
-                answer = migration_pb2.MachineAnswer(number=number, more=place < len(left) - 1)
-                answer.state.service = service
-                answer.state.state.CopyFrom(state)
+            for part, more in in_messages(saved if saved and not error else {}):
+                answer = migration_pb2.MachineAnswer(number=number, error=error, ran=ran, states=part, more=more)
                 self._link.ask(answer, lambda packet: None)
-            if not left:
-                self._link.ask(migration_pb2.MachineAnswer(number=number, error=error, ran=ran), lambda packet: None)
 
-    def _stop(self) -> Operation:
+    def _stop(self, number: int, states: dict[str, lifecycle_pb2.ServiceState] | None) -> Operation:
+        """For the switch. The answer is sent as soon as everything stands still."""
         if self._ran is None:
             self._ran = self._supervisor.state == gateway_pb2.MACHINE_RUNNING
         if not self.run_state:
             self.run_state = "save-vm" if self.status.snapshot else "finish-migrate"
+        board = self._supervisor.board
         try:
-            yield from operations.pause(self._supervisor.board)
+            yield from operations.quiesce(board, states)
         except RequestError:
+            yield from operations.resume(board)
             self._ran, self.run_state = None, ""
             raise
+        self._answer(number, "", states)
+        if states:
+            states.clear()  # they are on their way
+        yield operations.health(board)
 
     def _hand_over(self) -> Operation:
         yield from operations.hand_over(self._supervisor.board)

@@ -94,20 +94,11 @@ def reset(board: Board, *, stay_paused: bool) -> Operation:
         yield from resume(board)
 
 
-def save(board: Board, states: dict[str, lifecycle_pb2.ServiceState]) -> Operation:
-    """Fill in the state of every service. The machine is paused."""
-    packets = yield [Request(name, lifecycle_pb2.Save()) for name in board.all]
-    for name, packet in zip(board.all, packets, strict=True):
-        states[name] = packet.service_state
-
-
 def load(board: Board, states: Mapping[str, lifecycle_pb2.ServiceState], *, check_only: bool) -> Operation:
-    """Have every service say whether it would take its state, and then take it. The machine is paused."""
+    """Have every service take its state, or say whether it would. The machine is paused."""
     if missing := set(board.all) ^ states.keys():
         raise RequestError(f"no state of service '{min(missing)}', or none that could take it")
-    yield [Request(name, lifecycle_pb2.Load(state=states[name], check_only=True)) for name in board.all]
-    if not check_only:
-        yield [Request(name, lifecycle_pb2.Load(state=states[name])) for name in board.all]
+    yield [Request(name, lifecycle_pb2.Load(state=states[name], check_only=check_only)) for name in board.all]
 
 
 def hand_over(board: Board) -> Operation:
@@ -174,12 +165,34 @@ def write_registers(board: Board, request: cpu_pb2.WriteRegisters, *, stay_pause
 
 def stop(board: Board) -> Operation:
     """Stop the harts, then the devices, and drain the bus. What has stopped stays so if a part fails."""
+    yield from quiesce(board)
+    yield health(board)
+
+
+def quiesce(board: Board, states: dict[str, lifecycle_pb2.ServiceState] | None = None) -> Operation:
+    """As `stop`, without a look at how they are then; fills in the state of every service if `states` is given.
+
+    The guest stands still meanwhile, so this takes few turns: a service is asked at once for all that it does in order.
+    Memory serves the devices, so it stops after them.
+    """
     if board.cpu:
         yield [Request(board.cpu, lifecycle_pb2.Pause())]
-    yield [Request(name, lifecycle_pb2.Pause()) for name in board.others]
-    drained = yield [Request(name, lifecycle_pb2.Drain()) for name in board.others]
+    steps: list[Message] = [lifecycle_pb2.Pause(), lifecycle_pb2.Drain()]
+    saved: list[Message] = [] if states is None else [lifecycle_pb2.Save()]
+    asked = [Request(name, body) for name in board.devices for body in (*steps, *saved)]
+    answers = list(zip(asked, (yield asked), strict=True))
+    updates = {
+        request.service: packet.drained.update_sequence
+        for request, packet in answers
+        if isinstance(request.body, lifecycle_pb2.Drain)
+    }
+    asked = [Request(board.memory, body) for body in (*steps, *saved)]
     if board.cpu:
-        updates = {name: packet.drained.update_sequence for name, packet in zip(board.others, drained, strict=True)}
-        del updates[board.memory]
-        yield [Request(board.cpu, lifecycle_pb2.Drain(updates=updates))]
-    yield health(board)
+        asked += [Request(board.cpu, body) for body in (lifecycle_pb2.Drain(updates=updates), *saved)]
+    answers += zip(asked, (yield asked), strict=True)
+    if states is not None:
+        states.update(
+            (request.service, packet.service_state)
+            for request, packet in answers
+            if isinstance(request.body, lifecycle_pb2.Save)
+        )

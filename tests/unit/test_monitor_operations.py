@@ -40,17 +40,42 @@ def willing(request: Request) -> Packet:
 
 
 def names(batches: list[list[tuple[str, str]]]) -> list[str]:
-    return [f"{body} {','.join(service for service, _ in batch)}" for batch in batches for body in {batch[0][1]}]
+    """A batch as 'Pause,Drain uart0,rtc; Drain cpu': what is asked, and who is."""
+    found = []
+    for batch in batches:
+        bodies: dict[str, list[str]] = {}
+        for service, body in batch:
+            bodies.setdefault(service, []).append(body)
+        services: dict[str, list[str]] = {}
+        for service, asked in bodies.items():
+            services.setdefault(",".join(asked), []).append(service)
+        found.append("; ".join(f"{asked} {','.join(those)}" for asked, those in services.items()))
+    return found
 
 
 def test_pause_stops_harts_first_and_drains_before_it_looks() -> None:
     assert names(carry_out(operations.pause(BOARD), willing)) == [
         "Pause cpu",
-        "Pause uart0,rtc,memory",
-        "Drain uart0,rtc,memory",
-        "Drain cpu",
+        "Pause,Drain uart0,rtc",
+        "Pause,Drain memory; Drain cpu",
         "Health uart0,rtc,memory,cpu",
     ]
+
+
+def test_the_switch_of_a_migration_takes_three_turns_for_all_states() -> None:
+    def play(request: Request) -> Packet:
+        packet = willing(request)
+        if isinstance(request.body, lifecycle_pb2.Save):
+            packet.service_state.type = f"state of {request.service}"
+        return packet
+
+    states: dict[str, lifecycle_pb2.ServiceState] = {}
+    assert names(carry_out(operations.quiesce(BOARD, states), play)) == [
+        "Pause cpu",
+        "Pause,Drain,Save uart0,rtc",
+        "Pause,Drain,Save memory; Drain,Save cpu",
+    ]
+    assert {name: state.type for name, state in states.items()} == {name: f"state of {name}" for name in BOARD.all}
 
 
 def test_pause_tells_the_cpu_which_updates_to_wait_for() -> None:
@@ -88,9 +113,9 @@ def test_pause_that_fails_lets_all_go_on(refused: str) -> None:
 @pytest.mark.parametrize("stay_paused", [False, True])
 def test_reset_restores_memory_before_the_harts_and_resumes_harts_last(stay_paused: bool) -> None:
     batches = names(carry_out(operations.reset(BOARD, stay_paused=stay_paused), willing))
-    assert batches[5:8] == ["Reset uart0,rtc", "Reset memory", "Reset cpu"]
+    assert batches[4:7] == ["Reset uart0,rtc", "Reset memory", "Reset cpu"]
     resumed = ["Resume uart0,rtc,memory", "Resume cpu", "Health uart0,rtc,memory,cpu"]
-    assert batches[8:] == ([] if stay_paused else resumed)
+    assert batches[7:] == ([] if stay_paused else resumed)
 
 
 def test_cpu_that_does_not_answer_leaves_its_status_empty() -> None:

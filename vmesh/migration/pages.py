@@ -126,6 +126,16 @@ class PageCache:
             self._rows[slots[numbers[known]]] = rows[known]
 
 
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Pages to write, and what of them changed, if to send that is enough: places and words as in `Pages.delta`."""
+
+    segment: int
+    numbers: Numbers
+    rows: Rows
+    changed: tuple[npt.NDArray[np.uint32], Words] | None
+
+
 class PageWriter:
     """Writes pages as records. One thread's: it has a buffer. With a `cache` it sends what changed, where it can."""
 
@@ -133,7 +143,6 @@ class PageWriter:
         self.writer = writer
         self.counts = Counts()
         self.cache: PageCache | None = None
-        self.last = False  # nothing is sent again: the cache need not keep what is sent
         self._compressor = zstandard.ZstdCompressor(level=zstd_level) if zstd_level else None
         self.pages_at_once = ZSTD_PAGES if zstd_level else PLAIN_PAGES
         self._buffer = np.empty((self.pages_at_once, PAGE), np.uint8)
@@ -142,7 +151,24 @@ class PageWriter:
         """At most `pages_at_once` pages of a segment whose whole content is `content`."""
         rows = self._buffer[: len(numbers)]
         np.take(content, numbers, axis=0, out=rows, mode="clip")
-        if self.cache is not None and self._delta(self.cache, segment, numbers, rows):
+        self.write_compared(Compared(segment, numbers, rows, self._changed(segment, numbers, rows)))
+        if self.cache is not None:
+            self.cache.keep(segment, numbers, rows)
+
+    def compare(self, segment: int, content: Rows, numbers: Numbers) -> Compared:
+        """Pages as for `write`, which the guest does not write to any more: for `write_compared`. From any thread."""
+        first, last = int(numbers[0]), int(numbers[-1])
+        rows = content[first : last + 1] if last - first + 1 == len(numbers) else content[numbers]
+        return Compared(segment, numbers, rows, self._changed(segment, numbers, rows))
+
+    def write_compared(self, pages: Compared) -> None:
+        segment, numbers, rows = pages.segment, pages.numbers, pages.rows
+        if pages.changed is not None:
+            places, words = pages.changed
+            first, count = runs(numbers)
+            made = messages.PageRuns(segment=segment, encoding=messages.PAGES_DELTA, first=first, count=count)
+            self.counts.delta += len(numbers)
+            self._record(made, places.data.cast("B"), words.data.cast("B"))
             return
         filled = rows.view(np.uint64).any(axis=1)
         if filled.all():
@@ -163,21 +189,14 @@ class PageWriter:
             )
             self._record(made)
 
-    def _delta(self, cache: PageCache, segment: int, numbers: Numbers, rows: Rows) -> bool:
-        """Whether it was enough to send what changed."""
-        former = cache.find(segment, numbers)
-        sent = False
-        if former is not None:
-            words = rows.view(np.uint64).reshape(-1)
-            places = np.flatnonzero(words != former.view(np.uint64).reshape(-1))
-            if sent := 2 * len(places) * _WORD_BYTES < rows.nbytes:
-                first, count = runs(numbers)
-                made = messages.PageRuns(segment=segment, encoding=messages.PAGES_DELTA, first=first, count=count)
-                self.counts.delta += len(numbers)
-                self._record(made, places.astype("<u4").data.cast("B"), words[places].data.cast("B"))
-        if not self.last:
-            cache.keep(segment, numbers, rows)
-        return sent
+    def _changed(self, segment: int, numbers: Numbers, rows: Rows) -> tuple[npt.NDArray[np.uint32], Words] | None:
+        """Which words changed since the pages were sent, and what they are now; None where it is less to send all."""
+        former = None if self.cache is None else self.cache.find(segment, numbers)
+        if former is None:
+            return None
+        words = rows.view(np.uint64).reshape(-1)
+        places = np.flatnonzero(words != former.view(np.uint64).reshape(-1))
+        return (places.astype("<u4"), words[places]) if 2 * len(places) * _WORD_BYTES < rows.nbytes else None
 
     def _put(self, segment: int, numbers: Numbers, rows: Rows) -> None:
         first, count = runs(numbers)
