@@ -16,7 +16,7 @@ from pathlib import Path
 from bench import harness
 from bench.harness import BenchError
 from bench.migration import client, guest_initrd, wait_moved
-from bench.report import Report, Row, Sample
+from bench.report import Report, Row, Sample, held
 from vmesh.client import MachineClient
 
 _MEBIBYTES = 16
@@ -59,7 +59,10 @@ def measure(runs: int) -> Report:
     rows = [
         Row("moves, everything checked after each", "", Sample((float(len(downtimes)),)), digits=0),
         Row("downtime", "ms", Sample(tuple(downtimes)), digits=1),
-        Row("the guest's time of day behind the host's", "ms", Sample(tuple(apart)), digits=0),
+        Row(
+            "the guest's time of day off the host's, since before the first move", "ms", Sample(tuple(apart)), digits=0,
+            bar=held("< 100 ms", max(apart) < 100),
+        ),
     ]  # fmt: skip
     return Report("a guest that checks memory, disk, TCP and clocks, moved to and fro", rows)
 
@@ -74,6 +77,7 @@ def _campaign(scratch: Path, initrd: Path, harts: int, moves: int, downtimes: li
         flags = [*_flags(initrd, hub, harts, 2, job), "-drive", f"file={disk},format=raw"]
         here = _start(stack, f"m{harts}-0", flags)
         here.until(_LINE)
+        behind = _behind(here)  # Linux reads the clock chip in whole seconds
         source = stack.enter_context(client(f"m{harts}-0"))
         for number in range(1, moves + 1):
             place = f"unix:{scratch}/{harts}-{number}"
@@ -87,10 +91,17 @@ def _campaign(scratch: Path, initrd: Path, harts: int, moves: int, downtimes: li
                 _start_postcopy(source)
             downtimes.append(wait_moved(source).downtime_ms)
             source.quit()
-            for _ in range(2):  # the second was begun here
-                line = there.until(_LINE, len(there.said))
-            apart.append(abs(float(line[3]) - time.time() * 1e3))
+            apart.append(abs(_behind(there) - behind))
             source = target
+
+
+def _behind(machine: _Console) -> float:
+    """How far the guest's time of day is behind the host's, in ms: the least of some lines, which take their time."""
+    found = []
+    for _ in range(4):  # of which the first may have waited to be read
+        line = machine.until(_LINE, len(machine.said))
+        found.append(time.time() * 1e3 - float(line[3]))
+    return min(found[1:])
 
 
 def _start_postcopy(source: MachineClient) -> None:

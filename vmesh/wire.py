@@ -50,7 +50,7 @@ _DEBUG = (
     "read_memory", "write_memory", "describe_registers", "read_registers", "write_registers", "set_breakpoints",
     "run_harts",
 )  # fmt: skip
-_CPU = ("hart_registers_request", "cpu_status_request", "add_device", "remove_device")
+_CPU = ("hart_registers_request", "cpu_status_request", "add_device", "remove_device", "catch_up")
 _ALLOWED: dict[str, frozenset[Role.ValueType]] = {
     "access_batch": frozenset({common.ROLE_HART}),
     **{name: frozenset({common.ROLE_DEVICE}) for name in ("attach", "dma_read", "dma_write")},

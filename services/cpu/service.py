@@ -85,6 +85,7 @@ class Cpu(Service):
         self._doorbells: dict[int, Doorbell] = {}
         self._threads: list[HartThread] = []
         self._paused_at = time.clock_gettime_ns(time.CLOCK_MONOTONIC) if plan.paused else 0
+        self._goes_on_from = 0  # CatchUp: what guest time goes on from instead of the moment of Resume
         self._throttled = 0
         self._shoot_downs: deque[tuple[Client, int, int]] = deque()
         self._ordered = False  # the debugger has said how the harts run next
@@ -160,6 +161,9 @@ class Cpu(Service):
                 return None
             case "throttle":
                 return self._throttle(packet.throttle.percent)
+            case "catch_up":
+                self._catch_up(packet.catch_up.since_ns)
+                return common_pb2.Done()
             case "add_device":
                 self._need_paused("AddDevice")
                 self._add_device(packet.add_device.description)
@@ -268,16 +272,25 @@ class Cpu(Service):
             self._debugger.pass_breakpoints()
             self._gate.hold(())
         if self._paused_at and (stop := self._debugger.due()):
+            self._goes_on_from = 0
             self._tell_stop(stop)
         else:
             self._go_on()
 
     def _go_on(self) -> None:
         if self._paused_at:
-            self._harts.machine.time_base += time.clock_gettime_ns(time.CLOCK_MONOTONIC) - self._paused_at
-            self._paused_at = 0
+            from_ns = self._goes_on_from or time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+            self._harts.machine.time_base += from_ns - self._paused_at
+            self._paused_at = self._goes_on_from = 0
         self._stop = None
         self._gate.open()
+
+    def _catch_up(self, since: int) -> None:
+        self._need_paused("CatchUp")
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        if since > now:
+            raise errors.BadRequest("CatchUp", expected=f"a time up to now, {now}", got=str(since))
+        self._goes_on_from = since or self._paused_at
 
     def _debug(self, packet: Packet) -> Message:
         """What the debugger does with harts that stand still. Guest time does too, also for CSRs that look at it."""
@@ -530,7 +543,8 @@ class Cpu(Service):
 
     def _status(self) -> cpu_pb2.CpuStatus:
         now = self._paused_at or time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        status = cpu_pb2.CpuStatus(bus=self._bus_counters(), time_ns=max(0, now - self._harts.machine.time_base))
+        time_ns = state.guest_ns(self._harts, now)
+        status = cpu_pb2.CpuStatus(bus=self._bus_counters(), time_ns=time_ns, stopped_ns=self._paused_at)
         for number, (hart, thread) in enumerate(zip(self._harts.hart, self._threads, strict=True)):
             doing = cpu_pb2.HART_RUNNING
             if self._gate.closed:

@@ -37,10 +37,15 @@ def features(harts: Harts) -> list[str]:
     return sorted(name for number, name in enumerate(FEATURES) if harts.machine.features >> number & 1)
 
 
+def guest_ns(harts: Harts, host_ns: int) -> int:
+    """Guest time at a host's time. Its base is modulo 2**64: a guest can be older than the host that it has come to."""
+    return (host_ns - harts.machine.time_base) & (1 << 64) - 1  # type: ignore[no-any-return]
+
+
 def save(harts: Harts, stopped_at: int) -> CpuState:
     """The state of paused harts; ``stopped_at`` is the host's monotonic clock in nanoseconds when guest time
     stopped."""
-    state = CpuState(time=(stopped_at - harts.machine.time_base) // TICK_NS, features=features(harts))
+    state = CpuState(time=guest_ns(harts, stopped_at) // TICK_NS, features=features(harts))
     for hart in harts.hart:
         record = state.harts.add(x=[0, *hart.x[1:32]], f=hart.f[:], pmpaddr=hart.pmpaddr[:], pmpcfg=bytes(hart.pmpcfg))
         for name in VALUES:

@@ -29,6 +29,7 @@ from vmesh.v1 import migration_pb2 as messages
 
 _HEAD_SECONDS = 10.0  # for a connection to say what it is
 _SESSION_BYTES = 16
+_MOST_CAUGHT_UP = 600 * 10**9  # ns that guest time goes ahead for a switch, whatever the source says
 _PAGES_SECONDS = 30.0  # for the connection for requested pages to come
 
 
@@ -192,12 +193,12 @@ class Incoming(Job):
             say(channel.writer, failed=messages.Failed(reason=str(error)))
             raise
         say(channel.writer, loaded=messages.Loaded())
-        stay_paused = self._wait_run(channel.reader)
+        run = self._wait_run(channel.reader)
         self._runs_here, told = True, time.monotonic()
-        if stay_paused:
+        if run.stay_paused:
             self.context.machine.stay()
         else:
-            self.context.machine.go()
+            self.context.machine.go(time.monotonic_ns() - min(run.stopped_ns, _MOST_CAUGHT_UP))
         self.status.went_on = time.monotonic()
         say(channel.writer, running=messages.Running())
         ends = zip((self.status.stopped, read, loaded, told), (read, loaded, told, self.status.went_on), strict=True)
@@ -289,15 +290,15 @@ class Incoming(Job):
         self._serve_pages(self._pages)
         return states
 
-    def _wait_run(self, reader: Reader) -> bool:
-        """The source has let go of the machine; gives whether it is to stay paused."""
+    def _wait_run(self, reader: Reader) -> messages.PostcopyRun:
+        """The source has let go of the machine."""
         record = reader.next()
         if record.kind != messages.RECORD_COMMAND:
             raise unexpected(record, "the command RUN")
         command = parse(messages.StreamCommand, record)
         if command.WhichOneof("command") != "run":
             raise unexpected(record, "the command RUN")
-        return command.run.stay_paused
+        return command.run
 
     def _put(self, pages: Pages) -> None:
         guest, touched = self.context.ram.segments[pages.segment], self._touched[pages.segment]

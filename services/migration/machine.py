@@ -8,6 +8,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
+from typing import NamedTuple
 
 from google.protobuf.message import Message
 
@@ -22,6 +23,15 @@ ANSWER_SECONDS = 60.0  # the monitor bounds each operation by itself
 
 class MachineFailed(errors.VmeshError):
     """The monitor could not have it done."""
+
+
+class Stopped(NamedTuple):
+    """A machine that stands still: its states, if they were asked for, whether it ran, and since when guest time stands
+    still by time.monotonic_ns()."""
+
+    states: States
+    ran: bool
+    since_ns: int
 
 
 class Machine:
@@ -39,9 +49,9 @@ class Machine:
 
     def stop(self) -> bool:
         """Everything stands still when this returns; gives whether the guest ran."""
-        return self._ask(messages.MACHINE_STOP)[1]
+        return self._ask(messages.MACHINE_STOP).ran
 
-    def save(self) -> tuple[States, bool]:
+    def save(self) -> Stopped:
         """As `stop`; gives the states too."""
         return self._ask(messages.MACHINE_SAVE)
 
@@ -56,31 +66,36 @@ class Machine:
     def hand_over(self) -> None:
         self._ask(messages.MACHINE_HAND_OVER)
 
-    def go(self) -> None:
-        """Run, unless the machine was started to stay paused."""
-        self._ask(messages.MACHINE_GO)
+    def go(self, since_ns: int) -> None:
+        """Run, unless the machine was started to stay paused. Guest time is as if it had stood still until `since_ns`
+        of time.monotonic_ns(), and no longer."""
+        self._ask(messages.MACHINE_GO, since_ns=since_ns)
 
     def stay(self) -> None:
         """It has come in, and stays paused as it was where it came from."""
         self._ask(messages.MACHINE_STAY)
 
-    def go_on(self) -> None:
-        """As it was before `stop`."""
-        self._ask(messages.MACHINE_GO_ON)
+    def go_on(self, *, catch_up: bool = False) -> None:
+        """As it was before `stop`; or even, to `catch_up`, as if it had not been stopped."""
+        self._ask(messages.MACHINE_GO_ON, since_ns=0 if catch_up else None)
 
     def moved(self) -> None:
         """It runs elsewhere."""
         self._ask(messages.MACHINE_MOVED)
 
-    def _ask(self, action: messages.MachineAction.ValueType, states: States | None = None) -> tuple[States, bool]:
+    def _ask(
+        self, action: messages.MachineAction.ValueType, states: States | None = None, since_ns: int | None = None
+    ) -> Stopped:
         with self._lock:
             self._number += 1
             number = self._number
             for part, more in in_messages(states or {}):
-                self._send(messages.MachineRequest(number=number, action=action, states=part, more=more))
+                self._send(
+                    messages.MachineRequest(number=number, action=action, states=part, more=more, since_ns=since_ns)
+                )
             return self._collect(number, messages.MachineAction.Name(action))
 
-    def _collect(self, number: int, name: str) -> tuple[States, bool]:
+    def _collect(self, number: int, name: str) -> Stopped:
         got: dict[str, ServiceState] = {}
         while True:
             try:
@@ -93,4 +108,4 @@ class Machine:
                 raise MachineFailed(answer.error)
             got.update((each.service, each.state) for each in answer.states)
             if not answer.more:
-                return got, answer.ran
+                return Stopped(got, answer.ran, answer.stopped_ns)

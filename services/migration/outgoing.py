@@ -45,6 +45,7 @@ class Outgoing(Job):
         self._session = os.urandom(SESSION_BYTES)
         self._connection: Connection | None = None
         self._ran = False
+        self._since_ns = 0  # guest time stands still, by time.monotonic_ns()
         self._stopped = False  # the machine, for the switch
         self._switched = False  # RUN was sent
         self._want_postcopy = False
@@ -112,7 +113,7 @@ class Outgoing(Job):
         if self._connection is not None:
             self._connection.cut()
         if self._stopped and not self._switched:
-            self.context.machine.go_on()
+            self.context.machine.go_on(catch_up=True)
             self._stopped = False
 
     def _run(self, returned: ReturnPath) -> None:
@@ -252,7 +253,7 @@ class Outgoing(Job):
         self.status.state = messages.MIGRATION_DEVICE
         self._throttle(0)
         self._stopped = True
-        states, self._ran = self.context.machine.save()
+        states, self._ran, self._since_ns = self.context.machine.save()
         self._took("stop")
         return states
 
@@ -270,7 +271,8 @@ class Outgoing(Job):
         if self.cancelled:
             raise LinkLost("cancelled")
         self._switched = True
-        writer.command(run=messages.PostcopyRun(stay_paused=not self._ran))
+        stopped_ns = time.monotonic_ns() - self._since_ns
+        writer.command(run=messages.PostcopyRun(stay_paused=not self._ran, stopped_ns=stopped_ns))
         try:
             returned.wait("running", _LOAD_SECONDS)
         except errors.VmeshError as error:

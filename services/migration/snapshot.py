@@ -35,7 +35,7 @@ class Save(Job):
         with whole_file(self._path) as sink:
             writer = Writer(sink)
             machine = self.context.machine
-            states, _ = machine.save()
+            states = machine.save().states
             self.status.stopped = time.monotonic()
             try:
                 self.enter(messages.MIGRATION_ACTIVE)

@@ -24,7 +24,7 @@ from vmesh.errors import PeerError, from_message
 from vmesh.log import Log
 from vmesh.migration.states import in_messages
 from vmesh.spawn import Child, ServiceCommand, describe_exit
-from vmesh.v1 import gateway_pb2, lifecycle_pb2, migration_pb2
+from vmesh.v1 import cpu_pb2, gateway_pb2, lifecycle_pb2, migration_pb2
 from vmesh.v1.packet_pb2 import Packet
 
 if TYPE_CHECKING:
@@ -274,7 +274,7 @@ class Migration:
             return
         self._take(migration_pb2.MigrationStatus(state=migration_pb2.MIGRATION_FAILED, error=how))
         if self._ran is not None and not self._handed_over:
-            self._carry_out(self._go_on(), lambda error: None)
+            self._carry_out(self._go_on(None if self.status.snapshot else 0), lambda error: None)
 
     def _fail_waiting(self, reason: str) -> None:
         failed = [asked for _, asked in self._waiting] + list(self._open)
@@ -362,11 +362,11 @@ class Migration:
             case migration_pb2.MACHINE_HAND_OVER:
                 operation = self._hand_over()
             case migration_pb2.MACHINE_GO:
-                operation = self._go(request.number)
+                operation = self._go(request.number, _since(request))
             case migration_pb2.MACHINE_STAY:
                 operation = self._stay()
             case migration_pb2.MACHINE_GO_ON:
-                operation = self._go_on()
+                operation = self._go_on(_since(request))
             case migration_pb2.MACHINE_MOVED:
                 operation = self._moved()
             case _:
@@ -381,13 +381,21 @@ class Migration:
 
         self._supervisor.submit(operation, exclusive=True).add_done_callback(finished)
 
-    def _answer(self, number: int, error: str, saved: dict[str, lifecycle_pb2.ServiceState] | None = None) -> None:
+    def _answer(
+        self,
+        number: int,
+        error: str,
+        saved: dict[str, lifecycle_pb2.ServiceState] | None = None,
+        stopped_ns: int = 0,
+    ) -> None:
         if self._link is None:
             return
         ran = bool(self._ran)
         with suppress(PeerError):  # it hangs: the user can cancel
             for part, more in in_messages(saved if saved and not error else {}):
-                answer = migration_pb2.MachineAnswer(number=number, error=error, ran=ran, states=part, more=more)
+                answer = migration_pb2.MachineAnswer(
+                    number=number, error=error, ran=ran, states=part, more=more, stopped_ns=stopped_ns
+                )
                 self._link.ask(answer, lambda packet: None)
 
     def _stop(self, number: int, states: dict[str, lifecycle_pb2.ServiceState] | None) -> Operation:
@@ -396,14 +404,14 @@ class Migration:
             self._ran = self._supervisor.state == gateway_pb2.MACHINE_RUNNING
         if not self.run_state:
             self.run_state = "save-vm" if self.status.snapshot else "finish-migrate"
-        board = self._supervisor.board
+        board, status = self._supervisor.board, cpu_pb2.CpuStatus()
         try:
-            yield from operations.quiesce(board, states)
+            yield from operations.quiesce(board, states, None if states is None else status)
         except RequestError:
             yield from operations.resume(board)
             self._ran, self.run_state = None, ""
             raise
-        self._answer(number, "", states)
+        self._answer(number, "", states, status.stopped_ns)
         if states:
             states.clear()  # they are on their way
         yield operations.health(board)
@@ -412,10 +420,10 @@ class Migration:
         yield from operations.hand_over(self._supervisor.board)
         self._handed_over = True
 
-    def _go(self, number: int) -> Operation:
+    def _go(self, number: int, since_ns: int | None) -> Operation:
         """An incoming machine goes. The answer is sent at once: the source counts the downtime to it."""
         if not self._options.stay_paused:
-            yield from operations.start(self._supervisor.board)
+            yield from operations.start(self._supervisor.board, since_ns)
         self._ran, self.run_state = None, ""
         self._answer(number, "")
         yield operations.health(self._supervisor.board)
@@ -425,12 +433,16 @@ class Migration:
         self._ran, self.run_state = None, ""
         yield []
 
-    def _go_on(self) -> Operation:
+    def _go_on(self, since_ns: int | None = None) -> Operation:
         """As before `_stop`."""
         if self._ran:
-            yield from operations.resume(self._supervisor.board)
+            yield from operations.resume(self._supervisor.board, since_ns)
         self._ran, self.run_state, self._handed_over = None, "", False
 
     def _moved(self) -> Operation:
         self._ran, self.run_state = None, "postmigrate"
         yield []
+
+
+def _since(request: migration_pb2.MachineRequest) -> int | None:
+    return request.since_ns if request.HasField("since_ns") else None

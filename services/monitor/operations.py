@@ -70,17 +70,18 @@ def pause(board: Board) -> Operation:
         raise
 
 
-def resume(board: Board) -> Operation:
+def resume(board: Board, since_ns: int | None = None) -> Operation:
     """Everyone goes on, the harts last, when there is somebody to answer them."""
-    yield from start(board)
+    yield from start(board, since_ns)
     yield health(board)
 
 
-def start(board: Board) -> Operation:
-    """As `resume`, without a look at how they are then."""
+def start(board: Board, since_ns: int | None = None) -> Operation:
+    """As `resume`, without a look at how they are then. With `since_ns` guest time catches up: CatchUp in cpu.proto."""
     yield [Request(name, lifecycle_pb2.Resume()) for name in board.others]
     if board.cpu:
-        yield [Request(board.cpu, lifecycle_pb2.Resume())]
+        catch_up = [] if since_ns is None else [Request(board.cpu, cpu_pb2.CatchUp(since_ns=since_ns))]
+        yield [*catch_up, Request(board.cpu, lifecycle_pb2.Resume())]
 
 
 def reset(board: Board, *, stay_paused: bool) -> Operation:
@@ -169,8 +170,10 @@ def stop(board: Board) -> Operation:
     yield health(board)
 
 
-def quiesce(board: Board, states: dict[str, lifecycle_pb2.ServiceState] | None = None) -> Operation:
-    """As `stop`, without a look at how they are then; fills in the state of every service if `states` is given.
+def quiesce(
+    board: Board, states: dict[str, lifecycle_pb2.ServiceState] | None = None, status: cpu_pb2.CpuStatus | None = None
+) -> Operation:
+    """As `stop`, without a look at how they are then; fills in the services' states and the cpu's status, if given.
 
     The guest stands still meanwhile, so this takes few turns: a service is asked at once for all that it does in order.
     Memory serves the devices, so it stops after them.
@@ -189,7 +192,10 @@ def quiesce(board: Board, states: dict[str, lifecycle_pb2.ServiceState] | None =
     asked = [Request(board.memory, body) for body in (*steps, *saved)]
     if board.cpu:
         asked += [Request(board.cpu, body) for body in (lifecycle_pb2.Drain(updates=updates), *saved)]
+        asked += [] if status is None else [Request(board.cpu, cpu_pb2.CpuStatusRequest())]
     answers += zip(asked, (yield asked), strict=True)
+    if status is not None and board.cpu:
+        status.CopyFrom(answers[-1][1].cpu_status)
     if states is not None:
         states.update(
             (request.service, packet.service_state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -138,6 +139,39 @@ def test_reset_needs_a_pause(monitor: Monitor) -> None:
 def test_guest_time_stands_still_while_paused(monitor: Monitor) -> None:
     first = state_of(monitor.save()).time
     assert state_of(monitor.save()).time == first
+
+
+def stopped(monitor: Monitor) -> cpu.CpuStatus:
+    """The status of a cpu that was just paused."""
+    monitor.ask(lifecycle.Pause())
+    status = monitor.ask(cpu.CpuStatusRequest())
+    assert isinstance(status, cpu.CpuStatus)
+    return status
+
+
+def test_guest_time_catches_up_as_if_it_had_stood_still_only_until_then(monitor: Monitor) -> None:
+    first = stopped(monitor)
+    before = time.monotonic_ns() - 3_600 * 10**9  # the guest was stopped an hour ago, elsewhere
+    monitor.ask(cpu.CatchUp(since_ns=before))
+    monitor.ask(lifecycle.Resume())
+    second = stopped(monitor)
+    assert second.time_ns - first.time_ns == second.stopped_ns - before
+    monitor.ask(cpu.CatchUp())
+    monitor.ask(lifecycle.Resume())
+    third = stopped(monitor)
+    assert third.time_ns - second.time_ns == third.stopped_ns - second.stopped_ns, "it never stood still"
+    monitor.ask(lifecycle.Resume())
+    fourth = stopped(monitor)
+    assert fourth.time_ns - third.time_ns < fourth.stopped_ns - third.stopped_ns, "it stood still, as after a pause"
+
+
+def test_guest_time_catches_up_neither_while_it_runs_nor_with_what_is_to_come(monitor: Monitor) -> None:
+    stopped(monitor)
+    with pytest.raises(errors.BadRequest, match="a time up to now"):
+        monitor.ask(cpu.CatchUp(since_ns=time.monotonic_ns() + 10**9))
+    monitor.ask(lifecycle.Resume())
+    with pytest.raises(errors.BadRequest, match="Pause before it"):
+        monitor.ask(cpu.CatchUp())
 
 
 def test_memory_is_read_up_to_its_end_and_written_whole(monitor: Monitor) -> None:
