@@ -64,6 +64,7 @@ def measure(runs: int) -> Report:
             rows += _rows(ours, theirs, postcopy)
             if postcopy:
                 notes += histogram(ours)
+        rows.append(_handover_row([_handover(initrd) for _ in range(runs)]))
     return Report(f"live migration, {RAM}, {DIRTY_MEBIBYTES} MiB written over and over, {runs} moves each", rows, notes)
 
 
@@ -163,6 +164,35 @@ def _vmesh(_scratch: Path, flags: list[str], port: int, postcopy: bool) -> Move:
             status.ram.postcopy_requests,
             tuple(arrived.fault_latency_us),
         )
+
+
+def _handover(initrd: Path) -> float:
+    """The downtime in ms of a handover to new processes on this host."""
+    guest = replace(harness.debian(), initrd=initrd)
+    flags = ["-m", RAM, *harness.guest_flags(guest, f'quiet vmesh.run="migration dirty {DIRTY_MEBIBYTES}"')]
+    number = free_port()
+    here, there = f"up{number}a", f"up{number}b"
+    with (
+        harness.kept(harness.ours("-name", here, *flags), b"dirty ready"),
+        _started(harness.ours("-name", there, *flags, "-incoming", f"handover:{here}")),
+        client(here) as source,
+        client(there) as target,
+    ):
+        _wait_port(lambda: target.query_migrate().status.state == migration_pb2.MIGRATION_SETUP)
+        time.sleep(_SETTLE)
+        return hand_over(source, there)
+
+
+def hand_over(source: MachineClient, there: str) -> float:
+    """Have a machine go on in the processes of another, which waits for it; the downtime in ms."""
+    source.migrate_set(handover=True, postcopy_ram=False)
+    source.migrate(f"unix:{find(there).handover}")
+    return wait_moved(source).downtime_ms
+
+
+def _handover_row(downtimes: Sequence[float]) -> Row:
+    sample = Sample(tuple(downtimes))
+    return Row("handover on one host: downtime", "ms", sample, digits=1, bar=held("< 300 ms", sample.median < 300))
 
 
 def wait_moved(source: MachineClient, limit: float = _LIMIT) -> migration_pb2.MigrationStatus:

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from bench import harness
 from bench.harness import BenchError
-from bench.migration import client, guest_initrd, wait_moved
+from bench.migration import client, guest_initrd, hand_over, wait_moved
 from bench.report import Report, Row, Sample, held
 from vmesh.client import MachineClient
+from vmesh.machine import find
 
 _MEBIBYTES = 16
 _PORT = 7
@@ -51,14 +52,16 @@ class _Console:
 def measure(runs: int) -> Report:
     """`runs` moves, with 1 and with 4 harts by turns. Raises BenchError for anything that is not as it should be."""
     downtimes: list[float] = []
+    handovers: list[float] = []
     apart: list[float] = []
     with harness.scratch() as scratch:
         initrd = guest_initrd(scratch)
         for harts in (1, 4):
-            _campaign(scratch, initrd, harts, (runs + 1) // 2, downtimes, apart)
+            _campaign(scratch, initrd, harts, (runs + 1) // 2, downtimes, handovers, apart)
     rows = [
         Row("moves, everything checked after each", "", Sample((float(len(downtimes)),)), digits=0),
         Row("downtime", "ms", Sample(tuple(downtimes)), digits=1),
+        Row("downtime of a handover, the last move", "ms", Sample(tuple(handovers)), digits=1),
         Row(
             "the guest's time of day off the host's, since before the first move", "ms", Sample(tuple(apart)), digits=0,
             bar=held("< 100 ms", max(apart) < 100),
@@ -67,7 +70,15 @@ def measure(runs: int) -> Report:
     return Report("a guest that checks memory, disk, TCP and clocks, moved to and fro", rows)
 
 
-def _campaign(scratch: Path, initrd: Path, harts: int, moves: int, downtimes: list[float], apart: list[float]) -> None:
+def _campaign(
+    scratch: Path,
+    initrd: Path,
+    harts: int,
+    moves: int,
+    downtimes: list[float],
+    handovers: list[float],
+    apart: list[float],
+) -> None:
     hub, disk = scratch / f"hub{harts}", scratch / f"disk{harts}"
     disk.write_bytes(bytes(8 << 20))
     with _hub(hub), ExitStack() as stack:
@@ -79,17 +90,22 @@ def _campaign(scratch: Path, initrd: Path, harts: int, moves: int, downtimes: li
         here.until(_LINE)
         behind = _behind(here)  # Linux reads the clock chip in whole seconds
         source = stack.enter_context(client(f"m{harts}-0"))
-        for number in range(1, moves + 1):
-            place = f"unix:{scratch}/{harts}-{number}"
-            there = _start(stack, f"m{harts}-{number}", [*flags, "-incoming", place])
-            target = stack.enter_context(client(f"m{harts}-{number}"))
-            _wait_socket(Path(place[5:]))
+        for number in range(1, moves + 2):
+            name = f"m{harts}-{number}"
+            last = number == moves + 1  # it is handed over
+            place = f"handover:m{harts}-{number - 1}" if last else f"unix:{scratch}/{harts}-{number}"
+            there = _start(stack, name, [*flags, "-incoming", place])
+            target = stack.enter_context(client(name))
+            _wait_socket(find(name).handover if last else Path(place[5:]))
             postcopy = number % 2 == 0
-            source.migrate_set(max_bandwidth=0, postcopy_ram=postcopy)
-            source.migrate(place)
-            if postcopy:
-                _start_postcopy(source)
-            downtimes.append(wait_moved(source).downtime_ms)
+            if last:
+                handovers.append(hand_over(source, name))
+            else:
+                source.migrate_set(max_bandwidth=0, postcopy_ram=postcopy)
+                source.migrate(place)
+                if postcopy:
+                    _start_postcopy(source)
+                downtimes.append(wait_moved(source).downtime_ms)
             source.quit()
             apart.append(abs(_behind(there) - behind))
             source = target

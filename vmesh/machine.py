@@ -90,6 +90,11 @@ class Machine:
     def log(self) -> Path:
         return self.path / LOG
 
+    @property
+    def handover(self) -> Path:
+        """Where a machine with -incoming handover:NAME waits for that one."""
+        return self.path / "handover.sock"
+
     def socket(self, service: str) -> Path:
         """The ZeroMQ ROUTER that `service` binds."""
         return self.path / f"{service}.sock"

@@ -41,6 +41,18 @@ def create(path: Path, size: int) -> None:
         raise errors.ConfigError(f"cannot make {path}: {error.strerror}") from error
 
 
+def adopt(theirs: Path, path: Path, size: int) -> None:
+    """Give the file of another machine of this host a second name. Raises ConfigError unless it has `size` bytes."""
+    try:
+        found = theirs.stat().st_size
+        if found != size:
+            what = f"memory of machine '{theirs.parent.name}'"
+            raise errors.ConfigError(what, expected=f"{size} bytes", got=str(found))
+        os.link(theirs, path, follow_symlinks=False)
+    except OSError as error:
+        raise errors.ConfigError(f"cannot adopt {theirs}: {error.strerror}") from error
+
+
 def available(directory: Path) -> int:
     """How many bytes a file in `directory` could grow to now: what the file system and, on tmpfs, the memory leave."""
     status = os.statvfs(directory)

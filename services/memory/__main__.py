@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from services.memory.layout import image_argument, place_argument, range_argument, reservation_argument
 from services.memory.service import Memory, Plan
@@ -47,6 +48,9 @@ def main(argv: Sequence[str]) -> int:
         help="what the device of that name has to be, or it is refused; may be given several times",
     )
     parser.add_argument("--absent", action="store_true", help="RAM has no content yet: a pager brings it")
+    parser.add_argument(
+        "--adopt", type=Path, metavar="DIR", help="RAM is that of another machine, which is to hand itself over"
+    )
     options = parser.parse_args(argv)
     plan = Plan(
         ram_base=options.ram_base,
@@ -57,6 +61,7 @@ def main(argv: Sequence[str]) -> int:
         expected=frozenset(name for name in options.expect.split(",") if name),
         places={place.range.name: place for place in options.place},
         absent=options.absent,
+        adopt=options.adopt,
     )
     return service.run(options, lambda runtime: Memory(runtime, plan))
 

@@ -44,6 +44,7 @@ class Plan:
     expected: frozenset[str] = frozenset()
     places: Mapping[str, Place] = field(default_factory=dict)
     absent: bool = False  # RAM has no content: a pager brings it
+    adopt: Path | None = None  # the directory of a machine whose RAM this is, until that has handed itself over
 
 
 class Memory(Service):
@@ -70,13 +71,14 @@ class Memory(Service):
             fixed.append(each)
         self._images = place_images(plan.images, memory)
         self._map = AddressMap(fixed, plan.places)
+        self._adopt = plan.adopt
         self._segments = [self._create(each) for each in memory]
         self._ram_grants = [messages.Grant(base=ram.base, size=ram.size, writable=True)]
         self._guest = LocalGuestMemory(self._segments, self._ram_grants)
         self._flags = self._map_flags()
         self._presence = Presence(ram.base, self._flags[: ram.size // segment.PAGE], runtime.server, runtime.loop)
-        self._load_images(rom_only=plan.absent)
-        if not plan.absent:
+        self._load_images(rom_only=plan.absent or plan.adopt is not None)
+        if not plan.absent and plan.adopt is None:
             self._set_flags(segment.FLAG_PRESENT)
 
     def handle(self, client: Client, packet: Packet) -> Message | None:
@@ -132,11 +134,16 @@ class Memory(Service):
         if theirs != mine:
             raise errors.BadState("layout of memory", expected=_describe(mine), got=_describe(theirs))
 
+    def resume(self) -> None:
+        self._adopt = None
+
     def reset(self) -> None:
         """RAM is zero again, takes no host memory, and has the images.
 
         Raises BadRequest while pages are absent: whoever brings them would write over that.
         """
+        if self._adopt is not None:
+            raise errors.BadRequest("Reset", expected="RAM that was handed over", got="another machine's")
         if absent := self._presence.absent:
             raise errors.BadRequest("Reset", expected="all pages to be present", got=f"{absent} that are still to come")
         for each in self._segments:
@@ -166,7 +173,7 @@ class Memory(Service):
     def _create(self, memory: Range) -> messages.Segment:
         directory = self._runtime.machine.path
         path = directory / (_RAM_FILE if memory.name == "RAM" else _ROM_FILE)
-        segment.create(path, memory.size)
+        self._make(path, memory.size, writable=memory.name == "RAM")
         made = messages.Segment(
             name=memory.name.lower(),
             path=str(path),
@@ -177,8 +184,15 @@ class Memory(Service):
         if made.writable:
             made.flags_stride = segment.flags_stride(memory.size)
             made.flags_path = str(directory / _FLAGS_FILE)
-            segment.create(directory / _FLAGS_FILE, segment.FLAG_ARRAYS * made.flags_stride)
+            made.adopted = self._adopt is not None
+            self._make(directory / _FLAGS_FILE, segment.FLAG_ARRAYS * made.flags_stride, writable=True)
         return made
+
+    def _make(self, path: Path, size: int, *, writable: bool) -> None:
+        if self._adopt is not None and writable:
+            segment.adopt(self._adopt / path.name, path, size)
+        else:
+            segment.create(path, size)
 
     def _map_flags(self) -> memoryview:
         (ram,) = (each for each in self._segments if each.writable)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -62,6 +62,8 @@ class Incoming(Job):
         self._runs_here = False
         self._pages: _Channel | None = None
         self._broken = ""
+        self._adopted = [each.adopted for each in context.ram.segments]  # another machine's, which still runs on it
+        self._handed_over = False
 
     # In the main thread
 
@@ -186,6 +188,8 @@ class Incoming(Job):
     def _take_main(self, channel: _Channel) -> None:
         try:
             states = self._take_stream(channel)
+            if any(self._adopted) != self._handed_over:
+                raise StreamError("memory", expected="the handover of what was adopted", got="another migration")
             read = time.monotonic()
             self.context.machine.load(states)
             loaded = time.monotonic()
@@ -258,7 +262,9 @@ class Incoming(Job):
                 pass
             case "ping":
                 say(channel.writer, pong=command.ping)
-            case "postcopy_advise":
+            case "adopt":
+                self._adopt(command.adopt.files)
+            case "postcopy_advise" if not any(self._adopted):
                 if command.postcopy_advise.page_size != PAGE:
                     got = str(command.postcopy_advise.page_size)
                     raise StreamError("page size", expected=str(PAGE), got=got)
@@ -270,6 +276,14 @@ class Incoming(Job):
             case other:
                 raise StreamError("command", expected="one that may come here", got=str(other))
         return None
+
+    def _adopt(self, files: Sequence[str]) -> None:
+        """The source hands over the memory that is mapped here: it must be the same."""
+        segments = self.context.ram.segments
+        mine = [each.file() if each.adopted else "" for each in segments]
+        if list(files) != mine:
+            raise StreamError("memory that is handed over", expected="what was adopted here", got="others")
+        self._handed_over = True
 
     def _discard(self, discard: messages.PostcopyDiscard) -> None:
         if discard.segment >= len(self._sizes):
@@ -301,6 +315,8 @@ class Incoming(Job):
         return command.run
 
     def _put(self, pages: Pages) -> None:
+        if self._adopted[pages.segment]:
+            raise StreamError("pages", expected="none of memory that is another machine's until it is handed over")
         guest, touched = self.context.ram.segments[pages.segment], self._touched[pages.segment]
         if pages.delta is not None:
             guest.patch(pages.numbers, *pages.delta)

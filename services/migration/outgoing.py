@@ -49,6 +49,7 @@ class Outgoing(Job):
         self._stopped = False  # the machine, for the switch
         self._switched = False  # RUN was sent
         self._want_postcopy = False
+        self._handover = context.parameters.handover
         self._throttled = 0
         self._steps: dict[str, str] = {}
         self._rate_from = (0.0, 0, 0)
@@ -66,7 +67,7 @@ class Outgoing(Job):
             self._connection.cut()
 
     def start_postcopy(self) -> None:
-        if not self.context.capabilities.postcopy_ram:
+        if not self.context.capabilities.postcopy_ram or self._handover:
             raise errors.BadRequest("start-postcopy", expected="the capability postcopy-ram before the migration")
         self._want_postcopy = True
 
@@ -123,8 +124,13 @@ class Outgoing(Job):
         begin_channel(writer, messages.CHANNEL_MAIN, self._session)
         writer.message(messages.RECORD_CONFIGURATION, self.context.configuration)
         writer.command(open_return_path=messages.OpenReturnPath())
+        if self._handover:
+            files = [each.file() if each.has_flags else "" for each in self.context.ram.segments]
+            if not all(each.present.all() for each in self.context.ram.segments):
+                raise errors.BadRequest("handover", expected="all pages present", got="pages that are still to come")
+            writer.command(adopt=messages.Adopt(files=files))
         writer.command(ping=messages.Ping(number=1))
-        if self.context.capabilities.postcopy_ram:
+        if self.context.capabilities.postcopy_ram and not self._handover:
             writer.command(postcopy_advise=messages.PostcopyAdvise(page_size=PAGE))
         returned.wait("pong", _SETUP_SECONDS, lambda: self.cancelled)
         self.status.setup_done = time.monotonic()
@@ -141,11 +147,15 @@ class Outgoing(Job):
         """Rounds until what is dirty can be sent within the downtime limit; gives what was not sent of the last."""
         ram, status = self.context.ram, self.status
         writer.message(messages.RECORD_SECTION_START, messages.Section(id=package.RAM_SECTION))
-        for each in ram.segments:
-            each.take_dirty()
-        self.context.shoot_down()
+        if not self._handover:
+            for each in ram.segments:
+                each.take_dirty()
+            self.context.shoot_down()
         todo = []
         for number, each in enumerate(ram.segments):
+            if self._handover and each.has_flags:
+                todo.append(np.arange(0))
+                continue
             touched = each.touched()
             pages.write_zeroes(number, np.flatnonzero(~touched))
             todo.append(np.flatnonzero(touched))
@@ -157,6 +167,8 @@ class Outgoing(Job):
             todo = self._send(writer, pages, todo)
             if self._want_postcopy:
                 return todo
+            if self._handover:
+                return []
             dirty, took = ram.count_dirty(), max(time.monotonic() - began, 1e-4)
             status.dirty_rate = dirty / took
             rate = status.rate or (writer.bytes - bytes_before) / took or _ASSUMED_RATE
@@ -238,7 +250,8 @@ class Outgoing(Job):
         writer.message(
             messages.RECORD_SECTION_END, messages.SectionPart(id=package.RAM_SECTION, round=self.status.rounds + 1)
         )
-        self._send_last(pages)
+        if not self._handover:
+            self._send_last(pages)
         package.write_end(writer, states, pages.counts)
         self.status.downtime_bytes = writer.bytes - sent
         self._switch(writer, returned)

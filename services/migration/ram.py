@@ -30,6 +30,7 @@ class GuestSegment:
         self.base = found.base
         self.pages = found.size // segment.PAGE
         self.writable = found.writable
+        self.adopted = found.adopted
         self._fd = os.open(found.path, os.O_RDWR | os.O_CLOEXEC)
         self._map = segment.attach(Path(found.path), writable=True)
         self.content: Rows = np.frombuffer(self._map, np.uint8).reshape(self.pages, segment.PAGE)
@@ -45,6 +46,11 @@ class GuestSegment:
 
     def identity(self) -> RamSegment:
         return RamSegment(name=self.name, base=self.base, size=self.pages * segment.PAGE, writable=self.writable)
+
+    def file(self) -> str:
+        """Which file it is: the same for all that map it."""
+        status = os.fstat(self._fd)
+        return f"{status.st_dev}:{status.st_ino}"
 
     def touched(self) -> npt.NDArray[np.bool_]:
         """Which pages have memory of the host; the others are zero."""

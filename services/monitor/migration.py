@@ -161,6 +161,8 @@ class Migration:
             return "the machine waits for a migration to come in"
         if self._ran is not None:
             return "the machine stands still for a migration or a snapshot"
+        if self.status.state == migration_pb2.MIGRATION_COMPLETED and (reason := self.memory_refusal()):
+            return reason
         if (
             self.under_way
             and self.status.state
@@ -172,6 +174,14 @@ class Migration:
             and not self.status.incoming
         ):
             return "the machine runs at the destination of its migration"
+        return ""
+
+    def memory_refusal(self) -> str:
+        """Why the guest's memory must not be made anew: it may be another machine's. Empty if it may."""
+        if self.run_state == "inmigrate":
+            return "the machine waits for a migration to come in"
+        if self.run_state == "postmigrate" and self.parameters.handover:
+            return "the machine was handed over, and its memory with it"
         return ""
 
     def devices_refusal(self) -> str:
@@ -199,6 +209,8 @@ class Migration:
         request.machine.CopyFrom(self._configuration())
         kind = request.WhichOneof("request")
         reason = self._outgoing_refusal() if kind in ("outgoing", "save") else ""
+        if kind == "load":
+            reason = self.memory_refusal()
         if kind == "outgoing":
             reason = reason or self._temporary_disk()
         if reason:

@@ -284,6 +284,8 @@ class Supervisor:
 
     def reset(self, *, reason: str = "host-qmp-system-reset") -> Operation:
         """The reset operation: a machine that is paused when it begins stays so. `reason` is QEMU's ShutdownCause."""
+        if refused := self.migration.memory_refusal():
+            raise RequestError(refused, callers_fault=True)
         yield from operations.reset(self.board, stay_paused=self.paused)
         self.powered_off = False
         self.events.publish("RESET", {"guest": reason.startswith("guest-"), "reason": reason})

@@ -78,6 +78,50 @@ def test_machine_moves_and_nothing_is_lost(host: Host, run: Run, debian: Guest, 
     assert apart < 3
 
 
+def test_machine_is_upgraded_and_its_memory_is_not_copied(
+    host: Host, run: Run, debian: Guest, tmp_path: Path
+) -> None:
+    """All processes are others then; a machine that cannot take it changes nothing."""
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(1 << 20))
+    drive = ("-drive", f"file={disk},format=raw")
+    source = boot(run, "old", *drive)
+    source.type(COUNT + "\n")
+    source.expect("at 10\n")
+    flags = ("-m", "256M", "-append", "loglevel=1", *drive)
+    ram = (Path(host.runtime) / "old" / "ram.seg").stat().st_ino
+    other = run("-name", "other", *flags, "-smp", "2", "-incoming", "handover:old")
+    wait_for((Path(host.runtime) / "other" / "handover.sock").exists, lambda: f"it to listen: {other.output}")
+    assert "waits for a migration" in host.vmesh("reset", "other", status=1)
+    assert "no machine" not in host.vmesh("upgrade", "old", "other", status=1)
+    assert other.wait() == 1
+    source.expect(f"at {numbers(source.output)[-1] + 10}\n")
+    target = run("-name", "new", *flags, "-incoming", "handover:old")
+    wait_for((Path(host.runtime) / "new" / "handover.sock").exists, lambda: f"it to listen: {target.output}")
+    assert "'new' goes on" in host.vmesh("upgrade", "old", "new")
+    assert source.wait() == 0
+    assert (Path(host.runtime) / "new" / "ram.seg").stat().st_ino == ram
+    target.expect(f"at {numbers(source.output)[-1] + 30}\n")
+    seen = numbers(source.output) + numbers(target.output)
+    assert seen == list(range(1, len(seen) + 1))
+    host.vmesh("snapshot", "save", "new", str(tmp_path / "after.vmsnap"))
+    target.interrupt()
+    assert "alive" in target.ask("echo ali''ve")
+
+
+def test_memory_that_another_machine_still_runs_on_takes_no_pages(host: Host, run: Run, debian: Guest) -> None:
+    source = boot(run, "owner")
+    third = boot(run, "third")
+    flags = ("-m", "256M", "-append", "loglevel=1")
+    heir = run("-name", "heir", *flags, "-incoming", "handover:owner")
+    place = Path(host.runtime) / "heir" / "handover.sock"
+    wait_for(place.exists, lambda: f"it to listen: {heir.output}")
+    assert "handed over" in host.vmesh("migrate", "third", f"unix:{place}", status=1)
+    assert heir.wait() == 1
+    for each in (source, third):
+        assert "alive" in each.ask("echo ali''ve")
+
+
 def test_source_goes_on_when_the_destination_refuses_or_is_gone(host: Host, run: Run, debian: Guest) -> None:
     source = boot(run, "kept")
     assert "cannot connect" in host.vmesh("migrate", "kept", f"unix:{host.runtime}/nobody", status=1)

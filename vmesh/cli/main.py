@@ -330,6 +330,21 @@ def _migrate(arguments: Sequence[str]) -> int:
     return migrate.migrate(options)
 
 
+def _upgrade(arguments: Sequence[str]) -> int:
+    parser = _Parser(
+        prog="vmesh upgrade",
+        description="New processes for a guest that runs, perhaps of another version of vmesh: start NEW with the flags "
+        "of NAME and `-incoming handover:NAME`; then NAME hands its RAM, which is not copied, and all state over to "
+        "NEW, and ends. Should NEW not take it, NAME goes on.",
+    )
+    parser.add_argument("name", metavar="NAME", help="the machine that runs")
+    parser.add_argument("new", metavar="NEW", help="the one that waits")
+    options = parser.parse_args(arguments)
+    from vmesh.cli import migrate
+
+    return migrate.upgrade(options.name, options.new)
+
+
 def _migration(arguments: Sequence[str]) -> int:
     parser = _Parser(prog="vmesh migration", description="Look into migration streams.")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -378,6 +393,7 @@ COMMANDS: Mapping[str, Subcommand] = {
     "metrics": Subcommand("Print a machine's counters for Prometheus.", _metrics),
     "swap": Subcommand("Put another program in the place of a device.", _swap),
     "migrate": Subcommand("Move a running machine to another that waits for it.", _migrate),
+    "upgrade": Subcommand("Hand a running machine over to new processes on this host.", _upgrade),
     "snapshot": Subcommand("Save machines into files, and load them.", _snapshot),
     "migration": Subcommand("Look into a migration stream.", _migration),
     "device_add": Subcommand("Add a device to a machine that runs.", _device_add),

@@ -75,8 +75,31 @@ def _control(client: MachineClient, options: argparse.Namespace) -> int:
     return 0
 
 
+def upgrade(name: str, new: str) -> int:
+    """Hand a machine over to one that has adopted its memory, and end it. Returns the exit status."""
+    try:
+        there = find(new)
+        with MachineClient(find(name)) as client:
+            client.migrate_set(handover=True)
+            client.migrate(f"unix:{there.handover}")
+            try:
+                status = _watch(lambda: client.query_migrate().status)
+            except KeyboardInterrupt:
+                status = _cancel(client)
+            if status.state != messages.MIGRATION_COMPLETED:
+                client.migrate_set(handover=False)
+                _say_end(name, status)
+                return 1
+            client.quit()
+    except (MachineError, GatewayError, VmeshError) as error:
+        print(f"vmesh upgrade: {error}", file=sys.stderr)
+        return 1
+    print(f"'{new}' goes on as '{name}' was, which stood still for {status.downtime_ms:.0f} ms and has ended")
+    return 0
+
+
 def _move(client: MachineClient, options: argparse.Namespace) -> int:
-    settings: dict[str, int | bool] = {"postcopy_ram": options.postcopy is not None}
+    settings: dict[str, int | bool] = {"postcopy_ram": options.postcopy is not None, "handover": False}
     if options.bandwidth is not None:
         settings["max_bandwidth"] = options.bandwidth
     if options.downtime is not None:

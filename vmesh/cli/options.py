@@ -440,12 +440,15 @@ def _paused(options: RunOptions, _text: str) -> RunOptions:
 
 def _incoming(options: RunOptions, text: str) -> RunOptions:
     from vmesh.errors import VmeshError  # here, as below: what it imports no other start needs
+    from vmesh.machine import MachineError, find
     from vmesh.migration import uri
 
     try:
-        if text != "defer":
+        if text.startswith(uri.HANDOVER):
+            find(text.removeprefix(uri.HANDOVER))
+        elif text != "defer":
             uri.parse(text)
-    except VmeshError as error:
+    except (VmeshError, MachineError) as error:
         raise ValueError(str(error)) from None
     return replace(options, incoming=text)
 
@@ -635,9 +638,10 @@ OPTIONS: tuple[Option, ...] = (
     Option(("-S",), "", "Do not start the harts; `vmesh resume NAME` or `cont` at the monitor prompt does.", _paused),
     Option(
         ("-incoming",),
-        "URI|defer",
+        "URI|defer|handover:NAME",
         "Wait for a machine to migrate here: tcp:HOST:PORT[,tls-creds=FOLDER] or unix:PATH; defer: until "
-        "`vmesh migrate --incoming` says where.",
+        "`vmesh migrate --incoming` says where; handover:NAME: for a machine of this host "
+        "and its RAM (`vmesh upgrade`).",
         _incoming,
     ),
     Option(("-loadvm",), "TAG|FILE", "Begin with a snapshot (vmesh snapshot save).", _load_snapshot),

@@ -15,6 +15,7 @@ from vmesh.board.errors import BoardError
 from vmesh.cli import external, virtio
 from vmesh.cli.options import MEBIBYTE, UART, RunOptions, Serial
 from vmesh.machine import Machine
+from vmesh.migration import uri
 from vmesh.spawn import ServiceCommand
 
 _FILES = {"the device tree": "dtb", "the reset vector": "reset"}  # blobs of the boot plan in the machine directory
@@ -94,7 +95,8 @@ def monitor_command(planned: MachinePlan, options: RunOptions, machine: Machine)
     if not options.reboot:
         arguments.append("--no-reboot")
     if options.incoming:
-        arguments += ["--incoming", options.incoming]
+        adopted = options.incoming.startswith(uri.HANDOVER)
+        arguments += ["--incoming", f"unix:{machine.handover}" if adopted else options.incoming]
     if options.load_snapshot is not None:
         arguments += ["--load", str(options.load_snapshot)]
     if options.paused:
@@ -138,6 +140,8 @@ def _services(options: RunOptions, board: Board, booted: BootPlan, machine: Mach
         raise BoardError(f"-device id={min(twice)}: expected each id once, and none that the board has")
     memory = [*place, "--ram", str(board.ram_size), "--ram-base", f"{virt.DRAM_BASE:#x}", "--rom", _range(virt.MROM)]
     memory += ["--reserve", f"clint={_range(virt.CLINT)}", "--reserve", f"plic={_range(virt.PLIC)}"]
+    if options.incoming.startswith(uri.HANDOVER):
+        memory += ["--adopt", str(machine.path.with_name(options.incoming.removeprefix(uri.HANDOVER)))]
     memory += ["--expect", ",".join(device.name for device in devices)]
     memory += [word for device in options.external for word in ("--place", external.place(device))]
     memory += [word for image in images for word in ("--image", image)]

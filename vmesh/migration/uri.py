@@ -17,6 +17,7 @@ from vmesh import errors
 if TYPE_CHECKING:
     import ssl
 
+HANDOVER = "handover:"  # and the name of a machine of this host whose RAM is adopted
 USAGE = "tcp:HOST:PORT[,tls-creds=FOLDER] or unix:PATH"
 LOOPBACK = frozenset({"localhost", "ip6-localhost"})
 

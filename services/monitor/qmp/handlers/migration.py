@@ -103,6 +103,8 @@ def _query_migrate_capabilities(control: Control, arguments: Json) -> object:
 def _migrate_set_parameters(control: Control, arguments: Json) -> object:
     settings = gateway_pb2.MigrateSettings()
     for key, value in arguments.items():
+        if key == "mode":
+            key, value = "handover", value == "cpr-transfer"
         name = _PARAMETERS.get(key, key.replace("-", "_"))
         if name not in settings.parameters.DESCRIPTOR.fields_by_name:
             raise QmpError(f"Parameter '{key}' is not there")
@@ -118,10 +120,11 @@ def _migrate_set_parameters(control: Control, arguments: Json) -> object:
 def _query_migrate_parameters(control: Control, arguments: Json) -> object:
     parameters = control.supervisor.migration.parameters
     names = {ours: theirs for theirs, ours in _PARAMETERS.items()}
-    return {
+    found: Json = {
         names.get(field.name, field.name.replace("_", "-")): getattr(parameters, field.name)
         for field in parameters.DESCRIPTOR.fields
     }
+    return {"mode": "cpr-transfer" if found.pop("handover") else "normal", **found}
 
 
 @handles("query-migrate")

@@ -54,6 +54,7 @@ _CAPABILITY = Enum(
      "postcopy-preempt"),
 )  # fmt: skip
 _CAPABILITY_STATUS = Struct("MigrationCapabilityStatus", (Member("capability", _CAPABILITY), Member("state", BOOL)))
+_MODE = Enum("MigMode", ("normal", "cpr-transfer"))
 _PARAMETERS = Struct(
     "MigrationParameters",
     (
@@ -66,6 +67,7 @@ _PARAMETERS = Struct(
         optional("max-postcopy-bandwidth", SIZE, "bytes per second"),
         optional("max-package-bytes", SIZE, "ours: of all devices' state in a post-copy"),
         optional("zstd-level", UINT8, "ours: 0 for pages that are not compressed"),
+        optional("mode", _MODE, "cpr-transfer: to one with -incoming handover:NAME, which has this one's RAM"),
     ),
 )
 _SNAPSHOT = (
