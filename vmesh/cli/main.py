@@ -333,9 +333,9 @@ def _migrate(arguments: Sequence[str]) -> int:
 def _upgrade(arguments: Sequence[str]) -> int:
     parser = _Parser(
         prog="vmesh upgrade",
-        description="New processes for a guest that runs, perhaps of another version of vmesh: start NEW with the flags "
-        "of NAME and `-incoming handover:NAME`; then NAME hands its RAM, which is not copied, and all state over to "
-        "NEW, and ends. Should NEW not take it, NAME goes on.",
+        description="New processes for a guest that runs, perhaps of another version of vmesh: start NEW with the "
+        "flags of NAME and `-incoming handover:NAME`; then NAME hands its RAM, which is not copied, and all state over "
+        "to NEW, and ends. Should NEW not take it, NAME goes on.",
     )
     parser.add_argument("name", metavar="NAME", help="the machine that runs")
     parser.add_argument("new", metavar="NEW", help="the one that waits")
