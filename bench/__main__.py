@@ -29,6 +29,7 @@ from bench import (
     kills,
     memory,
     migration,
+    migration_faults,
     moves,
     net,
     programs,
@@ -48,6 +49,7 @@ BENCHMARKS: Mapping[str, tuple[Callable[[int], Report], int]] = {  # what measur
     "kills": (kills.measure, 200),  # kills in all
     "memory": (memory.measure, 1),
     "migration": (migration.measure, 5),
+    "migration_faults": (migration_faults.measure, 300),  # faults in all
     "moves": (moves.measure, 50),  # moves in all
     "net": (net.measure, 3),
     "programs": (programs.measure, 5),

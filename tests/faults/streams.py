@@ -121,6 +121,23 @@ class Pair:
         self._clients.pop(name).close()
         return self._processes.pop(name).returncode, said.decode(errors="replace")
 
+    def stop(self, name: str) -> None:
+        """End a machine, whatever has become of it."""
+        self._clients.pop(name).close()
+        process = self._processes.pop(name)
+        process.terminate()
+        try:
+            process.communicate(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+
+    def has_its_data(self, name: str) -> bool:
+        """Whether what lies behind the counter's page in a machine's memory is as at its start."""
+        started_with = self.kernel.read_bytes()[-(DATA_BYTES - 4096) :]
+        memory = (self.runtime / name / "ram.seg").read_bytes()
+        return started_with in memory[: DATA_BYTES + 4096]
+
     def place(self) -> Path:
         """A path for a socket that was not used before."""
         self._number += 1
