@@ -105,8 +105,13 @@ class _Campaign:
 
     def kill_target_service(self) -> None:
         self._slowly()
-        self._kill(self.target_name, self.chance.choice(_TARGET_SERVICES))
-        self._settle(wait_state(self.source, *ENDED).state)
+        service = self.chance.choice(_TARGET_SERVICES)
+        self._kill(self.target_name, service)
+        state = wait_state(self.source, *ENDED).state
+        if state == migration_pb2.MIGRATION_COMPLETED and service in ("cpu", "memory"):
+            self._died_there()
+        else:
+            self._settle(state)
 
     def full_disk(self) -> None:
         former = self.scratch / "former.vmsnap"
@@ -167,7 +172,7 @@ class _Campaign:
         """The machine runs in one place, and has its memory; then there is one to go to."""
         if state == migration_pb2.MIGRATION_COMPLETED:
             self.outcomes["moved"] += 1
-            wait_state(self.target, migration_pb2.MIGRATION_COMPLETED)
+            wait_state(self.target, *ENDED)
             self._alive(self.target, self.target_name)
             if self.source.status().run_state == "running":
                 raise BenchError("the machine runs twice")
@@ -175,10 +180,23 @@ class _Campaign:
             self.source, self.source_name = self.target, self.target_name
             self.next_target()
         else:
-            self.outcomes["went on at the source"] += 1
+            if self.source.status().run_state == "postmigrate":  # it cannot know whether the guest runs there
+                self.outcomes["died at the switch, and resumed at the source"] += 1
+                self.pair.stop(self.target_name)
+                self.source.resume()
+                self.next_target()
+            else:
+                self.outcomes["went on at the source"] += 1
             self._alive(self.source, self.source_name)
             self._tidy_target()
         self.source.migrate_set(max_bandwidth=0, max_postcopy_bandwidth=0, postcopy_ram=False)
+
+    def _died_there(self) -> None:
+        """The guest had moved when the machine that it ran in was killed, which ends any machine: another begins."""
+        self.outcomes["moved, then killed with its machine"] += 1
+        for name in (self.source_name, self.target_name):
+            self.pair.stop(name)
+        self.begin()
 
     def _tidy_target(self) -> None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.streams import ENDED, Pair, Proxy, counts, wait_state
+from tests.keys import make_keys
 from tests.waiting import wait_for
 from vmesh.client import GatewayError, MachineClient
 from vmesh.v1 import migration_pb2
@@ -154,9 +156,42 @@ def test_full_disk_leaves_the_machine_and_the_former_snapshot(
     assert counts(source)
 
 
-def test_after_all_that_it_moves(pair: Pair, source: MachineClient, target: MachineClient) -> None:
-    """The destination that has failed so often takes it at last, and the source, told to go on, cannot."""
-    source.migrate(f"unix:{pair.listen(target)}")
+def test_keys_of_another_authority_are_refused_and_the_right_ones_taken(
+    pair: Pair, source: MachineClient, target: MachineClient, tmp_path: Path
+) -> None:
+    """TCP with mutual TLS; the machine moves in the last test."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("there is no openssl")
+    right, wrong = (make_keys(tmp_path / name, openssl) for name in ("right", "wrong"))
+    target.migrate_incoming(f"tcp:127.0.0.1:0,tls-creds={right}")
+    wait_state(target, migration_pb2.MIGRATION_SETUP)
+    where = target.query_migrate().status.uri
+    source.migrate(f"{where},tls-creds={wrong}")
+    status = wait_state(source, *ENDED)
+    assert status.state == migration_pb2.MIGRATION_FAILED
+    assert "certificate" in status.error
+    assert target.query_migrate().status.state == migration_pb2.MIGRATION_SETUP, "it waits for the next"
+    source.migrate_set(max_bandwidth=64 << 20)
+    source.migrate(f"{where},tls-creds={right}")
+    wait_for(lambda: source.query_migrate().status.ram.transferred > 1 << 20, "pages to be sent")
+    source.migrate_cancel()
+    wait_state(source, *ENDED)
+    wait_state(target, *ENDED)
+    source.migrate_set(max_bandwidth=0)
+    assert counts(source)
+
+
+def test_after_all_that_it_moves(pair: Pair, source: MachineClient, target: MachineClient, tmp_path: Path) -> None:
+    """The destination that has failed so often takes it at last, over TLS; and the source, told to go on, cannot."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        source.migrate(f"unix:{pair.listen(target)}")
+    else:
+        keys = f",tls-creds={make_keys(tmp_path / 'keys', openssl)}"
+        target.migrate_incoming(f"tcp:127.0.0.1:0{keys}")
+        wait_state(target, migration_pb2.MIGRATION_SETUP)
+        source.migrate(target.query_migrate().status.uri + keys)
     status = wait_state(source, *ENDED)
     assert status.state == migration_pb2.MIGRATION_COMPLETED, status.error
     assert counts(target)
