@@ -6,6 +6,7 @@ The same service starts by hand as `python -m services.<name> ...`; what a servi
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import importlib
 import os
 import shlex
@@ -13,15 +14,16 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
+_ABOVE = 200  # descriptors that are not in the way of those that a process is to have
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -43,11 +45,6 @@ class ServiceCommand:
         """The one word that the monitor's --service takes."""
         return shlex.join([self.name, self.kind, self.module, *self.arguments])
 
-    def main(self, more: Sequence[str] = ()) -> int:
-        """Run the service in this process, with `more` arguments. Returns its exit status."""
-        main: Callable[[list[str]], int | None] = importlib.import_module(f"{self.module}.__main__").main
-        return main([*self.arguments, *more]) or 0
-
 
 @dataclass(frozen=True, slots=True)
 class Child:
@@ -56,6 +53,71 @@ class Child:
     pid: int
     pidfd: int
     output: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a process is to do: run `module` with `arguments`.
+
+    It has the files `keep`, by the same numbers, and those in `standard` as its standard ones (0, 1, 2: which of ours).
+    `death_signal` (0: none) comes when its parent dies.
+    """
+
+    module: str
+    arguments: tuple[str, ...]
+    title: str
+    keep: frozenset[int] = frozenset()
+    standard: Mapping[int, int] = field(default_factory=dict)
+    death_signal: int = 0
+
+    @property
+    def files(self) -> dict[int, int]:
+        """What the process has by what number, and which one of ours it is."""
+        return {**self.standard, **{fd: fd for fd in self.keep}}
+
+    def perform(self, received: Mapping[int, int]) -> int:
+        """Do it, in the process; `received` are the `files` as this process has them. Returns its exit status."""
+        _put_in_place(received)
+        close_all_but({0, 1, 2, *received, *standing_by.files()})
+        main: Callable[[list[str]], int | None] = importlib.import_module(f"{self.module}.__main__").main
+        return main(list(self.arguments)) or 0
+
+
+class StandingBy:
+    """The processes that have imported a module and wait for their task: vmesh/standby.py puts them here."""
+
+    def __init__(self) -> None:
+        self._processes: dict[str, tuple[frozenset[int], Callable[[Task], Child]]] = {}
+
+    def add(self, module: str, files: Collection[int], give: Callable[[Task], Child]) -> None:
+        """`give` hands a task over; until then `files` stay open, under numbers that no task's files have (`aside`)."""
+        self._processes[module] = frozenset(files), give
+
+    def take(self, module: str) -> Callable[[Task], Child] | None:
+        """Who has imported `module`, once."""
+        return self._processes.pop(module, (frozenset(), None))[1]
+
+    def files(self) -> set[int]:
+        return {fd for files, _ in self._processes.values() for fd in files}
+
+    def forget(self) -> None:
+        """In a new process: they are its parent's."""
+        self._processes.clear()
+
+
+standing_by = StandingBy()
+
+
+def start(task: Task, *, parent: int = 0) -> Child:
+    """Have `task` done by a process that stands by for it, else by a new one. For `parent` see `fork`."""
+    if not parent and (give := standing_by.take(task.module)):
+        return give(task)
+
+    def run() -> int:
+        standing_by.forget()
+        return task.perform(task.files)
+
+    return fork(run, title=task.title, death_signal=task.death_signal, parent=parent)
 
 
 def start_service(
@@ -67,7 +129,7 @@ def start_service(
     death_signal: int = signal.SIGKILL,
     parent: int = 0,
 ) -> Child:
-    """Fork a process that runs `command`, with `more` arguments and `--lifeline`, the end of a pipe.
+    """Start a process that runs `command`, with `more` arguments and `--lifeline`, the end of a pipe.
 
     Of the open files the child keeps `lifeline` and `keep`; its output comes through a pipe. The kernel sends it
     `death_signal` (0: none) when its parent dies, for the case that it hangs and does not see its lifeline end. For
@@ -75,17 +137,18 @@ def start_service(
     """
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
-
-    def run() -> int:
-        null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, 0)
-        os.dup2(writer, 1)
-        os.dup2(writer, 2)
-        close_all_but({0, 1, 2, lifeline, *keep})
-        return command.main([*more, "--lifeline", str(lifeline)])
-
-    child = fork(run, title=f"vmesh-{command.name}", death_signal=death_signal, parent=parent)
+    null = os.open(os.devnull, os.O_RDONLY)
+    task = Task(
+        command.module,
+        (*command.arguments, *more, "--lifeline", str(lifeline)),
+        f"vmesh-{command.name}",
+        keep=frozenset((lifeline, *keep)),
+        standard={0: null, 1: writer, 2: writer},
+        death_signal=death_signal,
+    )
+    child = start(task, parent=parent)
     os.close(writer)
+    os.close(null)
     return Child(child.pid, child.pidfd, reader)
 
 
@@ -105,6 +168,12 @@ def fork(run: Callable[[], int], *, title: str, death_signal: int = 0, parent: i
         if pid == 0:
             _run_child(run, title, death_signal, parent)
     return Child(pid, os.pidfd_open(pid))
+
+
+def describe_self(title: str, death_signal: int) -> None:
+    """This process's name in ps(1), and the signal (0: none) that it gets when its parent dies."""
+    _libc.prctl(_PR_SET_NAME, title.encode()[:15], 0, 0, 0)
+    _libc.prctl(_PR_SET_PDEATHSIG, death_signal, 0, 0, 0)
 
 
 def close_all_but(keep: Collection[int]) -> None:
@@ -140,6 +209,21 @@ def describe_exit(status: int) -> str:
     return f"ended with status {os.waitstatus_to_exitcode(status)}"
 
 
+def aside(fd: int) -> int:
+    """The same open file by a number that is not in the way of those that a process is to have; `fd` is closed."""
+    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ABOVE)
+    os.close(fd)
+    return moved
+
+
+def _put_in_place(files: Mapping[int, int]) -> None:
+    """Give open files the numbers that they are to have. None of them may be closed by the number of another."""
+    above = {place: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ABOVE) for place, fd in files.items()}
+    for place, fd in above.items():
+        os.dup2(fd, place, inheritable=place <= 2)
+        os.close(fd)
+
+
 def _fork_orphan(run: Callable[[], NoReturn]) -> int:
     """The child of a child that has ended when `run` is called."""
     reader, writer = os.pipe()
@@ -166,11 +250,9 @@ def _run_child(run: Callable[[], int], title: str, death_signal: int, parent: in
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCONT, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         signal.set_wakeup_fd(-1)
-        _libc.prctl(_PR_SET_NAME, title.encode()[:15], 0, 0, 0)
-        if death_signal:
-            _libc.prctl(_PR_SET_PDEATHSIG, death_signal, 0, 0, 0)
-            if os.getppid() != parent:
-                os._exit(1)
+        describe_self(title, death_signal)
+        if death_signal and os.getppid() != parent:
+            os._exit(1)
         status = run()
     except SystemExit as ending:
         if ending.code is None or isinstance(ending.code, int):

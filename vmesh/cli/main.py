@@ -86,6 +86,9 @@ def _run(arguments: Sequence[str]) -> int:
 
         print(usage())
         return 0
+    from vmesh import standby
+
+    standby.prepare(standby.MACHINE)  # before everything else is imported: it imports beside us
     from vmesh.cli.run import run
 
     return run(arguments)

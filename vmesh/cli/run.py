@@ -1,7 +1,7 @@
-"""`vmesh run`: the launcher. Makes the machine directory, forks the monitor, has the terminal, gives the exit status.
+"""`vmesh run`: the launcher. Makes the machine directory, starts the monitor, has the terminal, gives the exit status.
 
-Imports are made here once and shared by fork with every process of the machine: what is imported here is what start-up
-time is spent on (`-d startup` prints it).
+What is imported here is start-up time (`-d startup` prints it); the monitor and its services import what they need
+meanwhile (vmesh/standby.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from vmesh import machine as machines
-from vmesh import service as _shared_by_fork  # noqa: F401
 from vmesh.board import cpu_model
 from vmesh.board.errors import BoardError
 from vmesh.cli import options as flags
@@ -26,7 +25,7 @@ from vmesh.cli.plan import MachinePlan, device_tree, monitor_command, plan
 from vmesh.errors import VmeshError
 from vmesh.guest import GuestError
 from vmesh.machine import Machine, MachineError
-from vmesh.spawn import Child, adopt_orphans, close_all_but, describe_exit, fork
+from vmesh.spawn import Child, Task, adopt_orphans, describe_exit, start
 
 _ORPHANS_LIMIT = 1.5  # seconds for services to end by themselves after the monitor was killed
 _REPORT_LIMIT = 4096  # bytes
@@ -117,16 +116,11 @@ def _fork_monitor(machine: Machine, planned: MachinePlan, options: RunOptions) -
     own = ["--lifeline", str(watched), "--lock", str(machine.lock_fd), "--report", str(reports)]
     own += ["--began", str(_process_start_ns())]
 
-    def run_monitor() -> int:
-        close_all_but({0, 1, 2, watched, machine.lock_fd, reports})
-        null = os.open(os.devnull, os.O_RDWR)
-        os.dup2(null, 0)
-        os.dup2(null, 1)
-        return command.main(own)
-
-    child = fork(run_monitor, title="vmesh-monitor")
-    os.close(watched)
-    os.close(reports)
+    null = os.open(os.devnull, os.O_RDWR)
+    keep = frozenset((watched, machine.lock_fd, reports))
+    child = start(Task(command.module, (*command.arguments, *own), "vmesh-monitor", keep, {0: null, 1: null, 2: 2}))
+    for fd in (watched, reports, null):
+        os.close(fd)
     return child, report, lifeline
 
 
