@@ -257,7 +257,7 @@ class DeviceService(Service):
         self._latches = _latches(device.regions)
         self._bell = Bell(runtime.machine.doorbell(runtime.name)) if self._doorbell else None
         self._raiser = Raiser(runtime.machine.interrupts(runtime.name)) if self._latches else None
-        self._rings = self._page_waits = 0
+        self._rings = self._page_waits = self._reconnects = 0
         self._memory: Peer | None = None
         self._slot = Slot(runtime.machine.path / f"{runtime.name}.slot", fresh=runtime.epoch == 1)
         device.marks = self._slot.marks
@@ -292,7 +292,7 @@ class DeviceService(Service):
         if former is not None:
             self._recover(former)
         self._write_slot()
-        memory = self._memory = self._runtime.dial(_MEMORY, ROLE_DEVICE)
+        memory = self._memory = self._runtime.dial(_MEMORY, ROLE_DEVICE, heed_loss=True)
         memory.greet(_START_SECONDS)
         answer = memory.request(memory_pb2.Attach(description=self._description), _START_SECONDS)
         if not isinstance(answer, memory_pb2.Attached):
@@ -314,8 +314,17 @@ class DeviceService(Service):
         self._ask_memory(memory_pb2.NeedPages(addresses=addresses))
 
     def _ask_memory(self, request: Message) -> Message:
+        """What was under way when the connection was lost is asked again: it does the same once more, and by the former
+        connection nothing comes any more."""
         assert self._memory is not None
-        return self._runtime.ask(self._memory, request, self._keep_waiting)
+        requests = [request]
+        while True:
+            try:
+                return [self._runtime.ask(self._memory, each, self._keep_waiting) for each in requests][-1]
+            except errors.PeerLost:
+                self._reconnects += 1
+                self._memory.redial()
+                requests = [self._memory.said, memory_pb2.Attach(description=self._description), request]
 
     def _keep_waiting(self) -> None:
         """Harts are not to take the device for dead while it waits for memory."""
@@ -411,6 +420,7 @@ class DeviceService(Service):
             "bus_errors": self._bus_errors,
             "rings": self._rings,
             "page_waits": self._page_waits,
+            "reconnects": self._reconnects,
             "batches_waiting": sum(len(link.queue) for link in self._links.values()),
             **self._device.counters(),
         }

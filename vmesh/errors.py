@@ -99,6 +99,10 @@ class PeerTimeout(PeerError):
     """No answer in time."""
 
 
+class PeerLost(PeerError):
+    """The connection was cut: what is not answered may or may not have arrived."""
+
+
 class LifelineEnded(VmeshError):
     """The process that started this one is gone."""
 

@@ -20,7 +20,7 @@ from typing import NoReturn
 import zmq
 from google.protobuf.message import Message
 
-from vmesh import errors, lifeline, wire
+from vmesh import addresses, curve, errors, lifeline, wire
 from vmesh.log import Log
 from vmesh.loop import Loop
 from vmesh.machine import Machine
@@ -50,6 +50,9 @@ def parser(kind: str, description: str | None) -> Parser:
     made.add_argument("--name", default=kind, help="the name of this service in the machine (default: %(default)s)")
     made.add_argument("--epoch", type=positive, default=1, metavar="N", help="the count of its lives, from 1")
     made.add_argument("--incoming", action="store_true", help="begin paused: the machine's state is to come")
+    for name, text in (("--listen", "be there for other hosts, with --keys"), ("--endpoint", "where they find it")):
+        made.add_argument(name, type=addresses.tcp, default="", metavar=addresses.TCP, help=text)
+    addresses.add_options(made)
     made.add_argument("--lifeline", type=int, default=-1, metavar="FD", help="a pipe at whose end this process ends")
     return made
 
@@ -161,20 +164,47 @@ class Runtime:
         self._drained = False
         self._complaints: Counter[tuple[str, str]] = Counter()
         self._service = Service()
+        self.addresses = addresses.of_options(options, self.machine, self.name)
+        keys = self.addresses.keys
+        self._authenticator = curve.authenticate(self.context, keys) if keys and options.listen else None
+        self._endpoint: str = options.endpoint or options.listen
         self.server = wire.Server(
-            self.context, self.machine.socket(self.name), self.name, self.log, self._greet, self._greeted
+            self.context,
+            self.machine.socket(self.name),
+            self.name,
+            self.log,
+            self._greet,
+            self._greeted,
+            address=options.listen,
+            keys=keys,
         )
 
     @property
     def endpoint(self) -> str:
-        """Where this service listens."""
-        return wire.endpoint(self.machine.socket(self.name))
+        """Where others find this service."""
+        return self._endpoint or wire.endpoint(self.machine.socket(self.name))
 
-    def dial(self, service: str, role: Role.ValueType, *, hart: int = 0, wake: int = -1) -> wire.Peer:
-        """A connection to another service of this machine; `greet` it next."""
+    def dial(
+        self,
+        service: str,
+        role: Role.ValueType,
+        *,
+        address: str = "",
+        hart: int = 0,
+        wake: int = -1,
+        heed_loss: bool = False,
+    ) -> wire.Peer:
+        """A connection to another service of this machine, which may have said its `address`; `greet` it next."""
         said = wire.hello(role, self.name, machine=self.machine.name, hart=hart)
-        address = wire.endpoint(self.machine.socket(service))
-        return wire.Peer(self.context, address, said, lifeline=self.lifeline, wake=wake)
+        return self.addresses.dial(
+            self.context,
+            service,
+            said,
+            address=address,
+            lifeline=self.lifeline,
+            wake=wake,
+            heed_loss=heed_loss,
+        )
 
     def ask(self, peer: wire.Peer, body: Message, alive: Callable[[], None]) -> Message:
         """As `peer.request`, for an answer that may be long in coming: meanwhile Health is answered and `alive` called
@@ -186,8 +216,8 @@ class Runtime:
                 answer = wire.body_of(packet)
                 if isinstance(answer, common.Error):
                     raise errors.from_message(answer)
-                if answer is None:
-                    raise wire.mismatch(peer.address, "an answer", None)
+                if answer is None or isinstance(answer, common.Refused):
+                    raise wire.mismatch(peer.address, "an answer", answer)
                 return answer
             if packet is None:
                 self._meanwhile()
@@ -265,6 +295,8 @@ class Runtime:
             self._orphaned()
 
     def close(self) -> None:
+        if self._authenticator is not None:
+            self._authenticator.stop()
         self.context.destroy(wire.LINGER_MS)
         self.log.info("ended")
         self.log.close()

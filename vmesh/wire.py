@@ -10,6 +10,8 @@ import errno
 import math
 import os
 import re
+import secrets
+import struct
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -20,6 +22,7 @@ import zmq
 from google.protobuf.message import DecodeError, Message
 
 from vmesh import errors
+from vmesh.curve import Keys
 from vmesh.log import Log
 from vmesh.v1 import common_pb2 as common
 from vmesh.v1.common_pb2 import Hello, Refused, Role, Welcome
@@ -36,6 +39,20 @@ _QUEUE_MESSAGES = 4096
 _RECONNECT_MS = 4  # services start at the same time: whoever binds last is met this soon
 LINGER_MS = 200  # for the last answer of a service that ends
 _RECEIVE_BUDGET = 64
+
+# Over TCP the other side may be gone without a word. A pause of a few seconds is none: TCP brings what was sent.
+_TCP_OPTIONS = {
+    zmq.HEARTBEAT_IVL: 2000,
+    zmq.HEARTBEAT_TIMEOUT: 6000,
+    zmq.HEARTBEAT_TTL: 8000,
+    zmq.HANDSHAKE_IVL: 5000,
+    zmq.CONNECT_TIMEOUT: 3000,
+    zmq.RECONNECT_IVL: 50,
+    zmq.RECONNECT_IVL_MAX: 500,
+}
+_TCP = re.compile(r"tcp://(\[[0-9a-fA-F:.%]+\]|[^:\[\]/\s]+):(\d{1,5})")
+_EVENT = struct.Struct("=hi")  # zmq_socket_monitor(3)
+_UNIX_PEER = "localhost:"  # how ZeroMQ names those who come by a Unix socket
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -99,22 +116,55 @@ def endpoint(path: Path) -> str:
     return f"ipc://{path}"
 
 
+def is_tcp(address: str) -> bool:
+    """Whether this is `tcp://HOST:PORT`."""
+    found = _TCP.fullmatch(address)
+    return found is not None and 0 < int(found[2]) < 65536
+
+
+def set_tcp_options(socket: zmq.Socket[bytes], address: str) -> None:
+    """For connections that `socket` binds or connects from now on."""
+    for option, value in _TCP_OPTIONS.items():
+        socket.setsockopt(option, value)
+    socket.setsockopt(zmq.IPV6, int("[" in address))
+
+
+# Who may say so, over TCP: the names that keys stand for. All others are devices.
+_NAME_OF_ROLE: dict[int, str] = {
+    common.ROLE_MONITOR: "monitor",
+    common.ROLE_CPU: "cpu",
+    common.ROLE_IRQCHIP: "cpu",
+    common.ROLE_HART: "cpu",
+    common.ROLE_MIGRATION: "migration",
+}
+_NO_DEVICES = frozenset({*_NAME_OF_ROLE.values(), "memory"})
+
+
+def may_say(user: str, said: Hello) -> bool:
+    """Whether the key of `user` stands for the role and the name in this Hello."""
+    owner = _NAME_OF_ROLE.get(said.role)
+    return said.name == user and (user not in _NO_DEVICES if owner is None else user == owner)
+
+
 @dataclass(slots=True, eq=False)
 class Client:
-    """A connection that has said Hello."""
+    """A connection that has said Hello. `user` is the name that its key stands for, empty on this host's sockets."""
 
     identity: bytes
     role: Role.ValueType
     name: str
     hart: int
+    user: str = ""
+    connection: int = 0
 
 
 class Server:
     """The ROUTER that a service binds. It answers Hello itself, refuses what is not allowed, and hands on the rest.
 
     `greet` makes the Welcome for a new client (major, minor and name are filled in here), or raises a VmeshError to
-    refuse it; `greeted` is called when the Welcome is on its way. `counters` counts what was refused, by cause. Raises
-    ConfigError if the socket cannot be bound.
+    refuse it; `greeted` is called when the Welcome is on its way. `counters` counts what was refused, by cause. With
+    `keys` it listens at `address` too, over TCP, and answers their holders only: `authenticate` goes before. Raises
+    ConfigError if a socket cannot be bound.
     """
 
     def __init__(
@@ -125,6 +175,9 @@ class Server:
         log: Log,
         greet: Callable[[Client], Welcome],
         greeted: Callable[[Client], None],
+        *,
+        address: str = "",
+        keys: Keys | None = None,
     ) -> None:
         self.counters: Counter[str] = Counter()
         self.clients: dict[bytes, Client] = {}
@@ -133,6 +186,7 @@ class Server:
         self._greet = greet
         self._greeted = greeted
         self._log = log
+        self._tcp = bool(address)
         self.socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self.socket.setsockopt(zmq.LINGER, LINGER_MS)
@@ -148,6 +202,26 @@ class Server:
             raise errors.ConfigError(f"cannot listen on {path}: {error.strerror}") from error
         finally:
             os.umask(former)
+        if address:
+            self._listen(address, keys)
+
+    def _listen(self, address: str, keys: Keys | None) -> None:
+        """What was set on the socket by now holds for the Unix socket, what is set here for TCP only."""
+        try:
+            if not is_tcp(address):
+                raise errors.ConfigError("address to listen at", expected="tcp://HOST:PORT", got=repr(address[:200]))
+            if keys is None:
+                text = f"{address}: whoever reaches it could be any service of the machine"
+                raise errors.ConfigError(text, expected="keys (--keys FOLDER)")
+            set_tcp_options(self.socket, address)
+            keys.guard(self.socket)
+            self.socket.bind(address)
+        except zmq.ZMQError as error:
+            self.socket.close(0)
+            raise errors.ConfigError(f"cannot listen at {address}: {error.strerror}") from error
+        except errors.ConfigError:
+            self.socket.close(0)
+            raise
 
     def receive(self) -> tuple[Client, Packet] | None:
         """The next request that this client may make, or None if there is none now."""
@@ -156,10 +230,18 @@ class Server:
                 identity = self.socket.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return None
-            frame = self.socket.recv(zmq.NOBLOCK)
+            user: str | None = ""
+            if self._tcp:
+                whole = self.socket.recv(zmq.NOBLOCK, copy=False)
+                frame, user = whole.bytes, _user(whole)
+            else:
+                frame = self.socket.recv(zmq.NOBLOCK)
             if self.socket.rcvmore:
                 self.socket.recv_multipart(zmq.NOBLOCK)
                 self._refuse(identity, 0, "frames", "one frame", "several")
+                continue
+            if user is None:
+                self.note_refusal("no key", "from somewhere without a key")
                 continue
             try:
                 packet = Packet.FromString(frame)
@@ -168,8 +250,12 @@ class Server:
                 continue
             kind = packet.WhichOneof("body")
             client = self.clients.get(identity)
+            if client is not None and client.user != user:
+                # Somebody else has the number of a connection that is gone.
+                del self.clients[identity]
+                client = None
             if kind == "hello":
-                self._hello(identity, packet)
+                self._hello(identity, packet, user)
             elif kind is None:
                 continue
             elif client is None:
@@ -220,7 +306,7 @@ class Server:
     def close(self) -> None:
         self.socket.close()
 
-    def _hello(self, identity: bytes, packet: Packet) -> None:
+    def _hello(self, identity: bytes, packet: Packet, user: str) -> None:
         said = packet.hello
         self.clients.pop(identity, None)
         if said.major != MAJOR:
@@ -235,10 +321,14 @@ class Server:
             self._refuse(identity, packet.id, "machine", f"machine {self._machine}", repr(said.machine[:80]))
         elif said.hart >= MAX_HARTS:
             self._refuse(identity, packet.id, "hart", f"a hart below {MAX_HARTS}", str(said.hart))
+        elif user and not may_say(user, said):
+            got = f"{Role.Name(said.role)} {said.name}"
+            self._refuse(identity, packet.id, "key", f"what the key of {user} stands for", got)
         elif len(self.clients) >= _MAX_CLIENTS and not self._sweep():
             self._refuse(identity, packet.id, "connections", f"at most {_MAX_CLIENTS} connections", "one more")
         else:
-            client = Client(identity, said.role, said.name, said.hart)
+            client = Client(identity, said.role, said.name, said.hart, user, said.connection)
+            self._supersede(client)
             try:
                 welcome = self._greet(client)
             except errors.VmeshError as error:
@@ -248,6 +338,14 @@ class Server:
             self.clients[identity] = client
             self.send(client, welcome, packet.id)
             self._greeted(client)
+
+    def _supersede(self, client: Client) -> None:
+        """What still arrives by a connection in whose place this one has come is not taken any more."""
+        if client.connection and client.user:
+            proven = client.user, client.role, client.connection
+            for former in list(self.clients.values()):
+                if (former.user, former.role, former.connection) == proven:
+                    del self.clients[former.identity]
 
     def _refuse(self, identity: bytes, packet_id: int, cause: str, expected: str, got: str, reason: str = "") -> None:
         reason = reason or f"{self._name} expected {expected}, got {got}"
@@ -262,18 +360,39 @@ class Server:
 
 
 class Peer:
-    """A connection to a service, from the side that dials.
+    """A connection to a service, from the side that dials. `identify` sets the keys, without which TCP is refused.
+
+    With `heed_loss` the loss of a connection over TCP has `receive` raise PeerLost, when `redial` is next; `losses` is
+    readable then. On one host it is the other side that ends, which shows otherwise.
 
     `unasked` has what came without being an answer (Notice, DeviceUpdate), the oldest dropped beyond 1024. While
     waiting, the end of `lifeline` (a file descriptor) raises LifelineEnded; `wake` (an eventfd) ends one wait.
     """
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], address: str, said: Hello, *, lifeline: int = -1, wake: int = -1
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        address: str,
+        said: Hello,
+        *,
+        lifeline: int = -1,
+        wake: int = -1,
+        identify: Callable[[zmq.Socket[bytes]], None] | None = None,
+        heed_loss: bool = False,
     ) -> None:
+        self.remote = not address.startswith("ipc://")
+        if self.remote and not (is_tcp(address) and identify):
+            wanted = "keys (--keys FOLDER)" if is_tcp(address) else "tcp://HOST:PORT"
+            raise errors.ConfigError(f"cannot reach {address[:200]}", expected=wanted)
         self.address = address
         self.unasked: deque[Packet] = deque(maxlen=1024)
-        self._said = said
+        self.said = said
+        if self.remote:
+            said.connection = secrets.randbits(64) | 1
+        self._context = context
+        self._identify = identify
+        self._heed_loss = heed_loss and self.remote
+        self.losses: zmq.Socket[bytes] | None = None
         self._next_id = 0
         self._poller = zmq.Poller()
         self._lifeline = lifeline
@@ -281,21 +400,40 @@ class Peer:
         for fd in (lifeline, wake):
             if fd >= 0:
                 self._poller.register(fd, zmq.POLLIN)
-        self.socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
+        self.socket = self._open()
+
+    def _open(self) -> zmq.Socket[bytes]:
+        self.socket = self._context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, LINGER_MS)
         self.socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
         self.socket.setsockopt(zmq.MAXMSGSIZE, MAX_PACKET_BYTES)
         self.socket.setsockopt(zmq.SNDHWM, _QUEUE_MESSAGES)
         self.socket.setsockopt(zmq.RCVHWM, _QUEUE_MESSAGES)
+        if self.remote and self._identify is not None:
+            set_tcp_options(self.socket, self.address)
+            self._identify(self.socket)
         self._poller.register(self.socket, zmq.POLLIN)
-        self.socket.connect(address)
+        if self._heed_loss:
+            self.losses = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH)
+            self._poller.register(self.losses, zmq.POLLIN)
+        try:
+            self.socket.connect(self.address)
+        except zmq.ZMQError as error:
+            raise errors.ConfigError(f"cannot reach {self.address}: {error.strerror}") from error
+        return self.socket
+
+    def redial(self) -> None:
+        """A new connection in the place of the former; what has not gone out is dropped. `greet` it next."""
+        self._poller.unregister(self.socket)
+        self.abandon()
+        self._open()
 
     def greet(self, timeout: float) -> Welcome:
         """Say Hello. `timeout`, in seconds, includes the time until the service listens.
 
         Raises PeerError, PeerTimeout.
         """
-        answer = self.request(self._said, timeout)
+        answer = self.request(self.said, timeout)
         if not isinstance(answer, Welcome):
             raise mismatch(self.address, "Welcome", answer)
         if answer.major != MAJOR:
@@ -334,7 +472,7 @@ class Peer:
 
     def say_hello(self) -> int:
         """Say Hello without waiting; gives its id."""
-        return self.send(self._said)
+        return self.send(self.said)
 
     def watch_connected(self) -> zmq.Socket[bytes]:
         """A socket that becomes readable whenever a connection is there, the first or one after a loss: `connected`."""
@@ -361,6 +499,8 @@ class Peer:
             raise errors.LifelineEnded("the process that started this one is gone")
         if any(where == self._wake for where, _ in ready):
             os.eventfd_read(self._wake)
+        if self.losses is not None and any(where is self.losses for where, _ in ready):
+            self._take_losses()
         if not any(where is self.socket for where, _ in ready):
             return None
         frame = self.socket.recv(zmq.NOBLOCK)
@@ -372,12 +512,28 @@ class Peer:
         except errors.BadRequest as error:
             raise errors.PeerError(f"{self.address}: {error}") from None
 
+    def _take_losses(self) -> None:
+        assert self.losses is not None
+        frames = self.losses.recv_multipart(zmq.NOBLOCK)
+        if _EVENT.unpack(frames[0])[0] == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            raise errors.PeerError(f"{self.address} does not know the key of {self.said.name}")
+        raise errors.PeerLost(f"{self.address}: the connection was lost")
+
     def close(self) -> None:
+        self._forget_losses()
         self.socket.close()
 
     def abandon(self) -> None:
         """Close, and drop what has not gone out."""
+        self._forget_losses()
         self.socket.close(0)
+
+    def _forget_losses(self) -> None:
+        if self.losses is not None:
+            self._poller.unregister(self.losses)
+            self.socket.disable_monitor()
+            self.losses.close(0)
+            self.losses = None
 
 
 def connected(watched: zmq.Socket[bytes]) -> bool:
@@ -387,6 +543,14 @@ def connected(watched: zmq.Socket[bytes]) -> bool:
     except zmq.Again:
         return False
     return True
+
+
+def _user(frame: zmq.Frame) -> str | None:
+    """The name that the sender's key stands for; empty if it came by the Unix socket, None if it came otherwise."""
+    try:
+        return str(frame.get("User-Id")) or None
+    except zmq.ZMQError:
+        return "" if str(frame.get("Peer-Address")).startswith(_UNIX_PEER) else None
 
 
 def mismatch(address: str, expected: str, answer: Message | None) -> errors.PeerError:

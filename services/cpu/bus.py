@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
 
-import zmq
-
 from vmesh import errors, wire
 from vmesh.loop import Loop
 from vmesh.v1 import bus_pb2 as messages
@@ -263,8 +261,9 @@ class Link:
 
     Accesses are kept until the device acknowledges them. When the device has another epoch, or does not know this
     connection any more, the link says Hello again, learns from Welcome what was done, and sends the rest. `dial` makes
-    a connection; a device that says nothing for `limit` seconds while something waits for it raises NoAnswer;
-    `complain` is told of what a device should not do.
+    a connection; a device that says nothing for `limit` seconds while something waits for it raises NoAnswer, and
+    PeerTimeout if it is on another host: that says more of the network than of the device, and the guest is not to see
+    it. `complain` is told of what a device should not do.
     """
 
     def __init__(
@@ -345,6 +344,10 @@ class Link:
 
     def look(self) -> None:
         """Says Hello to a device that has come back meanwhile: what was lost with its former life is sent again."""
+        if self._peer.remote:  # or lost its connection, or has answered the Hello on the next one
+            while self._step(wait=False):
+                pass
+            self._step(wait=False)
         if self._epoch != self._device.epoch:
             self._wait(lambda: self._joined and self._epoch == self._device.epoch)
 
@@ -402,6 +405,9 @@ class Link:
             self._rejoin()
         try:
             packet = self._peer.receive(PATIENCE if wait else 0.0)
+        except errors.PeerLost:
+            self._leave()
+            return None
         except errors.PeerError as error:
             self._complain("nonsense", str(error))
             return None
@@ -426,8 +432,12 @@ class Link:
             self._silent = True
             self._counters.timeouts += 1
             self._complain("no answer", f"no sign of life for {self._limit:g} s while a hart waits")
+            if self._peer.remote:
+                raise errors.PeerTimeout(
+                    f"no sign of life from {self.device.name} at {self._peer.address} for {self._limit:g} s"
+                )
             raise NoAnswer
-        if not self._joined and self._hello:
+        if not self._joined and self._hello and not self._peer.remote:
             self._hello = self._peer.say_hello()  # it may have died with the last one unread
 
     def _acknowledged(self, done: messages.BatchDone) -> messages.BatchDone | None:
@@ -565,21 +575,6 @@ class Irqchip:
         elif kind == "refused" and packet.id == self._hello:
             self._complain("refused Hello", packet.refused.reason)
         return True
-
-
-def dial(
-    context: zmq.Context[zmq.Socket[bytes]],
-    description: messages.Description,
-    name: str,
-    machine: str,
-    lifeline: int,
-    hart: int = -1,
-    wake: int = -1,
-) -> wire.Peer:
-    """A connection to a device: of a hart, or of the irqchip when ``hart`` is -1."""
-    role = common.ROLE_IRQCHIP if hart < 0 else common.ROLE_HART
-    said = wire.hello(role, name, machine=machine, hart=max(hart, 0))
-    return wire.Peer(context, description.endpoint, said, lifeline=lifeline, wake=wake)
 
 
 def now_ns() -> int:

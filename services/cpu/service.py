@@ -25,7 +25,7 @@ from vmesh.v1.packet_pb2 import Packet
 from vmesh.wire import Client
 
 from . import inspection, state, vacant
-from .bus import FLOOD_SECONDS, GREETING_LIMIT, Counters, Device, Irqchip, Link, RegisterTable, dial
+from .bus import FLOOD_SECONDS, GREETING_LIMIT, Counters, Device, Irqchip, Link, RegisterTable
 from .core import load_core
 from .debugger import Debugger
 from .doorbell import Doorbell, Listener
@@ -47,6 +47,8 @@ THROTTLE_SLICE = 0.01  # seconds that throttled harts run at a time
 MAX_THROTTLE = 99
 #: Until a hart is looked at again that has not dropped its TLB entries yet, in seconds: the host has not let it run.
 SHOOT_DOWN_LOOK = 0.001
+#: Between two looks at connections to devices on other hosts, in seconds.
+ELSEWHERE_SECONDS = 1.0
 _LOGGED_ADDRESSES = 256
 
 
@@ -430,14 +432,17 @@ class Cpu(Service):
     def _add_device(self, description: bus_pb2.Description) -> None:
         number = next(self._numbers)
         tables = [RegisterTable(region) for region in description.regions]
+        peer = self._runtime.dial(description.name, common_pb2.ROLE_IRQCHIP, address=description.endpoint)
         try:
             for index, (region, table) in enumerate(zip(description.regions, tables, strict=True)):
                 self._harts.add_region(region.base, region.size, number, index, table.kinds, table.values)
             device = Device(number, description, self._harts, tables)
         except ValueError as error:
+            peer.abandon()
             self._harts.remove_device(number)
             raise errors.HostLimit(f"device {description.name}", expected=str(error)) from error
         except errors.BadRequest:
+            peer.abandon()
             self._harts.remove_device(number)
             raise
         self._devices[number] = device
@@ -445,9 +450,8 @@ class Cpu(Service):
             self._doorbells[number] = Doorbell(self._harts, device, self._runtime.machine.path)
         if description.interrupts and device.latches:
             self._listener.add(device)
-        peer = dial(
-            self._runtime.context, description, self._runtime.name, self._runtime.machine.name, self._runtime.lifeline
-        )
+        if peer.remote:
+            self._runtime.loop.call_in("elsewhere", ELSEWHERE_SECONDS, self._look_elsewhere)
         complain = partial(self._complain, device.name)
         self._irqchip[number] = Irqchip(peer, device, self._runtime.loop, partial(self._revived, device), complain)
 
@@ -481,6 +485,11 @@ class Cpu(Service):
         if self._threads:
             self._harts.stop()
 
+    def _look_elsewhere(self) -> None:
+        """Harts that wait for nothing do not hear of connections that were lost, and of what was lost with them."""
+        self._harts.stop()
+        self._runtime.loop.call_in("elsewhere", ELSEWHERE_SECONDS, self._look_elsewhere)
+
     def _complain_of_flood(self, device: str, what: str, text: str) -> None:
         """The listener has muted a device, for a while."""
         self._complain(device, what, text)
@@ -492,7 +501,13 @@ class Cpu(Service):
     def _connect(self, hart: int, device: int, counters: Counters, wake: int) -> Link:
         runtime, target = self._runtime, self._devices[device]
         connection = partial(
-            dial, runtime.context, target.description, runtime.name, runtime.machine.name, runtime.lifeline, hart, wake
+            runtime.dial,
+            target.name,
+            common_pb2.ROLE_HART,
+            address=target.description.endpoint,
+            hart=hart,
+            wake=wake,
+            heed_loss=True,
         )
         complain = partial(self._call, self._complain, target.name)
         return Link(connection, target, counters, self._gate.ending, self._plan.bus_limit, complain)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from services.memory.layout import ADDRESS_LIMIT, Place, Range, check_disjoint
 from vmesh import doorbell, errors
 from vmesh.v1.bus_pb2 import Description, Region
+from vmesh.wire import is_tcp
 
 _MAX_REGIONS = 64
 _MAX_REGISTERS = 4096
@@ -25,8 +26,8 @@ class AddressMap:
         self._places = places
         self.devices: dict[str, Description] = {}
 
-    def attach(self, device: Description) -> None:
-        """Put a device on the map, or in the place of its earlier epoch.
+    def attach(self, device: Description, *, again: bool = False) -> None:
+        """Put a device on the map, or in the place of its earlier epoch; `again`: the same life may come once more.
 
         Raises BadRequest, Overlap or Duplicate, also for a successor that is not the same to the guest; nothing was
         changed then.
@@ -35,6 +36,8 @@ class AddressMap:
         if device.name in self._places:
             _check_place(device, self._places[device.name])
         former = self.devices.get(device.name)
+        if again and former == device:
+            return
         if former is not None and device.epoch <= former.epoch:
             raise errors.Duplicate(
                 f"device {device.name} is attached", expected=f"an epoch above {former.epoch}", got=str(device.epoch)
@@ -76,7 +79,8 @@ def _check(device: Description) -> None:
     """Raises BadRequest for a description that no device can have."""
     _need(device, 0 < len(device.kind) <= 64, "kind", "1 to 64 characters", repr(device.kind[:80]))
     _need(device, device.epoch > 0, "epoch", "1 or more", "0")
-    _need(device, device.endpoint.startswith("ipc://"), "endpoint", "ipc://...", repr(device.endpoint[:80]))
+    there = device.endpoint.startswith("ipc://") or is_tcp(device.endpoint)
+    _need(device, there, "endpoint", "ipc://... or tcp://HOST:PORT", repr(device.endpoint[:80]))
     _need(device, len(device.regions) <= _MAX_REGIONS, "regions", f"at most {_MAX_REGIONS}", str(len(device.regions)))
     _need(device, len(device.lines) <= _MAX_LINES, "lines", f"at most {_MAX_LINES}", str(len(device.lines)))
     for fifo in filter(None, (device.doorbell, device.interrupts)):

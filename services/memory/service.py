@@ -23,7 +23,7 @@ from vmesh.v1 import lifecycle_pb2 as lifecycle
 from vmesh.v1 import memory_pb2 as messages
 from vmesh.v1.common_pb2 import ROLE_DEVICE, ROLE_MONITOR, Done
 from vmesh.v1.packet_pb2 import Packet
-from vmesh.wire import Client
+from vmesh.wire import Client, is_tcp
 
 _RAM_FILE = "ram.seg"
 _ROM_FILE = "rom.seg"
@@ -232,7 +232,12 @@ class Memory(Service):
         device = request.description
         if device.name != client.name:
             raise errors.BadRequest("Attach", expected=f"the name of its Hello, {client.name}", got=device.name[:80])
-        self._map.attach(device)
+        if client.user:
+            if not is_tcp(device.endpoint):
+                wanted = "tcp://HOST:PORT of a device on another host"
+                raise errors.BadRequest("endpoint", expected=wanted, got=repr(device.endpoint[:80]))
+            device.doorbell = device.interrupts = ""  # these are of its own host
+        self._map.attach(device, again=bool(client.user))
         self._presence.forget(device.name)
         self._runtime.log.info("attached", device=device.name, kind=device.kind, epoch=device.epoch)
         self._answer_waiting()
@@ -241,7 +246,7 @@ class Memory(Service):
             return messages.Attached()
         self._forget_gone()
         self._grants[client.identity] = self._ram_grants
-        segments = [each for each in self._segments if each.writable]
+        segments = [] if client.user else [each for each in self._segments if each.writable]
         return messages.Attached(segments=segments, grants=self._ram_grants)
 
     def _answer_waiting(self) -> None:

@@ -25,6 +25,7 @@ from services.monitor.keeper import Keeper
 from services.monitor.migration import IncomingOptions
 from services.monitor.output import Output
 from services.monitor.supervisor import Settings, Supervisor
+from vmesh import addresses
 from vmesh.errors import ConfigError, VmeshError
 from vmesh.log import Log
 from vmesh.machine import MachineError, adopt
@@ -52,9 +53,15 @@ def main(argv: list[str]) -> int:
         start_limit=arguments.start_limit,
         incoming=IncomingOptions(arguments.incoming, arguments.load, arguments.stay_paused),
     )
+    try:
+        places = addresses.of_options(arguments, machine, "monitor")
+    except ConfigError as error:
+        _tell(arguments.report, str(error))
+        machine.remove()
+        return 1
     output = Output(log, sys.stderr if arguments.warnings else None)
     keeper = Keeper(machine, dict(arguments.console), arguments.service)
-    supervisor = Supervisor(machine, arguments.service, settings, keeper, log, output)
+    supervisor = Supervisor(machine, arguments.service, settings, keeper, log, output, places)
     supervisor.on_phase = phase
     control = Control(supervisor, log, dict(arguments.console))
     signals = _signal_pipe()
@@ -186,6 +193,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--health-interval", type=float, default=1.0, metavar="SECONDS", help="between two looks at a service")
     add("--health-limit", type=float, default=10.0, metavar="SECONDS", help="without an answer: it hangs")
     add("--start-limit", type=float, default=60.0, metavar="SECONDS", help="for all services to get ready")
+    addresses.add_options(parser)
     add("--incoming", default="", metavar="URI", help="where the machine comes in by migration, or 'defer'")
     add("--load", default="", metavar="FILE", help="a snapshot to begin with")
     add("--stay-paused", action="store_true", help="do not run once it has come in or was loaded")

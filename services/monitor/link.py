@@ -8,8 +8,9 @@ import zmq
 from google.protobuf.message import Message
 
 from vmesh import wire
-from vmesh.errors import PeerError
-from vmesh.machine import Machine
+from vmesh.addresses import Addresses
+from vmesh.errors import PeerError, PeerLost
+from vmesh.loop import Loop
 from vmesh.v1 import common_pb2
 from vmesh.v1.packet_pb2 import Packet
 
@@ -17,21 +18,33 @@ Answered = Callable[[Packet], None]
 
 
 class Link:
-    """Questions to one service. `unasked` gets the packets with id 0: its notices."""
+    """Questions to one service. `unasked` gets the packets with id 0: its notices.
+
+    When a connection over TCP is lost, the next one says Hello and asks again what is not answered: a service that gets
+    a question twice does what it did.
+    """
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], machine: Machine, service: str, unasked: Answered
+        self, context: zmq.Context[zmq.Socket[bytes]], addresses: Addresses, service: str, unasked: Answered
     ) -> None:
-        self._hello = wire.hello(common_pb2.ROLE_MONITOR, "monitor", machine=machine.name)
-        self._peer = wire.Peer(context, wire.endpoint(machine.socket(service)), self._hello)
-        self.socket = self._peer.socket
+        hello = wire.hello(common_pb2.ROLE_MONITOR, "monitor", machine=addresses.machine.name)
+        self._peer = addresses.dial(context, service, hello, heed_loss=True)
         self.malformed = 0  # packets that did not parse
+        self.reconnects = 0
         self._unasked = unasked
-        self._open: dict[int, Answered] = {}
+        self._open: dict[int, tuple[Message, Answered]] = {}
+        self._loop: Loop | None = None
+
+    def watch(self, loop: Loop) -> None:
+        """Have answers received in `loop`, until `close`."""
+        self._loop = loop
+        loop.watch(self._peer.socket, read=self.receive)
+        if self._peer.losses is not None:
+            loop.watch(self._peer.losses, read=self.receive)
 
     def hello(self, answered: Answered) -> None:
         """Begin the connection, now or when the service listens; `answered` gets Welcome or Refused."""
-        self.ask(self._hello, answered)
+        self.ask(self._peer.said, answered)
 
     def ask(self, body: Message, answered: Answered) -> int:
         """Send a question; `answered` gets the packet that answers it, of whatever kind. Returns its id.
@@ -39,7 +52,7 @@ class Link:
         Raises PeerError if the service does not read its socket any more.
         """
         number = self._peer.send(body)
-        self._open[number] = answered
+        self._open[number] = body, answered
         return number
 
     def forget(self, number: int) -> None:
@@ -47,6 +60,7 @@ class Link:
         self._open.pop(number, None)
 
     def close(self) -> None:
+        self._unwatch()
         self._peer.abandon()
 
     def receive(self) -> None:
@@ -54,6 +68,9 @@ class Link:
         while True:
             try:
                 packet = self._peer.receive()
+            except PeerLost:
+                self._reconnect()
+                return
             except PeerError:
                 self.malformed += 1
                 continue
@@ -61,5 +78,24 @@ class Link:
                 return
             if packet.id == 0:
                 self._unasked(packet)
-            elif answered := self._open.pop(packet.id, None):
-                answered(packet)
+            elif asked := self._open.pop(packet.id, None):
+                asked[1](packet)
+
+    def _reconnect(self) -> None:
+        loop = self._loop
+        self._unwatch()
+        self._peer.redial()
+        self.reconnects += 1
+        if loop is not None:
+            self.watch(loop)
+        if not any(body is self._peer.said for body, _ in self._open.values()):
+            self._peer.say_hello()
+        for number, (body, _) in self._open.items():
+            self._peer.send_packet(wire.make(body, number))
+
+    def _unwatch(self) -> None:
+        if self._loop is not None:
+            self._loop.watch(self._peer.socket)
+            if self._peer.losses is not None:
+                self._loop.watch(self._peer.losses)
+        self._loop = None

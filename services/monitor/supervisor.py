@@ -27,6 +27,7 @@ from services.monitor.link import Answered, Link
 from services.monitor.migration import IncomingOptions, Migration
 from services.monitor.operations import Board, Operation, Request, RequestError
 from services.monitor.output import Output, one_line
+from vmesh.addresses import Addresses
 from vmesh.errors import PeerError, from_message
 from vmesh.log import Log
 from vmesh.loop import Loop
@@ -142,8 +143,10 @@ class Supervisor:
         keeper: Keeper,
         log: Log,
         output: Output,
+        addresses: Addresses,
     ) -> None:
         self.machine = machine
+        self.addresses = addresses
         self.state = gateway_pb2.MACHINE_STARTING
         self.failure = ""
         self.board = _board(commands)
@@ -207,11 +210,11 @@ class Supervisor:
 
     def _link(self, name: str) -> Link:
         assert self._context is not None
-        return Link(self._context, self.machine, name, partial(self._notice, name))
+        return Link(self._context, self.addresses, name, partial(self._notice, name))
 
     def _meet(self, service: Service) -> None:
         """A process of a service has been started: watch it, and say Hello."""
-        self._loop.watch(service.link.socket, read=service.link.receive)
+        service.link.watch(self._loop)
         self.watch(service.child.pidfd, partial(self._dead, service))
         self.watch(service.child.output, partial(self._drain, service))
         service.link.hello(partial(self._welcome, service))
@@ -219,12 +222,11 @@ class Supervisor:
     def connect(self, name: str, unasked: Answered) -> Link:
         """A connection to a service that is not one of the board's; its packets are received in the loop."""
         assert self._context is not None
-        link = Link(self._context, self.machine, name, unasked)
-        self._loop.watch(link.socket, read=link.receive)
+        link = Link(self._context, self.addresses, name, unasked)
+        link.watch(self._loop)
         return link
 
     def disconnect(self, link: Link) -> None:
-        self._loop.watch(link.socket)
         link.close()
 
     def watch(self, fd: int, ready: Callable[[], None]) -> None:
@@ -528,7 +530,6 @@ class Supervisor:
         service.state, service.welcomed, service.asked_at = "restarting", False, None
         service.began = time.monotonic()
         service.epoch += 1
-        self._loop.watch(service.link.socket)
         service.link.close()
         service.link = self._link(service.command.name)
         self._log.info("starting", service=service.command.name, how=how, epoch=service.epoch)
@@ -612,7 +613,6 @@ class Supervisor:
         """It has ended: forget it, and what it has left in the machine directory."""
         name = service.command.name
         self._loop.cancel(f"leaving {name}")
-        self._loop.watch(service.link.socket)
         service.link.close()
         self.services.pop(name, None)
         for left in self.machine.path.glob(f"{glob.escape(name)}.*"):

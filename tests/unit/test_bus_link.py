@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import zmq
 
-from services.cpu.bus import Counters, Device, Ending, Link, NoAnswer, RegisterTable, dial
+from services.cpu.bus import Counters, Device, Ending, Link, NoAnswer, RegisterTable
 from vmesh import wire
 from vmesh.v1.bus_pb2 import (
     READ_SHADOW,
@@ -117,7 +117,7 @@ class Bench:
     def link(self) -> Link:
         def make() -> Link:
             made = Link(
-                lambda: dial(self.context, self.device.description, "cpu", "", -1, 0),
+                lambda: wire.Peer(self.context, self.played.endpoint, wire.hello(common.ROLE_HART, "cpu")),
                 self.device, self.counters, self.ending, self.limit, lambda what, text: self.complaints.append(what),
             )  # fmt: skip
             made.connect()

@@ -117,6 +117,20 @@ def _control(name: str, text: str) -> Callable[[Sequence[str]], int]:
     return run
 
 
+def _keys(arguments: Sequence[str]) -> int:
+    parser = _Parser(
+        prog="vmesh keys",
+        description="Make the keys by which the services of one machine know each other over TCP: a pair for each "
+        "service, for its owner only. Keys that are there stay as they are.",
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="where to put them")
+    parser.add_argument("devices", nargs="*", metavar="DEVICE", help="besides uart0, rtc and test, e.g. virtio-blk-0")
+    options = parser.parse_args(arguments)
+    from vmesh.cli.curve_keys import keys
+
+    return keys(options.folder, options.devices)
+
+
 def _swap(arguments: Sequence[str]) -> int:
     parser = _Parser(
         prog="vmesh swap",
@@ -166,6 +180,8 @@ def _device_del(arguments: Sequence[str]) -> int:
     from vmesh.cli.control import device_del
 
     return device_del(options.name, options.id)
+
+
 def _attach(arguments: Sequence[str]) -> int:
     text = "Show a console of a running machine on this terminal, and type at it. The terminal that the machine was "
     text += "started on, and others that are attached, go on as before. Ctrl-A d detaches, Ctrl-A h lists the keys."
@@ -401,6 +417,7 @@ COMMANDS: Mapping[str, Subcommand] = {
     "migration": Subcommand("Look into a migration stream.", _migration),
     "device_add": Subcommand("Add a device to a machine that runs.", _device_add),
     "device_del": Subcommand("Take a device away from a machine that runs.", _device_del),
+    "keys": Subcommand("Make the keys of a machine on several hosts.", _keys),
     "hub": Subcommand("Link the networks of machines.", _hub),
     "guest": Subcommand("Fetch the default guest; make a disk with Debian on it.", _guest),
 }
