@@ -51,7 +51,7 @@ def parser(kind: str, description: str | None) -> Parser:
     made.add_argument("--epoch", type=positive, default=1, metavar="N", help="the count of its lives, from 1")
     made.add_argument("--incoming", action="store_true", help="begin paused: the machine's state is to come")
     for name, text in (("--listen", "be there for other hosts, with --keys"), ("--endpoint", "where they find it")):
-        made.add_argument(name, type=addresses.tcp, default="", metavar=addresses.TCP, help=text)
+        made.add_argument(name, type=addresses.tcp, metavar=addresses.TCP, help=text)
     addresses.add_options(made)
     made.add_argument("--lifeline", type=int, default=-1, metavar="FD", help="a pipe at whose end this process ends")
     return made
@@ -167,7 +167,7 @@ class Runtime:
         self.addresses = addresses.of_options(options, self.machine, self.name)
         keys = self.addresses.keys
         self._authenticator = curve.authenticate(self.context, keys) if keys and options.listen else None
-        self._endpoint: str = options.endpoint or options.listen
+        self._endpoint: str = options.endpoint or options.listen or ""
         self.server = wire.Server(
             self.context,
             self.machine.socket(self.name),
@@ -175,7 +175,7 @@ class Runtime:
             self.log,
             self._greet,
             self._greeted,
-            address=options.listen,
+            address=options.listen or "",
             keys=keys,
         )
 

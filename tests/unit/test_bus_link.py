@@ -25,7 +25,7 @@ from vmesh.v1.bus_pb2 import (
     Register,
     ShadowValue,
 )
-from vmesh.v1.common_pb2 import Refused, Welcome
+from vmesh.v1.common_pb2 import ROLE_HART, Refused, Welcome
 from vmesh.v1.packet_pb2 import Packet
 
 PATIENCE = 10_000  # ms
@@ -117,7 +117,7 @@ class Bench:
     def link(self) -> Link:
         def make() -> Link:
             made = Link(
-                lambda: wire.Peer(self.context, self.played.endpoint, wire.hello(common.ROLE_HART, "cpu")),
+                lambda: wire.Peer(self.context, self.played.endpoint, wire.hello(ROLE_HART, "cpu")),
                 self.device, self.counters, self.ending, self.limit, lambda what, text: self.complaints.append(what),
             )  # fmt: skip
             made.connect()
