@@ -240,12 +240,7 @@ class Runtime:
         self,
         severity: Severity.ValueType,
         text: str,
-        event: common.PowerOff
-        | common.ResetRequest
-        | common.Fault
-        | common.HartStop
-        | common.DiskError
-        | None = None,
+        event: common.PowerOff | common.ResetRequest | common.Fault | common.HartStop | common.DiskError | None = None,
     ) -> None:
         """Tell the monitor, and the log."""
         notice = Notice(severity=severity, service=self.name, text=text)

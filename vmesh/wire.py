@@ -433,7 +433,14 @@ class Peer:
 
         Raises PeerError, PeerTimeout.
         """
-        answer = self.request(self.said, timeout)
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                answer = self.request(self.said, max(0.0, deadline - time.monotonic()))
+                break
+            except errors.PeerLost:  # before it was there: what stands between us is up, the service is not
+                time.sleep(_RECONNECT_MS / 1000)
+                self.redial()
         if not isinstance(answer, Welcome):
             raise mismatch(self.address, "Welcome", answer)
         if answer.major != MAJOR:

@@ -79,7 +79,7 @@ def _check(device: Description) -> None:
     """Raises BadRequest for a description that no device can have."""
     _need(device, 0 < len(device.kind) <= 64, "kind", "1 to 64 characters", repr(device.kind[:80]))
     _need(device, device.epoch > 0, "epoch", "1 or more", "0")
-    there = device.endpoint.startswith("ipc://") or is_tcp(device.endpoint)
+    there = device.endpoint.startswith("ipc://") or (is_tcp(device.endpoint) and "*" not in device.endpoint)
     _need(device, there, "endpoint", "ipc://... or tcp://HOST:PORT", repr(device.endpoint[:80]))
     _need(device, len(device.regions) <= _MAX_REGIONS, "regions", f"at most {_MAX_REGIONS}", str(len(device.regions)))
     _need(device, len(device.lines) <= _MAX_LINES, "lines", f"at most {_MAX_LINES}", str(len(device.lines)))
