@@ -68,7 +68,8 @@ def test_what_was_not_sent_comes_again_with_its_newest_value() -> None:
 
 def test_the_slot_is_written_before_the_answer_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed at the moment of the answer, a device has the access in its slot, with the answer it gives again."""
-    runtime = service.Runtime(argparse.Namespace(machine=tmp_path, name="uart0", epoch=1, lifeline=-1, incoming=False))
+    arguments = ["--machine", str(tmp_path), "--name", "uart0"]
+    runtime = service.Runtime(service.parser("ns16550a", None).parse_args(arguments))
     made = DeviceService(runtime, Ns16550a(runtime, 0x1000_0000, 10, "null"))
     hart = Client(b"identity", ROLE_HART, "cpu", 3)
     made.welcome(hart)
