@@ -16,6 +16,7 @@ from vmesh import errors
 from vmesh.migration.package import States
 from vmesh.migration.states import in_messages
 from vmesh.v1 import migration_pb2 as messages
+from vmesh.v1.cpu_pb2 import CatchUp
 from vmesh.v1.lifecycle_pb2 import ServiceState
 
 ANSWER_SECONDS = 60.0  # the monitor bounds each operation by itself
@@ -89,9 +90,10 @@ class Machine:
         with self._lock:
             self._number += 1
             number = self._number
+            catch_up = None if since_ns is None else CatchUp(since_ns=since_ns)
             for part, more in in_messages(states or {}):
                 self._send(
-                    messages.MachineRequest(number=number, action=action, states=part, more=more, since_ns=since_ns)
+                    messages.MachineRequest(number=number, action=action, states=part, more=more, catch_up=catch_up)
                 )
             return self._collect(number, messages.MachineAction.Name(action))
 

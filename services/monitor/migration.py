@@ -457,4 +457,4 @@ class Migration:
 
 
 def _since(request: migration_pb2.MachineRequest) -> int | None:
-    return request.since_ns if request.HasField("since_ns") else None
+    return request.catch_up.since_ns if request.HasField("catch_up") else None
