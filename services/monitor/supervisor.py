@@ -817,6 +817,7 @@ class Supervisor:
             self._runs.remove(run)
         if run.exclusive and self.state not in (gateway_pb2.MACHINE_STARTING, gateway_pb2.MACHINE_ENDING):
             self._observe_state()
+            self._record()  # `vmesh ps` sees what was done as soon as whoever asked for it is told
             self._resume_strays()
         if error is None:
             run.future.set_result(None)

@@ -56,9 +56,8 @@ def test_package_that_is_too_long_leaves_the_machine_at_the_source_and_the_next_
     wait_state(target, ACTIVE)
     assert counts(target)  # while its pages come
     assert wait_state(source, *ENDED).state == migration_pb2.MIGRATION_COMPLETED
-    status = wait_state(target, *ENDED)
-    assert status.state == migration_pb2.MIGRATION_COMPLETED
-    assert sum(status.fault_latency_us) >= 1
+    assert wait_state(target, *ENDED).state == migration_pb2.MIGRATION_COMPLETED
+    # Whether the guest had to ask for a page is chance: its own are in the first batch that is pushed.
     assert same_ram(pair)
 
 
