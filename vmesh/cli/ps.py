@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import asdict
 
-from vmesh.machine import MachineError, MachineRecord, machines
+from vmesh.machine import RECORD, MachineError, MachineRecord, machines
 
 
 def ps(*, as_json: bool) -> int:
@@ -19,7 +19,7 @@ def ps(*, as_json: bool) -> int:
             try:
                 records.append(machine.read_record())
             except MachineError as error:
-                if machine.alive():  # otherwise it has ended since
+                if machine.alive() and (machine.path / RECORD).exists():  # else it has ended since, or just begins
                     print(f"vmesh ps: {error}", file=sys.stderr)
                     status = 1
     except MachineError as error:
