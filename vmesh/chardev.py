@@ -40,6 +40,7 @@ _WRITE_BYTES = 64 << 10
 _MAX_CLIENTS = 16
 _STALL_SECONDS = 2.0  # at the end: how long a client may take nothing before it is given up
 _PTY_LOOK_SECONDS = 0.25
+_SEEK_SECONDS = 0.2  # between two looks for the next keeper
 _KEEPER_SECONDS = 10.0  # for the keeper to listen: it starts when the device does
 _UNTAKEN_BYTES = 16 << 10  # of output, all in the slot, that the keeper has not taken, before the device waits
 _PACKET_BYTES = 32 << 10
@@ -485,6 +486,30 @@ class _Kept(Chardev):
         self._greeted = False
         self._loop.watch(self._keeper.fileno())
         self._log.warning("the keeper of the console is gone")
+        self._loop.call_in("keeper", _SEEK_SECONDS, self._seek)
+
+    def _seek(self) -> None:
+        """Where somebody else starts the services, there may be another keeper soon: tell it where we are."""
+        self._keeper.close()
+        self._keeper = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self._keeper.connect(str(self._path))
+            self._input.clear()  # what has not been taken is sent again
+            self._sent = 0
+            said = ConsolePacket(version=1, position=self._position, taken=self._taken)
+            self._keeper.send(said.SerializeToString())
+        except OSError:
+            self._loop.call_in("keeper", _SEEK_SECONDS, self._seek)
+            return
+        self._keeper.setblocking(False)
+        self._loop.watch(self._keeper.fileno(), read=self._found)
+
+    def _found(self) -> None:
+        self._loop.watch(self._keeper.fileno(), read=self._receive_packet)
+        self._receive_packet()
+        if self._greeted:
+            self._log.info("the console has a keeper again")
+            self._send_output()
 
 
 _Rest = tuple[Loop, Log, Callable[[], int], Callable[[bytes], None]]

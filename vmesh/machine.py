@@ -118,9 +118,26 @@ class Machine:
     def network(self, device: str) -> Path:
         """The folder where the network of that card listens for it, if the keeper has one."""
         return self.path / f"{device}.network"
+
     def attached_console(self, device: str) -> Path:
         """Where the keeper of that console listens for who wants to attach to it: services/monitor/attach.py."""
         return self.path / f"{device}.attach"
+
+    def pulse(self, service: str) -> Path:
+        """Whose time of modification says when the loop of that service ran last, if nobody has its lifeline."""
+        return self.path / f"{service}.pulse"
+
+    def next_epoch(self, service: str) -> int:
+        """Count another life of a service that nobody counts for."""
+        counted = self.path / f"{service}.epoch"
+        try:
+            epoch = int(counted.read_text()) + 1
+        except (OSError, ValueError):
+            epoch = 1
+        fresh = counted.with_suffix(".fresh")
+        fresh.write_text(str(epoch))
+        fresh.replace(counted)
+        return epoch
 
     def write_record(self, record: MachineRecord) -> None:
         """Replace machine.json at once: a reader sees the old or the new one. Does nothing if the directory is gone."""
@@ -154,6 +171,13 @@ class Machine:
             return False
         finally:
             os.close(fd)
+
+    def is_there(self) -> bool:
+        """Whether the directory is still that of the machine whose lock file this has open."""
+        try:
+            return os.path.samestat(os.fstat(self.lock_fd), (self.path / LOCK).stat())
+        except OSError:
+            return False
 
     def remove(self) -> None:
         """Remove the directory and all in it, if it is still ours; what is gone already is no error.
@@ -232,6 +256,17 @@ def adopt(path: Path, lock_fd: int = -1) -> Machine:
         except OSError as error:
             raise MachineError(f"machine directory {path}: {error.strerror}") from error
     return Machine(path, lock_fd)
+
+
+def meet(path: Path, lock_fd: int = -1) -> Machine:
+    """The directory at `path`, of which another process has the lock: `remove` leaves a later machine's alone.
+
+    Raises MachineError if there is no such directory.
+    """
+    try:
+        return Machine(path, os.open(path / LOCK, os.O_RDONLY | os.O_CLOEXEC) if lock_fd < 0 else lock_fd)
+    except OSError as error:
+        raise MachineError(f"machine directory {path}: {error.strerror}") from error
 
 
 def find(name: str) -> Machine:

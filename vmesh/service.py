@@ -48,7 +48,7 @@ def parser(kind: str, description: str | None) -> Parser:
     made = Parser(prog=f"vmesh-{kind}", description=description, allow_abbrev=False)
     made.add_argument("--machine", type=Path, required=True, metavar="DIR", help="the machine directory")
     made.add_argument("--name", default=kind, help="the name of this service in the machine (default: %(default)s)")
-    made.add_argument("--epoch", type=positive, default=1, metavar="N", help="the count of its lives, from 1")
+    made.add_argument("--epoch", type=positive, default=0, metavar="N", help="the count of its lives, from 1")
     made.add_argument("--incoming", action="store_true", help="begin paused: the machine's state is to come")
     for name, text in (("--listen", "be there for other hosts, with --keys"), ("--endpoint", "where they find it")):
         made.add_argument(name, type=addresses.tcp, metavar=addresses.TCP, help=text)
@@ -149,13 +149,13 @@ class Runtime:
     def __init__(self, options: argparse.Namespace) -> None:
         self.machine = Machine(options.machine.absolute())
         self.name: str = options.name
-        self.epoch: int = options.epoch
         self.lifeline: int = options.lifeline
+        if not self.machine.path.is_dir():
+            raise errors.ConfigError("--machine", expected="a machine directory", got=str(self.machine.path))
+        self.epoch: int = options.epoch or (1 if self.lifeline >= 0 else self.machine.next_epoch(self.name))
         self.incoming: bool = options.incoming and self.epoch == 1
         self.phase = lifecycle.SERVICE_STARTING
         self.loop = Loop()
-        if not self.machine.path.is_dir():
-            raise errors.ConfigError("--machine", expected="a machine directory", got=str(self.machine.path))
         self.log = Log(self.name, self.machine.log)
         self.recorder = Recorder(self.name)
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -278,7 +278,8 @@ class Runtime:
         if self.lifeline >= 0:
             lifeline.watch(self.loop, self.lifeline, self._orphaned)
         else:
-            self._watch_socket(self.machine.socket(self.name).stat())
+            self._bound = self.machine.socket(self.name).stat()
+            self.loop.call_in("socket", 0.0, self._watch_socket)
         self.loop.watch(self.server.socket, read=self._receive)
         try:
             service.start()
@@ -395,14 +396,17 @@ class Runtime:
         self.loop.stop()
         self._service.orphaned()
 
-    def _watch_socket(self, bound: os.stat_result) -> None:
-        """Started by hand, without a lifeline: end when the machine directory is gone, or another is in our place."""
+    def _watch_socket(self) -> None:
+        """Started by somebody else, without a lifeline: end when the machine directory is gone, or another is in our
+        place; else show whoever looks that the loop runs."""
         try:
-            ours = os.path.samestat(self.machine.socket(self.name).stat(), bound)
+            ours = os.path.samestat(self.machine.socket(self.name).stat(), self._bound)
+            if ours:
+                self.machine.pulse(self.name).touch(0o600)
         except OSError:
             ours = False
         if ours:
-            self.loop.call_in("socket", _LOOK_SECONDS, lambda: self._watch_socket(bound))
+            self.loop.call_in("socket", _LOOK_SECONDS, self._watch_socket)
         else:
             self._orphaned()
 

@@ -482,8 +482,13 @@ class Peer:
         return self.send(self.said)
 
     def watch_connected(self) -> zmq.Socket[bytes]:
-        """A socket that becomes readable whenever a connection is there, the first or one after a loss: `connected`."""
+        """A socket that becomes readable whenever a connection is there, the first or one after a loss: `happened`."""
         watched: zmq.Socket[bytes] = self.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        return watched
+
+    def watch_lost(self) -> zmq.Socket[bytes]:
+        """A socket that becomes readable whenever a connection is lost: `happened`."""
+        watched: zmq.Socket[bytes] = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         return watched
 
     def send(self, body: Message) -> int:
@@ -543,8 +548,8 @@ class Peer:
             self.losses = None
 
 
-def connected(watched: zmq.Socket[bytes]) -> bool:
-    """Whether a connection was made since the last call; `watched` is from `Peer.watch_connected`."""
+def happened(watched: zmq.Socket[bytes]) -> bool:
+    """Whether there was what `watched`, of `Peer.watch_connected` or `watch_lost`, is for since the last call."""
     try:
         watched.recv_multipart(zmq.NOBLOCK)
     except zmq.Again:

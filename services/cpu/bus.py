@@ -539,7 +539,7 @@ class Irqchip:
 
     def _greet(self) -> None:
         """There is a connection, perhaps a new one: say who we are."""
-        while wire.connected(self._connected):
+        while wire.happened(self._connected):
             self._hello = self._peer.say_hello()
 
     def _take_some(self) -> None:

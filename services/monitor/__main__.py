@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import shlex
 import signal
 import sys
 import threading
@@ -21,17 +20,17 @@ from pathlib import Path
 from services.monitor import doors
 from services.monitor.control import Control
 from services.monitor.gdb.server import GdbServer
-from services.monitor.keeper import Keeper
+from services.monitor.keeper import Keeper, command_argument, console_argument
 from services.monitor.migration import IncomingOptions
 from services.monitor.output import Output
 from services.monitor.supervisor import Settings, Supervisor
 from vmesh import addresses
 from vmesh.errors import ConfigError, VmeshError
 from vmesh.log import Log
-from vmesh.machine import MachineError, adopt
+from vmesh.machine import MachineError, adopt, meet
 from vmesh.remote import Remote
 from vmesh.remote import parse as parse_remote
-from vmesh.spawn import ServiceCommand, end_orphans
+from vmesh.spawn import end_orphans
 
 
 def main(argv: list[str]) -> int:
@@ -39,7 +38,7 @@ def main(argv: list[str]) -> int:
     os.umask(0o077)  # the gateway's socket is its owner's from the moment it exists
     arguments = _parse(argv)
     try:
-        machine = adopt(arguments.machine, arguments.lock)
+        machine = (meet if arguments.attached else adopt)(arguments.machine, arguments.lock)
     except MachineError as error:
         print(f"monitor: {error}", file=sys.stderr)
         return 2
@@ -51,6 +50,7 @@ def main(argv: list[str]) -> int:
         health_interval=arguments.health_interval,
         health_limit=arguments.health_limit,
         start_limit=arguments.start_limit,
+        absence_limit=arguments.absence_limit,
         incoming=IncomingOptions(arguments.incoming, arguments.load, arguments.stay_paused),
     )
     try:
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
         machine.remove()
         return 1
     output = Output(log, sys.stderr if arguments.warnings else None)
-    keeper = Keeper(machine, dict(arguments.console), arguments.service)
+    keeper = None if arguments.attached else Keeper(machine, dict(arguments.console), arguments.service)
     supervisor = Supervisor(machine, arguments.service, settings, keeper, log, output, places)
     supervisor.on_phase = phase
     control = Control(supervisor, log, dict(arguments.console))
@@ -77,8 +77,11 @@ def main(argv: list[str]) -> int:
         return 0
     # The services see the end of this pipe when this process ends; nobody ever writes to it.
     services_lifeline, ours = os.pipe()
-    gc.freeze()  # what was imported is shared with the services, page by page
-    supervisor.start(services_lifeline)
+    if arguments.attached:
+        supervisor.attach()
+    else:
+        gc.freeze()  # what was imported is shared with the services, page by page
+        supervisor.start(services_lifeline)
     os.close(services_lifeline)
     gdb = GdbServer(supervisor)
     gdb.console = partial(doors.hmp_line, control)
@@ -168,11 +171,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m services.monitor", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("--machine", type=Path, required=True, metavar="DIR", help="the machine directory")
-    add("--service", type=_command, action="append", required=True, metavar="'NAME KIND MODULE ARGUMENT...'",
+    add("--service", type=command_argument, action="append", required=True, metavar="'NAME KIND MODULE ARGUMENT...'",
         help="a service to start; once for each, quoted as for a shell")  # fmt: skip
     add(
         "--console",
-        type=_console,
+        type=console_argument,
         action="append",
         default=[],
         metavar="NAME=CHARDEV",
@@ -194,6 +197,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--health-limit", type=float, default=10.0, metavar="SECONDS", help="without an answer: it hangs")
     add("--start-limit", type=float, default=60.0, metavar="SECONDS", help="for all services to get ready")
     addresses.add_options(parser)
+    add("--attached", action="store_true", help="start nothing: somebody else starts the services, in any order")
+    add("--absence-limit", type=float, default=60.0, metavar="SECONDS", help="attached: for a service to come back")
     add("--incoming", default="", metavar="URI", help="where the machine comes in by migration, or 'defer'")
     add("--load", default="", metavar="FILE", help="a snapshot to begin with")
     add("--stay-paused", action="store_true", help="do not run once it has come in or was loaded")
@@ -206,13 +211,6 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _console(text: str) -> tuple[str, str]:
-    name, equals, specification = text.partition("=")
-    if not (name and equals and specification):
-        raise argparse.ArgumentTypeError(f"expected NAME=CHARDEV, got '{text}'")
-    return name, specification
-
-
 def _remote(text: str) -> Remote:
     try:
         return parse_remote(text)
@@ -223,13 +221,6 @@ def _remote(text: str) -> Remote:
 def _port(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     return host.strip("[]"), int(port)
-
-
-def _command(text: str) -> ServiceCommand:
-    parts = shlex.split(text)
-    if len(parts) < 3:
-        raise argparse.ArgumentTypeError(f"expected 'NAME KIND MODULE ARGUMENT...', got '{text}'")
-    return ServiceCommand(parts[0], parts[1], parts[2], tuple(parts[3:]))
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ class KeptConsole:
         self._output = 0  # bytes taken from the device
         self._input = bytearray()  # that no life has taken for good
         self._position = 0  # of the first byte of it
+        self._met = False  # a life of the device: a keeper that follows another one learns from it where they are
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         path.unlink(missing_ok=True)
         self._listener.bind(str(path))
@@ -120,6 +121,9 @@ class KeptConsole:
     def _answer(self, life: _Connection) -> None:
         hello = life.hello
         assert hello is not None
+        if not self._met and not hello.fresh:
+            self._output, self._position = hello.position, hello.taken
+        self._met = True
         if not hello.fresh and (hello.position > self._output or not self._taken(hello.taken)):
             self._log.error("console out of step", position=hello.position, taken=hello.taken)
             self._drop(life)

@@ -34,6 +34,7 @@ class Link:
         self._unasked = unasked
         self._open: dict[int, tuple[Message, Answered]] = {}
         self._loop: Loop | None = None
+        self._unwatch_loss: Callable[[], None] = lambda: None
 
     def watch(self, loop: Loop) -> None:
         """Have answers received in `loop`, until `close`."""
@@ -55,12 +56,34 @@ class Link:
         self._open[number] = body, answered
         return number
 
+    def watch_loss(self, loop: Loop, lost: Callable[[], None]) -> None:
+        """Call `lost` in `loop` when the connection, once it was there, is gone; until `close`.
+
+        On one host that is the service's end. Over TCP it is not, and the link connects again by itself.
+        """
+        if self._peer.losses is not None:
+            return
+        watched = self._peer.watch_lost()
+
+        def look() -> None:
+            if wire.happened(watched):
+                lost()
+
+        def unwatch() -> None:
+            loop.watch(watched)
+            self.socket.disable_monitor()
+
+        loop.watch(watched, read=look)
+        self._unwatch_loss = unwatch
+
     def forget(self, number: int) -> None:
         """The answer to this question is not waited for any more."""
         self._open.pop(number, None)
 
     def close(self) -> None:
         self._unwatch()
+        self._unwatch_loss()
+        self._unwatch_loss = lambda: None
         self._peer.abandon()
 
     def receive(self) -> None:

@@ -71,7 +71,7 @@ class Migration:
     """`run_state` is the machine's, in QEMU's words, where it is more than running or paused; else empty."""
 
     def __init__(
-        self, supervisor: Supervisor, keeper: Keeper, log: Log, output: Output, options: IncomingOptions
+        self, supervisor: Supervisor, keeper: Keeper | None, log: Log, output: Output, options: IncomingOptions
     ) -> None:
         self.parameters = migration_pb2.MigrationParameters()
         self.parameters.CopyFrom(DEFAULT_PARAMETERS)
@@ -239,6 +239,9 @@ class Migration:
         if self._spawning or self._child is not None:
             return
         self._spawning = True
+        if self._keeper is None:  # somebody else starts it
+            self._connect().watch_loss(self._supervisor.loop, lambda: self._gone("the migration service is gone"))
+            return
         self._epoch += 1
         machine = self._supervisor.machine
         command = ServiceCommand(NAME, NAME, "services.migration", ("--machine", str(machine.path)))
@@ -253,10 +256,14 @@ class Migration:
         self._child = child
         supervisor.watch(child.pidfd, self._dead)
         supervisor.watch(child.output, partial(self._output.drain, NAME, child.output))
-        self._link = supervisor.connect(NAME, self._unasked)
-        self._link.hello(self._welcome)
+        self._connect()
         if supervisor.state == gateway_pb2.MACHINE_ENDING:
             self.close()
+
+    def _connect(self) -> Link:
+        self._link = link = self._supervisor.connect(NAME, self._unasked)
+        link.hello(self._welcome)
+        return link
 
     def _welcome(self, packet: Packet) -> None:
         if packet.WhichOneof("body") != "welcome":
@@ -275,12 +282,17 @@ class Migration:
         for fd in (child.pidfd, child.output):
             supervisor.unwatch(fd)
             os.close(fd)
-        if self._link is not None:
-            supervisor.disconnect(self._link)
-        self._child, self._link, self._welcomed = None, None, False
+        self._child = None
         how = f"the migration service {describe_exit(status)}"
         if last := self._output.last_line(NAME):
             how += f"; its last words: {last}"
+        self._gone(how)
+
+    def _gone(self, how: str) -> None:
+        supervisor = self._supervisor
+        if self._link is not None:
+            supervisor.disconnect(self._link)
+        self._link, self._welcomed, self._spawning = None, False, False
         self._fail_waiting(how)
         if supervisor.state == gateway_pb2.MACHINE_ENDING or not self.under_way:
             return

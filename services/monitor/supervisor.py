@@ -49,7 +49,7 @@ _STATES = {
     lifecycle_pb2.SERVICE_PAUSED: "paused",
     lifecycle_pb2.SERVICE_STOPPING: "stopping",
 }
-_NOT_READY = ("starting", "restarting")
+_NOT_READY = ("starting", "restarting", "hung")
 _MACHINE_STATES = {
     gateway_pb2.MACHINE_STARTING: "starting",
     gateway_pb2.MACHINE_RUNNING: "running",
@@ -70,6 +70,7 @@ class Settings:
     health_interval: float = 1.0
     health_limit: float = 10.0
     start_limit: float = 60.0
+    absence_limit: float = 60.0  # attached: for a service that was there to come back
     incoming: IncomingOptions = field(default_factory=IncomingOptions)
 
 
@@ -140,13 +141,14 @@ class Supervisor:
         machine: Machine,
         commands: Sequence[ServiceCommand],
         settings: Settings,
-        keeper: Keeper,
+        keeper: Keeper | None,
         log: Log,
         output: Output,
         addresses: Addresses,
     ) -> None:
         self.machine = machine
         self.addresses = addresses
+        self.attached = keeper is None  # somebody else starts the services, and their next lives
         self.state = gateway_pb2.MACHINE_STARTING
         self.failure = ""
         self.board = _board(commands)
@@ -189,6 +191,7 @@ class Supervisor:
     def start(self, lifeline: int) -> None:
         """Fork every service, `lifeline` in hand, then connect to them. Call before any thread runs."""
         children = []
+        assert self._keeper is not None
         for command in self._commands:
             # Memory outlives the others, to remove the directory: nothing but its lifeline ends it, and it does not
             # hold the lock, since it waits for the lock to learn that the others are gone.
@@ -208,15 +211,27 @@ class Supervisor:
         self.watch(self._keeper.child.pidfd, self._keeper_dead)
         self._keeper.failed = lambda failure: self.end(1, failure)
 
+    def attach(self) -> None:
+        """Meet services that somebody else starts: another process, a container engine; in any order."""
+        self._context = zmq.Context()
+        for command in self._commands:
+            service = Service(command, Child(0, -1), self._link(command.name), time.monotonic(), alive=False)
+            self.services[command.name] = service
+            self._meet(service)
+        self.watch(self._wake, self._work)
+
     def _link(self, name: str) -> Link:
         assert self._context is not None
         return Link(self._context, self.addresses, name, partial(self._notice, name))
 
     def _meet(self, service: Service) -> None:
-        """A process of a service has been started: watch it, and say Hello."""
+        """A process of a service has been started, or somebody else will: watch it, and say Hello."""
         service.link.watch(self._loop)
-        self.watch(service.child.pidfd, partial(self._dead, service))
-        self.watch(service.child.output, partial(self._drain, service))
+        if self.attached:
+            service.link.watch_loss(self._loop, partial(self._lost, service))
+        else:
+            self.watch(service.child.pidfd, partial(self._dead, service))
+            self.watch(service.child.output, partial(self._drain, service))
         service.link.hello(partial(self._welcome, service))
 
     def connect(self, name: str, unasked: Answered) -> Link:
@@ -318,8 +333,8 @@ class Supervisor:
 
     @property
     def other_processes(self) -> dict[str, int]:
-        """The pids of those that are no services: this one, and the keeper."""
-        return {"monitor": os.getpid(), "keeper": self._keeper.child.pid}
+        """The pids of those that are no services: this one, and its keeper."""
+        return {"monitor": os.getpid()} | ({"keeper": self._keeper.child.pid} if self._keeper else {})
 
     def machine_status(self) -> gateway_pb2.MachineStatus:
         """All that is known here without asking the services."""
@@ -363,7 +378,7 @@ class Supervisor:
             else:
                 self._fail(service, how)
             return
-        service.welcomed = True
+        service.welcomed = service.alive = True
         service.epoch = packet.welcome.epoch
         self.on_phase(f"{service.command.name} answers")
         if service.was_ready and self._stopped:
@@ -468,7 +483,15 @@ class Supervisor:
         self.unwatch(service.child.output)
         os.close(service.child.pidfd)
         os.close(service.child.output)
-        how = service.last_error if service.state == "hung" else describe_exit(status)
+        self._ended(service, service.last_error if service.state == "hung" else describe_exit(status))
+
+    def _lost(self, service: Service) -> None:
+        """The connection to a service that somebody else has started is gone, and so is the service."""
+        self._loop.watch(service.link.socket)
+        service.link.close()
+        self._ended(service, "is gone")
+
+    def _ended(self, service: Service, how: str) -> None:
         service.alive = False
         service.state = "dead"
         self._log.info("service ended", service=service.command.name, how=how)
@@ -480,18 +503,24 @@ class Supervisor:
             self._succeed(service)
         elif service.on_trial:
             self._failed_trial(service, how)
-        elif service.command.name in self.board.devices and service.was_ready:
+        elif self._may_return(service):
             self._restart(service, how)
         else:
             self._fail(service, how)
         self._maybe_ended()
 
     def _maybe_ended(self) -> None:
-        if not self._keeper.busy and not any(service.alive for service in self.services.values()):
+        if any(service.alive for service in self.services.values()):
+            return
+        if self._keeper is None:
+            if self.state == gateway_pb2.MACHINE_ENDING:
+                self._loop.stop()
+        elif not self._keeper.busy:
             self._keeper.close()  # its end is the machine's
             self._loop.call_in("keeper", END_LIMIT, self._keeper.kill)
 
     def _keeper_dead(self) -> None:
+        assert self._keeper is not None
         _, status = os.waitpid(self._keeper.child.pid, 0)
         self.unwatch(self._keeper.child.pidfd)
         if any(service.alive for service in self.services.values()):
@@ -502,7 +531,7 @@ class Supervisor:
     def _fail(self, service: Service, how: str) -> None:
         """The machine ends because of `service`: one line that says which, how, and what it said last."""
         name = service.command.name
-        text = f"service '{name}' (pid {service.child.pid}) {how}"
+        text = f"service '{name}' {how}" if self.attached else f"service '{name}' (pid {service.child.pid}) {how}"
         if last := self._output.last_line(name):
             text += f"; its last words: {last}"
         service.last_error = how
@@ -514,6 +543,13 @@ class Supervisor:
     def _stopped(self) -> bool:
         """Whether the machine is paused, or may be so in the midst of an operation."""
         return self.paused or any(run.exclusive for run in self._runs)
+
+    def _may_return(self, service: Service) -> bool:
+        """Whether a service that has ended may have another life: a device, and whoever has done nothing yet if it was
+        somebody else that started it."""
+        if self.attached and not service.was_ready:
+            return True
+        return service.was_ready and service.command.name in self.board.devices
 
     def _restart(self, service: Service, how: str) -> None:
         """Start the next life of a device, unless it dies again and again."""
@@ -532,6 +568,10 @@ class Supervisor:
         service.epoch += 1
         service.link.close()
         service.link = self._link(service.command.name)
+        if self._keeper is None:
+            self._log.info("waiting for the next life", service=service.command.name, how=how)
+            self._meet(service)
+            return
         self._log.info("starting", service=service.command.name, how=how, epoch=service.epoch)
         self._keeper.spawn(service.command, ["--epoch", str(service.epoch)], partial(self._spawned, service))
 
@@ -679,8 +719,13 @@ class Supervisor:
             self._advance(run, RequestError(f"no answer from {', '.join(names)} for {self._settings.health_limit:g} s"))
         # The cpu waits for all others to start: it is the last to blame.
         for service in sorted(self.services.values(), key=lambda each: each.command.name == self.board.cpu):
+            if self.attached:
+                limit = self._settings.absence_limit if service.was_ready else self._settings.start_limit
+                if not service.ready and now - service.began > limit:
+                    self._fail(service, f"{service.last_error or 'did not come'}, for {limit:g} s")
+                    return
             limit = self._settings.health_limit if service.was_ready else self._settings.start_limit
-            if service.alive and not service.ready and now - service.began > limit:
+            if not self.attached and service.alive and not service.ready and now - service.began > limit:
                 self._hung(service, f"is not ready {limit:g} s after its start")
                 return
             if service.asked_at is not None and now - service.asked_at > self._settings.health_limit:
@@ -695,6 +740,10 @@ class Supervisor:
             service.link.ask(lifecycle_pb2.Health(), partial(self._report, service))
 
     def _hung(self, service: Service, how: str) -> None:
+        if self.attached:  # it is not ours to kill: it may go on, or somebody else ends it
+            service.state, service.last_error, service.asked_at = "hung", how, None
+            service.ask_at, service.began = time.monotonic(), time.monotonic()
+            return
         if service.leaving:
             pass
         elif service.command.name in self.board.devices and (service.was_ready or service.on_trial):
@@ -851,6 +900,8 @@ class Supervisor:
             if service.alive:
                 self._log.info("killed, as it did not end in time", service=service.command.name)
                 _kill(service)
+        if self.attached:
+            self._loop.stop()
 
     def _record(self) -> None:
         services = tuple(
@@ -869,4 +920,6 @@ def _board(commands: Sequence[ServiceCommand]) -> Board:
 
 
 def _kill(service: Service) -> None:
+    if service.child.pidfd < 0:  # somebody else's
+        return
     signal.pidfd_send_signal(service.child.pidfd, signal.SIGKILL)

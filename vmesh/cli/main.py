@@ -131,6 +131,23 @@ def _keys(arguments: Sequence[str]) -> int:
     return keys(options.folder, options.devices)
 
 
+def _serve(arguments: Sequence[str]) -> int:
+    parser = _Parser(
+        prog="vmesh serve",
+        usage="vmesh serve [--name NAME] SERVICE [FLAG ...]",
+        description="Run one service of a machine in this process, for whoever starts the services themselves, such as "
+        "a container engine. SERVICE is memory, cpu, keeper, monitor, migration or a device. Memory takes the flags of "
+        "`vmesh run`, makes the machine directory and removes it; the others wait for it.",
+    )
+    parser.add_argument("--name", default="machine", help="the machine's (default: %(default)s)")
+    parser.add_argument("service", metavar="SERVICE")
+    parser.add_argument("flags", nargs=argparse.REMAINDER, metavar="FLAG")
+    options = parser.parse_args(arguments)
+    from vmesh.cli.serve import serve
+
+    return serve(options.service, options.name, options.flags)
+
+
 def _swap(arguments: Sequence[str]) -> int:
     parser = _Parser(
         prog="vmesh swap",
@@ -401,6 +418,7 @@ _CONTROLS: Mapping[str, str] = {
 
 COMMANDS: Mapping[str, Subcommand] = {
     "run": Subcommand("Start a machine; takes QEMU's flags.", _run),
+    "serve": Subcommand("Run one service of a machine, as a container does.", _serve),
     "ps": Subcommand("List the running machines and their services.", _ps),
     **{name: Subcommand(text, _control(name, text)) for name, text in _CONTROLS.items()},
     "monitor": Subcommand("A machine's HMP prompt, with completion and history.", _monitor),

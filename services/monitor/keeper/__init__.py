@@ -6,9 +6,11 @@ need, so that a next life begins within milliseconds. Requests and answers are J
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import os
+import shlex
 import signal
 import socket
 from collections import deque
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from services.monitor.network import KeptNetwork
 
 _MESSAGE_BYTES = 128 << 10
+KEEPER = "keeper"  # its name where it is started as the services are
+_LOOK_SECONDS = 0.5  # between two looks whether the machine is still there
 _WARM_SECONDS = 1.0  # after the start, when the guest boots already
 
 Spawned = Callable[[Child | None, str], None]
@@ -104,6 +108,32 @@ class Keeper:
         signal.pidfd_send_signal(self.child.pidfd, signal.SIGKILL)
 
 
+def keep(machine: Machine, consoles: Mapping[str, str], commands: Sequence[ServiceCommand]) -> int:
+    """Be the keeper of a machine whose services somebody else starts, until its end; `machine` is from `meet`.
+
+    Raises ConfigError for what cannot be kept.
+    """
+    for command in commands:
+        _make_place(machine, command)
+    return _Process(machine, None, -1, 0, commands).run(consoles)
+
+
+def console_argument(text: str) -> tuple[str, str]:
+    """NAME=CHARDEV: what is to be kept for a serial device."""
+    name, equals, specification = text.partition("=")
+    if not (name and equals and specification):
+        raise argparse.ArgumentTypeError(f"expected NAME=CHARDEV, got '{text}'")
+    return name, specification
+
+
+def command_argument(text: str) -> ServiceCommand:
+    """`NAME KIND MODULE ARGUMENT...`: the command line of a service."""
+    parts = shlex.split(text)
+    if len(parts) < 3:
+        raise argparse.ArgumentTypeError(f"expected 'NAME KIND MODULE ARGUMENT...', got '{text}'")
+    return ServiceCommand(parts[0], parts[1], parts[2], tuple(parts[3:]))
+
+
 def _may_need_network(command: ServiceCommand) -> bool:
     """What is imported for networks takes 30 ms, which other machines need not wait for."""
     return "--netdev" in command.arguments
@@ -121,7 +151,12 @@ class _Process:
     """The keeper itself."""
 
     def __init__(
-        self, machine: Machine, control: socket.socket, lifeline: int, monitor: int, commands: Sequence[ServiceCommand]
+        self,
+        machine: Machine,
+        control: socket.socket | None,
+        lifeline: int,
+        monitor: int,
+        commands: Sequence[ServiceCommand],
     ) -> None:
         self._machine = machine
         self._control = control
@@ -140,19 +175,37 @@ class _Process:
                 path, attach = self._machine.kept_console(name), self._machine.attached_console(name)
                 self._consoles.append(KeptConsole(path, attach, specification, self._loop, log))
         except errors.VmeshError as error:
-            self._control.send(json.dumps({"failed": f"the console of {name}: {error}"}).encode())
+            self._failed(f"the console of {name}: {error}")
         for command in self._commands:
             self._keep_network(command)
         self._loop.settle = self._settle
-        self._loop.watch(self._control.fileno(), read=self._serve)
-        lifeline.watch(self._loop, self._lifeline, self._end)
-        self._loop.call_in("warm", _WARM_SECONDS, self._warm)
+        if self._control is not None:
+            self._loop.watch(self._control.fileno(), read=self._serve)
+            lifeline.watch(self._loop, self._lifeline, self._end)
+            self._loop.call_in("warm", _WARM_SECONDS, self._warm)
+        else:
+            self._stay()
         self._loop.run()
         for console in self._consoles if not self._orphaned else ():
             console.finish()
         for network in self._networks.values():
             network.close()
         return 0
+
+    def _failed(self, reason: str) -> None:
+        if self._control is None:
+            raise errors.ConfigError(reason)
+        self._control.send(json.dumps({"failed": reason}).encode())
+
+    def _stay(self) -> None:
+        """Without a monitor that started it: until the machine's directory is gone, or this process is to end."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda _number, _frame: self._loop.stop())
+        if self._machine.is_there():
+            self._machine.pulse(KEEPER).touch(0o600)
+            self._loop.call_in("machine", _LOOK_SECONDS, self._stay)
+        else:
+            self._loop.stop()
 
     def _keep_network(self, command: ServiceCommand) -> None:
         """Have the network that a card is plugged into, unless it is there."""
@@ -165,7 +218,7 @@ class _Process:
             return
 
         def failed(reason: str) -> None:
-            self._control.send(json.dumps({"failed": f"the network of {command.name}: {reason}"}).encode())
+            self._failed(f"the network of {command.name}: {reason}")
 
         place, log = self._machine.network(command.name), Log(command.name, self._machine.log)
         self._networks[command.name] = KeptNetwork(asked, place, self._loop, log, failed)
@@ -185,6 +238,7 @@ class _Process:
                 importlib.import_module(f"{command.module}.__main__")
 
     def _serve(self) -> None:
+        assert self._control is not None
         data = self._control.recv(_MESSAGE_BYTES)
         if not data:
             self._loop.stop()

@@ -1,0 +1,33 @@
+"""`python -m services.monitor.keeper`: the keeper where nobody forks it, beside services that somebody else starts."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from services.monitor.keeper import command_argument, console_argument, keep
+from vmesh.errors import VmeshError
+from vmesh.machine import MachineError, meet
+
+
+def main(argv: Sequence[str]) -> int:
+    """Keep consoles and networks to the machine's end; gives the exit status."""
+    os.umask(0o077)
+    parser = argparse.ArgumentParser(prog="vmesh-keeper", description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("--machine", type=Path, required=True, metavar="DIR", help="the machine directory")
+    add("--console", type=console_argument, action="append", default=[], metavar="NAME=CHARDEV", help="of the monitor")
+    add("--service", type=command_argument, action="append", default=[], metavar="TEXT", help="as the monitor has it")
+    options = parser.parse_args(argv)
+    try:
+        return keep(meet(options.machine.absolute()), dict(options.console), options.service)
+    except (MachineError, VmeshError) as error:
+        print(f"keeper: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

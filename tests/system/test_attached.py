@@ -1,0 +1,107 @@
+"""A machine whose services somebody else starts, one by one, as a container engine does: `vmesh serve`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from tests.waiting import wait_for
+
+LIMIT = 90.0
+SERVICES = ("monitor", "cpu", "rtc", "uart0", "test", "keeper", "memory")  # not in the order in which they wait
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+
+
+class Engine:
+    """Starts services, and nothing else: what they need of each other they find by themselves."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.environment = {**os.environ, "VMESH_RUNTIME": str(root)}
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, service: str) -> None:
+        flags = ["-m", "256M"] if service == "memory" else []
+        with open(self.output(service), "ab") as out, open(self.errors(service), "ab") as err:
+            self.processes[service] = subprocess.Popen(
+                [sys.executable, "-m", "vmesh.cli", "serve", service, *flags],
+                stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=self.environment,
+            )  # fmt: skip
+
+    def output(self, service: str) -> Path:
+        return self.root.with_name(f"{self.root.name}-{service}.out")
+
+    def errors(self, service: str) -> Path:
+        return self.root.with_name(f"{self.root.name}-{service}.err")
+
+    def console(self) -> bytes:
+        return self.output("keeper").read_bytes()
+
+    def vmesh(self, *arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "vmesh.cli", *arguments],
+            env=self.environment, capture_output=True, text=True, timeout=LIMIT,
+        )  # fmt: skip
+        return done.stdout
+
+    def kill(self, service: str) -> None:
+        self.processes[service].kill()
+        self.processes[service].wait(LIMIT)
+
+    def wait_console(self, text: bytes) -> None:
+        wait_for(lambda: text in self.console(), LIMIT)
+
+    def wait_running(self, service: str, epoch: int) -> None:
+        def there() -> bool:
+            lines = [line.split() for line in self.vmesh("status", "machine").splitlines()]
+            return any(line[:1] == [service] and line[3:5] == [str(epoch), "running"] for line in lines)
+
+        wait_for(there, LIMIT)
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    with TemporaryDirectory(prefix="vmesh-", dir="/dev/shm") as scratch:
+        root = Path(scratch) / "run"
+        root.mkdir(0o700)
+        engine = Engine(root)
+        try:
+            for service in SERVICES:
+                engine.start(service)
+            engine.wait_console(b"~ # ")
+            yield engine
+        finally:
+            for process in engine.processes.values():
+                with suppress(ProcessLookupError):
+                    process.send_signal(signal.SIGKILL)
+                process.wait(LIMIT)
+
+
+def test_attached_machine_boots_outlives_its_devices_and_ends_in_order(engine: Engine) -> None:
+    for service in ("uart0", "rtc"):
+        engine.kill(service)
+        engine.start(service)
+        engine.wait_running(service, 2)
+    engine.processes["monitor"].send_signal(signal.SIGTERM)
+    for service, process in engine.processes.items():
+        assert process.wait(LIMIT) == 0, (service, engine.errors(service).read_text())
+    assert not list(engine.root.iterdir())
+
+
+def test_attached_machine_ends_with_its_cpu_and_says_so(engine: Engine) -> None:
+    wait_for(lambda: "running" in engine.vmesh("status", "machine"), LIMIT)
+    engine.kill("cpu")
+    assert engine.processes["monitor"].wait(LIMIT) == 1
+    assert engine.errors("monitor").read_text().splitlines()[-1] == "monitor: service 'cpu' is gone"
+    for service in ("memory", "uart0", "rtc", "test", "keeper"):
+        assert engine.processes[service].wait(LIMIT) == 0, (service, engine.errors(service).read_text())
+    assert not list(engine.root.iterdir())
