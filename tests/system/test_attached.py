@@ -49,7 +49,7 @@ class Engine:
     def vmesh(self, *arguments: str) -> str:
         done = subprocess.run(
             [sys.executable, "-m", "vmesh.cli", *arguments],
-            env=self.environment, capture_output=True, text=True, timeout=LIMIT,
+            check=False, env=self.environment, capture_output=True, text=True, timeout=LIMIT,
         )  # fmt: skip
         return done.stdout
 
@@ -58,14 +58,14 @@ class Engine:
         self.processes[service].wait(LIMIT)
 
     def wait_console(self, text: bytes) -> None:
-        wait_for(lambda: text in self.console(), LIMIT)
+        wait_for(lambda: text in self.console(), lambda: f"{text!r} in {self.console()[-500:]!r}", LIMIT)
 
     def wait_running(self, service: str, epoch: int) -> None:
         def there() -> bool:
             lines = [line.split() for line in self.vmesh("status", "machine").splitlines()]
             return any(line[:1] == [service] and line[3:5] == [str(epoch), "running"] for line in lines)
 
-        wait_for(there, LIMIT)
+        wait_for(there, f"life {epoch} of {service}", LIMIT)
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_attached_machine_boots_outlives_its_devices_and_ends_in_order(engine: E
 
 
 def test_attached_machine_ends_with_its_cpu_and_says_so(engine: Engine) -> None:
-    wait_for(lambda: "running" in engine.vmesh("status", "machine"), LIMIT)
+    wait_for(lambda: "is running" in engine.vmesh("status", "machine"), "the machine to run", LIMIT)
     engine.kill("cpu")
     assert engine.processes["monitor"].wait(LIMIT) == 1
     assert engine.errors("monitor").read_text().splitlines()[-1] == "monitor: service 'cpu' is gone"
