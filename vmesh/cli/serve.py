@@ -6,11 +6,12 @@ lines of all services, and removes it. The others wait for it there, in any orde
 
 from __future__ import annotations
 
+import importlib
 import json
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -38,7 +39,7 @@ def serve(service: str, name: str, arguments: Sequence[str]) -> int:
             return _own(name, arguments)
         machine = Machine(machines.runtime_root() / name)
         command = _wait(machine, service)
-        return command.main(arguments)
+        return _perform(command, arguments)
     except HelpRequested as request:
         print(request)
         return 0
@@ -74,9 +75,15 @@ def _own(name: str, arguments: Sequence[str]) -> int:
         fresh = machine.path / f".{COMMANDS}"
         fresh.write_text(json.dumps(described, indent=1))
         fresh.replace(machine.path / COMMANDS)
-        return next(each for each in found if each.name == MEMORY).main()
+        return _perform(next(each for each in found if each.name == MEMORY))
     finally:
         machine.remove()
+
+
+def _perform(command: ServiceCommand, more: Sequence[str] = ()) -> int:
+    """Run the service in this process; gives its exit status."""
+    main: Callable[[list[str]], int | None] = importlib.import_module(f"{command.module}.__main__").main
+    return main([*command.arguments, *more]) or 0
 
 
 def _wait(machine: Machine, service: str) -> ServiceCommand:
