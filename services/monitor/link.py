@@ -71,7 +71,7 @@ class Link:
 
         def unwatch() -> None:
             loop.watch(watched)
-            self.socket.disable_monitor()
+            self._peer.socket.disable_monitor()
 
         loop.watch(watched, read=look)
         self._unwatch_loss = unwatch

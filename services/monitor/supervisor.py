@@ -487,7 +487,6 @@ class Supervisor:
 
     def _lost(self, service: Service) -> None:
         """The connection to a service that somebody else has started is gone, and so is the service."""
-        self._loop.watch(service.link.socket)
         service.link.close()
         self._ended(service, "is gone")
 
