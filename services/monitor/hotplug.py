@@ -69,7 +69,7 @@ def remove(supervisor: Supervisor, name: str) -> Operation:
 
 
 def _check_now(supervisor: Supervisor) -> None:
-    if reason := supervisor.migration.devices_refusal():
+    if reason := supervisor.devices_refusal():
         raise RequestError(f"no device can be added or taken away now: {reason}", callers_fault=True)
 
 

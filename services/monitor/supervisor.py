@@ -665,6 +665,10 @@ class Supervisor:
         """Whether a device is in the machine."""
         return name in self.board.devices
 
+    def devices_refusal(self) -> str:
+        """Why no device can come, go or be replaced now; empty if it can."""
+        return "somebody else starts this machine's services" if self.attached else self.migration.devices_refusal()
+
     def last_words(self, name: str) -> str:
         """What the process of a service said last; empty if nothing."""
         return self._output.last_line(name)

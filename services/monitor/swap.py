@@ -81,7 +81,7 @@ def swap(
 
 def _check(supervisor: Supervisor, name: str, command: Sequence[str], directory: str) -> ServiceCommand:
     """The command of the device that is to be replaced. RequestError for what is refused before anything stops."""
-    if reason := supervisor.migration.devices_refusal():
+    if reason := supervisor.devices_refusal():
         raise RequestError(f"no device can be swapped now: {reason}", callers_fault=True)
     if name not in supervisor.board.devices:
         there = ", ".join(supervisor.board.devices)

@@ -47,11 +47,18 @@ class Engine:
         return self.output("keeper").read_bytes()
 
     def vmesh(self, *arguments: str) -> str:
-        done = subprocess.run(
+        return self._vmesh(*arguments).stdout
+
+    def refused(self, *arguments: str) -> str:
+        done = self._vmesh(*arguments)
+        assert done.returncode == 1
+        return done.stderr
+
+    def _vmesh(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             [sys.executable, "-m", "vmesh.cli", *arguments],
             check=False, env=self.environment, capture_output=True, text=True, timeout=LIMIT,
         )  # fmt: skip
-        return done.stdout
 
     def kill(self, service: str) -> None:
         self.processes[service].kill()
@@ -91,6 +98,8 @@ def test_attached_machine_boots_outlives_its_devices_and_ends_in_order(engine: E
         engine.kill(service)
         engine.start(service)
         engine.wait_running(service, 2)
+    for command in (("swap", "machine", "rtc", "--", "true"), ("device_add", "machine", "virtio-rng-device")):
+        assert engine.refused(*command).endswith("now: somebody else starts this machine's services\n")
     engine.processes["monitor"].send_signal(signal.SIGTERM)
     for service, process in engine.processes.items():
         assert process.wait(LIMIT) == 0, (service, engine.errors(service).read_text())
