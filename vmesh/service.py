@@ -43,6 +43,13 @@ class Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
+def epoch(options: argparse.Namespace, machine: Machine) -> int:
+    """Which life of the service this is: as whoever started it says, else the first, if somebody holds its lifeline and
+    counts, else one more than the machine directory has counted."""
+    counted: int = options.epoch
+    return counted or (1 if options.lifeline >= 0 else machine.next_epoch(options.name))
+
+
 def parser(kind: str, description: str | None) -> Parser:
     """The options that every service has; `kind` names it in errors."""
     made = Parser(prog=f"vmesh-{kind}", description=description, allow_abbrev=False)
@@ -152,7 +159,7 @@ class Runtime:
         self.lifeline: int = options.lifeline
         if not self.machine.path.is_dir():
             raise errors.ConfigError("--machine", expected="a machine directory", got=str(self.machine.path))
-        self.epoch: int = options.epoch or (1 if self.lifeline >= 0 else self.machine.next_epoch(self.name))
+        self.epoch = epoch(options, self.machine)
         self.incoming: bool = options.incoming and self.epoch == 1
         self.phase = lifecycle.SERVICE_STARTING
         self.loop = Loop()

@@ -36,7 +36,8 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     machine = Machine(options.machine.absolute())
     log = Log(options.name, machine.log)
-    arguments = ["--machine", str(machine.path), "--name", options.name, "--epoch", str(options.epoch)]
+    arguments = ["--machine", str(machine.path), "--name", options.name]
+    arguments += ["--epoch", str(service.epoch(options, machine))]
     arguments += ["--base", hex(options.base), *(["--irq", str(options.irq)] if options.irq else [])]
     if options.command:
         if options.lifeline >= 0:
