@@ -22,8 +22,9 @@ def wait_for(condition: Callable[[], object], what: str | Callable[[], str], lim
 
 def read_some(fd: int, what: str, limit: float = LIMIT) -> bytes:
     """What comes next on a file that can be polled, b"" at its end."""
-    ready, _, _ = select.select([fd], [], [], limit)
-    assert ready, f"waited {limit:g} s for {what}"
+    poll = select.poll()  # select() has no room for descriptors from 1024 on
+    poll.register(fd, select.POLLIN)
+    assert poll.poll(limit * 1000), f"waited {limit:g} s for {what}"
     return os.read(fd, 65536)
 
 
