@@ -121,7 +121,17 @@ class Rig:
             process.kill()
             process.wait()
         wait_for(lambda: not self.processes(), "all processes to end")
+        self._tell()
         shutil.rmtree(self.runtime, ignore_errors=True)
+
+    def _tell(self) -> None:
+        """Print what the machine's end left to read, for whoever looks into a failure."""
+        for process in self._started:
+            assert process.stderr is not None
+            if not process.stderr.closed:
+                print(process.stderr.read().decode(errors="replace"), end="")
+        if self.machine.log.exists():
+            print(self.machine.log.read_text(errors="replace"), end="")
 
 
 def _lives_with(pid: int, mark: bytes) -> bool:

@@ -53,8 +53,8 @@ def start(rig: Rig, tmp_path: Path, program: bytes) -> subprocess.Popen[bytes]:
     return rig.start_real("-bios", "none", "-kernel", str(elf), "-health-interval", "0.1", "-health-limit", "5")
 
 
-def kill(rig: Rig, name: str) -> int:
-    """Kill a device as soon as it lives; gives its pid."""
+def kill(rig: Rig, name: str) -> int | None:
+    """Kill a device as soon as it lives; gives its pid, None when the machine has ended instead."""
     found: list[int] = []
 
     def lives() -> bool:
@@ -62,7 +62,9 @@ def kill(rig: Rig, name: str) -> int:
             found.append(pid)
         return bool(found)
 
-    wait_for(lives, f"{name} to live")
+    wait_for(lambda: lives() or not rig.processes(), f"{name} to live")
+    if not found:
+        return None
     with suppress(ProcessLookupError):
         os.kill(found[0], signal.SIGKILL)
     return found[0]
@@ -81,9 +83,8 @@ def test_numbered_lines_while_devices_are_killed(rig: Rig, tmp_path: Path, round
     rig.wait_running()
     for name in moments.sample(["uart0"] * 4 + ["rtc"] * 2 + ["test"] * 2, k=8):
         time.sleep(moments.uniform(0, 0.1))
-        if not rig.processes():
+        if kill(rig, name) is None:
             break
-        kill(rig, name)
     assert output.wait() == OUTPUT
     rig.wait_clean()
 
