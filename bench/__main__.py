@@ -26,6 +26,7 @@ from bench import (
     gdb,
     harness,
     harts,
+    hosts,
     kills,
     memory,
     migration,
@@ -46,6 +47,7 @@ BENCHMARKS: Mapping[str, tuple[Callable[[int], Report], int]] = {  # what measur
     "doors": (doors.measure, 5),
     "gdb": (gdb.measure, 3),
     "harts": (harts.measure, 3),
+    "hosts": (hosts.measure, 5),
     "kills": (kills.measure, 200),  # kills in all
     "memory": (memory.measure, 1),
     "migration": (migration.measure, 5),

@@ -55,11 +55,12 @@ class Report:
     title: str
     rows: Sequence[Row]
     notes: Sequence[str] = field(default=())
+    peer: str = "QEMU"  # whose figures stand beside ours
 
     def print(self, console: Console) -> None:
         table = Table(title=self.title, title_justify="left", box=box.SIMPLE_HEAD)
         table.add_column("")
-        for head in ("unit", "vmesh", "QEMU", "vmesh/QEMU", "bar"):
+        for head in ("unit", "vmesh", self.peer, f"vmesh/{self.peer}", "bar"):
             table.add_column(head, justify="left" if head in ("unit", "bar") else "right", no_wrap=True)
         for row in self.rows:
             ratio = f"{row.ratio:.2f}" if row.ratio is not None else ""
@@ -78,7 +79,7 @@ class Report:
                     "what": row.what,
                     "unit": row.unit,
                     "vmesh": row.ours.values,
-                    "qemu": row.peer.values if row.peer else None,
+                    self.peer.lower(): row.peer.values if row.peer else None,
                     "ratio_of_medians": row.ratio,
                     "bar": row.bar,
                 }

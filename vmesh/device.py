@@ -360,7 +360,8 @@ class DeviceService(Service):
         batch = packet.access_batch
         last = batch.sequence + len(batch.accesses) - 1
         if last <= link.done:
-            self._answer(link, packet.id, None)
+            # The answer may have been lost with its connection, and with it what it said of lines and shadows.
+            self._answer(link, packet.id, self._next_update(everything=True))
         elif self._device.blocked or link.queue:
             link.received = last
             link.queue.append(packet)

@@ -347,7 +347,6 @@ class Link:
         if self._peer.remote:  # or lost its connection, or has answered the Hello on the next one
             while self._step(wait=False):
                 pass
-            self._step(wait=False)
         if self._epoch != self._device.epoch:
             self._wait(lambda: self._joined and self._epoch == self._device.epoch)
 

@@ -126,6 +126,16 @@ def test_replay_gives_the_answer_again(machine: Machine, case: Case) -> None:
     assert first.done == again.done == 2
 
 
+def test_replay_tells_lines_that_the_lost_answer_told(machine: Machine) -> None:
+    attach(machine, UART)
+    irqchip = Irqchip(machine, UART.name)
+    irqchip.until(lambda: irqchip.levels == {0: False}, "the first update")
+    enable = AccessBatch(epoch=1, sequence=1, accesses=[Access(offset=1, size=1, write=True, value=2)])
+    machine.hart(UART.name).send(enable)  # what it says is lost with its connection
+    irqchip.apply(machine.hart(UART.name).send(enable).update)
+    assert irqchip.levels == {0: True}
+
+
 @every_device_with_state
 def test_a_hart_that_connects_anew_goes_on(machine: Machine, case: Case) -> None:
     attach(machine, case)

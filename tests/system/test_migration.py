@@ -78,9 +78,7 @@ def test_machine_moves_and_nothing_is_lost(host: Host, run: Run, debian: Guest, 
     assert apart < 3
 
 
-def test_machine_is_upgraded_and_its_memory_is_not_copied(
-    host: Host, run: Run, debian: Guest, tmp_path: Path
-) -> None:
+def test_machine_is_upgraded_and_its_memory_is_not_copied(host: Host, run: Run, debian: Guest, tmp_path: Path) -> None:
     """All processes are others then; a machine that cannot take it changes nothing."""
     disk = tmp_path / "disk"
     disk.write_bytes(bytes(1 << 20))

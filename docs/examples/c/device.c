@@ -374,8 +374,9 @@ static void handle_batch(struct client *client, const PB(Packet) *packet) {
                            "only posted writes before the last access", "an access that waits");
             return;
         }
-    if (last <= link->done) {
-        answer_batch(client, packet->id, link, NULL);
+    if (last <= link->done) {  // the answer may have been lost, and what it said of lines and shadows with it
+        next_update(&update, true);
+        answer_batch(client, packet->id, link, &update);
         return;
     }
     for (uint64_t i = link->done + 1 - batch->sequence; i < count; i++) {

@@ -1,0 +1,136 @@
+"""A machine with every service on a host of its own: links that are down for a while, links that are reset, and what
+whoever listens on them gets to see."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import zmq
+
+from tests.checked_work import Progress, flags
+from tests.hosts import CPU, MEMORY, Spread
+from tests.relay import Passage, Relay
+from vmesh import curve, guest, wire
+from vmesh.cli.serve import MONITOR
+from vmesh.v1 import common_pb2
+
+DISK = "blk0"
+WHERE = {MONITOR: "door", "uart0": "a", "rtc": "b", "test": "c", DISK: "d"}
+DOWN_SECONDS, BUS_LIMIT = 1.0, 10  # the latter: what a hart waits for a device before the machine ends
+
+pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+class Machine:
+    """The machine, and how far its guest has come."""
+
+    def __init__(self, scratch: Path, relay: Relay) -> None:
+        found = guest.find()
+        if found is None:
+            pytest.skip("Debian's guest is not cached (make guest)")
+        self.relay = relay
+        self.disk = scratch / "disk"
+        self.spread = Spread([*flags(found, scratch), "-bus-limit", str(BUS_LIMIT)], WHERE, relay)
+        self.progress = Progress(lambda: self.spread.console)
+
+    def ended(self) -> str:
+        """What the monitor said when it ended, if it has."""
+        return self.spread.said(MONITOR) if self.spread.processes[MONITOR].poll() is not None else ""
+
+    def goes_on(self, steps: int, what: str) -> None:
+        self.progress.wait(steps, what, failed=self.ended)
+
+    def links(self, *services: str) -> list[tuple[str, str]]:
+        """The pairs of services that meet, of which one is among these."""
+        return [pair for pair in self.spread.passages if {*services} & {*pair}]
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as scratch:
+        relay = Relay(record=True)
+        made = Machine(Path(scratch), relay)
+        try:
+            made.spread.start()
+            made.goes_on(1, "to begin")
+            yield made
+        finally:
+            made.spread.close()
+            relay.close()
+
+
+def test_guest_outlives_links_that_fail_and_nobody_reads_along(machine: Machine) -> None:
+    down = [
+        *([pair] for pair in machine.links(CPU) if MONITOR not in pair),
+        [(DISK, MEMORY)],
+        machine.links(MONITOR),
+        [pair for pair in machine.links(MEMORY) if not {MONITOR, DISK} & {*pair}],
+    ]
+    for pairs in down:
+        passages = _passages(machine, pairs)
+        machine.relay.hold(*passages)
+        time.sleep(DOWN_SECONDS)
+        machine.relay.release(*passages)
+        machine.goes_on(2, f"after {pairs} could not meet")
+    for pair in machine.links(*machine.spread.commands):
+        machine.relay.reset(*_passages(machine, [pair]))
+        machine.goes_on(1, f"after the connections of {pair} were reset")
+    _check_nothing_was_seen(machine)
+    _check_strangers_get_no_answer(machine)
+    machine.goes_on(1, "after strangers have knocked")
+
+    machine.relay.hold(*_passages(machine, [(CPU, "uart0")]))
+    assert machine.spread.processes[MONITOR].wait() == 1
+    machine.progress.look()
+    assert f"no sign of life from uart0 at tcp://127.0.0.1:{_port(machine)} for {BUS_LIMIT} s" in machine.ended()
+
+
+def _passages(machine: Machine, pairs: Sequence[tuple[str, str]]) -> list[Passage]:
+    return [passage for pair in pairs for passage in machine.spread.between(*pair)]
+
+
+def _port(machine: Machine) -> int:
+    return machine.spread.passages[CPU, "uart0"].address[1]
+
+
+def _check_nothing_was_seen(machine: Machine) -> None:
+    """Nothing that the guest said, stored or has in its memory, in what the links have carried."""
+    carried = machine.relay.recorded()
+    disk = machine.disk.read_bytes()
+    steps = range(1, machine.progress.steps)
+    secrets = {f"step {step} right".encode() for step in steps} | {b"work begins", b"Linux version", b"vmesh.run=work"}
+    secrets |= {disk[place : place + 16] for place in range(0, len(disk), 4096)} - {bytes(16)}
+    assert len(secrets) > 50
+    assert sum(map(len, carried)) > len(steps) * 65536 * 2, "the links have carried less than the disk's content"
+    assert any(b"CURVE" in each for each in carried), "no greeting of CURVE: this is not what went through"
+    seen = [secret for secret in secrets if any(secret in each for each in carried)]
+    assert not seen
+
+
+def _check_strangers_get_no_answer(machine: Machine) -> None:
+    """Whoever has no key, an unknown one, or a known one but takes the service for another, at every port."""
+    spread = machine.spread
+    curve.make(spread.root / "strange", ["disk"])
+    unknown = curve.load(spread.root / "strange", "disk")
+    known = curve.load(spread.keys(DISK), DISK)
+    hello = wire.make(wire.hello(common_pb2.ROLE_MONITOR, MONITOR), 1).SerializeToString()
+    poller = zmq.Poller()
+    with ExitStack() as stack:
+        context = stack.enter_context(zmq.Context())
+        for service, port in spread.ports.items():
+            for keys, server in ((None, ""), (unknown, service), (known, MEMORY if service != MEMORY else CPU)):
+                socket = stack.enter_context(context.socket(zmq.DEALER))
+                socket.setsockopt(zmq.LINGER, 0)
+                if keys is not None:
+                    socket.setsockopt(zmq.CURVE_SERVERKEY, known.known[server])
+                    socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
+                    socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
+                socket.connect(f"tcp://{spread.host(service).address}:{port}")
+                socket.send(hello)
+                poller.register(socket, zmq.POLLIN)
+        assert not poller.poll(1000)
