@@ -50,7 +50,7 @@ class Output:
 def start(rig: Rig, tmp_path: Path, program: bytes) -> subprocess.Popen[bytes]:
     elf = tmp_path / "guest.elf"
     elf.write_bytes(programs.elf(program))
-    return rig.start_real("-bios", "none", "-kernel", str(elf), "-health-interval", "0.1", "-health-limit", "5")
+    return rig.start_real("-bios", "none", "-kernel", str(elf), "-health-interval", "0.1", "-health-limit", "30")
 
 
 def kill(rig: Rig, name: str) -> int | None:
