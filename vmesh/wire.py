@@ -72,9 +72,10 @@ _ALLOWED: dict[str, frozenset[Role.ValueType]] = {
     "access_batch": frozenset({common.ROLE_HART}),
     **{name: frozenset({common.ROLE_DEVICE}) for name in ("attach", "dma_read", "dma_write")},
     "detach": frozenset({common.ROLE_DEVICE, common.ROLE_MONITOR}),
-    "map_request": frozenset({common.ROLE_CPU, common.ROLE_MIGRATION, common.ROLE_MONITOR}),
+    "map_request": frozenset({common.ROLE_CPU, common.ROLE_MIGRATION, common.ROLE_MONITOR, common.ROLE_CACHE}),
     "need_pages": frozenset({common.ROLE_CPU, common.ROLE_DEVICE}),
     **{name: frozenset({common.ROLE_MIGRATION}) for name in ("serve_pages", "pages_present", "mark_pages")},
+    **{name: frozenset({common.ROLE_CACHE}) for name in ("take_pages", "cached_dma_done")},
     **{name: frozenset({common.ROLE_MONITOR}) for name in _LIFECYCLE},
     **{name: frozenset({common.ROLE_MONITOR}) for name in (*_CPU, *_DEBUG)},
     **{name: frozenset({common.ROLE_MONITOR}) for name in ("migration_request", "machine_answer")},
@@ -136,6 +137,7 @@ _NAME_OF_ROLE: dict[int, str] = {
     common.ROLE_IRQCHIP: "cpu",
     common.ROLE_HART: "cpu",
     common.ROLE_MIGRATION: "migration",
+    common.ROLE_CACHE: "cache",
 }
 _NO_DEVICES = frozenset({*_NAME_OF_ROLE.values(), "memory"})
 

@@ -70,6 +70,9 @@ def main(argv: Sequence[str]) -> int:
         metavar="BASE:COUNT",
         help="virtio-mmio transports, of 4 KiB each: those without a device answer that they have none",
     )
+    parser.add_argument(
+        "--memory", default="memory", metavar="NAME", help="what has RAM on this host (default: %(default)s)"
+    )
     parser.add_argument("--paused", action="store_true", help="wait for the monitor to resume (-S)")
     parser.add_argument(
         "--hot-samples",
@@ -99,6 +102,7 @@ def main(argv: Sequence[str]) -> int:
         cache=not options.no_cache,
         perf_map=options.perf_map,
         bus_limit=options.bus_limit,
+        memory=options.memory,
         transports=options.transports,
     )
     return service.run(options, lambda runtime: Cpu(runtime, plan))

@@ -66,6 +66,7 @@ class Plan:
     cache: bool = True
     perf_map: bool = False
     bus_limit: float = 20.0  # seconds
+    memory: str = "memory"  # the service that has RAM on this host
     transports: range = range(0)  # addresses of the virtio-mmio transports: who has no device answers that
 
 
@@ -106,7 +107,7 @@ class Cpu(Service):
         if self._plan.hot_samples:
             self._translator = TranslatorProcess(self._plan.features, self._regions_add, self._plan.cache)
             self._translator.start()
-        memory = self._runtime.dial("memory", common_pb2.ROLE_CPU)
+        memory = self._runtime.dial(self._plan.memory, common_pb2.ROLE_CPU)
         memory.greet(GREETING_LIMIT)
         # The devices may be long in coming: the monitor decides how long the machine waits for them.
         answer = memory.request(memory_pb2.MapRequest(), math.inf)
@@ -397,7 +398,7 @@ class Cpu(Service):
             thread.wake()
 
     def _dial_memory(self, hart: int, wake: int) -> wire.Peer:
-        return self._runtime.dial("memory", common_pb2.ROLE_CPU, hart=hart, wake=wake)
+        return self._runtime.dial(self._plan.memory, common_pb2.ROLE_CPU, hart=hart, wake=wake)
 
     def trace(self, on: bool) -> None:
         self._tracer.switch(self._devices.values(), on)

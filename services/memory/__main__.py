@@ -48,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
         help="what the device of that name has to be, or it is refused; may be given several times",
     )
     parser.add_argument("--absent", action="store_true", help="RAM has no content yet: a pager brings it")
+    parser.add_argument("--cached", action="store_true", help="the cpu is on another host, with a cache of RAM")
     parser.add_argument(
         "--adopt", type=Path, metavar="DIR", help="RAM is that of another machine, which is to hand itself over"
     )
@@ -61,6 +62,7 @@ def main(argv: Sequence[str]) -> int:
         expected=frozenset(name for name in options.expect.split(",") if name),
         places={place.range.name: place for place in options.place},
         absent=options.absent,
+        cached=options.cached,
         adopt=options.adopt,
     )
     return service.run(options, lambda runtime: Memory(runtime, plan))

@@ -14,6 +14,7 @@ from pathlib import Path
 from google.protobuf.message import DecodeError, Message
 
 from services.memory.address_map import AddressMap
+from services.memory.away import Away
 from services.memory.layout import ADDRESS_LIMIT, Image, Place, Range, check_disjoint, copy_image, place_images
 from services.memory.presence import NEEDED_AT_ONCE, Presence
 from vmesh import errors, machine, segment
@@ -21,7 +22,7 @@ from vmesh.guest_memory import MAX_TRANSFER, LocalGuestMemory, check
 from vmesh.service import Runtime, Service
 from vmesh.v1 import lifecycle_pb2 as lifecycle
 from vmesh.v1 import memory_pb2 as messages
-from vmesh.v1.common_pb2 import ROLE_DEVICE, ROLE_MONITOR, Done
+from vmesh.v1.common_pb2 import ROLE_CACHE, ROLE_DEVICE, ROLE_MIGRATION, ROLE_MONITOR, Done, Welcome
 from vmesh.v1.packet_pb2 import Packet
 from vmesh.wire import Client, is_tcp
 
@@ -44,6 +45,7 @@ class Plan:
     expected: frozenset[str] = frozenset()
     places: Mapping[str, Place] = field(default_factory=dict)
     absent: bool = False  # RAM has no content: a pager brings it
+    cached: bool = False  # the cpu is on another host, with a cache of RAM beside it
     adopt: Path | None = None  # the directory of a machine whose RAM this is, until that has handed itself over
 
 
@@ -77,11 +79,26 @@ class Memory(Service):
         self._guest = LocalGuestMemory(self._segments, self._ram_grants)
         self._flags = self._map_flags()
         self._presence = Presence(ram.base, self._flags[: ram.size // segment.PAGE], runtime.server, runtime.loop)
+        self._away: Away | None = None
+        if plan.cached:
+            present = self._flags[: ram.size // segment.PAGE]
+            self._away = Away(self._segments, present, self._guest, runtime.server, runtime.loop)
         self._load_images(rom_only=plan.absent or plan.adopt is not None)
         if not plan.absent and plan.adopt is None:
             self._set_flags(segment.FLAG_PRESENT)
 
+    def greeted(self, client: Client) -> None:
+        if client.role == ROLE_CACHE and self._away is not None:
+            self._away.greeted(client)
+
+    def welcome(self, client: Client) -> Welcome:
+        if client.role == ROLE_CACHE and self._away is None:
+            raise errors.BadRequest("a cache", expected="memory that was started with --cached", got="other memory")
+        return Welcome()
+
     def handle(self, client: Client, packet: Packet) -> Message | None:
+        if self._away is not None and client.role == ROLE_MIGRATION:
+            raise errors.BadRequest("migration", expected="a cpu on the host of RAM", got="one with a cache of it")
         match packet.WhichOneof("body"):
             case "attach":
                 return self._attach(client, packet.attach)
@@ -112,6 +129,11 @@ class Memory(Service):
             case "mark_pages":
                 self._presence.mark(packet.mark_pages.present)
                 return Done()
+            case "take_pages" if self._away is not None:
+                return self._away.take(packet.take_pages)
+            case "cached_dma_done" if self._away is not None:
+                self._away.answered(packet.cached_dma_done)
+                return None
             case _:
                 return super().handle(client, packet)
 
@@ -144,6 +166,8 @@ class Memory(Service):
         """
         if self._adopt is not None:
             raise errors.BadRequest("Reset", expected="RAM that was handed over", got="another machine's")
+        if self._away is not None:
+            self._away.reset()
         if absent := self._presence.absent:
             raise errors.BadRequest("Reset", expected="all pages to be present", got=f"{absent} that are still to come")
         for each in self._segments:
@@ -168,7 +192,8 @@ class Memory(Service):
             machine.Machine(self._runtime.machine.path, fd).remove()
 
     def counters(self) -> dict[str, int]:
-        return {"devices": len(self._map.devices), "dma_bytes": self._dma_bytes, **self._presence.counters()}
+        more = self._presence.counters() if self._away is None else self._away.counters()
+        return {"devices": len(self._map.devices), "dma_bytes": self._dma_bytes, **more}
 
     def _create(self, memory: Range) -> messages.Segment:
         directory = self._runtime.machine.path
@@ -246,7 +271,8 @@ class Memory(Service):
             return messages.Attached()
         self._forget_gone()
         self._grants[client.identity] = self._ram_grants
-        segments = [] if client.user else [each for each in self._segments if each.writable]
+        elsewhere = client.user or self._away is not None
+        segments = [] if elsewhere else [each for each in self._segments if each.writable]
         return messages.Attached(segments=segments, grants=self._ram_grants)
 
     def _answer_waiting(self) -> None:
@@ -262,19 +288,31 @@ class Memory(Service):
         self._check_dma(client, request.address, request.size, write=False)
         address, size = request.address, request.size
 
-        def read() -> None:
-            self._answer(client, messages.DmaDone(data=self._guest.read(address, size)), packet_id)
+        def answer(data: bytes) -> None:
+            self._answer(client, messages.DmaDone(data=data), packet_id)
 
+        def read() -> None:
+            answer(self._guest.read(address, size))
+
+        if self._away is not None:
+            self._away.read(address, size, answer)
+            return
         self._presence.need(client, _pages(address, size), read)
 
     def _dma_write(self, client: Client, request: messages.DmaWrite, packet_id: int) -> None:
         self._check_dma(client, request.address, len(request.data), write=True)
         address, data = request.address, request.data
 
-        def write() -> None:
-            self._guest.write(address, data)
+        def answer() -> None:
             self._answer(client, messages.DmaDone(), packet_id)
 
+        def write() -> None:
+            self._guest.write(address, data)
+            answer()
+
+        if self._away is not None:
+            self._away.write(address, data, answer)
+            return
         self._presence.need(client, _pages(address, len(data)), write)
 
     def _need_pages(self, client: Client, addresses: Sequence[int], packet_id: int) -> None:

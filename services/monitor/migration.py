@@ -209,6 +209,8 @@ class Migration:
         request.machine.CopyFrom(self._configuration())
         kind = request.WhichOneof("request")
         reason = self._outgoing_refusal() if kind in ("outgoing", "save") else ""
+        if self._supervisor.board.cache:
+            reason = "a machine whose cpu is on another host than RAM cannot be moved or saved"
         if kind == "load":
             reason = self.memory_refusal()
         if kind == "outgoing":

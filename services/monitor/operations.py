@@ -42,15 +42,19 @@ class RequestError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """The services' names by their part in the lifecycle. `cpu` is empty on a machine without one."""
+    """The services' names by their part in the lifecycle.
+
+    `cpu` is empty on a machine without one, `cache` where the cpu is on the host of RAM.
+    """
 
     memory: str
     cpu: str
     devices: tuple[str, ...]
+    cache: str = ""
 
     @property
     def others(self) -> tuple[str, ...]:
-        return (*self.devices, self.memory)
+        return (*self.devices, self.memory, self.cache) if self.cache else (*self.devices, self.memory)
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -58,7 +62,8 @@ class Board:
 
     def shutdown_order(self) -> tuple[tuple[str, ...], ...]:
         """Who writes ends before those it writes to: harts, then devices, then memory."""
-        return tuple(group for group in ((self.cpu,) if self.cpu else (), self.devices, (self.memory,)) if group)
+        groups = ((self.cpu,), self.devices, (self.cache,), (self.memory,))
+        return tuple(group for group in groups if any(group))
 
 
 def pause(board: Board) -> Operation:
@@ -88,9 +93,8 @@ def reset(board: Board, *, stay_paused: bool) -> Operation:
     """The state after power-on. Memory comes before the harts, so that they start from images loaded anew."""
     yield from stop(board)
     yield [Request(name, lifecycle_pb2.Reset()) for name in board.devices]
-    yield [Request(board.memory, lifecycle_pb2.Reset())]
-    if board.cpu:
-        yield [Request(board.cpu, lifecycle_pb2.Reset())]
+    for name in filter(None, (board.memory, board.cache, board.cpu)):
+        yield [Request(name, lifecycle_pb2.Reset())]
     if not stay_paused:
         yield from resume(board)
 

@@ -918,8 +918,8 @@ class Supervisor:
 
 def _board(commands: Sequence[ServiceCommand]) -> Board:
     kinds = {command.kind: command.name for command in commands}
-    devices = tuple(command.name for command in commands if command.kind not in ("memory", "cpu"))
-    return Board(kinds["memory"], kinds.get("cpu", ""), devices)
+    devices = tuple(command.name for command in commands if command.kind not in ("memory", "cpu", "cache"))
+    return Board(kinds["memory"], kinds.get("cpu", ""), devices, kinds.get("cache", ""))
 
 
 def _kill(service: Service) -> None:

@@ -98,6 +98,7 @@ class RunOptions:
     log_items: frozenset[str] = frozenset()
     log_file: Path | None = None
     print_commands: bool = False
+    cpu_apart: bool = False
     health_interval: float = 1.0  # seconds between two looks at a service's health
     health_limit: float = 10.0  # seconds without an answer after which a service counts as hung
     bus_limit: float = 20.0  # seconds without a sign of life after which a hart does not wait for a device
@@ -572,6 +573,10 @@ def _health_interval(options: RunOptions, text: str) -> RunOptions:
     return replace(options, health_interval=_seconds(text))
 
 
+def _cpu_apart(options: RunOptions, _text: str) -> RunOptions:
+    return replace(options, cpu_apart=True)
+
+
 def _bus_limit(options: RunOptions, text: str) -> RunOptions:
     return replace(options, bus_limit=_seconds(text))
 
@@ -702,6 +707,12 @@ OPTIONS: tuple[Option, ...] = (
         _health_limit,
     ),
     Option(
+        ("-cpu-apart",),
+        "",
+        "The cpu may be on another host than RAM: a service `cache` beside it takes the pages that it uses.",
+        _cpu_apart,
+    ),
+    Option(
         ("-bus-limit",),
         "SECONDS",
         "How long a hart waits for a device that gives no sign of life before it gets an access fault. Default: 20.",
@@ -734,6 +745,8 @@ def _check_together(options: RunOptions) -> None:
         )
     if options.incoming and options.load_snapshot is not None:
         raise OptionError("-incoming -loadvm: expected one of them")
+    if options.cpu_apart and (options.incoming or options.load_snapshot is not None):
+        raise OptionError("-cpu-apart: expected neither -incoming nor -loadvm, such a machine cannot come in")
     if options.dtb is not None and options.dumpdtb is not None:
         raise OptionError("-dtb -machine dumpdtb=: expected one of them, there is nothing to dump with -dtb")
 

@@ -18,6 +18,7 @@ from vmesh.machine import Machine
 from vmesh.migration import uri
 from vmesh.spawn import ServiceCommand
 
+CACHE = "cache"
 _FILES = {"the device tree": "dtb", "the reset vector": "reset"}  # blobs of the boot plan in the machine directory
 _START_SECONDS = 60.0  # for a machine to start that does not wait for anybody
 _DEFAULT_RAM = 128 * MEBIBYTE  # QEMU's default for `virt`
@@ -140,6 +141,8 @@ def _services(options: RunOptions, board: Board, booted: BootPlan, machine: Mach
         raise BoardError(f"-device id={min(twice)}: expected each id once, and none that the board has")
     memory = [*place, "--ram", str(board.ram_size), "--ram-base", f"{virt.DRAM_BASE:#x}", "--rom", _range(virt.MROM)]
     memory += ["--reserve", f"clint={_range(virt.CLINT)}", "--reserve", f"plic={_range(virt.PLIC)}"]
+    if options.cpu_apart:
+        memory.append("--cached")
     if options.incoming.startswith(uri.HANDOVER):
         memory += ["--adopt", str(machine.path.with_name(options.incoming.removeprefix(uri.HANDOVER)))]
     memory += ["--expect", ",".join(device.name for device in devices)]
@@ -156,8 +159,13 @@ def _services(options: RunOptions, board: Board, booted: BootPlan, machine: Mach
     cpu += ["--bus-limit", f"{options.bus_limit:g}"]
     if options.paused or options.incoming or options.load_snapshot:
         cpu.append("--paused")
+    cache = []
+    if options.cpu_apart:
+        cpu += ["--memory", CACHE]
+        cache = [ServiceCommand(CACHE, CACHE, "services.memory.cache", (*place, "--name", CACHE))]
     return (
         ServiceCommand("memory", "memory", "services.memory", tuple(memory)),
+        *cache,
         ServiceCommand("cpu", "cpu", "services.cpu", tuple(cpu)),
         *devices,
     )
