@@ -23,7 +23,7 @@ from tests.relay import Passage, Relay
 from tests.waiting import LIMIT, Process, wait_for
 from vmesh import curve
 from vmesh.cli import options as flags
-from vmesh.cli.plan import monitor_command, plan
+from vmesh.cli.plan import CACHE, monitor_command, plan
 from vmesh.cli.serve import KEEPER, MIGRATION, MONITOR, commands
 from vmesh.machine import LOCK, Machine
 from vmesh.spawn import ServiceCommand
@@ -105,12 +105,13 @@ class Spread:
         planned.write(self.machine)
         found = commands(planned, monitor_command(planned, options, self.machine), self.machine)
         self.commands = {each.name: each for each in found if each.name != MIGRATION}
-        self.devices = tuple(name for name in self.commands if name not in (MEMORY, CPU, MONITOR, KEEPER))
+        self._core = tuple(name for name in (MEMORY, CACHE, CPU) if name in self.commands)
+        self.devices = tuple(name for name in self.commands if name not in (*self._core, MONITOR, KEEPER))
         self._spread = len(names) > 1
         self.ports: dict[str, int] = {}
         if self._spread:
             self._make_keys(names)
-            for name in (MEMORY, CPU, *self.devices):
+            for name in (*self._core, *self.devices):
                 self.ports[name] = self._free_port(self.host(name))
 
     def host(self, service: str) -> Host:
@@ -200,8 +201,8 @@ class Spread:
 
     def _dialled(self, service: str) -> Sequence[str]:
         if service == MONITOR:
-            return (MEMORY, CPU, *self.devices)
-        return {CPU: (MEMORY, *self.devices), MEMORY: ()}.get(service, (MEMORY,))
+            return (*self._core, *self.devices)
+        return {CPU: (CACHE if CACHE in self.commands else MEMORY, *self.devices), MEMORY: ()}.get(service, (MEMORY,))
 
     def _passage(self, dialler: str, listener: str) -> Passage:
         found = self.passages.get((dialler, listener))

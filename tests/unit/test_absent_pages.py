@@ -34,11 +34,13 @@ class Lazy(Cpu):
         assert address % PAGE == 0
         number = (address - BASE) // PAGE
         assert not self.present[number], "it is there"
+        assert not self.harts.is_present(address), "its hart would not wait"
         self.asked.append(number)
         at = number * PAGE
         assert self.ram[at : at + PAGE] == RUBBISH, "somebody wrote to a page that is absent"
         self.ram[at : at + PAGE] = self.kept[at : at + PAGE]
         self.present[number] = 1
+        assert self.harts.is_present(address)
 
 
 @pytest.fixture(params=[INTERPRET, TRANSLATE, BOTH])

@@ -9,7 +9,7 @@ from pathlib import Path
 from vmesh import curve, errors
 
 #: What every machine has.
-SERVICES = ("monitor", "memory", "cpu", "migration", "uart0", "rtc", "test")
+SERVICES = ("monitor", "memory", "cache", "cpu", "migration", "uart0", "rtc", "test")
 
 
 def keys(folder: Path, devices: Sequence[str]) -> int:

@@ -27,14 +27,11 @@ def check_present(segment: Any, physical: int) -> None:
 
 
 def segment_at(machine: Any, physical: int) -> Any | None:
-    """The record of the memory segment that holds a physical address; None if there is none, or its page has yet to
-    come from elsewhere."""
+    """The record of the memory segment that holds a physical address, or None. Its page may be absent."""
     for number in range(machine.segment_count):
         segment = machine.segments[number]
-        offset = physical - segment.base
-        if 0 <= offset < segment.size:
-            absent = segment.present and not ctypes.c_uint8.from_address(segment.present + offset // PAGE).value
-            return None if absent else segment
+        if 0 <= physical - segment.base < segment.size:
+            return segment
     return None
 
 
