@@ -33,6 +33,7 @@ class Connection:
         self._link = link
         self.limit = 0
         self._lock = threading.Lock()
+        self._over = threading.Event()
         self._free_at = 0.0  # when the bytes sent so far may have been sent
         link.settimeout(0.0 if isinstance(link, ssl.SSLSocket) else None)
         with suppress(OSError):
@@ -76,6 +77,7 @@ class Connection:
 
     def cut(self) -> None:
         """End it for both sides; a thread that waits in it wakes up. From any thread."""
+        self._over.set()
         with suppress(OSError):
             self._link.shutdown(socket.SHUT_RDWR)
 
@@ -108,7 +110,7 @@ class Connection:
         now = time.monotonic()
         self._free_at = max(self._free_at, now - _BURST_SECONDS) + size / self.limit
         if (wait := self._free_at - now) > 0:
-            time.sleep(wait)
+            self._over.wait(wait)
 
 
 class Listener:

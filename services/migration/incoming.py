@@ -45,21 +45,23 @@ class _Channel:
 
 
 class Incoming(Job):
-    """Receives the machine at a place."""
+    """Receives the machine at a place; or, with the `session` of a post-copy that a former life has begun and no
+    place, goes on with that one, which is paused."""
 
-    def __init__(self, context: Context, place: str) -> None:
-        super().__init__(context, Status(incoming=True, uri=place))
-        self._listener = Listener(uri.parse(place))
-        self.status.uri = str(self._listener.place)
+    def __init__(self, context: Context, place: str, session: bytes = b"") -> None:
+        state = messages.MIGRATION_POSTCOPY_PAUSED if session else messages.MIGRATION_SETUP
+        super().__init__(context, Status(incoming=True, uri=place, state=state))
+        self._listener = Listener(uri.parse(place)) if place else None
+        self.status.uri = str(self._listener.place) if self._listener is not None else ""
         self._channels: queue.SimpleQueue[_Channel | None] = queue.SimpleQueue()
         self._open: list[_Channel] = []
-        self._session = b""
+        self._session = session
         self._closed = False
         self._sizes = context.ram.pages
         self._touched = [each.touched() for each in context.ram.segments]
         self._advised = False
         self._absent = [np.zeros(count, np.bool_) for count in self._sizes]
-        self._runs_here = False
+        self._runs_here = bool(session)
         self._pages: _Channel | None = None
         self._broken = ""
         self._adopted = [each.adopted for each in context.ram.segments]  # another machine's, which still runs on it
@@ -83,37 +85,64 @@ class Incoming(Job):
         if self.status.state != messages.MIGRATION_POSTCOPY_PAUSED:
             self._refuse("recover")
         listener = Listener(uri.parse(uri_text))
-        self._listener.close()
+        self._stop_listening()
         self._listener = listener
         self.status.uri = str(listener.place)
         self.context.report(self.status.message())
-        self._accept_all()
+        self._accept_all(listener)
 
     def close(self) -> None:
         self._closed = True
-        self._listener.close()
+        self._stop_listening()
         self._cut()
         self._channels.put(None)
 
     # In the job's thread
 
     def run(self) -> None:
-        self.enter(messages.MIGRATION_SETUP)
-        self._accept_all()
-        self.context.machine.stop()
         self.status.total = sum(self._sizes) * PAGE
         try:
-            while True:
-                channel = self._next_channel(messages.CHANNEL_MAIN)
-                if self._greet(channel):
-                    break
-            self._take_main(channel)
+            if self._listener is None:
+                self._go_on()
+            else:
+                self._begin(self._listener)
         finally:
-            self._listener.close()
+            self._stop_listening()
             self._cut()
+            if not self._runs_here:
+                self._forget_pages()
+        self.enter(messages.MIGRATION_COMPLETED)
 
-    def _accept_all(self) -> None:
-        threading.Thread(target=self._accept, args=(self._listener,), name="accept", daemon=True).start()
+    def _begin(self, listener: Listener) -> None:
+        self.enter(messages.MIGRATION_SETUP)
+        self._accept_all(listener)
+        self.context.machine.stop()
+        self._forget_pages()
+        channel = self._next_channel(messages.CHANNEL_MAIN)
+        self._greet(channel)
+        self._take_main(channel)
+
+    def _go_on(self) -> None:
+        """Where a former life was killed: the guest runs, or waits for pages."""
+        pager = self.context.pager
+        pager.latency = self.status.add_latency
+        pager.take_over()
+        self.status.remaining = pager.remaining()
+        if self.status.remaining:
+            self._postcopy(self._recover("the migration service was killed, and is there again"))
+        pager.end()
+
+    def _forget_pages(self) -> None:
+        """What another migration has left absent is not to come any more."""
+        if not any(self._adopted):
+            self.context.pager.abandon()
+
+    def _stop_listening(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+
+    def _accept_all(self, listener: Listener) -> None:
+        threading.Thread(target=self._accept, args=(listener,), name="accept", daemon=True).start()
 
     def _accept(self, listener: Listener) -> None:
         """In a thread of its own: every connection, as far as its header."""
@@ -169,8 +198,8 @@ class Incoming(Job):
             self.context.log.warning("no migration", why="a connection of another kind or session")
             channel.connection.close()
 
-    def _greet(self, channel: _Channel) -> bool:
-        """Whether a machine that can go on here begins to come; one that cannot is told so, and the next may."""
+    def _greet(self, channel: _Channel) -> None:
+        """A machine that can go on here begins to come; one that cannot is told so."""
         try:
             record = channel.reader.next()
             if record.kind != messages.RECORD_CONFIGURATION:
@@ -183,7 +212,6 @@ class Incoming(Job):
         self._session = channel.session
         self.status.began = self.status.setup_done = time.monotonic()
         self.enter(messages.MIGRATION_ACTIVE)
-        return True
 
     def _take_main(self, channel: _Channel) -> None:
         try:
@@ -199,6 +227,13 @@ class Incoming(Job):
         say(channel.writer, loaded=messages.Loaded())
         run = self._wait_run(channel.reader)
         self._runs_here, told = True, time.monotonic()
+        postcopy = self._pages is not None
+        session = self._session if postcopy else b""
+        self.context.keep(
+            messages.MigrationRecord(incoming=True, switched=True, stay_paused=run.stay_paused, session=session)
+        )
+        if postcopy:
+            self.enter(messages.MIGRATION_POSTCOPY_ACTIVE)
         if run.stay_paused:
             self.context.machine.stay()
         else:
@@ -208,9 +243,8 @@ class Incoming(Job):
         ends = zip((self.status.stopped, read, loaded, told), (read, loaded, told, self.status.went_on), strict=True)
         steps = [f"{(end - start) * 1e3:.1f}" for start, end in ends]
         self.context.log.info("taken over, ms", **dict(zip(("read", "load", "told", "go"), steps, strict=True)))
-        if self._pages is not None:
+        if postcopy:
             self._postcopy(channel)
-        self.enter(messages.MIGRATION_COMPLETED)
 
     def _take_stream(self, channel: _Channel) -> package.States:
         """Everything up to the states of all services; with post-copy, pages can be fetched when it returns."""
@@ -337,7 +371,6 @@ class Incoming(Job):
     # Post-copy: the machine runs here, and its pages come
 
     def _postcopy(self, channel: _Channel) -> None:
-        self.enter(messages.MIGRATION_POSTCOPY_ACTIVE)
         pager = self.context.pager
         while True:
             try:

@@ -30,6 +30,7 @@ class Context:
     throttle: Callable[[int], None]  # how much of their time harts are to stand still, in percent
     fault: Callable[[str], None]  # the machine cannot go on
     pager: Pager
+    keep: Callable[[messages.MigrationRecord], None]  # in the slot, for the next life, when it returns; from any thread
 
 
 class Job:

@@ -15,7 +15,7 @@ import numpy as np
 
 from services.migration.connection import Connection, connect
 from services.migration.job import Context, Job
-from services.migration.postcopy import Push
+from services.migration.postcopy import Link, Push
 from services.migration.returned import LinkLost, ReturnPath
 from services.migration.status import Status
 from vmesh import errors
@@ -36,12 +36,20 @@ _COMPARERS = min(4, len(os.sched_getaffinity(0)))  # threads
 _HIGH_DIRTY_ROUNDS = 2  # that dirty half of what they send, before the harts are slowed down
 
 
-class Outgoing(Job):
-    """Sends the machine to a place."""
+class Unsure(errors.VmeshError):
+    """The guest may run at the destination."""
 
-    def __init__(self, context: Context, place: str) -> None:
-        super().__init__(context, Status(uri=place))
-        self._place = uri.parse(place)
+
+class Outgoing(Job):
+    """Sends the machine to a place.
+
+    Without a place, but with the `record` of a post-copy that a former life has begun: that one, which is paused.
+    """
+
+    def __init__(self, context: Context, place: str, record: messages.MigrationRecord | None = None) -> None:
+        state = messages.MIGRATION_SETUP if record is None else messages.MIGRATION_POSTCOPY_PAUSED
+        super().__init__(context, Status(uri=place, state=state))
+        self._place = uri.parse(place) if place else None
         self._session = os.urandom(SESSION_BYTES)
         self._connection: Connection | None = None
         self._ran = False
@@ -54,10 +62,18 @@ class Outgoing(Job):
         self._steps: dict[str, str] = {}
         self._rate_from = (0.0, 0, 0)
         self._push: Push | None = None
+        if record is not None:
+            self._switched = True
+            self._push = Push(context, self.status, record.session)
+            self._push.unsure = not record.running
 
     # In the main thread
 
     def cancel(self) -> None:
+        if self._push is not None and self._push.unsure and self.status.state == messages.MIGRATION_POSTCOPY_PAUSED:
+            super().cancel()
+            self._push.close()
+            return
         if self._switched or self.status.state == messages.MIGRATION_POSTCOPY_ACTIVE:
             self._refuse("cancel")
         super().cancel()
@@ -86,10 +102,16 @@ class Outgoing(Job):
     def close(self) -> None:
         if self._connection is not None:
             self._connection.cut()
+        if self._push is not None:
+            self._push.close()
 
     # In the job's thread
 
     def run(self) -> None:
+        if self._place is None:
+            assert self._push is not None
+            self._push.run(self, None, "the migration service was killed, and is there again")
+            return
         status = self.status
         self.enter(messages.MIGRATION_SETUP)
         status.total = sum(self.context.ram.pages) * PAGE
@@ -254,7 +276,11 @@ class Outgoing(Job):
             self._send_last(pages)
         package.write_end(writer, states, pages.counts)
         self.status.downtime_bytes = writer.bytes - sent
-        self._switch(writer, returned)
+        try:
+            self._switch(writer, returned)
+        except Unsure as error:
+            error.text += " `vmesh resume` lets it go on"
+            raise
         self._count(writer, pages, 0)
         self.enter(messages.MIGRATION_COMPLETED)
 
@@ -284,25 +310,32 @@ class Outgoing(Job):
         if self.cancelled:
             raise LinkLost("cancelled")
         self._switched = True
-        stopped_ns = time.monotonic_ns() - self._since_ns
-        writer.command(run=messages.PostcopyRun(stay_paused=not self._ran, stopped_ns=stopped_ns))
+        session = self._session if self._want_postcopy else b""
+        self.context.keep(messages.MigrationRecord(switched=True, session=session))
         try:
+            stopped_ns = time.monotonic_ns() - self._since_ns
+            writer.command(run=messages.PostcopyRun(stay_paused=not self._ran, stopped_ns=stopped_ns))
             returned.wait("running", _LOAD_SECONDS)
-        except errors.VmeshError as error:
-            error.text = (
-                f"the destination was told to run the guest and has not said that it does ({error.text}): "
-                "it stays paused here, `vmesh resume` lets it go on if it does not run there"
-            )
+        except (errors.VmeshError, OSError) as error:
             self.context.machine.moved()
-            raise
+            better = returned.why(error) if isinstance(error, OSError) else error
+            raise Unsure(
+                f"the destination was told to run the guest and has not said that it does ({better}): "
+                "it stays paused here, and if it does not run there,"
+            ) from error
+        self.context.keep(messages.MigrationRecord(switched=True, running=True, session=session))
         self.status.went_on = time.monotonic()
         self._took("running")
         self.context.log.info("switched, ms from the stop to the end of each step", **self._steps)
         self.context.machine.moved()
 
     def _postcopy(self, writer: Writer, pages: PageWriter, returned: ReturnPath, left: list[Numbers]) -> None:
-        push = Push(self.context, self.status, self._session, self._place, pages)
-        push.open_pages()
+        assert self._connection is not None
+        assert self._place is not None
+        push = Push(self.context, self.status, self._session, pages.counts)
+        push.open_pages(self._place)
+        link: Link | None = (writer, self._connection, returned)
+        broke = ""
         try:
             states = self._stop(returned)
             push.set_left(left, [each.take_dirty() for each in self.context.ram.segments])
@@ -311,16 +344,18 @@ class Outgoing(Job):
             limit = self.context.parameters.max_package_bytes
             if made.size > limit:
                 raise package.PackageTooLong("source", made.size, limit)
-            assert self._connection is not None
             self._connection.limit = 0
             push.discard(writer)
             package.send(writer, made, limit)
             self._switch(writer, returned)
+        except Unsure as error:
+            push.unsure, link = True, None
+            broke = f"{error} `vmesh migrate --cancel` and `vmesh resume` let it go on"
         except BaseException:
             push.close()
             raise
         self._push = push
-        push.run(self, writer, self._connection, returned)
+        push.run(self, link, broke)
 
     def _throttle_more(self) -> None:
         parameters = self.context.parameters

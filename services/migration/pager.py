@@ -46,27 +46,33 @@ class Pager:
     def begin(self, absent: Sequence[Numbers], fetch: Fetch) -> None:
         """From any thread, while nothing runs: these pages of each segment are to come, by `fetch` if needed."""
         self._fetch = fetch
-        served: Future[None] = Future()
 
         def serve() -> None:
-            try:
-                self._mark_absent()
-                for each, numbers in zip(self._ram.segments, absent, strict=True):
-                    here = np.ones(each.pages, np.bool_)
-                    here[numbers] = False
-                    each.present[here] = 1
-                self._serve()
-            except errors.VmeshError as error:
-                served.set_exception(error)
-            else:
-                served.set_result(None)
+            self._mark_absent()
+            for each, numbers in zip(self._ram.segments, absent, strict=True):
+                here = np.ones(each.pages, np.bool_)
+                here[numbers] = False
+                each.present[here] = 1
+            self._serve()
 
-        self._call(serve)
-        served.result()
+        self._in_main(serve)
+
+    def take_over(self, fetch: Fetch | None = None) -> None:
+        """From any thread: in a former life's place, for the pages that are absent still."""
+        self._fetch = fetch
+        self._in_main(self._serve)
 
     def end(self) -> None:
         """All are there."""
         self._fetch = None
+
+    def abandon(self) -> None:
+        """Nobody brings what is absent, nor needs it: nothing runs on this memory before it has all come anew."""
+        self._fetch = None
+        with self._lock:
+            self._waited.clear()
+            for each in self._ram.segments:
+                each.present[:] = 1
 
     def fetch_again(self, fetch: Fetch) -> None:
         """From any thread: by another way from now on, also what is waited for already."""
@@ -121,6 +127,21 @@ class Pager:
 
     def remaining(self) -> int:
         return sum(each.pages - int(np.count_nonzero(each.present)) for each in self._ram.segments)
+
+    def _in_main(self, work: Callable[[], None]) -> None:
+        """Have it done in the main thread. Raises its VmeshError."""
+        done: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                work()
+            except errors.VmeshError as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+        self._call(run)
+        done.result()
 
     def _came(self, segment: int, numbers: Numbers) -> list[int]:
         """The addresses of those that are waited for."""

@@ -21,7 +21,7 @@ from services.migration.returned import LinkLost, ReturnPath
 from services.migration.status import Status
 from vmesh import errors
 from vmesh.migration import records, uri
-from vmesh.migration.pages import Numbers, PageWriter, runs
+from vmesh.migration.pages import Counts, Numbers, PageWriter, runs
 from vmesh.migration.records import StreamError, Writer
 from vmesh.migration.uri import Place
 from vmesh.v1 import migration_pb2 as messages
@@ -29,6 +29,7 @@ from vmesh.v1 import migration_pb2 as messages
 if TYPE_CHECKING:
     from services.migration.job import Context, Job
 
+Link = tuple[Writer, Connection, ReturnPath]
 _BACKGROUND_PAGES = 64  # between two looks for what is asked for
 _RUNS_AT_ONCE = 16384  # of one DISCARD
 _ANSWER_SECONDS = 30.0
@@ -37,13 +38,13 @@ _ANSWER_SECONDS = 30.0
 class Push:
     """What is left to send, and the threads that send it."""
 
-    def __init__(self, context: Context, status: Status, session: bytes, place: Place, pages: PageWriter) -> None:
+    def __init__(self, context: Context, status: Status, session: bytes, counts: Counts | None = None) -> None:
+        self.unsure = False  # the destination has not said that the guest runs there
         self._context = context
         self._status = status
         self._session = session
-        self._place = place
         self._level = context.parameters.zstd_level
-        self._counts = pages.counts
+        self._counts = counts or Counts()
         self._lock = threading.Lock()
         self._left: list[npt.NDArray[np.bool_]] = [np.zeros(count, np.bool_) for count in context.ram.pages]
         self._next = (0, 0)  # segment and page: where the background goes on, behind what was asked for last
@@ -54,9 +55,9 @@ class Push:
         self._closed = False
         self._broken = ""
 
-    def open_pages(self) -> None:
+    def open_pages(self, place: Place) -> None:
         """The connection for what is asked for. Raises ConfigError, OSError."""
-        connection = connect(self._place)
+        connection = connect(place)
         writer = Writer(connection)
         writer.magic()
         writer.message(
@@ -82,11 +83,17 @@ class Push:
                 made = messages.PostcopyDiscard(segment=segment, first=first[part], count=count[part])
                 writer.command(postcopy_discard=made)
 
-    def run(self, job: Job, writer: Writer, main: Connection, returned: ReturnPath) -> None:
-        """The guest runs there: send all that is left, over as many links as it takes."""
-        self._main = main
-        job.enter(messages.MIGRATION_POSTCOPY_ACTIVE)
+    def run(self, job: Job, link: Link | None, broke: str = "") -> None:
+        """The guest runs there: send all that is left, over as many links as it takes.
+
+        Without a first link `broke` says why there is none.
+        """
+        if link is not None:
+            self._main = link[1]
+            job.enter(messages.MIGRATION_POSTCOPY_ACTIVE)
         while True:
+            link = link or self._recover(job, broke)
+            writer, main, returned = link
             try:
                 self._push(writer, main, returned)
                 writer.put(messages.RECORD_END)
@@ -97,7 +104,7 @@ class Push:
                 if returned.said_last("closing"):  # the other connection was seen to end before this was read
                     break
                 better = returned.why(error) if isinstance(error, OSError) else error
-                writer, main, returned = self._recover(job, str(better))
+                link, broke = None, str(better)
         self.close()
         job.enter(messages.MIGRATION_COMPLETED)
 
@@ -207,7 +214,7 @@ class Push:
 
     # A broken link
 
-    def _recover(self, job: Job, reason: str) -> tuple[Writer, Connection, ReturnPath]:
+    def _recover(self, job: Job, reason: str) -> Link:
         """Wait for another link. Raises LinkLost if the service ends instead."""
         while True:
             for each in (self._main, self._pages):
@@ -219,20 +226,21 @@ class Push:
             self._woken.clear()
             if self._closed or self._resume is None:
                 raise LinkLost(reason)
-            self._place, self._resume = self._resume, None
+            place, self._resume = self._resume, None
             job.enter(messages.MIGRATION_POSTCOPY_RECOVER)
             self._broken = ""
             try:
-                found = self._link()
+                found = self._link(place)
             except (OSError, errors.VmeshError) as error:
                 reason = str(error)
                 continue
-            self._status.error = ""
+            self._status.error, self.unsure = "", False
+            self._context.keep(messages.MigrationRecord(switched=True, running=True, session=self._session))
             job.enter(messages.MIGRATION_POSTCOPY_ACTIVE)
             return found
 
-    def _link(self) -> tuple[Writer, Connection, ReturnPath]:
-        main = self._main = connect(self._place)
+    def _link(self, place: Place) -> Link:
+        main = self._main = connect(place)
         writer = Writer(main)
         writer.magic()
         writer.message(
@@ -247,7 +255,8 @@ class Push:
         with self._lock:
             for segment, bitmap in arrived.items():
                 self._left[segment] = ~bitmap
-        self.open_pages()
+        self._count()
+        self.open_pages(place)
         return writer, main, returned
 
     def _bitmap(self, received: messages.ReceivedPages) -> npt.NDArray[np.bool_]:

@@ -21,6 +21,7 @@ from services.migration.snapshot import Load, Save
 from services.migration.status import Status
 from vmesh import errors, wire
 from vmesh.service import Runtime, Service
+from vmesh.slot import Slot
 from vmesh.v1 import common_pb2, cpu_pb2, memory_pb2
 from vmesh.v1 import migration_pb2 as messages
 from vmesh.v1.packet_pb2 import Packet
@@ -44,6 +45,8 @@ class Migration(Service):
         self._status = Status()
         self._parameters = messages.MigrationParameters()
         self._capabilities = messages.MigrationCapabilities()
+        self._slot = Slot(runtime.machine.path / f"{runtime.name}.slot", fresh=runtime.epoch == 1)
+        self._record = messages.MigrationRecord.FromString(self._slot.read() or b"")
         # what the job's threads want done in this one
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -85,6 +88,9 @@ class Migration(Service):
         self._capabilities.CopyFrom(request.capabilities)
         job = self._job
         match request.WhichOneof("request"):
+            case "outgoing" | "incoming" | "save" | "load" | "take_over" if job is not None:
+                state = messages.MigrationState.Name(self._status.state)
+                raise errors.BadRequest("migration", expected="none under way", got=state)
             case "outgoing":
                 self._begin(Outgoing(self._context(request.machine), request.outgoing))
             case "incoming":
@@ -93,6 +99,8 @@ class Migration(Service):
                 self._begin(Save(self._context(request.machine), request.save))
             case "load":
                 self._begin(Load(self._context(request.machine), request.load))
+            case "take_over":
+                self._take_over(request.machine)
             case "adjust":
                 pass
             case other if job is None:
@@ -109,6 +117,18 @@ class Migration(Service):
                 job.resume(request.resume)
             case other:
                 raise errors.BadRequest("MigrationRequest", expected="a request", got=str(other))
+
+    def _take_over(self, machine: messages.Configuration) -> None:
+        """Go on with what the former life of this service did."""
+        record, context = self._record, self._context(machine)
+        if record.snapshot:
+            self._begin(Load(context, record.snapshot, record), record)
+        elif not record.session:
+            raise errors.BadRequest("TakeOver", expected="a migration that can go on", got="none")
+        elif record.incoming:
+            self._begin(Incoming(context, "", record.session), record)
+        else:
+            self._begin(Outgoing(context, "", record), record)
 
     def _context(self, machine: messages.Configuration) -> Context:
         configuration = messages.Configuration()
@@ -127,6 +147,7 @@ class Migration(Service):
             lambda percent: self._ask_cpu(cpu_pb2.Throttle(percent=percent)),
             lambda why: self._call(lambda: self._fault(why)),
             self._pager,
+            lambda record: self._slot.write(record.SerializeToString()),
         )
 
     def _fault(self, why: str) -> None:
@@ -160,10 +181,9 @@ class Migration(Service):
         """Pages that memory asked for are there."""
         self._memory.send_packet(wire.make(memory_pb2.PagesPresent(addresses=addresses)))
 
-    def _begin(self, job: Job) -> None:
-        if self._job is not None:
-            state = messages.MigrationState.Name(self._status.state)
-            raise errors.BadRequest("migration", expected="none under way", got=state)
+    def _begin(self, job: Job, record: messages.MigrationRecord | None = None) -> None:
+        """`record` is that of a former life, if it goes on with what that one did."""
+        self._slot.write((record or messages.MigrationRecord()).SerializeToString())
         self._job, self._status = job, job.status
         threading.Thread(target=self._run, args=(job,), name="migration", daemon=True).start()
         self._report_now_and_then()

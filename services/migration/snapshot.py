@@ -11,6 +11,7 @@ import numpy as np
 
 from services.migration.files import whole_file
 from services.migration.job import Context, Job, check_same_machine
+from services.migration.pager import Fetch
 from services.migration.status import Status
 from vmesh import errors
 from vmesh.migration import snapshots
@@ -80,13 +81,41 @@ class Save(Job):
 
 
 class Load(Job):
-    """Takes a snapshot: the machine is then as it was, and goes on if it ran before."""
+    """Takes a snapshot: the machine is then as it was, and goes on if it ran before. With the record of a `former` life
+    that had begun to change the machine: what that one has not done."""
 
-    def __init__(self, context: Context, path: str) -> None:
-        super().__init__(context, Status(snapshot=True, incoming=True, uri=path))
+    def __init__(self, context: Context, path: str, former: messages.MigrationRecord | None = None) -> None:
+        state = messages.MIGRATION_SETUP if former is None else messages.MIGRATION_ACTIVE
+        super().__init__(context, Status(snapshot=True, incoming=True, uri=path, state=state))
         self._path = Path(path)
+        self._former = former
 
     def run(self) -> None:
+        try:
+            if self._former is not None and self._former.loaded:
+                self._go_on()
+            else:
+                self._load()
+        except (errors.VmeshError, OSError) as error:
+            if self._former is not None:
+                self._fault(error)
+            raise
+        self.context.pager.end()
+        self.enter(messages.MIGRATION_COMPLETED)
+
+    def _go_on(self) -> None:
+        """The guest runs, or waits for pages."""
+        pager, ram = self.context.pager, self.context.ram
+        self.enter(messages.MIGRATION_ACTIVE)
+        with SnapshotFile(self._path, self.context.configuration) as file:
+            absent = zip(file.index, pager.absent(), strict=True)
+            later = set[int]().union(*(np.unique(index[each]).tolist() for index, each in absent))
+            self.status.total = sum(each.content.nbytes for each in ram.segments)
+            pager.latency = self.status.add_latency
+            pager.take_over(self._fetcher(file))
+            self._bring(file, [file.records[number] for number in sorted(later)])
+
+    def _load(self) -> None:
         self.enter(messages.MIGRATION_SETUP)
         machine, ram, status = self.context.machine, self.context.ram, self.status
         with SnapshotFile(self._path, self.context.configuration) as file:
@@ -100,14 +129,14 @@ class Load(Job):
                 raise
             self.enter(messages.MIGRATION_ACTIVE)
             # From here on there is no way back: the machine stays paused if it fails.
+            self.context.keep(messages.MigrationRecord(incoming=True, snapshot=str(self._path)))
             status.stopped = time.monotonic()
             later = self._begin_pages(file)
             machine.load(file.states)
+            self.context.keep(messages.MigrationRecord(incoming=True, snapshot=str(self._path), loaded=True))
             machine.go_on()
             status.went_on = time.monotonic()
             self._bring(file, later)
-            self.context.pager.end()
-        self.enter(messages.MIGRATION_COMPLETED)
 
     def _begin_pages(self, file: SnapshotFile) -> list[tuple[int, int]]:
         """Zeroes at once, and what has no flags; all else when it is needed. Gives where what is to come is."""
@@ -128,18 +157,24 @@ class Load(Job):
                 assert found.rows is not None
                 segment.put(found.numbers, found.rows)
 
+        pager.latency = self.status.add_latency
+        pager.begin(absent, self._fetcher(file))
+        return [file.records[number] for number in sorted(later)]
+
+    def _fetcher(self, file: SnapshotFile) -> Fetch:
         def fetch(segment: int, pages: list[int]) -> None:
             try:
                 for number in {int(file.index[segment][page]) for page in pages}:
                     found = file.read(file.records[number])
-                    pager.install(found.segment, found.numbers, found.rows, main=True)
+                    self.context.pager.install(found.segment, found.numbers, found.rows, main=True)
                 self.status.requests += len(pages)
             except (errors.VmeshError, OSError) as error:
-                self.context.fault(f"snapshot {self._path}, of which pages are needed: {error}")
+                self._fault(error)
 
-        pager.latency = self.status.add_latency
-        pager.begin(absent, fetch)
-        return [file.records[number] for number in sorted(later)]
+        return fetch
+
+    def _fault(self, error: Exception) -> None:
+        self.context.fault(f"snapshot {self._path}, of which pages are needed: {error}")
 
     def _bring(self, file: SnapshotFile, places: list[tuple[int, int]]) -> None:
         """The pages that nobody waits for, one record after the other; the guest runs."""
@@ -148,7 +183,7 @@ class Load(Job):
                 found = file.read(place)
                 self.status.normal += self.context.pager.install(found.segment, found.numbers, found.rows)
         except (errors.VmeshError, OSError) as error:
-            self.context.fault(f"snapshot {self._path}, of which pages are still to come: {error}")
+            self._fault(error)
             raise
 
 

@@ -25,7 +25,7 @@ class Status:
     incoming: bool = False
     snapshot: bool = False
     uri: str = ""
-    state: MigrationState.ValueType = messages.MIGRATION_NONE
+    state: MigrationState.ValueType = messages.MIGRATION_SETUP
     error: str = ""
     began: float = field(default_factory=time.monotonic)
     ended: float = 0.0

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -18,11 +20,12 @@ from typing import TYPE_CHECKING
 from services.monitor import operations
 from services.monitor.keeper import Keeper
 from services.monitor.link import Link
-from services.monitor.operations import Operation, RequestError
+from services.monitor.operations import Operation, Request, RequestError
 from services.monitor.output import Output, one_line
 from vmesh.errors import PeerError, from_message
 from vmesh.log import Log
 from vmesh.migration.states import in_messages
+from vmesh.slot import Slot
 from vmesh.spawn import Child, ServiceCommand, describe_exit
 from vmesh.v1 import cpu_pb2, gateway_pb2, lifecycle_pb2, migration_pb2
 from vmesh.v1.packet_pb2 import Packet
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from services.monitor.supervisor import Supervisor
 
 NAME = "migration"
+DEATHS, DEATHS_SECONDS = 5, 10.0  # a process that dies so often within so long is started again only when asked for
 DEFER = "defer"
 DEFAULT_PARAMETERS = migration_pb2.MigrationParameters(
     max_bandwidth=128 << 20,
@@ -91,7 +95,7 @@ class Migration:
         self._ended: list[Future[migration_pb2.MigrationStatus]] = []
         self._given: dict[str, lifecycle_pb2.ServiceState] = {}  # the states of the request under way
         self._ran: bool | None = None  # while it is stopped for a switch: whether it ran
-        self._handed_over = False
+        self._deaths: deque[float] = deque(maxlen=DEATHS)  # of the process
 
     @property
     def under_way(self) -> bool:
@@ -194,7 +198,7 @@ class Migration:
 
     def resumed(self) -> None:
         """The user let the machine go on."""
-        self.run_state, self._handed_over = "", False
+        self.run_state = ""
 
     def close(self) -> None:
         """The machine ends."""
@@ -219,9 +223,16 @@ class Migration:
             asked.set_exception(RequestError(reason, callers_fault=True))
         elif self._welcomed:
             self._ask(request, asked)
+        elif self.under_way and self._child is None and not self._spawning and kind != "take_over":
+            self._take_over()
+            self._waiting.append((request, asked))
         else:
             self._waiting.append((request, asked))
             self._spawn()
+
+    def _take_over(self) -> None:
+        """Have another life of the process go on where the former one was killed."""
+        self._request(migration_pb2.MigrationRequest(take_over=migration_pb2.TakeOver()), Future())
 
     def _outgoing_refusal(self) -> str:
         if self.run_state in ("inmigrate", "restore-vm"):
@@ -296,11 +307,43 @@ class Migration:
             supervisor.disconnect(self._link)
         self._link, self._welcomed, self._spawning = None, False, False
         self._fail_waiting(how)
-        if supervisor.state == gateway_pb2.MACHINE_ENDING or not self.under_way:
-            return
-        self._take(migration_pb2.MigrationStatus(state=migration_pb2.MIGRATION_FAILED, error=how))
-        if self._ran is not None and not self._handed_over:
-            self._carry_out(self._go_on(None if self.status.snapshot else 0), lambda error: None)
+        if supervisor.state != gateway_pb2.MACHINE_ENDING and self.under_way:
+            self._died_under_way(how)
+
+    def _died_under_way(self, how: str) -> None:
+        """What becomes of the machine is for the record to say that the process wrote before each step of no return."""
+        written = Slot(self._supervisor.machine.path / f"{NAME}.slot", fresh=False).read()
+        record = migration_pb2.MigrationRecord.FromString(written or b"")
+        status = migration_pb2.MigrationStatus()
+        status.CopyFrom(self.status)
+        status.error = how
+        again = bool(record.session or record.snapshot)
+        step = self._go_on(None if status.snapshot else 0, outgoing=not status.incoming)
+        if record.snapshot:
+            step = self._go_on() if record.loaded else self._stay_so()
+        elif record.session:
+            status.state = migration_pb2.MIGRATION_POSTCOPY_PAUSED
+        elif record.running or (record.switched and record.incoming):
+            status.state = migration_pb2.MIGRATION_COMPLETED
+        else:
+            status.state = migration_pb2.MIGRATION_FAILED
+        if record.switched and record.incoming:
+            step = self._stay() if record.stay_paused else self._go(0, 0)
+        elif record.switched:
+            step = self._moved()
+            if not record.running and not record.session:
+                status.error += (
+                    "; the destination may have been told to run the guest: it stays paused here, and if it does not "
+                    "run there, `vmesh resume` lets it go on"
+                )
+        self._carry_out(step, lambda error: self._log.info("after its death", error=error))
+        self._take(status)
+        now = time.monotonic()
+        self._deaths.append(now)
+        if again and (len(self._deaths) < DEATHS or now - self._deaths[0] > DEATHS_SECONDS):
+            self._take_over()
+        elif record.snapshot:
+            self._supervisor.end(1, f"{how}, for the {DEATHS}th time within {DEATHS_SECONDS:g} s")
 
     def _fail_waiting(self, reason: str) -> None:
         failed = [asked for _, asked in self._waiting] + list(self._open)
@@ -356,9 +399,10 @@ class Migration:
             return
         self._supervisor.events.publish("MIGRATION", {"status": state_name(status.state)})
         if status.state in _ENDED:
-            if status.state != migration_pb2.MIGRATION_COMPLETED and self.run_state == "restore-vm":
+            failed = status.state != migration_pb2.MIGRATION_COMPLETED
+            if failed and self.run_state == "restore-vm":
                 self._supervisor.end(1, f"-loadvm: {one_line(status.error)}")
-            elif self.run_state == "inmigrate" and self._options.incoming != DEFER:
+            elif failed and self.run_state == "inmigrate" and self._options.incoming != DEFER:
                 self._supervisor.end(1, f"the incoming migration failed: {one_line(status.error)}")
             ended, self._ended = self._ended, []
             for future in ended:
@@ -386,7 +430,7 @@ class Migration:
                 check = request.action == migration_pb2.MACHINE_CHECK
                 operation = operations.load(board, given, check_only=check)
             case migration_pb2.MACHINE_HAND_OVER:
-                operation = self._hand_over()
+                operation = operations.hand_over(board)
             case migration_pb2.MACHINE_GO:
                 operation = self._go(request.number, _since(request))
             case migration_pb2.MACHINE_STAY:
@@ -442,12 +486,10 @@ class Migration:
             states.clear()  # they are on their way
         yield operations.health(board)
 
-    def _hand_over(self) -> Operation:
-        yield from operations.hand_over(self._supervisor.board)
-        self._handed_over = True
-
     def _go(self, number: int, since_ns: int | None) -> Operation:
-        """An incoming machine goes. The answer is sent at once: the source counts the downtime to it."""
+        """An incoming machine goes, once. The answer is sent at once: the source counts the downtime to it."""
+        if self.run_state != "inmigrate":
+            return
         if not self._options.stay_paused:
             yield from operations.start(self._supervisor.board, since_ns)
         self._ran, self.run_state = None, ""
@@ -459,11 +501,19 @@ class Migration:
         self._ran, self.run_state = None, ""
         yield []
 
-    def _go_on(self, since_ns: int | None = None) -> Operation:
-        """As before `_stop`."""
+    def _stay_so(self) -> Operation:
+        """It is half one machine, half another, and goes nowhere before that is mended."""
+        yield []
+
+    def _go_on(self, since_ns: int | None = None, *, outgoing: bool = False) -> Operation:
+        """As before `_stop`. `outgoing`: it may have been slowed down by who does not live to undo it."""
+        board = self._supervisor.board
+        if outgoing and board.cpu:
+            yield [Request(board.cpu, cpu_pb2.Throttle(percent=0))]
         if self._ran:
-            yield from operations.resume(self._supervisor.board, since_ns)
-        self._ran, self.run_state, self._handed_over = None, "", False
+            yield from operations.resume(board, since_ns)
+        if self.run_state != "inmigrate":
+            self._ran, self.run_state = None, ""
 
     def _moved(self) -> Operation:
         self._ran, self.run_state = None, "postmigrate"

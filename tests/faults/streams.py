@@ -25,21 +25,21 @@ from vmesh.v1 import migration_pb2
 from vmesh.v1.migration_pb2 import MigrationStatus
 
 LIMIT = 30.0
-DATA_BYTES = 12 << 20  # of RAM that are not zero
+DATA_BYTES = 12 << 20  # of RAM that are not zero, behind the page with the program
+COUNT_PAGE = DATA_BYTES  # where in RAM the guest counts
+_PAGE = 4096
+_ROUNDS = 1000  # instructions
 ENDED = (migration_pb2.MIGRATION_COMPLETED, migration_pb2.MIGRATION_FAILED, migration_pb2.MIGRATION_CANCELLED)
 
 
 def counter(seed: int = 3) -> bytes:
-    """A guest that counts in memory for ever, with a lot of data behind it."""
+    """A guest that counts in memory for ever: in the last page of a lot of data, which comes last when it is moved."""
     program = Program()
-    program.address(e.T0, "count")
-    program.emit(e.addi(e.T1, e.ZERO, 0))
+    program.emit(e.auipc(e.T0, COUNT_PAGE >> 12), e.addi(e.T1, e.ZERO, 0))
     program.label("again")
     program.emit(e.addi(e.T1, e.T1, 1), e.sw(e.T1, e.T0, 0))
     program.jump("again")
-    program.label("count")
-    program.emit(0, 0)
-    return programs.elf(program.assemble() + random.Random(seed).randbytes(DATA_BYTES))
+    return programs.elf(program.assemble().ljust(_PAGE, b"\0") + random.Random(seed).randbytes(DATA_BYTES))
 
 
 class Proxy:
@@ -133,10 +133,11 @@ class Pair:
             process.communicate()
 
     def has_its_data(self, name: str) -> bool:
-        """Whether what lies behind the counter's page in a machine's memory is as at its start."""
-        started_with = self.kernel.read_bytes()[-(DATA_BYTES - 4096) :]
-        memory = (self.runtime / name / "ram.seg").read_bytes()
-        return started_with in memory[: DATA_BYTES + 4096]
+        """Whether what lies before the counter's page in a machine's memory is as at its start."""
+        started_with = self.kernel.read_bytes()[-DATA_BYTES:-_PAGE]
+        with (self.runtime / name / "ram.seg").open("rb") as memory:
+            memory.seek(_PAGE)
+            return memory.read(len(started_with)) == started_with
 
     def place(self) -> Path:
         """A path for a socket that was not used before."""
@@ -193,14 +194,14 @@ def wait_state(client: MachineClient, *states: migration_pb2.MigrationState.Valu
 
 
 def counts(client: MachineClient) -> bool:
-    """Whether the guest's hart goes on."""
+    """Whether the guest's hart goes on, and not just to the next page that is not there."""
     before = None
     end = time.monotonic() + LIMIT
     while time.monotonic() < end:
         status = client.status()
         if status.harts:  # there are none while the cpu has no time to tell
             before = before or status.harts[0]
-            if status.run_state == "running" and status.harts[0].retired > before.retired:
+            if status.run_state == "running" and status.harts[0].retired > before.retired + _ROUNDS:
                 return True
         time.sleep(0.02)
     return False

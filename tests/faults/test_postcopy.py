@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.faults.streams import ENDED, Pair, Proxy, counts, wait_state
+from tests.faults.streams import COUNT_PAGE, ENDED, Pair, Proxy, counts, wait_state
 from tests.waiting import wait_for
-from vmesh.client import MachineClient
+from vmesh.client import GatewayError, MachineClient
 from vmesh.v1 import migration_pb2
 
 pytestmark = pytest.mark.system
@@ -37,7 +37,26 @@ def begin(source: MachineClient, uri: str, *, background: int) -> None:
 def same_ram(pair: Pair) -> bool:
     """Whether all that the guest does not write is the same in both."""
     here, there = ((pair.runtime / name / "ram.seg").read_bytes() for name in ("source", "target"))
-    return here[4096:] == there[4096:]
+    behind = COUNT_PAGE + 4096
+    return here[:COUNT_PAGE] == there[:COUNT_PAGE] and here[behind:] == there[behind:]
+
+
+def kill(pair: Pair, machine: str, service: str) -> None:
+    pid = pair.pid(machine, service)
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+
+
+def of_memory(machine: MachineClient, counter: str) -> int:
+    (found,) = (service for service in machine.status().services if service.name == "memory")
+    return found.counters[counter]
+
+
+def refusal(ask: Callable[[], object]) -> str:
+    """What is said of what cannot be."""
+    with pytest.raises(GatewayError) as refused:
+        ask()
+    return str(refused.value)
 
 
 def test_package_that_is_too_long_leaves_the_machine_at_the_source_and_the_next_try_moves_it(pair: Pair) -> None:
@@ -55,9 +74,12 @@ def test_package_that_is_too_long_leaves_the_machine_at_the_source_and_the_next_
     begin(source, f"unix:{pair.listen(target)}", background=8 << 20)
     wait_state(target, ACTIVE)
     assert counts(target)  # while its pages come
-    assert wait_state(source, *ENDED).state == migration_pb2.MIGRATION_COMPLETED
-    assert wait_state(target, *ENDED).state == migration_pb2.MIGRATION_COMPLETED
-    # Whether the guest had to ask for a page is chance: its own are in the first batch that is pushed.
+    status = wait_state(source, *ENDED)
+    assert status.state == migration_pb2.MIGRATION_COMPLETED
+    assert status.ram.postcopy_requests >= 1
+    arrived = wait_state(target, *ENDED)
+    assert arrived.state == migration_pb2.MIGRATION_COMPLETED
+    assert sum(arrived.fault_latency_us) >= 1
     assert same_ram(pair)
 
 
@@ -85,6 +107,75 @@ def test_link_that_breaks_is_mended_and_nothing_is_lost(pair: Pair) -> None:
     source.migrate_set(max_postcopy_bandwidth=0)
     for side in (source, target):
         assert wait_state(side, *ENDED).state == migration_pb2.MIGRATION_COMPLETED
+    assert counts(target)
+    assert same_ram(pair)
+
+
+@pytest.mark.parametrize("killed", [("target",), ("source",), ("source", "target")])
+def test_migration_service_that_is_killed_goes_on_in_its_next_life(pair: Pair, killed: tuple[str, ...]) -> None:
+    source, target = pair.start("source"), pair.start("target", "-incoming", "defer")
+    begin(source, f"unix:{pair.listen(target)}", background=2 << 20)
+    wait_state(source, ACTIVE)
+    wait_state(target, ACTIVE)
+    assert counts(target)
+    for victim in killed:
+        kill(pair, victim, "migration")
+    for side in (source, target):
+        wait_state(side, PAUSED)
+    for side in [{"source": source, "target": target}[each] for each in killed]:
+        wait_for(lambda side=side: "was killed" in side.query_migrate().status.error, "the death to be seen")
+    assert counts(target)
+    assert "runs at the destination" in refusal(source.resume)
+    assert "none under way" in refusal(lambda: target.snapshot_save(pair.runtime / "x.vmsnap"))
+    place = pair.place()
+    target.migrate_recover(f"unix:{place}")
+    source.migrate_set(max_postcopy_bandwidth=0)
+    source.migrate(f"unix:{place}", resume=True)
+    for side in (source, target):
+        assert wait_state(side, *ENDED).state == migration_pb2.MIGRATION_COMPLETED
+    assert counts(target)
+    assert same_ram(pair)
+
+
+def test_guest_that_waits_for_a_page_is_served_by_the_next_life(pair: Pair) -> None:
+    """The source stops to answer as soon as the guest is to run, so that its first page is waited for."""
+    source, target = pair.start("source"), pair.start("target", "-incoming", "defer")
+    proxy = Proxy(pair.place(), pair.listen(target), lambda at, data: data)
+    begin(source, proxy.uri, background=1)
+    wait_state(target, ACTIVE)
+    target.migrate_pause()
+    wait_state(target, PAUSED)
+    kill(pair, "target", "migration")
+    wait_for(lambda: "was killed" in target.query_migrate().status.error, "the death to be seen")
+    wait_state(source, PAUSED)
+    place = pair.place()
+    target.migrate_recover(f"unix:{place}")
+    source.migrate_set(max_postcopy_bandwidth=0)
+    source.migrate(f"unix:{place}", resume=True)
+    assert wait_state(source, *ENDED).state == migration_pb2.MIGRATION_COMPLETED
+    assert counts(target)
+    assert same_ram(pair)
+
+
+def test_postcopy_that_fails_before_it_runs_leaves_nothing_absent(pair: Pair) -> None:
+    """The next migration to the same destination, a pre-copy, finds all its pages there."""
+    source, target = pair.start("source"), pair.start("target", "-incoming", "defer")
+    device = pair.pid("target", "rtc")
+    assert device is not None
+    source.migrate_set(postcopy_ram=True, max_bandwidth=1 << 20)
+    source.migrate(f"unix:{pair.listen(target)}")
+    wait_state(target, migration_pb2.MIGRATION_ACTIVE)
+    os.kill(device, signal.SIGSTOP)  # which cannot load its state then
+    source.migrate_start_postcopy()
+    wait_for(lambda: of_memory(target, "pages_absent"), "pages to be absent")
+    source.migrate_cancel()
+    os.kill(device, signal.SIGCONT)
+    assert wait_state(source, *ENDED).state == migration_pb2.MIGRATION_CANCELLED
+    assert wait_state(target, *ENDED).state == migration_pb2.MIGRATION_FAILED
+    assert counts(source)
+    source.migrate_set(postcopy_ram=False, max_bandwidth=0)
+    source.migrate(f"unix:{pair.listen(target)}")
+    assert wait_state(source, *ENDED).state == migration_pb2.MIGRATION_COMPLETED
     assert counts(target)
     assert same_ram(pair)
 
