@@ -63,7 +63,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; default: all of them")
     parser.add_argument("--runs", type=int, metavar="N", help="repetitions, instead of each benchmark's own number")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every value there too")
-    parser.add_argument("--only", metavar="NAME,...", help="programs, kills: these alone")
+    parser.add_argument("--only", metavar="NAME,...", help="programs, kills, migration_faults: these alone")
     parser.add_argument("--vmesh-flags", default="", metavar="FLAGS", help="programs: flags for `vmesh run` as well")
     arguments = parser.parse_args()
     if unknown := [name for name in arguments.names if name not in BENCHMARKS]:
@@ -81,7 +81,7 @@ def main() -> int:
         for name in arguments.names or BENCHMARKS:
             measure, runs = BENCHMARKS[name]
             only = arguments.only.split(",") if arguments.only else ()
-            if measure is kills.measure:
+            if measure in (kills.measure, migration_faults.measure):
                 measure = partial(measure, only=only)
             if measure is programs.measure:
                 measure = partial(measure, only=only, vmesh_flags=shlex.split(arguments.vmesh_flags))

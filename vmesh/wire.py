@@ -79,7 +79,8 @@ _ALLOWED: dict[str, frozenset[Role.ValueType]] = {
     **{name: frozenset({common.ROLE_MONITOR}) for name in _LIFECYCLE},
     **{name: frozenset({common.ROLE_MONITOR}) for name in (*_CPU, *_DEBUG)},
     **{name: frozenset({common.ROLE_MONITOR}) for name in ("migration_request", "machine_answer")},
-    **{name: frozenset({common.ROLE_MIGRATION}) for name in ("shoot_down", "throttle")},
+    "shoot_down": frozenset({common.ROLE_MIGRATION}),
+    "throttle": frozenset({common.ROLE_MIGRATION, common.ROLE_MONITOR}),
     **{name: frozenset({common.ROLE_MONITOR}) for name in ("trace_control", "trace_take")},
 }
 

@@ -91,12 +91,17 @@ class Proxy:
 
 
 class Pair:
-    """A machine that counts, and one with `-incoming defer` that could take it."""
+    """A machine that counts, and one with `-incoming defer` that could take it.
+
+    `logs` has what they log and say, also of those that have ended.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self.runtime = Path(tempfile.mkdtemp(prefix="vmesh-streams-"))
         self.environment = {**os.environ, "VMESH_RUNTIME": str(self.runtime)}
+        self.logs = self.runtime.with_suffix(".logs")
+        self.logs.mkdir()
         self.kernel = self.runtime.with_suffix(".elf")
         self.kernel.write_bytes(counter())
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -106,31 +111,30 @@ class Pair:
     def start(self, name: str, *flags: str) -> MachineClient:
         command = [sys.executable, "-m", "vmesh.cli", "run", "-name", name, "-m", "64M", "-serial", "null"]
         command += ["-bios", "none", "-kernel", str(self.kernel), *flags]
-        self._processes[name] = subprocess.Popen(
-            command, cwd=self._root, env=self.environment, stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        )  # fmt: skip
+        with (self.logs / f"{name}.said").open("wb") as said:
+            self._processes[name] = subprocess.Popen(
+                command, cwd=self._root, env=self.environment, stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL, stderr=said,
+            )  # fmt: skip
         gateway = self.runtime / name / "gateway.sock"
         wait_for(gateway.exists, f"the gateway of {name}")
+        (self.logs / f"{name}.log").hardlink_to(self.runtime / name / "log")
         client = self._clients[name] = MachineClient(Machine(self.runtime / name), timeout=LIMIT)
         return client
 
     def wait_end(self, name: str) -> tuple[int, str]:
         """The exit status of a machine that ends by itself, and what it said."""
-        _, said = self._processes[name].communicate(timeout=LIMIT)
+        status = self._processes[name].wait(timeout=LIMIT)
         self._clients.pop(name).close()
-        return self._processes.pop(name).returncode, said.decode(errors="replace")
+        del self._processes[name]
+        return status, (self.logs / f"{name}.said").read_text(errors="replace")
 
     def stop(self, name: str) -> None:
         """End a machine, whatever has become of it."""
         self._clients.pop(name).close()
         process = self._processes.pop(name)
         process.terminate()
-        try:
-            process.communicate(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
+        _end(process)
 
     def has_its_data(self, name: str) -> bool:
         """Whether what lies before the counter's page in a machine's memory is as at its start."""
@@ -165,19 +169,25 @@ class Pair:
                     return int(entry)
         return None
 
-    def close(self) -> None:
+    def close(self, *, keep_logs: bool = False) -> None:
         for client in self._clients.values():
             client.close()
         for process in self._processes.values():
             process.terminate()
         for process in self._processes.values():
-            try:
-                process.communicate(timeout=10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.communicate()
+            _end(process)
         shutil.rmtree(self.runtime, ignore_errors=True)
+        if not keep_logs:
+            shutil.rmtree(self.logs)
         self.kernel.unlink()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def wait_state(client: MachineClient, *states: migration_pb2.MigrationState.ValueType) -> MigrationStatus:
