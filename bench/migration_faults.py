@@ -48,6 +48,7 @@ class _Campaign:
     scratch: Path
     chance: random.Random = field(default_factory=random.Random)
     number: int = 0
+    doomed: str = ""  # a machine that is to end
     source_name: str = ""
     target_name: str = ""
     source: MachineClient = field(init=False)
@@ -237,6 +238,8 @@ class _Campaign:
         if pid is not None:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        if service in _VITAL:
+            self.doomed = name
         self.told.append(
             f"{service} of the {side} {name} killed at {states[0]}, {states[1]}{'' if pid else ' (is not)'}"
         )
@@ -276,6 +279,8 @@ class _Campaign:
 
     def _tidy_target(self) -> None:
         try:
+            if self.doomed == self.target_name:
+                raise GatewayError("it ends")
             if self.target.query_migrate().status.state not in ENDED:
                 with suppress(GatewayError):
                     self.target.migrate_cancel()

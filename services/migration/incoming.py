@@ -379,6 +379,7 @@ class Incoming(Job):
             except (errors.VmeshError, OSError) as error:
                 if not pager.remaining():
                     break
+                self._cut()
                 channel = self._recover(self._broken or str(error))
         pager.end()
         say(channel.writer, closing=messages.Closing())
@@ -428,10 +429,9 @@ class Incoming(Job):
                 self._cut()
 
     def _recover(self, reason: str) -> _Channel:
-        """Wait for the source to come again. Raises LinkLost if the service ends instead."""
+        """Wait for the source to come again, on new connections. Raises LinkLost if the service ends instead."""
         pager = self.context.pager
         while True:
-            self._cut()
             self._broken = ""
             self.status.error = reason
             self.enter(messages.MIGRATION_POSTCOPY_PAUSED)
@@ -449,6 +449,7 @@ class Incoming(Job):
                 if self._closed:
                     raise
                 reason = str(error)
+                self._cut()
                 continue
             self._serve_pages(self._pages)
             pager.fetch_again(self._fetcher(self._pages))
