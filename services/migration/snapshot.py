@@ -16,8 +16,19 @@ from services.migration.status import Status
 from vmesh import errors
 from vmesh.migration import snapshots
 from vmesh.migration.package import RAM_SECTION, StateReader, States, check_description, write_end
-from vmesh.migration.pages import Numbers, Pages, PageWriter, decode, expand, parse_runs, whole
+from vmesh.migration.pages import (
+    MOST_PAGES,
+    Numbers,
+    Pages,
+    PageWriter,
+    check_content,
+    decode,
+    expand,
+    parse_runs,
+    whole,
+)
 from vmesh.migration.records import VERSION, Reader, Record, StreamError, Writer, parse, unexpected
+from vmesh.segment import PAGE
 from vmesh.v1 import migration_pb2 as messages
 
 DEFAULT_LEVEL = 1  # of zstd
@@ -266,14 +277,15 @@ class SnapshotFile:
         self.states: States = states.finish()
 
     def _index(self, record: Record, offset: int) -> None:
-        found, _ = parse_runs(record)
+        found, content = parse_runs(record)
         if found.segment >= len(self._sizes):
             raise StreamError("pages of a segment", expected=f"below {len(self._sizes)}", got=str(found.segment))
         size = self._sizes[found.segment]
-        numbers: Numbers = expand(found.first, found.count, size, size)
+        zero = found.encoding == messages.PAGES_ZERO
+        numbers: Numbers = expand(found.first, found.count, size, size if zero else MOST_PAGES)
         if found.encoding == messages.PAGES_DELTA:
             raise StreamError(f"record {record.number}: pages", expected="whole ones", got="what changed of them")
-        zero = found.encoding == messages.PAGES_ZERO
+        check_content(found.encoding, content, len(numbers) * PAGE)
         if (self.index[found.segment][numbers] != _MISSING).any():
             raise StreamError(f"record {record.number}: pages that came already")
         self.index[found.segment][numbers] = ZERO if zero else len(self.records)

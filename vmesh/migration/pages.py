@@ -237,24 +237,36 @@ def decode(record: Record, segment_pages: Sequence[int]) -> Pages:
     if found.segment >= len(segment_pages):
         raise StreamError("pages of a segment", expected=f"0 to {len(segment_pages) - 1}", got=str(found.segment))
     size = segment_pages[found.segment]
-    if found.encoding == messages.PAGES_ZERO:
-        if len(content):
-            raise StreamError("pages that are zero", expected="no content", got=f"{len(content)} bytes")
-        return Pages(found.segment, expand(found.first, found.count, size, size), None)
-    numbers = expand(found.first, found.count, size, MOST_PAGES)
+    zero = found.encoding == messages.PAGES_ZERO
+    numbers = expand(found.first, found.count, size, size if zero else MOST_PAGES)
     wanted = len(numbers) * PAGE
     if found.encoding == messages.PAGES_DELTA:
         return Pages(found.segment, numbers, None, _parse_delta(content, wanted // 8))
-    match found.encoding:
+    check_content(found.encoding, content, wanted)
+    if zero:
+        return Pages(found.segment, numbers, None)
+    plain: Any = content if found.encoding == messages.PAGES_PLAIN else _decompress(content, wanted)
+    return Pages(found.segment, numbers, np.frombuffer(plain, np.uint8).reshape(-1, PAGE))
+
+
+def check_content(encoding: messages.PageEncoding.ValueType, content: memoryview, size: int) -> None:
+    """Raises StreamError unless this can be whole pages of `size` bytes; it does not decompress them."""
+    match encoding:
+        case messages.PAGES_ZERO:
+            if len(content):
+                raise StreamError("pages that are zero", expected="no content", got=f"{len(content)} bytes")
         case messages.PAGES_PLAIN:
-            if len(content) != wanted:
-                raise StreamError("content of pages", expected=f"{wanted} bytes", got=str(len(content)))
-            plain: Any = content
+            if len(content) != size:
+                raise StreamError("content of pages", expected=f"{size} bytes", got=str(len(content)))
         case messages.PAGES_ZSTD:
-            plain = _decompress(content, wanted)
+            try:
+                stated = zstandard.frame_content_size(content)
+            except zstandard.ZstdError as error:
+                raise StreamError(f"compressed pages: {error}") from None
+            if stated != size:
+                raise StreamError("compressed pages", expected=f"{size} bytes stated", got=str(stated))
         case other:
             raise StreamError("encoding of pages", expected="zero, plain or zstd", got=str(int(other)))
-    return Pages(found.segment, numbers, np.frombuffer(plain, np.uint8).reshape(-1, PAGE))
 
 
 def whole(pages: Pages) -> Pages:
@@ -276,9 +288,6 @@ def _parse_delta(content: memoryview, words: int) -> tuple[Numbers, Words]:
 
 def _decompress(content: memoryview, size: int) -> bytes:
     try:
-        stated = zstandard.frame_content_size(content)
-        if stated != size:
-            raise StreamError("compressed pages", expected=f"{size} bytes stated", got=str(stated))
         plain = zstandard.ZstdDecompressor().decompress(content, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise StreamError(f"compressed pages: {error}") from None

@@ -1,0 +1,592 @@
+"""Migration streams that were changed at random, given to the real destination and to the real reader of snapshots.
+
+The streams are real ones: a small machine's, sent by the real source and noted on the way (pre-copy with rounds,
+changes and zeroes; compressed; post-copy with requested pages), and a snapshot of it. They are changed in their bytes,
+which the checksums are to find; and in their records and messages behind right checksums, as somebody would who writes
+a stream of his own. What a service says to its state is not asked here: `HostileMachine` takes everything.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import struct
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError, Message
+
+from services.migration import incoming
+from services.migration.incoming import Incoming
+from services.migration.job import Context, Job
+from services.migration.machine import Machine, Stopped
+from services.migration.outgoing import Outgoing
+from services.migration.pager import Pager
+from services.migration.ram import GuestRam
+from services.migration.snapshot import Load, Save
+from vmesh import errors, segment
+from vmesh.log import Log
+from vmesh.migration import records
+from vmesh.migration.package import States
+from vmesh.segment import PAGE
+from vmesh.v1 import memory_pb2
+from vmesh.v1 import migration_pb2 as messages
+from vmesh.v1.lifecycle_pb2 import ServiceState
+
+RAM_PAGES, ROM_PAGES = 768, 16
+SERVICES = {"memory": "memory", "cpu": "cpu", "uart0": "ns16550a", "rtc": "goldfish-rtc"}
+MOST_PACKAGE = 1 << 20
+MOST_GROWTH = 64 << 20  # bytes of this process, for one stream: a state may have 16 MiB, a record 4
+_LIMIT = 20.0
+_SOON = 0.3  # seconds, for what a stream that was changed may not bring
+_HEADER = struct.Struct("<B3xIQ")
+
+MESSAGES: dict[int, type[Message]] = {
+    messages.RECORD_HEADER: messages.StreamHeader,
+    messages.RECORD_CONFIGURATION: messages.Configuration,
+    messages.RECORD_SECTION_START: messages.Section,
+    messages.RECORD_SECTION_PART: messages.SectionPart,
+    messages.RECORD_SECTION_END: messages.SectionPart,
+    messages.RECORD_SECTION_FULL: messages.Section,
+    messages.RECORD_COMMAND: messages.StreamCommand,
+    messages.RECORD_DESCRIPTION: messages.StreamDescription,
+}
+
+
+class HostileMachine(Machine):
+    """Takes and does everything, and notes it."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda message: None)
+        self.did: list[str] = []
+        self.states: States = {}
+        self.on_load: Callable[[], None] = lambda: None
+
+    def stop(self) -> bool:
+        self.did.append("stop")
+        return True
+
+    def save(self) -> Stopped:
+        states = {
+            name: ServiceState(type=f"vmesh.test.{kind}", version=1, bytes=random.Random(kind).randbytes(3000))
+            for name, kind in SERVICES.items()
+        }
+        return Stopped(states, True, time.monotonic_ns())
+
+    def check(self, states: States) -> None:
+        self.did.append("check")
+
+    def load(self, states: States) -> None:
+        self.did.append("load")
+        self.states = dict(states)
+        self.on_load()
+
+    def hand_over(self) -> None: ...
+
+    def go(self, since_ns: int) -> None:
+        self.did.append("go")
+
+    def stay(self) -> None:
+        self.did.append("go")
+
+    def go_on(self, *, catch_up: bool = False) -> None:
+        self.did.append("go on")
+
+    def moved(self) -> None: ...
+
+
+@dataclass
+class Side:
+    """A machine's memory, and what jobs stand on."""
+
+    folder: Path
+    machine: HostileMachine = field(default_factory=HostileMachine)
+    shoot_down: Callable[[], None] = lambda: None
+    faults: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir()
+        stride = segment.flags_stride(RAM_PAGES * PAGE)
+        sizes = {"ram": RAM_PAGES * PAGE, "rom": ROM_PAGES * PAGE, "flags": segment.FLAG_ARRAYS * stride}
+        for name, size in sizes.items():
+            segment.create(self.folder / name, size)
+        ram = memory_pb2.Segment(
+            name="ram", path=str(self.folder / "ram"), base=0x80000000, size=sizes["ram"], writable=True,
+            flags_path=str(self.folder / "flags"), flags_stride=stride,
+        )  # fmt: skip
+        rom = memory_pb2.Segment(name="rom", path=str(self.folder / "rom"), base=0x20000000, size=sizes["rom"])
+        self.ram = GuestRam([ram, rom])
+        self.ram.segments[0].present[:] = 1
+        self.log = Log("side", self.folder / "log")
+        self.pager = Pager(self.ram, lambda work: work(), self._mark_absent, lambda: None, lambda addresses: None)
+
+    def _mark_absent(self) -> None:
+        self.ram.segments[0].present[:] = 0
+
+    def context(self, **settings: Any) -> Context:
+        configuration = messages.Configuration(board="virt", machine="side", segments=self.ram.identity())
+        for name, kind in SERVICES.items():
+            configuration.services.add(name=name, kind=kind)
+        capabilities = messages.MigrationCapabilities(postcopy_ram=settings.pop("postcopy", False))
+        parameters = messages.MigrationParameters(max_package_bytes=MOST_PACKAGE, **settings)
+        return Context(
+            self.machine, self.ram, configuration, parameters, capabilities, self.log, lambda status: None,
+            self.shoot_down, lambda percent: None, self.faults.append, self.pager, lambda record: None,
+        )  # fmt: skip
+
+
+class Running:
+    """A job in its thread; `error` is how it ended, None for a good end."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.job.run()
+        except BaseException as error:
+            self.error = error
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def join(self, seconds: float) -> bool:
+        self._thread.join(seconds)
+        return not self.alive
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What came to the destination: of the main connection, and of that for requested pages."""
+
+    name: str
+    main: bytes
+    pages: bytes = b""
+
+
+def record(folder: Path) -> tuple[list[Recorded], bytes]:
+    """Real streams, and a snapshot of the same machine."""
+    made = []
+    for name, settings in (
+        ("pre-copy", {"downtime_limit_ms": 0}),
+        ("compressed", {"downtime_limit_ms": 300, "zstd_level": 1}),
+        ("post-copy", {"downtime_limit_ms": 0, "postcopy": True}),
+    ):
+        source, target = Side(folder / f"{name}-source"), Side(folder / f"{name}-target")
+        _fill(source)
+        made.append(_move(name, source, target, settings))
+    saved = Side(folder / "saved")
+    _fill(saved)
+    Save(saved.context(), str(folder / "snapshot")).run()
+    return made, (folder / "snapshot").read_bytes()
+
+
+def _fill(side: Side) -> None:
+    content = side.ram.segments[0].content
+    content[:300] = np.random.default_rng(1).integers(0, 255, (300, PAGE), np.uint8)
+    content[300:340] = 7
+    side.ram.segments[1].content[:4] = 3
+
+
+def _move(name: str, source: Side, target: Side, settings: dict[str, Any]) -> Recorded:
+    rounds = 0
+    sending: list[Outgoing] = []
+
+    def write() -> None:
+        nonlocal rounds
+        rounds += 1
+        if rounds <= 3:
+            source.ram.segments[0].content[:200, 8 * rounds] += 1
+            source.ram.segments[0].dirty[:200] = 1
+        if settings.get("postcopy"):
+            sending[0].start_postcopy()
+
+    def need_pages() -> None:
+        target.pager.wanted([target.ram.address(0, page) for page in (5, 700, 299)])
+
+    source.shoot_down = write
+    target.machine.on_load = need_pages if settings.get("postcopy") else lambda: None
+    place = target.folder / "there"
+    receiving = Running(Incoming(target.context(), f"unix:{place}"))
+    with _tee(place) as (near, taken):
+        sending.append(Outgoing(source.context(**settings), f"unix:{near}"))
+        running = Running(sending[0])
+        if not (running.join(_LIMIT) and receiving.join(_LIMIT)) or running.error or receiving.error:
+            raise AssertionError(f"{name}: {running.error}, {receiving.error}") from running.error or receiving.error
+    for mine, theirs in zip(source.ram.segments, target.ram.segments, strict=True):
+        assert (mine.content == theirs.content).all()
+    return Recorded(name, *(bytes(each) for each in taken))
+
+
+@contextmanager
+def _tee(place: Path) -> Iterator[tuple[Path, list[bytearray]]]:
+    """Passes connections on to `place`, and notes what goes there by each."""
+    near = place.with_suffix(".near")
+    taken: list[bytearray] = []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(near))
+        listener.listen()
+
+        def passes(here: socket.socket, there: socket.socket, noted: bytearray) -> None:
+            with suppress(OSError):
+                while data := here.recv(1 << 20):
+                    noted += data
+                    there.sendall(data)
+            for each in (here, there):
+                with suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+
+        def accepts() -> None:
+            with suppress(OSError):
+                while True:
+                    here, _ = listener.accept()
+                    there = socket.socket(socket.AF_UNIX)
+                    there.connect(str(place))
+                    taken.append(bytearray())
+                    for ends in ((here, there, taken[-1]), (there, here, bytearray())):
+                        threading.Thread(target=passes, args=ends, daemon=True).start()
+
+        threading.Thread(target=accepts, daemon=True).start()
+        yield near, taken
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+# How streams are changed
+
+
+def split(stream: bytes) -> list[tuple[int, bytes]]:
+    """Kind and payload of each record behind the magic."""
+    found, at = [], len(records.MAGIC)
+    while at < len(stream):
+        kind, length, _ = _HEADER.unpack_from(stream, at)
+        at += _HEADER.size
+        found.append((kind, stream[at : at + length]))
+        at += length
+    return found
+
+
+def join(parts: Sequence[tuple[int, bytes]]) -> bytes:
+    """A stream of these records, with right numbers and checksums, whatever they are."""
+    made = [records.MAGIC]
+    for number, (kind, payload) in enumerate(parts):
+        head = _HEADER.pack(kind, len(payload), 0)[:8]
+        made += [head, records.checksum(number, head, (payload,)).to_bytes(8, "little"), payload]
+    return b"".join(made)
+
+
+def change_bytes(stream: bytes, chance: random.Random) -> bytes:
+    """Damage: bits, pieces that are other, gone, twice, or in between; an end that comes too early."""
+    data = bytearray(stream)
+    for _ in range(chance.choice((1, 1, 2, 10))):
+        place = chance.randrange(len(data)) if chance.random() < 0.5 else chance.randrange(min(len(data), 2000))
+        size = chance.choice((1, 4, 8, 16, 300, 5000))
+        match chance.randrange(6):
+            case 0 | 1:
+                data[place] ^= 1 << chance.randrange(8)
+            case 2:
+                data[place : place + size] = chance.randbytes(min(size, len(data) - place))
+            case 3:
+                del data[place : place + size]
+            case 4:
+                data[place:place] = data[place : place + size]
+            case _:
+                del data[max(place, 1) :]
+    return bytes(data)
+
+
+def change_records(stream: bytes, chance: random.Random, others: Sequence[bytes]) -> bytes:
+    """Records in another order, of another kind, missing, twice, from another stream, with other messages in them; with
+    checksums that are right, but for a length that is a lie at the end."""
+    parts = split(stream)
+    for _ in range(chance.choice((1, 1, 1, 2, 5))):
+        # Those that are not pages are few, and say most.
+        words = [place for place, (kind, _) in enumerate(parts) if kind != messages.RECORD_PAGES]
+        place = chance.choice(words) if words and chance.random() < 0.7 else chance.randrange(len(parts))
+        kind, payload = parts[place]
+        match chance.randrange(12):
+            case 0:
+                del parts[place]
+            case 1:
+                parts.insert(chance.randrange(len(parts) + 1), parts[place])
+            case 2:
+                other = chance.randrange(len(parts))
+                parts[place], parts[other] = parts[other], parts[place]
+            case 3:
+                parts[place] = (chance.choice((*records.LIMITS, 0, 77)), payload)
+            case 4:
+                parts[place] = (kind, payload[: chance.randrange(len(payload) + 1)])
+            case 5:
+                parts[place] = (kind, chance.randbytes(chance.choice((0, 1, 16, 4000))))
+            case 6:
+                taken = split(chance.choice(others))
+                parts.insert(place, chance.choice(taken))
+            case 7:
+                chance.shuffle(parts)
+            case _:
+                parts[place] = (kind, _change_payload(kind, payload, chance))
+        if not parts:
+            break
+    made = join(parts)
+    if chance.random() < 0.05:
+        made += _HEADER.pack(chance.choice((*records.LIMITS,)), chance.choice((1, 1 << 20, (1 << 32) - 1)), 0)
+    return made
+
+
+def _change_payload(kind: int, payload: bytes, chance: random.Random) -> bytes:
+    if kind == messages.RECORD_PAGES and len(payload) >= 4:
+        (length,) = struct.unpack_from("<I", payload)
+        head, rest = payload[4 : 4 + length], payload[4 + length :]
+        if chance.random() < 0.3 and rest:
+            rest = change_bytes(rest, chance)
+        else:
+            head = _change_message(messages.PageRuns, head, chance)
+        length = chance.choice((len(head), len(head), len(head), 0, (1 << 32) - 1))
+        return (struct.pack("<I", length) + head + rest)[: records.LIMITS[kind]]
+    if kind in MESSAGES:
+        return _change_message(MESSAGES[kind], payload, chance)
+    return change_bytes(payload, chance) if payload else b""
+
+
+def _change_message(kind: type[Message], data: bytes, chance: random.Random) -> bytes:
+    message = kind()
+    try:
+        message.MergeFromString(data)
+    except DecodeError:
+        return data
+    with suppress(ValueError):  # a field that does not take it
+        _change_field(message, chance)
+    return message.SerializeToString()
+
+
+_NUMBERS = (
+    0,
+    1,
+    2,
+    15,
+    16,
+    767,
+    768,
+    769,
+    4096,
+    (1 << 31) - 1,
+    1 << 31,
+    (1 << 32) - 1,
+    1 << 32,
+    1 << 63,
+    (1 << 64) - 1,
+)
+
+
+def _change_field(message: Any, chance: random.Random) -> None:
+    """One field of a message, or of one in it, becomes another."""
+    described = chance.choice(message.DESCRIPTOR.fields)
+    if message.DESCRIPTOR.full_name.endswith("StreamCommand") and (set_ := message.WhichOneof("command")):
+        described = message.DESCRIPTOR.fields_by_name[set_] if chance.random() < 0.8 else described
+    value = getattr(message, described.name)
+    repeated = described.is_repeated
+    if described.type == FieldDescriptor.TYPE_MESSAGE:
+        if not repeated:
+            value.SetInParent()
+            if value.DESCRIPTOR.fields:
+                _change_field(value, chance)
+        elif not value or chance.random() < 0.2:
+            value.add()
+        elif chance.random() < 0.3:
+            del value[chance.randrange(len(value))]
+        else:
+            _change_field(chance.choice(value), chance)
+        return
+    if repeated:
+        place = chance.randrange(len(value) + 1)
+        if place == len(value) or chance.random() < 0.2:
+            value.extend([_value(described.type, chance)] * chance.choice((1, 1, 2000)))
+        elif chance.random() < 0.3:
+            del value[place]
+        else:
+            value[place] = _value(described.type, chance)
+        return
+    setattr(message, described.name, _value(described.type, chance))
+
+
+def _value(kind: int, chance: random.Random) -> Any:
+    if kind == FieldDescriptor.TYPE_STRING:
+        return chance.choice(("", "cpu", "rtc", "virt", "x" * 5000, "\0"))
+    if kind == FieldDescriptor.TYPE_BYTES:
+        return chance.randbytes(chance.choice((0, 1, 16, 3000, 100_000)))
+    if kind == FieldDescriptor.TYPE_BOOL:
+        return chance.random() < 0.5
+    number = chance.choice(_NUMBERS)
+    return number & 0x7FFFFFFF if kind == FieldDescriptor.TYPE_ENUM else number & 0xFFFFFFFF if (
+        kind == FieldDescriptor.TYPE_UINT32
+    ) else number  # fmt: skip
+
+
+# What becomes of them
+
+
+@dataclass
+class Campaign:
+    """Gives changed streams to a destination, one after the other. `outcomes` counts, `growth` is the most in bytes."""
+
+    folder: Path
+    outcomes: Counter[str] = field(default_factory=Counter)
+    growth: int = 0
+
+    def __post_init__(self) -> None:
+        self.streams, self.snapshot = record(self.folder)
+        self._target = Side(self.folder / "target")
+        self._errors: list[str] = []
+        self._former = threading.excepthook, incoming._HEAD_SECONDS, incoming._PAGES_SECONDS
+        threading.excepthook = self._thread_failed
+        incoming._HEAD_SECONDS = incoming._PAGES_SECONDS = _SOON
+
+    def close(self) -> None:
+        threading.excepthook, incoming._HEAD_SECONDS, incoming._PAGES_SECONDS = self._former
+
+    def _thread_failed(self, failed: threading.ExceptHookArgs) -> None:
+        self._errors.append("".join(traceback.format_exception(failed.exc_value)) if failed.exc_value else "?")
+
+    def unchanged(self) -> list[str]:
+        """What becomes of the streams and the snapshot as they were made."""
+        return [*(self._receive(each.main, each.pages) for each in self.streams), self._load(self.snapshot)]
+
+    def one(self, seed: int) -> None:
+        """One changed stream. Raises AssertionError for anything but a typed error or a good load."""
+        chance = random.Random(seed)
+        _reset_peak()
+        before = _peak()
+        if chance.random() < 0.2:
+            outcome = self._load(self._changed(self.snapshot, chance, [self.snapshot]))
+        else:
+            recorded = chance.choice(self.streams)
+            others = [each.main for each in self.streams]
+            main, pages = recorded.main, recorded.pages
+            if pages and chance.random() < 0.3:
+                pages = self._changed(pages, chance, others)
+            else:
+                main = self._changed(main, chance, others)
+            outcome = self._receive(main, pages)
+        self.outcomes[outcome] += 1
+        grown = _peak() - before
+        self.growth = max(self.growth, grown)
+        assert grown < MOST_GROWTH, f"seed {seed}: grew by {grown} bytes ({outcome})"
+        assert not self._errors, f"seed {seed}: {self._errors[0]}"
+
+    def _changed(self, stream: bytes, chance: random.Random, others: Sequence[bytes]) -> bytes:
+        if chance.random() < 0.3:
+            return change_bytes(stream, chance)
+        return change_records(stream, chance, others)
+
+    def _receive(self, main: bytes, pages: bytes) -> str:
+        side = self._target
+        side.machine.did.clear()
+        place = side.folder / "there"
+        job = Incoming(side.context(), f"unix:{place}")
+        running = Running(job)
+        connections = [_Sender(place, main)]
+        if pages:
+            connections.append(_Sender(place, pages, ends=False))
+        deadline = time.monotonic() + _LIMIT
+        paused = False
+        while not running.join(0.002):
+            assert time.monotonic() < deadline, f"it hangs: {job.status.message()}"
+            paused |= job.status.state == messages.MIGRATION_POSTCOPY_PAUSED
+            if paused or (job.status.state == messages.MIGRATION_SETUP and connections[0].over):
+                job.close()  # it waits for the next
+        for each in connections:
+            each.close()
+        self._typed(running.error)
+        did = side.machine.did
+        if "go" in did:
+            assert did.index("load") < did.index("go"), did
+            assert side.machine.states.keys() == SERVICES.keys()
+        if paused:
+            return "runs, and its post-copy is paused"
+        if running.error is None:
+            assert did.count("go") == 1, did
+            assert bool(side.ram.segments[0].present.all())
+            return "loaded"
+        assert side.ram.segments[0].present.all() or "go" in did
+        return f"refused: {type(running.error).__name__}"
+
+    def _load(self, data: bytes) -> str:
+        side = self._target
+        side.machine.did.clear()
+        side.faults.clear()
+        path = side.folder / "changed"
+        path.write_bytes(data)
+        running = Running(Load(side.context(), str(path)))
+        assert running.join(_LIMIT), "a snapshot hangs"
+        self._typed(running.error)
+        if side.faults:  # a file that was made so, with right checksums: the machine ends, and says why
+            assert isinstance(running.error, errors.VmeshError), side.faults
+            assert "decompress" in str(running.error), side.faults
+            return "snapshot cannot be decompressed: the machine ends"
+        if running.error is None:
+            return "snapshot loaded"
+        assert "load" not in side.machine.did, running.error
+        return f"snapshot refused: {type(running.error).__name__}"
+
+    @staticmethod
+    def _typed(error: BaseException | None) -> None:
+        if error is not None and not isinstance(error, errors.VmeshError | OSError):
+            raise AssertionError("".join(traceback.format_exception(error)))
+
+
+class _Sender:
+    """Sends a stream by a connection of its own, and reads what is answered until its end."""
+
+    def __init__(self, place: Path, data: bytes, *, ends: bool = True) -> None:
+        self.over = False
+        self._ends = ends
+        self._link = socket.socket(socket.AF_UNIX)
+        with suppress(OSError):  # the destination has had enough already
+            self._link.connect(str(place))
+        self._data = data
+        for work in (self._send, self._read):
+            threading.Thread(target=work, daemon=True).start()
+
+    def _send(self) -> None:
+        with suppress(OSError):
+            self._link.sendall(self._data)
+            if self._ends:
+                self._link.shutdown(socket.SHUT_WR)
+
+    def _read(self) -> None:
+        with suppress(OSError):
+            while self._link.recv(65536):
+                pass
+        self.over = True
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._link.shutdown(socket.SHUT_RDWR)
+        self._link.close()
+
+
+def _reset_peak() -> None:
+    """proc(5): the peak of resident memory becomes what it is now."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak() -> int:
+    """Bytes of resident memory, at most since the last reset."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) << 10
+    return os.sysconf("SC_PAGE_SIZE")
