@@ -1,4 +1,4 @@
-"""How far the cache reads ahead: as far as pages are needed in their order."""
+"""What the cache fetches with a page that is needed: more, as long as pages are needed in their order."""
 
 from __future__ import annotations
 
@@ -6,23 +6,31 @@ from services.memory.cache.read_ahead import FIRST, MOST, ReadAhead
 
 
 def test_a_run_grows_as_it_goes_on() -> None:
-    ahead, page, lengths = ReadAhead(), 100, []
-    for _ in range(8):
-        lengths.append(ahead.run(page))
-        page += lengths[-1]
-    assert lengths == [FIRST, *(min(FIRST << n, MOST) for n in range(1, 8))]
+    ahead, page, sizes = ReadAhead(), 0, []
+    for _ in range(12):
+        block = ahead.block(page)
+        assert page in block
+        sizes.append(len(block))
+        page = block.stop
+    assert sizes[:2] == [FIRST, 2 * FIRST]
+    assert sizes == sorted(sizes)
+    assert sizes[-1] == MOST
+
+
+def test_blocks_are_aligned() -> None:
+    assert ReadAhead().block(5 * FIRST + 3) == range(5 * FIRST, 6 * FIRST)
 
 
 def test_a_page_elsewhere_begins_anew_and_the_run_goes_on() -> None:
     ahead = ReadAhead()
-    assert ahead.run(0) == FIRST
-    assert ahead.run(5000) == FIRST
-    assert ahead.run(FIRST) == 2 * FIRST
+    assert ahead.block(1) == range(FIRST)
+    assert len(ahead.block(5000)) == FIRST
+    assert len(ahead.block(FIRST)) == 2 * FIRST
 
 
 def test_many_runs_are_forgotten_the_oldest_first() -> None:
     ahead = ReadAhead()
-    for start in range(0, 100_000, 1000):
-        ahead.run(start)
-    assert ahead.run(FIRST) == FIRST
-    assert ahead.run(99_000 + FIRST) == 2 * FIRST
+    for start in range(0, 100 * MOST, MOST):
+        ahead.block(start)
+    assert len(ahead.block(FIRST)) == FIRST
+    assert len(ahead.block(99 * MOST + FIRST)) == 2 * FIRST

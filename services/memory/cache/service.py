@@ -217,7 +217,8 @@ class Cache(Service):
             self._waiting.setdefault(page, []).append(waiter)
             if page not in self._fetching:
                 self._counts["faults"] += 1
-                self._fetch(range(page, page + self._read_ahead.run(page)))
+                self._fetch([page])  # before what comes with it
+                self._fetch(self._read_ahead.block(page))
 
     def _page(self, address: int) -> int:
         if not 0 <= address - self._ram.base < self._ram.size:
