@@ -16,11 +16,12 @@ from tests.checked_work import Progress, flags
 from tests.hosts import CPU, MEMORY, Spread
 from tests.relay import Passage, Relay
 from vmesh import curve, guest, wire
+from vmesh.cli.plan import CACHE
 from vmesh.cli.serve import MONITOR
 from vmesh.v1 import common_pb2
 
 DISK = "blk0"
-WHERE = {MONITOR: "door", "uart0": "a", "rtc": "b", "test": "c", DISK: "d"}
+WHERE = {MONITOR: "door", "uart0": "a", "rtc": "b", "test": "c", DISK: "d", CPU: "e", CACHE: "e"}
 DOWN_SECONDS, BUS_LIMIT = 1.0, 10  # the latter: what a hart waits for a device before the machine ends
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -35,7 +36,7 @@ class Machine:
             pytest.skip("Debian's guest is not cached (make guest)")
         self.relay = relay
         self.disk = scratch / "disk"
-        self.spread = Spread([*flags(found, scratch), "-bus-limit", str(BUS_LIMIT)], WHERE, relay)
+        self.spread = Spread([*flags(found, scratch), "-cpu-apart", "-bus-limit", str(BUS_LIMIT)], WHERE, relay)
         self.progress = Progress(lambda: self.spread.console)
 
     def ended(self) -> str:
@@ -68,8 +69,9 @@ def test_guest_outlives_links_that_fail_and_nobody_reads_along(machine: Machine)
     down = [
         *([pair] for pair in machine.links(CPU) if MONITOR not in pair),
         [(DISK, MEMORY)],
+        [(CACHE, MEMORY)],
         machine.links(MONITOR),
-        [pair for pair in machine.links(MEMORY) if not {MONITOR, DISK} & {*pair}],
+        [pair for pair in machine.links(MEMORY) if not {MONITOR, DISK, CACHE} & {*pair}],
     ]
     for pairs in down:
         passages = _passages(machine, pairs)

@@ -127,11 +127,16 @@ class Cache(Service):
             self._lost()
 
     def _lost(self) -> None:
-        self._counts["connections_lost"] += 1
-        self._runtime.log.warning("lost", peer="memory")
         self._runtime.loop.watch(self._home.socket)
         if self._home.losses is not None:
             self._runtime.loop.watch(self._home.losses)
+        if self._connected:
+            self._counts["connections_lost"] += 1
+            self._runtime.log.warning("lost", peer="memory")
+        self._connected = False
+        self._runtime.loop.call_in("dial", _AGAIN_SECONDS, self._redial)
+
+    def _redial(self) -> None:
         self._home.redial()
         self._meet()
 
