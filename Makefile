@@ -13,12 +13,17 @@ RUN_FLAGS    ?=
 PYTEST_FLAGS ?=
 PYTEST_JOBS  ?= 2
 
+# The container image, and what it stands on: any image with the Python of .venv.
+IMAGE      ?= vmesh
+IMAGE_BASE ?= python:$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')-slim-bookworm
+DOCKER     ?= docker
+
 PROTOS         := $(shell find proto -name '*.proto' 2>/dev/null)
 NATIVE_SOURCES := $(shell find services/cpu -name '*.py' 2>/dev/null)
 
 .DEFAULT_GOAL := setup
 .DELETE_ON_ERROR:
-.PHONY: help setup dev guest run test test-modes test-peers lint bench lock clean
+.PHONY: help setup dev guest run image test test-modes test-peers lint bench lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +37,10 @@ guest: setup ## fetch the Debian guest unless it is cached
 
 run: guest ## boot the default guest on this terminal
 	@$(VMESH) run $(RUN_FLAGS)
+
+image: guest ## build the container image IMAGE upon IMAGE_BASE, with docker or DOCKER
+	tools/image.sh
+	$(DOCKER) build --network none --build-arg BASE=$(IMAGE_BASE) --file deploy/Dockerfile --tag $(IMAGE) .
 
 test: lint guest ## lint, types, and every test
 	$(PY) -m pytest -n $(PYTEST_JOBS) $(PYTEST_FLAGS)

@@ -1,9 +1,11 @@
 #!/bin/sh
-# Renew requirements.lock (what a user runs) and requirements-dev.lock (what a developer needs on top), with hashes.
+# Renew, with hashes: requirements.lock (what a user runs, and what builds it), requirements-dev.lock (what a developer needs on
+# top), deploy/requirements.lock (what an image has).
 set -eu
 cd "$(dirname "$0")/.."
 uv=$(command -v uv || echo .venv/bin/uv)
 [ -x "$uv" ] || { .venv/bin/python -m pip install --quiet uv; uv=.venv/bin/uv; }
 compile() { "$uv" pip compile --quiet --python-version 3.11 --universal --generate-hashes --no-annotate --no-header "$@"; }
 compile pyproject.toml --group build --output-file requirements.lock
-compile pyproject.toml --group dev --constraints requirements.lock --output-file requirements-dev.lock
+compile pyproject.toml --extra deploy --group dev --constraints requirements.lock --output-file requirements-dev.lock
+compile pyproject.toml --constraints requirements.lock --output-file deploy/requirements.lock

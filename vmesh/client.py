@@ -78,6 +78,25 @@ class MachineClient:
         """`usage`: also what the processes use of their host."""
         return self._call(self._stub.Status, gateway_pb2.StatusRequest(usage=usage))
 
+    def health(self, service: str, seconds: float = 0.0) -> Iterator[bool]:
+        """Whether a service is well, by the gateway's health service: now, and for so many seconds whenever it changes.
+
+        An empty name is the gateway's own.
+        """
+        from grpc_health.v1 import health_pb2, health_pb2_grpc  # here: nobody else needs it
+
+        stub = health_pb2_grpc.HealthStub(self._channel)
+        request = health_pb2.HealthCheckRequest(service=service)
+        if not seconds:
+            yield self._call(stub.Check, request).status == health_pb2.HealthCheckResponse.SERVING
+            return
+        try:
+            for reply in stub.Watch(request, timeout=seconds):
+                yield reply.status == health_pb2.HealthCheckResponse.SERVING
+        except grpc.RpcError as error:
+            if error.code() != grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise GatewayError(f"machine '{self._name}': {error.details()}") from error
+
     def pause(self) -> None:
         self._call(self._stub.Pause, gateway_pb2.PauseRequest())
 

@@ -32,6 +32,7 @@ from vmesh.v1.packet_pb2 import Packet
 
 _KEPT_NOTICES = 64
 _MEANWHILE_SECONDS, _DEFERRED = 0.2, 4096
+_END_SECONDS = 8.0  # for the monitor to end the machine, once a vital service was asked to
 _LOOK_SECONDS = 1.0  # between two looks whether the machine is still there, without a lifeline
 
 
@@ -95,6 +96,7 @@ class Service:
     """What the runtime asks of a service. A method that raises a VmeshError answers the request with it."""
 
     kind = "service"
+    vital = False  # there is no machine without it: asked to end by somebody else than the monitor, it has all end
     begins_paused = False  # as after `pause`, until the monitor says Resume
 
     def start(self) -> None:
@@ -160,6 +162,7 @@ class Runtime:
         if not self.machine.path.is_dir():
             raise errors.ConfigError("--machine", expected="a machine directory", got=str(self.machine.path))
         self.epoch = epoch(options, self.machine)
+        self._asked_to_end = False
         self.incoming: bool = options.incoming and self.epoch == 1
         self.phase = lifecycle.SERVICE_STARTING
         self.loop = Loop()
@@ -247,7 +250,13 @@ class Runtime:
         self,
         severity: Severity.ValueType,
         text: str,
-        event: common.PowerOff | common.ResetRequest | common.Fault | common.HartStop | common.DiskError | None = None,
+        event: common.PowerOff
+        | common.ResetRequest
+        | common.Fault
+        | common.HartStop
+        | common.DiskError
+        | common.StopRequest
+        | None = None,
     ) -> None:
         """Tell the monitor, and the log."""
         notice = Notice(severity=severity, service=self.name, text=text)
@@ -262,6 +271,8 @@ class Runtime:
             notice.hart_stop.CopyFrom(event)
         elif isinstance(event, common.DiskError):
             notice.disk_error.CopyFrom(event)
+        elif isinstance(event, common.StopRequest):
+            notice.stop_request.SetInParent()
         write = {common.SEVERITY_WARNING: self.log.warning, common.SEVERITY_ERROR: self.log.error}
         write.get(severity, self.log.info)("notice", text=text)
         monitors = [client for client in self.server.clients.values() if client.role == common.ROLE_MONITOR]
@@ -418,7 +429,7 @@ class Runtime:
             self._orphaned()
 
     def _watch_signals(self) -> None:
-        """SIGTERM and SIGINT end the service in order, at the next turn of the loop."""
+        """SIGTERM and SIGINT end the service in order, at the next turn of the loop; or the machine, if it is vital."""
         reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(writer)
         for number_ in (signal.SIGTERM, signal.SIGINT):
@@ -426,7 +437,12 @@ class Runtime:
 
         def signalled() -> None:
             os.read(reader, 64)
-            self._end()
+            if self._service.vital and self.lifeline < 0 and not self._asked_to_end:
+                self._asked_to_end = True
+                self.notify(common.SEVERITY_INFO, "asked to end from outside", common.StopRequest())
+                self.loop.call_in("end", _END_SECONDS, self._end)
+            else:
+                self._end()
 
         self.loop.watch(reader, read=signalled)
 

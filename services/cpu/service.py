@@ -74,6 +74,7 @@ class Cpu(Service):
     """Runs the machine's harts."""
 
     kind = "cpu"
+    vital = True
 
     def __init__(self, runtime: Runtime, plan: Plan) -> None:
         self._runtime = runtime

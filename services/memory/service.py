@@ -53,6 +53,7 @@ class Memory(Service):
     """Owns the segments. Raises HostLimit, ImageError or ConfigError for a plan that cannot be."""
 
     kind = "memory"
+    vital = True
 
     def __init__(self, runtime: Runtime, plan: Plan) -> None:
         self._runtime = runtime

@@ -6,7 +6,7 @@ The only threads of the monitor are here. Each call becomes an operation that th
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
@@ -36,6 +36,7 @@ _MEMORY_BYTES = 1 << 20  # of one ReadMemory or WriteMemory
 _MESSAGE_BYTES = _MEMORY_BYTES + (64 << 10)  # of what a client sends
 # An operation fails by itself when a service owes an answer too long; this only bounds a chain of slow ones.
 _CALL_LIMIT = 60.0
+_SERVING = {True: health_pb2.HealthCheckResponse.SERVING, False: health_pb2.HealthCheckResponse.NOT_SERVING}
 _SNAPSHOT_LIMIT = 3600.0  # a large machine on a slow disk
 
 Found = TypeVar("Found")
@@ -56,6 +57,15 @@ def serve(supervisor: Supervisor, socket: Path, remote: Remote | None = None) ->
     health_pb2_grpc.add_HealthServicer_to_server(state, server)
     for name in ("", SERVICE):
         state.set(name, health_pb2.HealthCheckResponse.SERVING)
+    known: dict[str, bool] = {}
+
+    def tell(services: Mapping[str, bool]) -> None:
+        for name in services.keys() | known.keys():
+            if known.get(name) != (well := services.get(name, False)):
+                known[name] = well
+                state.set(name, _SERVING[well])
+
+    supervisor.call(lambda: setattr(supervisor, "tell_health", tell))
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     server.add_insecure_port(f"unix:{socket}")
     if remote is not None:

@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -22,8 +22,9 @@ import zmq
 
 from services.monitor import operations
 from services.monitor.events import EventHub
-from services.monitor.keeper import Keeper
+from services.monitor.keeper import KEEPER, Keeper
 from services.monitor.link import Answered, Link
+from services.monitor.migration import NAME as MIGRATION
 from services.monitor.migration import IncomingOptions, Migration
 from services.monitor.operations import Board, Operation, Request, RequestError
 from services.monitor.output import Output, one_line
@@ -41,6 +42,7 @@ FAILED_END_LIMIT = 1.0  # the same after a failure
 DEATHS, DEATHS_SECONDS = 5, 10.0  # a device that dies so often within so long is not started again
 _TICK = 0.2  # seconds between two looks at the deadlines
 _GATEWAY_DELAY = 2.0  # seconds after which the gateway opens though the machine is not ready
+_PULSE_SECONDS = 5.0  # without its pulse, a service is not well
 _QUICK_TICK = 0.02  # the same while the machine starts or ends
 
 _STATES = {
@@ -161,6 +163,7 @@ class Supervisor:
         self.at_end: set[Callable[[], None]] = set()  # called when the loop has ended
         self.open_gateway: Callable[[], None] = lambda: None
         self.on_hart_stop: Callable[[common_pb2.HartStop], None] = lambda stop: None
+        self.tell_health: Callable[[Mapping[str, bool]], None] = lambda health: None
         self.on_phase: Callable[[str], None] = lambda phase: None
         self._commands = commands
         self._settings = settings
@@ -464,6 +467,8 @@ class Supervisor:
                 self.end(0, reason="guest-reset")
             case "reset_request":
                 self.submit(self.reset(reason="guest-reset"), exclusive=True).add_done_callback(self._reset_done)
+            case "stop_request":
+                self.end(0, reason="host-signal")
             case "fault":
                 about = notice.fault.service or name
                 reason = one_line(notice.fault.reason or notice.text)
@@ -710,11 +715,20 @@ class Supervisor:
                 self._kill_all()
         else:
             self._check(now)
-            if self.uptime > _GATEWAY_DELAY:
+            if self.attached or self.uptime > _GATEWAY_DELAY:
                 self._open_gateway()
         self._record()
+        self.tell_health(self._health())
         settled = self.state in (gateway_pb2.MACHINE_RUNNING, gateway_pb2.MACHINE_PAUSED)
         self._loop.call_in("tick", min(_TICK, self._settings.health_interval) if settled else _QUICK_TICK, self._tick)
+
+    def _health(self) -> dict[str, bool]:
+        """Whether each service does what it is for, by name; those that nobody asks show it by their pulse."""
+        health = {name: service.ready and service.alive for name, service in self.services.items()}
+        for name in (KEEPER, MIGRATION) if self.attached else ():
+            with suppress(OSError):
+                health[name] = time.time() - self.machine.pulse(name).stat().st_mtime < _PULSE_SECONDS
+        return health
 
     def _check(self, now: float) -> None:
         for run in [run for run in self._runs if now >= run.deadline]:

@@ -117,6 +117,22 @@ def _control(name: str, text: str) -> Callable[[Sequence[str]], int]:
     return run
 
 
+def _health(arguments: Sequence[str]) -> int:
+    parser = _Parser(
+        prog="vmesh health",
+        description="Whether a service of a machine is well, by the gateway's health service: status 0 if it is. For a "
+        "container engine, which asks again and again: with --hold it answers at once until it is well for the first "
+        "time, then stays so long with the question, and answers early if it is no longer well.",
+    )
+    parser.add_argument("name", metavar="NAME", help="the machine, as `vmesh ps` lists it")
+    parser.add_argument("service", metavar="SERVICE", nargs="?", default="", help="default: the monitor itself")
+    parser.add_argument("--hold", type=float, default=0.0, metavar="SECONDS", help="how long to stay")
+    options = parser.parse_args(arguments)
+    from vmesh.cli.health import health
+
+    return health(options.name, options.service, options.hold)
+
+
 def _keys(arguments: Sequence[str]) -> int:
     parser = _Parser(
         prog="vmesh keys",
@@ -419,6 +435,7 @@ _CONTROLS: Mapping[str, str] = {
 COMMANDS: Mapping[str, Subcommand] = {
     "run": Subcommand("Start a machine; takes QEMU's flags.", _run),
     "serve": Subcommand("Run one service of a machine, as a container does.", _serve),
+    "health": Subcommand("Whether a service of a machine is well, as a container's health check.", _health),
     "ps": Subcommand("List the running machines and their services.", _ps),
     **{name: Subcommand(text, _control(name, text)) for name, text in _CONTROLS.items()},
     "monitor": Subcommand("A machine's HMP prompt, with completion and history.", _monitor),
