@@ -39,7 +39,7 @@ run: guest ## boot the default guest on this terminal
 	@$(VMESH) run $(RUN_FLAGS)
 
 image: guest ## build the container image IMAGE upon IMAGE_BASE, with docker or DOCKER
-	tools/image.sh
+	@$(PY) tools/image.py
 	$(DOCKER) build --network none --build-arg BASE=$(IMAGE_BASE) --file deploy/Dockerfile --tag $(IMAGE) .
 
 test: lint guest ## lint, types, and every test

@@ -54,6 +54,9 @@ class Engine:
         assert done.returncode == 1
         return done.stderr
 
+    def errors_of(self, *arguments: str) -> str:
+        return self._vmesh(*arguments).stderr
+
     def _vmesh(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "vmesh.cli", *arguments],
@@ -95,12 +98,14 @@ def engine() -> Iterator[Engine]:
 
 def test_attached_machine_boots_outlives_its_devices_and_ends_in_order(engine: Engine) -> None:
     for service in ("uart0", "rtc"):
+        engine.vmesh("health", "machine", service, "--hold", "0.1")
         engine.kill(service)
+        wait_for(lambda service=service: "is not well" in engine.errors_of("health", "machine", service), service, LIMIT)
         engine.start(service)
         engine.wait_running(service, 2)
     for command in (("swap", "machine", "rtc", "--", "true"), ("device_add", "machine", "virtio-rng-device")):
         assert engine.refused(*command).endswith("now: somebody else starts this machine's services\n")
-    engine.processes["monitor"].send_signal(signal.SIGTERM)
+    engine.processes["cpu"].send_signal(signal.SIGTERM)  # as an engine stops containers in an order of its own
     for service, process in engine.processes.items():
         assert process.wait(LIMIT) == 0, (service, engine.errors(service).read_text())
     assert not list(engine.root.iterdir())

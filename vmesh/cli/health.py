@@ -1,7 +1,7 @@
 """`vmesh health`: a container's health check, which costs an engine's host little.
 
-An engine begins a check anew some time after the last one has ended: for a quick start that time is short. A process every
-second for each container would be a good part of a core, so a check stays with its question once the service was well.
+An engine begins a check anew some time after the last one has ended: for a quick start that time is short. A process
+every second for each container would be a good part of a core, so a check stays once the service was well.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from vmesh.machine import MachineError
 
 
 def health(name: str, service: str, hold: float) -> int:
-    """0 if the service (empty: the monitor) is well, and stays so for `hold` seconds if it was well at a check before."""
+    """0 if the service (empty: the monitor) is well, and stays so for `hold` seconds if it was at a check before."""
     was_well = Path(tempfile.gettempdir()) / f"vmesh-health-{service or 'monitor'}"
     try:
         with connect(name) as client:
