@@ -85,7 +85,7 @@ class MachineClient:
         """
         from grpc_health.v1 import health_pb2, health_pb2_grpc  # here: nobody else needs it
 
-        stub = health_pb2_grpc.HealthStub(self._channel)
+        stub: Any = health_pb2_grpc.HealthStub(self._channel)  # the package's type information has no methods
         request = health_pb2.HealthCheckRequest(service=service)
         if not seconds:
             yield self._call(stub.Check, request).status == health_pb2.HealthCheckResponse.SERVING

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -54,8 +55,8 @@ class Engine:
         assert done.returncode == 1
         return done.stderr
 
-    def errors_of(self, *arguments: str) -> str:
-        return self._vmesh(*arguments).stderr
+    def is_ill(self, service: str) -> bool:
+        return self._vmesh("health", "machine", service).stderr == f"vmesh health: '{service}' is not well\n"
 
     def _vmesh(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -100,7 +101,7 @@ def test_attached_machine_boots_outlives_its_devices_and_ends_in_order(engine: E
     for service in ("uart0", "rtc"):
         engine.vmesh("health", "machine", service, "--hold", "0.1")
         engine.kill(service)
-        wait_for(lambda service=service: "is not well" in engine.errors_of("health", "machine", service), service, LIMIT)
+        wait_for(partial(engine.is_ill, service), f"{service} not to be well", LIMIT)
         engine.start(service)
         engine.wait_running(service, 2)
     for command in (("swap", "machine", "rtc", "--", "true"), ("device_add", "machine", "virtio-rng-device")):
