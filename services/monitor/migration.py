@@ -188,6 +188,12 @@ class Migration:
             return "the machine was handed over, and its memory with it"
         return ""
 
+    def pages_refusal(self) -> str:
+        """Why the guest's memory must not be made anew yet: pages are still to come to it. Empty if it may."""
+        if self.under_way and self.status.incoming and self.run_state not in ("inmigrate", "restore-vm"):
+            return "pages of the guest's memory are still to come: try again when they are here"
+        return ""
+
     def devices_refusal(self) -> str:
         """Why no device can be added, taken away or swapped now, as both ends must have the same; empty if one can."""
         if self.under_way:
@@ -404,6 +410,8 @@ class Migration:
                 self._supervisor.end(1, f"-loadvm: {one_line(status.error)}")
             elif failed and self.run_state == "inmigrate" and self._options.incoming != DEFER:
                 self._supervisor.end(1, f"the incoming migration failed: {one_line(status.error)}")
+            if not failed:
+                self._supervisor.pages_came()
             ended, self._ended = self._ended, []
             for future in ended:
                 future.set_result(migration_pb2.MigrationStatus.FromString(status.SerializeToString()))

@@ -90,10 +90,17 @@ def start(board: Board, since_ns: int | None = None) -> Operation:
 
 
 def reset(board: Board, *, stay_paused: bool) -> Operation:
-    """The state after power-on. Memory comes before the harts, so that they start from images loaded anew."""
+    """The state after power-on. Memory comes first: it may refuse, and then all go on as before; and the harts are to
+    start from images loaded anew."""
     yield from stop(board)
+    try:
+        yield [Request(board.memory, lifecycle_pb2.Reset())]
+    except RequestError:
+        if not stay_paused:
+            yield from resume(board)
+        raise
     yield [Request(name, lifecycle_pb2.Reset()) for name in board.devices]
-    for name in filter(None, (board.memory, board.cache, board.cpu)):
+    for name in filter(None, (board.cache, board.cpu)):
         yield [Request(name, lifecycle_pb2.Reset())]
     if not stay_paused:
         yield from resume(board)

@@ -159,6 +159,7 @@ class Supervisor:
         self.actions = Actions(reboot="reset" if settings.reboot else "shutdown")
         self.loop = Loop()
         self.launched = False  # whether the harts have ever run
+        self._reset_at_last = False  # as the guest has asked for, when its pages have come
         self.powered_off = False  # by the guest, and paused since, as `actions` says
         self.at_end: set[Callable[[], None]] = set()  # called when the loop has ended
         self.open_gateway: Callable[[], None] = lambda: None
@@ -302,11 +303,14 @@ class Supervisor:
     def paused(self) -> bool:
         return self.state == gateway_pb2.MACHINE_PAUSED
 
-    def reset(self, *, reason: str = "host-qmp-system-reset") -> Operation:
-        """The reset operation: a machine that is paused when it begins stays so. `reason` is QEMU's ShutdownCause."""
-        if refused := self.migration.memory_refusal():
+    def reset(self, *, reason: str = "host-qmp-system-reset", run: bool = False) -> Operation:
+        """The reset operation: a machine that is paused when it begins stays so, unless it is to `run`.
+
+        `reason` is QEMU's ShutdownCause.
+        """
+        if refused := self.migration.memory_refusal() or self.migration.pages_refusal():
             raise RequestError(refused, callers_fault=True)
-        yield from operations.reset(self.board, stay_paused=self.paused)
+        yield from operations.reset(self.board, stay_paused=self.paused and not run)
         self.powered_off = False
         self.events.publish("RESET", {"guest": reason.startswith("guest-"), "reason": reason})
 
@@ -314,6 +318,8 @@ class Supervisor:
         """The resume operation, unless a migration has the machine."""
         if reason := self.migration.refusal():
             raise RequestError(reason, callers_fault=True)
+        if self._reset_at_last:
+            raise RequestError("the guest has asked for a reset, which waits for its pages", callers_fault=True)
         if self.powered_off:
             raise RequestError("Resetting the Virtual Machine is required", callers_fault=True)
         yield from operations.resume(self.board)
@@ -465,6 +471,9 @@ class Supervisor:
                 self.end(min(notice.power_off.exit_code, 255), reason="guest-shutdown")
             case "reset_request" if self.actions.reboot == "shutdown":
                 self.end(0, reason="guest-reset")
+            case "reset_request" if self.migration.pages_refusal():
+                self._reset_at_last = True
+                self.submit(operations.pause(self.board), exclusive=True)
             case "reset_request":
                 self.submit(self.reset(reason="guest-reset"), exclusive=True).add_done_callback(self._reset_done)
             case "stop_request":
@@ -473,6 +482,13 @@ class Supervisor:
                 about = notice.fault.service or name
                 reason = one_line(notice.fault.reason or notice.text)
                 self.end(1, f"service '{one_line(about)}': {reason}")
+
+    def pages_came(self) -> None:
+        """All of the guest's memory is here."""
+        if self._reset_at_last:
+            self._reset_at_last = False
+            reset = self.reset(reason="guest-reset", run=True)
+            self.submit(reset, exclusive=True).add_done_callback(self._reset_done)
 
     def _reset_done(self, future: Future[None]) -> None:
         if isinstance(error := future.exception(), RequestError):

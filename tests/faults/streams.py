@@ -96,14 +96,15 @@ class Pair:
     `logs` has what they log and say, also of those that have ended.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, guest: bytes | None = None) -> None:
+        """`guest` is an ELF file; without, what counts."""
         self._root = root
         self.runtime = Path(tempfile.mkdtemp(prefix="vmesh-streams-"))
         self.environment = {**os.environ, "VMESH_RUNTIME": str(self.runtime)}
         self.logs = self.runtime.with_suffix(".logs")
         self.logs.mkdir()
         self.kernel = self.runtime.with_suffix(".elf")
-        self.kernel.write_bytes(counter())
+        self.kernel.write_bytes(guest or counter())
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._clients: dict[str, MachineClient] = {}
         self._number = 0

@@ -113,9 +113,25 @@ def test_pause_that_fails_lets_all_go_on(refused: str) -> None:
 @pytest.mark.parametrize("stay_paused", [False, True])
 def test_reset_restores_memory_before_the_harts_and_resumes_harts_last(stay_paused: bool) -> None:
     batches = names(carry_out(operations.reset(BOARD, stay_paused=stay_paused), willing))
-    assert batches[4:7] == ["Reset uart0,rtc", "Reset memory", "Reset cpu"]
+    assert batches[4:7] == ["Reset memory", "Reset uart0,rtc", "Reset cpu"]
     resumed = ["Resume uart0,rtc,memory", "Resume cpu", "Health uart0,rtc,memory,cpu"]
     assert batches[7:] == ([] if stay_paused else resumed)
+
+
+@pytest.mark.parametrize("stay_paused", [False, True])
+def test_reset_that_memory_refuses_changes_nothing_and_lets_all_go_on(stay_paused: bool) -> None:
+    asked: list[str] = []
+
+    def play(request: Request) -> Packet:
+        asked.append(f"{request.body.DESCRIPTOR.name} {request.service}")
+        if asked[-1] == "Reset memory":
+            raise RequestError("memory: no")
+        return willing(request)
+
+    with pytest.raises(RequestError, match="memory: no"):
+        carry_out(operations.reset(BOARD, stay_paused=stay_paused), play)
+    assert [entry for entry in asked if entry.startswith("Reset")] == ["Reset memory"]
+    assert ("Resume cpu" in asked) == (not stay_paused)
 
 
 def test_cpu_that_does_not_answer_leaves_its_status_empty() -> None:
