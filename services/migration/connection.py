@@ -104,13 +104,16 @@ class Connection:
             except ssl.SSLZeroReturnError:
                 return 0
 
+    def wait_turn(self, limit: Callable[[], int]) -> None:
+        """Until the next write may be made at the pace of `limit`, which becomes that of this connection."""
+        while (now_limit := limit()) and (wait := self._free_at - time.monotonic()) > 0 and not self._over.is_set():
+            self._over.wait(min(wait, _LOOK_SECONDS))
+        self.limit = now_limit
+
     def _pace(self, size: int) -> None:
-        if not self.limit:
-            return
-        now = time.monotonic()
-        self._free_at = max(self._free_at, now - _BURST_SECONDS) + size / self.limit
-        if (wait := self._free_at - now) > 0:
-            self._over.wait(wait)
+        if self.limit:
+            self.wait_turn(lambda: self.limit)
+            self._free_at = max(self._free_at, time.monotonic() - _BURST_SECONDS) + size / self.limit
 
 
 class Listener:

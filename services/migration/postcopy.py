@@ -133,11 +133,14 @@ class Push:
     def _push(self, writer: Writer, main: Connection, returned: ReturnPath) -> None:
         pages = PageWriter(writer, self._level)
         pages.counts = self._counts
-        while (found := self._take_some()) is not None:
+        while True:
+            # Before pages are taken: what is asked for meanwhile must not wait with those of the background.
+            main.wait_turn(lambda: self._context.parameters.max_postcopy_bandwidth)
             returned.check()
             if self._broken:
                 raise LinkLost(self._broken)
-            main.limit = self._context.parameters.max_postcopy_bandwidth
+            if (found := self._take_some()) is None:
+                return
             segment, numbers = found
             before = writer.bytes
             pages.write(segment, self._context.ram.segments[segment].content, numbers)

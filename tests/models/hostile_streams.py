@@ -292,6 +292,8 @@ def change_bytes(stream: bytes, chance: random.Random) -> bytes:
     """Damage: bits, pieces that are other, gone, twice, or in between; an end that comes too early."""
     data = bytearray(stream)
     for _ in range(chance.choice((1, 1, 2, 10))):
+        if not data:
+            break
         place = chance.randrange(len(data)) if chance.random() < 0.5 else chance.randrange(min(len(data), 2000))
         size = chance.choice((1, 4, 8, 16, 300, 5000))
         match chance.randrange(6):

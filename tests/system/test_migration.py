@@ -13,8 +13,11 @@ import pytest
 
 from tests.system import programs
 from tests.system.conftest import PROMPT, Host, Terminal
-from tests.waiting import wait_for
+from tests.waiting import LIMIT, wait_for
+from vmesh.client import MachineClient
 from vmesh.guest import Guest
+from vmesh.machine import Machine
+from vmesh.v1 import migration_pb2
 
 pytestmark = pytest.mark.system
 
@@ -49,6 +52,10 @@ def incoming(host: Host, run: Run, name: str, *flags: str) -> tuple[Terminal, st
     return terminal, place
 
 
+def client(host: Host, name: str) -> MachineClient:
+    return MachineClient(Machine(Path(host.runtime) / name), timeout=LIMIT)
+
+
 def status(host: Host, name: str) -> dict[str, object]:
     found: dict[str, object] = json.loads(host.vmesh("migrate", name, "--status", "--json"))
     return found
@@ -76,6 +83,28 @@ def test_machine_moves_and_nothing_is_lost(host: Host, run: Run, debian: Guest, 
     assert "goldfish" in target.ask("cat /sys/class/rtc/rtc0/name")
     apart = abs(int(target.ask("cat /sys/class/rtc/rtc0/since_epoch").split()[-1]) - time.time())
     assert apart < 3
+
+
+def test_linux_boots_from_pages_that_come_when_it_needs_them(host: Host, run: Run, debian: Guest) -> None:
+    """It is moved as soon as it begins, by post-copy, and next to nothing comes that is not asked for."""
+    flags = ("-m", "256M", "-append", "loglevel=1")
+    target, place = incoming(host, run, "boots")
+    run("-name", "begins", *flags, "-S")
+    wait_for((Path(host.runtime) / "begins" / "gateway.sock").exists, "the gateway")
+    with client(host, "begins") as source:
+        source.migrate_set(postcopy_ram=True, max_bandwidth=1 << 20, max_postcopy_bandwidth=1 << 16)
+        source.resume()
+        source.migrate(place)
+        source.migrate_start_postcopy()
+        target.expect(PROMPT)
+        found = source.query_migrate().status
+        assert found.state == migration_pb2.MIGRATION_POSTCOPY_ACTIVE
+        assert found.ram.postcopy_requests > 1000
+        assert found.ram.remaining > 1 << 20
+        assert "alive" in target.ask("echo ali''ve")
+        source.migrate_set(max_postcopy_bandwidth=0)
+        wait_for(lambda: source.query_migrate().status.state == migration_pb2.MIGRATION_COMPLETED, "the last page")
+    assert "alive" in target.ask("cat /proc/meminfo > /dev/null && echo ali''ve")
 
 
 def test_machine_is_upgraded_and_its_memory_is_not_copied(host: Host, run: Run, debian: Guest, tmp_path: Path) -> None:
