@@ -52,6 +52,7 @@ _TCP_OPTIONS = {
 }
 _TCP = re.compile(r"tcp://(\[[0-9a-fA-F:.%]+\]|[^:\[\]/\s]+):(\d{1,5})")
 _EVENT = struct.Struct("=hi")  # zmq_socket_monitor(3)
+_HEEDED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_DISCONNECTED
 _UNIX_PEER = "localhost:"  # how ZeroMQ names those who come by a Unix socket
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -366,7 +367,8 @@ class Peer:
     """A connection to a service, from the side that dials. `identify` sets the keys, without which TCP is refused.
 
     With `heed_loss` the loss of a connection over TCP has `receive` raise PeerLost, when `redial` is next; `losses` is
-    readable then. On one host it is the other side that ends, which shows otherwise.
+    readable then. One that was never there is none: ZeroMQ tries again by itself, less and less often. On one host it
+    is the other side that ends, which shows otherwise.
 
     `unasked` has what came without being an answer (Notice, DeviceUpdate), the oldest dropped beyond 1024. While
     waiting, the end of `lifeline` (a file descriptor) raises LifelineEnded; `wake` (an eventfd) ends one wait.
@@ -396,6 +398,7 @@ class Peer:
         self._identify = identify
         self._heed_loss = heed_loss and self.remote
         self.losses: zmq.Socket[bytes] | None = None
+        self._there = False  # the connection, if losses are heeded
         self._next_id = 0
         self._poller = zmq.Poller()
         self._lifeline = lifeline
@@ -417,7 +420,8 @@ class Peer:
             self._identify(self.socket)
         self._poller.register(self.socket, zmq.POLLIN)
         if self._heed_loss:
-            self.losses = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH)
+            self._there = False
+            self.losses = self.socket.get_monitor_socket(_HEEDED)
             self._poller.register(self.losses, zmq.POLLIN)
         try:
             self.socket.connect(self.address)
@@ -529,10 +533,13 @@ class Peer:
 
     def _take_losses(self) -> None:
         assert self.losses is not None
-        frames = self.losses.recv_multipart(zmq.NOBLOCK)
-        if _EVENT.unpack(frames[0])[0] == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+        event = _EVENT.unpack(self.losses.recv_multipart(zmq.NOBLOCK)[0])[0]
+        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             raise errors.PeerError(f"{self.address} does not know the key of {self.said.name}")
-        raise errors.PeerLost(f"{self.address}: the connection was lost")
+        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self._there = True
+        elif self._there:
+            raise errors.PeerLost(f"{self.address}: the connection was lost")
 
     def close(self) -> None:
         self._forget_losses()

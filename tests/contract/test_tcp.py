@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -105,6 +107,32 @@ def test_next_connection_takes_the_place_of_the_former(machine: tuple[Machine, P
     answer = later.request(messages.DmaRead(address=RAM_BASE, size=4), PATIENCE)
     assert isinstance(answer, messages.DmaDone)
     assert answer.data != b"late"
+
+
+def test_who_is_turned_away_tries_again_now_and_then(tmp_path: Path) -> None:
+    """Something on the way takes connections though the service is not there."""
+    curve.make(tmp_path, ["memory", "disk"])
+    accepted = []
+    with socket.create_server(("127.0.0.1", 0)) as listener, zmq.Context() as context:
+        listener.settimeout(PATIENCE)
+
+        def turn_away() -> None:
+            with suppress(OSError):
+                while True:
+                    listener.accept()[0].close()
+                    accepted.append(1)
+
+        thread = threading.Thread(target=turn_away)
+        thread.start()
+        identify = partial(curve.load(tmp_path, "disk").identify, service="memory")
+        address = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+        peer = wire.Peer(context, address, wire.hello(common.ROLE_DEVICE, "disk"), identify=identify, heed_loss=True)
+        with pytest.raises(errors.PeerTimeout):
+            peer.greet(1.0)
+        peer.abandon()
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(PATIENCE)
+    assert 1 <= len(accepted) < 50
 
 
 def test_no_keys_no_tcp() -> None:
