@@ -33,6 +33,7 @@ from bench import (
     migration_faults,
     moves,
     net,
+    partitions,
     programs,
 )
 from bench.harness import BenchError
@@ -54,6 +55,7 @@ BENCHMARKS: Mapping[str, tuple[Callable[[int], Report], int]] = {  # what measur
     "migration_faults": (migration_faults.measure, 300),  # faults in all
     "moves": (moves.measure, 50),  # moves in all
     "net": (net.measure, 3),
+    "partitions": (partitions.measure, 1),
     "programs": (programs.measure, 5),
 }
 

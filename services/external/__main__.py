@@ -6,6 +6,7 @@ until it listens, then lives as long as it does, so that the monitor has a proce
 
 from __future__ import annotations
 
+import argparse
 import os
 import select
 import shlex
@@ -39,12 +40,22 @@ def main(argv: Sequence[str]) -> int:
     arguments = ["--machine", str(machine.path), "--name", options.name]
     arguments += ["--epoch", str(service.epoch(options, machine))]
     arguments += ["--base", hex(options.base), *(["--irq", str(options.irq)] if options.irq else [])]
+    arguments += _elsewhere(options)
     if options.command:
         if options.lifeline >= 0:
             arguments += ["--lifeline", str(options.lifeline)]
         return _become([*shlex.split(options.command), *arguments], options.directory or ".", log)
     log.info("waiting for a device", arguments=shlex.join(arguments))
     return _stand_in(machine.socket(options.name), options.lifeline, options.wait, log)
+
+
+def _elsewhere(options: argparse.Namespace) -> list[str]:
+    """What the device has to know of other hosts."""
+    arguments = [word for name, address in options.peer for word in ("--peer", f"{name}={address}")]
+    for flag in ("listen", "endpoint"):
+        if address := getattr(options, flag):
+            arguments += [f"--{flag}", address]
+    return arguments + (["--keys", str(options.keys.absolute())] if options.keys else [])
 
 
 def _become(command: list[str], directory: str, log: Log) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import libfdt
@@ -39,7 +41,7 @@ def test_several_devices() -> None:
     [
         ("base=0x4000000", "expected id=NAME"),
         ("id=../x,base=0x4000000", "expected id=NAME"),
-        ("id=cpu,base=0x4000000", "none of monitor, gateway, memory, cpu"),
+        ("id=cpu,base=0x4000000", "none of monitor, gateway, memory, cache, cpu"),
         ("id=a", "expected base=ADDRESS"),
         ("id=a,base=here", "expected base to be a number"),
         ("id=a,base=0x4000002", "multiple of 4"),
@@ -118,3 +120,18 @@ def test_node_in_the_device_tree() -> None:
     assert tree.getprop(node, "interrupts").as_uint32() == 20
     with pytest.raises(libfdt.FdtException):
         tree.path_offset("/soc/other@5000000")
+
+
+def test_the_program_is_told_of_other_hosts(tmp_path: Path) -> None:
+    elsewhere = ["--listen", "tcp://127.0.0.1:7001", "--peer", "memory=tcp://10.0.0.1:7000", "--keys", str(tmp_path)]
+    command = [sys.executable, "-m", "services.external", "--machine", str(tmp_path), "--name", "c", "--epoch", "1"]
+    done = subprocess.run(
+        [*command, "--base", "0x4000000", *elsewhere, "--command", "echo"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    said = done.stdout.split()
+    for flag, value in zip(elsewhere[::2], elsewhere[1::2], strict=True):
+        assert said[said.index(flag) + 1] == value
