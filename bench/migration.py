@@ -65,6 +65,7 @@ def measure(runs: int) -> Report:
             if postcopy:
                 notes += histogram(ours)
         rows.append(_handover_row([_handover(initrd) for _ in range(runs)]))
+        rows += _restore(scratch, initrd, runs)
     return Report(f"live migration, {RAM}, {DIRTY_MEBIBYTES} MiB written over and over, {runs} moves each", rows, notes)
 
 
@@ -181,6 +182,33 @@ def _handover(initrd: Path) -> float:
         _wait_port(lambda: target.query_migrate().status.state == migration_pb2.MIGRATION_SETUP)
         time.sleep(_SETTLE)
         return hand_over(source, there)
+
+
+def _restore(scratch: Path, initrd: Path, runs: int) -> Iterator[Row]:
+    """A snapshot of the machine that writes, and new machines that begin with it."""
+    guest = replace(harness.debian(), initrd=initrd)
+    job = f"migration dirty {DIRTY_MEBIBYTES} & while :; do echo tick; usleep 10000; done"
+    flags = ["-m", RAM, *harness.guest_flags(guest, f'quiet vmesh.run="{job}"')]
+    snapshot, log = scratch / "restored.vmsnap", scratch / "restored.log"
+    name = f"saved{free_port()}"
+    with harness.kept(harness.ours("-name", name, *flags), b"dirty ready"), client(name) as machine:
+        time.sleep(_SETTLE)
+        saved = machine.snapshot_save(snapshot)
+    goes_on, ticks, absent = [], [], []
+    for _ in range(runs):
+        log.unlink(missing_ok=True)
+        began = time.time()
+        with harness.kept(harness.ours(*flags, "-loadvm", str(snapshot), "-D", str(log)), b"tick"):
+            ticks.append(time.time() - began)
+            loaded = harness.logged(harness.read_log(log), "migration", "loaded")
+        goes_on.append(loaded.time - began)
+        absent.append(float(loaded.fields["absent"]))
+    yield Row("snapshot: size", "MB", Sample((snapshot.stat().st_size / 1e6,)), digits=0)
+    yield Row("snapshot: the guest stands still to be saved", "ms", Sample((saved.downtime_ms,)), digits=0)
+    first = Sample(tuple(goes_on))
+    yield Row("restored: command to the first instruction", "s", first, bar=held("every one < 1", max(goes_on) < 1))
+    yield Row("restored: command to the guest's first line (one every 10 ms)", "s", Sample(tuple(ticks)))
+    yield Row("restored: pages still to come at the first instruction", "", Sample(tuple(absent)), digits=0)
 
 
 def hand_over(source: MachineClient, there: str) -> float:

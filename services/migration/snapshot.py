@@ -147,6 +147,7 @@ class Load(Job):
             self.context.keep(messages.MigrationRecord(incoming=True, snapshot=str(self._path), loaded=True))
             machine.go_on()
             status.went_on = time.monotonic()
+            self.context.log.info("loaded", absent=self.context.pager.remaining())
             self._bring(file, later)
 
     def _begin_pages(self, file: SnapshotFile) -> list[tuple[int, int]]:
