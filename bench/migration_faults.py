@@ -17,6 +17,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 _STREAM_BYTES = DATA_BYTES + (1 << 20)
 _SLOW = 32 << 20  # bytes a second, where something is to happen meanwhile
 _SECONDS = 0.6  # within which it happens
+_LOAD_SECONDS = 0.15  # that a snapshot takes to be loaded, about
 _SWITCH_SECONDS = 0.04  # the same, where it is to happen while a post-copy is switched over
 _MIGRATION = "migration"
 _DEVICES = ("uart0", "rtc", "test")
@@ -135,6 +137,24 @@ class _Campaign:
             raise BenchError("a snapshot was written to a full disk")
         if former.read_bytes() != b"former" or os.listdir(self.scratch) != [former.name]:
             raise BenchError("the former snapshot is not what it was")
+        self._alive(self.source, self.source_name)
+
+    def kill_while_loading(self) -> None:
+        """The migration service, with a snapshot half loaded: its next life loads the rest."""
+        snapshot = self.pair.logs / "half.vmsnap"
+        self.source.snapshot_save(snapshot)
+        with ThreadPoolExecutor(1) as pool:
+            loading = pool.submit(self.source.snapshot_load, snapshot)
+            time.sleep(self.chance.uniform(0, _LOAD_SECONDS))
+            self._kill("source", (_MIGRATION,))
+            try:
+                loading.result(LIMIT)
+            except GatewayError as error:  # it had not begun
+                self.told.append(f"({error})")
+        snapshot.unlink()
+        self._came(
+            "loaded" if self.source.query_migrate().status.state != migration_pb2.MIGRATION_FAILED else "not loaded"
+        )
         self._alive(self.source, self.source_name)
 
     # And after it
@@ -318,7 +338,8 @@ def measure(runs: int, only: Sequence[str] = ()) -> Report:
         faults = [
             campaign.cut, campaign.damage, campaign.cancel, campaign.kill_source_service, campaign.kill_target_service,
             campaign.kill_target_service, campaign.postcopy, campaign.postcopy, campaign.kill_in_postcopy,
-            campaign.kill_in_postcopy, campaign.end_in_postcopy, *([campaign.full_disk] if full else []),
+            campaign.kill_in_postcopy, campaign.end_in_postcopy, campaign.kill_while_loading,
+            *([campaign.full_disk] if full else []),
         ]  # fmt: skip
         if unknown := set(only) - {each.__name__ for each in faults}:
             raise BenchError(f"no fault '{min(unknown)}'")
