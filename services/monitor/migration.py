@@ -486,7 +486,7 @@ class Migration:
         try:
             yield from operations.quiesce(board, states, None if states is None else status)
         except RequestError:
-            yield from operations.resume(board)
+            yield from operations.go_on(board)
             self._ran, self.run_state = None, ""
             raise
         self._answer(number, "", states, status.stopped_ns)

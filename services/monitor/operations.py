@@ -7,6 +7,7 @@ RequestError is thrown into it. Nothing here knows of sockets or time, so that a
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from google.protobuf.message import Message
@@ -71,8 +72,15 @@ def pause(board: Board) -> Operation:
     try:
         yield from stop(board)
     except RequestError:
-        yield from resume(board)
+        yield from go_on(board)
         raise
+
+
+def go_on(board: Board) -> Operation:
+    """After a stop that failed: all are asked to go on at once, since one of them may not answer for long."""
+    for batch in ([Request(name, lifecycle_pb2.Resume()) for name in board.all], health(board)):
+        with suppress(RequestError):
+            yield batch
 
 
 def resume(board: Board, since_ns: int | None = None) -> Operation:
@@ -92,7 +100,7 @@ def start(board: Board, since_ns: int | None = None) -> Operation:
 def reset(board: Board, *, stay_paused: bool) -> Operation:
     """The state after power-on. Memory comes first: it may refuse, and then all go on as before; and the harts are to
     start from images loaded anew."""
-    yield from stop(board)
+    yield from (stop if stay_paused else pause)(board)
     try:
         yield [Request(board.memory, lifecycle_pb2.Reset())]
     except RequestError:
@@ -164,7 +172,7 @@ def write_memory(board: Board, request: cpu_pb2.WriteMemory) -> Operation:
 
 def write_registers(board: Board, request: cpu_pb2.WriteRegisters, *, stay_paused: bool) -> Operation:
     """Write registers by name, between two instructions."""
-    yield from stop(board)
+    yield from (stop if stay_paused else pause)(board)
     try:
         yield [Request(board.cpu, request)]
     except RequestError:

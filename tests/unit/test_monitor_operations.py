@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -22,12 +23,14 @@ def carry_out(operation: Operation, play: Play) -> list[list[tuple[str, str]]]:
         batch = next(operation)
         while True:
             batches.append([(request.service, request.body.DESCRIPTOR.name) for request in batch])
-            try:
-                answers = [play(request) for request in batch]
-            except RequestError as error:
-                batch = operation.throw(error)
-            else:
-                batch = operation.send(answers)
+            answers: list[Packet] = []
+            failures: list[RequestError] = []
+            for request in batch:  # all are asked before the first has answered
+                try:
+                    answers.append(play(request))
+                except RequestError as error:
+                    failures.append(error)
+            batch = operation.throw(failures[0]) if failures else operation.send(answers)
     except StopIteration:
         return batches
 
@@ -108,6 +111,22 @@ def test_pause_that_fails_lets_all_go_on(refused: str) -> None:
         "Resume memory",
         "Resume cpu",
     ]
+
+
+@pytest.mark.parametrize("operation", [operations.pause, partial(operations.reset, stay_paused=False)])
+def test_harts_go_on_after_a_pause_that_a_device_does_not_answer(operation: Callable[[Board], Operation]) -> None:
+    """It waits for a page, say, and answers neither this nor what comes behind it."""
+    asked: list[str] = []
+
+    def play(request: Request) -> Packet:
+        asked.append(f"{request.body.DESCRIPTOR.name} {request.service}")
+        if request.service == "uart0" and not isinstance(request.body, lifecycle_pb2.Health):
+            raise RequestError(f"uart0 does not answer {request.body.DESCRIPTOR.name}")
+        return willing(request)
+
+    with pytest.raises(RequestError, match="does not answer Pause"):
+        carry_out(operation(BOARD), play)
+    assert "Resume cpu" in asked
 
 
 @pytest.mark.parametrize("stay_paused", [False, True])
