@@ -17,6 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from bench import (
+    apart,
     block,
     boot,
     bus,
@@ -40,6 +41,7 @@ from bench.harness import BenchError
 from bench.report import Report
 
 BENCHMARKS: Mapping[str, tuple[Callable[[int], Report], int]] = {  # what measures, and its usual number of runs
+    "apart": (apart.measure, 3),
     "block": (block.measure, 3),
     "boot": (boot.measure, 5),
     "bus": (bus.measure, 1),

@@ -21,6 +21,7 @@ _TICK = 1e-7  # seconds; the board's timebase is 10 MHz
 _PLAIN = {"alu": "arithmetic", "memory": "loads and stores over 4 pages", "branch": "data-dependent branches",
           "call": "calls and returns"}  # fmt: skip
 _DOUBLE = "double"
+LOOPS = {**_PLAIN, _DOUBLE: "floating point, double"}
 _DEVICES = {"shadow": "read of a shadow register (LSR)", "sync": "read that only the device answers (RTC)"}
 
 
@@ -63,7 +64,7 @@ def measure(runs: int) -> Report:
             runs,
         )
     rows = []
-    for name, what in {**_PLAIN, _DOUBLE: "floating point, double"}.items():
+    for name, what in LOOPS.items():
         rate, their_rate = (_sample(each, name, lambda seconds: 1e-6 / seconds) for each in (ours, theirs))
         bar = held(f"at least {MIPS_BAR:g}", rate.median >= MIPS_BAR) if name in _PLAIN else ""
         rows.append(Row(what, "MIPS", rate, their_rate, digits=0, bar=bar))
@@ -78,14 +79,18 @@ def measure(runs: int) -> Report:
 
 def run(command: Sequence[str]) -> dict[str, list[float]]:
     """Seconds for one piece of work, of each pass, by loop."""
-    output = harness.run(command, {}).output.decode()
-    results: dict[str, list[float]] = {}
+    return results(harness.run(command, {}).output.decode())
+
+
+def results(output: str) -> dict[str, list[float]]:
+    """What the guest has printed, as `run` gives it. Raises BenchError."""
+    found: dict[str, list[float]] = {}
     for words in map(str.split, output.splitlines()):
         if len(words) == 3:
-            results.setdefault(words[0], []).append(int(words[2]) * _TICK / int(words[1]))
-    if results.keys() != {*_PLAIN, _DOUBLE, *_DEVICES}:
+            found.setdefault(words[0], []).append(int(words[2]) * _TICK / int(words[1]))
+    if found.keys() != {*_PLAIN, _DOUBLE, *_DEVICES}:
         raise BenchError(f"unexpected output: {output!r}")
-    return results
+    return found
 
 
 def _sample(runs: Sequence[dict[str, list[float]]], name: str, convert: Callable[[float], float]) -> Sample:

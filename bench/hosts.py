@@ -26,7 +26,7 @@ LATENCIES = (0.0001, 0.001, 0.01)  # seconds there and back
 BAR_LATENCY, BAR = 0.001, 2.0  # of the local boot
 LOCAL = "on one host"
 
-_FLAGS = ("-m", "512M", "-smp", "1", "-nographic")
+FLAGS = ("-m", "512M", "-smp", "1", "-nographic")
 _LIMIT = 150.0
 _PINGS = 200
 _COUNTED = {
@@ -68,15 +68,15 @@ def measure(runs: int) -> Report:
     """Raises BenchError where there can be no network namespaces."""
     boots: dict[str, list[Boot]] = {}
     pings: dict[str, float] = {}
-    with _hosts((HERE, FAR)) as hosts:
+    with made_hosts((HERE, FAR)) as hosts:
         boot(hosts, 0.0, {})  # the cache of code is filled
         for _ in range(runs):
             boots.setdefault(LOCAL, []).append(boot(hosts, 0.0, {}))
             for latency in LATENCIES:
                 away = boot(hosts, latency, dict.fromkeys(DEVICES, FAR))
-                boots.setdefault(_name(latency), []).append(away)
+                boots.setdefault(name_of(latency), []).append(away)
         for latency in LATENCIES:
-            pings[_name(latency)] = ping(hosts, latency)
+            pings[name_of(latency)] = ping(hosts, latency)
     return Report(
         f"Debian boots with its devices on another host, {runs} boots each",
         [row for name, done in boots.items() for row in _rows(name, done, boots[LOCAL], pings.get(name))],
@@ -87,12 +87,12 @@ def measure(runs: int) -> Report:
 
 def boot(hosts: Sequence[Host], latency: float, where: Mapping[str, str]) -> Boot:
     """One boot to the power-off. Raises BenchError."""
-    flags = [*_FLAGS, *harness.guest_flags(harness.debian(), "vmesh.run=true")]
-    with _spread(flags, hosts, latency, where) as machine:
+    flags = [*FLAGS, *harness.guest_flags(harness.debian(), "vmesh.run=true")]
+    with spread(flags, hosts, latency, where) as machine:
         began = time.monotonic()
         machine.start()
-        first = _when(machine, b"")
-        end = _when(machine, b"reboot: Power down")
+        first = when(machine, b"")
+        end = when(machine, b"reboot: Power down")
         status = machine.processes[MONITOR].wait(30)
         if status:
             raise BenchError(f"status {status}: {machine.said(MONITOR)}")
@@ -117,7 +117,7 @@ def ping(hosts: Sequence[Host], latency: float) -> float:
 
 
 @contextmanager
-def _hosts(names: Sequence[str]) -> Iterator[list[Host]]:
+def made_hosts(names: Sequence[str]) -> Iterator[list[Host]]:
     try:
         with namespaces(names) as made:
             yield made
@@ -127,7 +127,7 @@ def _hosts(names: Sequence[str]) -> Iterator[list[Host]]:
 
 
 @contextmanager
-def _spread(flags: Sequence[str], hosts: Sequence[Host], latency: float, where: Mapping[str, str]) -> Iterator[Spread]:
+def spread(flags: Sequence[str], hosts: Sequence[Host], latency: float, where: Mapping[str, str]) -> Iterator[Spread]:
     relay = Relay(latency / 2)
     machine = Spread(flags, where, relay, hosts)
     try:
@@ -137,7 +137,7 @@ def _spread(flags: Sequence[str], hosts: Sequence[Host], latency: float, where: 
         relay.close()
 
 
-def _when(machine: Spread, text: bytes) -> float:
+def when(machine: Spread, text: bytes) -> float:
     """When `text` was on the console; empty: the first byte. Raises BenchError."""
     deadline = time.monotonic() + _LIMIT
     while time.monotonic() < deadline:
@@ -154,7 +154,7 @@ def _counted(lines: Sequence[LogLine]) -> Mapping[str, str]:
     return harness.logged(lines, CPU, "counted").fields
 
 
-def _name(latency: float) -> str:
+def name_of(latency: float) -> str:
     return f"{latency * 1000:g} ms away"
 
 
@@ -169,7 +169,7 @@ def _rows(name: str, boots: Sequence[Boot], local: Sequence[Boot], pinged: float
         yield Row(f"{name}: a byte there and back", "us", Sample((pinged,)), digits=0)
         yield Row(f"{name}: first process to power-off", "s", wall, their_wall)
         ratio = guest.median / their_guest.median
-        bar = held(f"at most {BAR:g}x", ratio <= BAR) if name == _name(BAR_LATENCY) else ""
+        bar = held(f"at most {BAR:g}x", ratio <= BAR) if name == name_of(BAR_LATENCY) else ""
         yield Row(f"{name}: first byte to power-off", "s", guest, their_guest, bar=bar)
         through = Sample(tuple(each.bytes / 1024 for each in boots))
         yield Row(f"{name}: all that went between the hosts", "KiB", through, digits=0)

@@ -518,9 +518,9 @@ class Peer:
             raise errors.LifelineEnded("the process that started this one is gone")
         if any(where == self._wake for where, _ in ready):
             os.eventfd_read(self._wake)
-        if self.losses is not None and any(where is self.losses for where, _ in ready):
-            self._take_losses()
         if not any(where is self.socket for where, _ in ready):
+            if self.losses is not None and any(where is self.losses for where, _ in ready):
+                self._take_losses()  # after what came by the connection: it may be the last answer of a service
             return None
         frame = self.socket.recv(zmq.NOBLOCK)
         if self.socket.rcvmore:

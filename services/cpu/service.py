@@ -408,10 +408,11 @@ class Cpu(Service):
         bus = self._bus_counters()
         regions = {} if self._regions is None else self._regions.counters()
         faults = Latencies.together(thread.pages.latencies for thread in self._threads).counters("page_faults")
-        shot = sum(hart.count_shoot_downs for hart in self._harts.hart) if self._threads else 0
+        harts = self._harts.hart if self._threads else ()
         return {
             **{name.name: getattr(bus, name.name) for name in bus.DESCRIPTOR.fields},
-            "shoot_downs": shot,
+            "shoot_downs": sum(hart.count_shoot_downs for hart in harts),
+            "tlb_fills": sum(hart.count_tlb_fills for hart in harts),
             **faults,
             **regions,
         }

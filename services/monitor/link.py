@@ -29,6 +29,7 @@ class Link:
     ) -> None:
         hello = wire.hello(common_pb2.ROLE_MONITOR, "monitor", machine=addresses.machine.name)
         self._peer = addresses.dial(context, service, hello, heed_loss=True)
+        self.remote = self._peer.remote  # over TCP
         self.malformed = 0  # packets that did not parse
         self.reconnects = 0
         self._unasked = unasked

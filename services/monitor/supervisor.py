@@ -925,7 +925,13 @@ class Supervisor:
                     _kill(service)  # it waits for others to start, and has nothing to bring to an end
                 elif service.alive:
                     with suppress(PeerError):  # it will then be killed
-                        service.link.ask(lifecycle_pb2.Shutdown(), lambda packet: None)
+                        service.link.ask(lifecycle_pb2.Shutdown(), partial(self._shut, service))
+
+    def _shut(self, service: Service, _packet: Packet) -> None:
+        """It has brought out what the guest has written. Its end is not seen where it is on another host."""
+        if service.link.remote and service.alive:
+            service.link.close()
+            self._ended(service, "has ended")
 
     def _kill_all(self) -> None:
         self._end_deadline = float("inf")

@@ -11,8 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.hosts import Spread
+from tests.relay import Relay
+from tests.system import programs
 from tests.system.conftest import PROMPT, Host, Terminal
 from tests.waiting import wait_for
+from vmesh.cli.serve import KEEPER
 from vmesh.client import MachineClient
 from vmesh.guest import Guest
 from vmesh.machine import Machine
@@ -74,3 +78,22 @@ def pid(machine: Machine, service: str) -> int:
 
 def test_flags_that_do_not_go_together(host: Host) -> None:
     assert "-cpu-apart: expected neither" in host.vmesh("run", "-cpu-apart", "-incoming", "defer", status=2)
+
+
+def test_over_tcp_every_service_ends_in_order(tmp_path: Path) -> None:
+    """On five hosts: all that the guest has written comes out, and whoever has something to bring out is asked to."""
+    elf = tmp_path / "guest.elf"
+    elf.write_bytes(programs.elf(programs.count(2000)))
+    relay = Relay()
+    where = {"cpu": "a", "cache": "a", "uart0": "b", "rtc": "c", "test": "c", "monitor": "d"}
+    machine = Spread(["-bios", "none", "-kernel", str(elf), "-cpu-apart"], where, relay)
+    try:
+        machine.start()
+        services = machine.commands.keys() - {KEEPER}  # which ends with the machine directory of its host
+        ended = {name: machine.processes[name].wait() for name in services}
+        assert ended == dict.fromkeys(services, 0), [machine.said(name) for name in ended]
+        assert machine.console == b"".join(b"%08x\n" % number for number in range(2000))
+        assert not [name for name in ended if machine.said(name)]
+    finally:
+        machine.close()
+        relay.close()
