@@ -11,8 +11,8 @@ from bench.harness import BenchError
 from bench.hosts import FAR, FLAGS, LATENCIES, LOCAL, name_of
 from bench.report import Report, Row, Sample
 from tests.hosts import CPU, HERE, Host
+from vmesh.cli.placement import MONITOR
 from vmesh.cli.plan import CACHE
-from vmesh.cli.serve import MONITOR
 
 APART = {CPU: FAR, CACHE: FAR}
 _LOOPS_LATENCY = 0.001

@@ -18,7 +18,7 @@ from bench.harness import BenchError, LogLine
 from bench.report import Report, Row, Sample, held
 from tests.hosts import CPU, HERE, Host, Spread, namespaces
 from tests.relay import Relay
-from vmesh.cli.serve import MONITOR
+from vmesh.cli.placement import MONITOR
 
 FAR = "far"
 DEVICES = ("uart0", "rtc", "test")

@@ -20,8 +20,8 @@ from bench.report import Report, Row, Sample, held
 from tests.checked_work import Progress, flags
 from tests.hosts import CPU, MEMORY, Spread
 from tests.relay import Relay
+from vmesh.cli.placement import MONITOR
 from vmesh.cli.plan import CACHE
-from vmesh.cli.serve import MONITOR
 
 SECONDS = (1.0, 10.0, 60.0)
 BUS_LIMIT = 20.0  # of `vmesh run`

@@ -23,8 +23,9 @@ from tests.relay import Passage, Relay
 from tests.waiting import LIMIT, Process, wait_for
 from vmesh import curve
 from vmesh.cli import options as flags
+from vmesh.cli.placement import KEEPER, MIGRATION, MONITOR
 from vmesh.cli.plan import CACHE, monitor_command, plan
-from vmesh.cli.serve import KEEPER, MIGRATION, MONITOR, commands
+from vmesh.cli.serve import commands
 from vmesh.machine import LOCK, Machine
 from vmesh.spawn import ServiceCommand
 

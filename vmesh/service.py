@@ -406,6 +406,7 @@ class Runtime:
 
     def _end(self) -> None:
         self.phase = lifecycle.SERVICE_STOPPING
+        self.machine.pulse(self.name).unlink(missing_ok=True)  # whoever looks sees that it has ended in order
         self.loop.stop()
         self._service.shutdown()
 

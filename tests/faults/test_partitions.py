@@ -16,8 +16,8 @@ from tests.checked_work import Progress, flags
 from tests.hosts import CPU, MEMORY, Spread
 from tests.relay import Passage, Relay
 from vmesh import curve, guest, wire
+from vmesh.cli.placement import MONITOR
 from vmesh.cli.plan import CACHE
-from vmesh.cli.serve import MONITOR
 from vmesh.client import MachineClient
 from vmesh.machine import Machine as VmeshMachine
 from vmesh.v1 import common_pb2

@@ -148,20 +148,36 @@ def _keys(arguments: Sequence[str]) -> int:
 
 
 def _serve(arguments: Sequence[str]) -> int:
+    from vmesh.cli import placement
+    from vmesh.cli.options import OptionError
+
     parser = _Parser(
         prog="vmesh serve",
-        usage="vmesh serve [--name NAME] SERVICE [FLAG ...]",
+        usage=f"vmesh serve [--name NAME] [--keys FOLDER] [--place {placement.USAGE} ...] SERVICE [FLAG ...]",
         description="Run one service of a machine in this process, for whoever starts the services themselves, such as "
         "a container engine. SERVICE is memory, cpu, keeper, monitor, migration or a device. Memory takes the flags of "
-        "`vmesh run`, makes the machine directory and removes it; the others wait for it.",
+        "`vmesh run`, makes the machine directory and removes it; the others wait for it. On further hosts the service "
+        "`host` does that, with the same --place and flags as memory.",
     )
     parser.add_argument("--name", default="machine", help="the machine's (default: %(default)s)")
+    parser.add_argument("--keys", type=Path, metavar="FOLDER", help="of `vmesh keys`, if there are several hosts")
+    parser.add_argument(
+        "--place",
+        action="append",
+        default=[],
+        metavar=placement.USAGE,
+        help="memory, host: where a service is, once for each that others dial from another host",
+    )
     parser.add_argument("service", metavar="SERVICE")
     parser.add_argument("flags", nargs=argparse.REMAINDER, metavar="FLAG")
     options = parser.parse_args(arguments)
     from vmesh.cli.serve import serve
 
-    return serve(options.service, options.name, options.flags)
+    try:
+        places = placement.parse(options.place, options.keys)
+    except OptionError as error:
+        parser.error(str(error))
+    return serve(options.service, options.name, options.flags, places)
 
 
 def _swap(arguments: Sequence[str]) -> int:

@@ -1,7 +1,8 @@
 """`vmesh serve`: one service of a machine in this process, for whoever starts services themselves, as an engine does.
 
 The machine is described once, by the flags of its memory: that process makes the machine directory, with the command
-lines of all services, and removes it. The others wait for it there, in any order.
+lines of all services, and removes it. The others wait for it there, in any order. On further hosts the service `host`
+does the same with the same flags, and has no other work.
 """
 
 from __future__ import annotations
@@ -14,29 +15,33 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 from vmesh import machine as machines
 from vmesh.board.errors import BoardError
 from vmesh.cli import options as flags
 from vmesh.cli.options import HelpRequested, OptionError
+from vmesh.cli.placement import KEEPER, MEMORY, MIGRATION, Placement
 from vmesh.cli.plan import MachinePlan, monitor_command, plan
 from vmesh.errors import VmeshError
 from vmesh.guest import GuestError
 from vmesh.machine import Machine, MachineError
 from vmesh.spawn import ServiceCommand
 
-MEMORY, MONITOR, KEEPER, MIGRATION = "memory", "monitor", "keeper", "migration"
+HOST = "host"
 COMMANDS = "services.json"  # in the machine directory: a command line by name
 _LOOK_SECONDS = 0.05
+_ENDED_SECONDS, _GONE_SECONDS = 5.0, 60.0  # since the end of the last service of a host, or its last sign of life
 
 
-def serve(service: str, name: str, arguments: Sequence[str]) -> int:
-    """Run the service of the machine `name`; the arguments are the machine's flags for memory, more for the others."""
+def serve(service: str, name: str, arguments: Sequence[str], placement: Placement) -> int:
+    """Run the service of the machine `name`; the arguments are the machine's flags for memory and `host`, more for the
+    others."""
     for number in (signal.SIGTERM, signal.SIGINT):  # the first process of a container has no default for them
         signal.signal(number, lambda number, _frame: sys.exit(0))
     try:
-        if service == MEMORY:
-            return _own(name, arguments)
+        if service in (MEMORY, HOST):
+            return _own(service, name, arguments, placement)
         machine = Machine(machines.runtime_root() / name)
         command = _wait(machine, service)
         return _perform(command, arguments)
@@ -62,22 +67,49 @@ def commands(planned: MachinePlan, monitor: ServiceCommand, machine: Machine) ->
     )
 
 
-def _own(name: str, arguments: Sequence[str]) -> int:
+def _own(service: str, name: str, arguments: Sequence[str], placement: Placement) -> int:
+    """Have the machine directory of this host, as long as there is something in it."""
     options = flags.parse(arguments)
+    options = replace(options, cpu_apart=options.cpu_apart or placement.cpu_apart)
     machine = machines.create(name)
     try:
         planned = plan(options, machine)
         planned.write(machine)
         for note in planned.notes:
-            print(f"vmesh serve {MEMORY}: {note}", file=sys.stderr)
+            print(f"vmesh serve {service}: {note}", file=sys.stderr)
         found = commands(planned, monitor_command(planned, options, machine), machine)
+        names = [each.name for each in found]
+        placement.check(names)
+        found = tuple(
+            replace(each, arguments=(*each.arguments, *placement.arguments(each.name, names))) for each in found
+        )
         described = {each.name: [each.kind, each.module, *each.arguments] for each in found}
         fresh = machine.path / f".{COMMANDS}"
         fresh.write_text(json.dumps(described, indent=1))
         fresh.replace(machine.path / COMMANDS)
+        if service == HOST:
+            return _stay(machine, names)
         return _perform(next(each for each in found if each.name == MEMORY))
     finally:
         machine.remove()
+
+
+def _stay(machine: Machine, services: Sequence[str]) -> int:
+    """Until the services that have been on this host are gone; gives the exit status."""
+    began, seen = False, time.monotonic()
+    watched = [name for name in services if name != KEEPER]  # which ends with the directory
+    while not began or time.monotonic() - seen < _ENDED_SECONDS:
+        time.sleep(_LOOK_SECONDS)
+        if any((age := _age(machine.pulse(name))) is not None and age < _GONE_SECONDS for name in watched):
+            began, seen = True, time.monotonic()
+    return 0
+
+
+def _age(path: Path) -> float | None:
+    """Seconds since the file was touched; None if it is not there."""
+    with suppress(OSError):
+        return time.time() - path.stat().st_mtime
+    return None
 
 
 def _perform(command: ServiceCommand, more: Sequence[str] = ()) -> int:
