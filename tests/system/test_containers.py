@@ -7,23 +7,31 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.engine import LIMIT, Engine, started
+from tests.keys import make_keys
 from tests.waiting import Process, wait_for
+from vmesh.deploy.description import IMAGE
 
-IMAGE = "vmesh-test"
 PROJECT = "vmesh-test"
 DEVICES = ("uart0", "rtc", "test")
+SHELL = "Enter 'help' for a list"  # of its last whole line, as an engine keeps lines; the prompt is none
 SERVICES = ("memory", "monitor", "keeper", "migration", "cpu", *DEVICES)
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+OPENSSL = shutil.which("openssl") or ""
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +48,7 @@ class Composed:
         self.engine = engine
         self.project = project
         self.files = [word for file in files for word in ("--file", file)]
-        self.environment = {"VMESH_IMAGE": IMAGE, **environment}
+        self.environment = {**environment}
         self.lines = 0  # that were typed
 
     def compose(self, *arguments: str) -> str:
@@ -92,13 +100,67 @@ def test_compose(engine: Engine) -> None:
     machine = Composed(engine)
     try:
         machine.compose("up", "--detach")
-        machine.wait_console("Enter 'help' for a list")  # the prompt is no whole line, and an engine keeps lines
+        machine.wait_console(SHELL)
         check_services(machine)
         for device in ("uart0", "rtc"):
             check_kills(machine, device)
         check_end(machine)
     finally:
         machine.compose("down", "--volumes")
+
+
+def test_deploy_with_docker(engine: Engine) -> None:
+    with deployed(engine, "docker"):
+        wait_for(lambda: SHELL in engine.docker("logs", "there-keeper"), "the guest's shell", LIMIT)
+        assert vmesh(engine, "deploy", "--on", "docker", "there", check=False).startswith(
+            "vmesh deploy: 'there' is deployed already"
+        )
+
+
+def test_swarm(engine: Engine, tmp_path: Path) -> None:
+    """The stack, with its secrets; then `vmesh deploy`."""
+    said = engine.docker("swarm", "init", "--advertise-addr=127.0.0.1", "--listen-addr=127.0.0.1:2377", check=False)
+    if "Swarm initialized" not in said:
+        pytest.skip(f"no swarm mode: {said.splitlines()[-1]}")
+    try:
+        engine.docker("node", "update", "--label-add", "vmesh=true", engine.docker("node", "ls", "--quiet").strip())
+        check_stack(engine, tmp_path)
+        with deployed(engine, "swarm"):
+            wait_for(lambda: SHELL in engine.docker("service", "logs", "there-keeper"), "the guest's shell", LIMIT)
+    finally:
+        engine.docker("swarm", "leave", "--force")
+
+
+def check_stack(engine: Engine, folder: Path) -> None:
+    keys, others = make_keys(folder / "keys", OPENSSL), make_keys(folder / "others", OPENSSL)
+    for file in ("ca-cert.pem", "server-cert.pem", "server-key.pem"):
+        engine.docker("secret", "create", f"vmesh-{file.removesuffix('.pem')}", str(keys / file))
+    engine.docker("stack", "deploy", "--compose-file=deploy/stack.yml", "--resolve-image=never", "vm")
+    wait_for(lambda: SHELL in engine.docker("service", "logs", "vm_keeper", check=False), "the guest's shell", LIMIT)
+    gateway = "tcp:127.0.0.1:7700,tls-creds="
+    assert " is running" in vmesh(engine, "status", f"{gateway}{keys}")
+    assert "does not answer" in vmesh(engine, "status", f"{gateway}{others}", check=False)
+    (device,) = engine.docker("ps", "--quiet", "--filter=name=vm_uart0").split()
+    engine.docker("kill", device)  # what a swarm starts is its own affair, and so is to start it again
+    back = re.compile(r"^uart0 .* 2 +running", re.MULTILINE)
+    wait_for(lambda: back.search(vmesh(engine, "status", f"{gateway}{keys}")), "the next life of uart0", LIMIT)
+    engine.docker("stack", "rm", "vm")
+    wait_for(lambda: not engine.containers(), "the stack's containers to go", LIMIT)
+    engine.docker("volume", "rm", "vm_machine")
+
+
+@contextmanager
+def deployed(engine: Engine, on: str) -> Iterator[None]:
+    """A machine `there`, by `vmesh deploy`, which leaves nothing."""
+    assert f"vmesh deploy --on {on} --down there" in vmesh(engine, "deploy", "--on", on, "--ram", "600m", "there")
+    yield
+    vmesh(engine, "deploy", "--on", on, "--down", "there")
+    assert not engine.containers()
+    assert not engine.docker("volume", "ls", "--quiet")
+
+
+def vmesh(engine: Engine, *arguments: str, check: bool = True) -> str:
+    return engine.run(sys.executable, "-m", "vmesh.cli", *arguments, check=check)
 
 
 def check_image(engine: Engine) -> None:

@@ -117,6 +117,32 @@ def _control(name: str, text: str) -> Callable[[Sequence[str]], int]:
     return run
 
 
+def _deploy(arguments: Sequence[str]) -> int:
+    parser = _Parser(
+        prog="vmesh deploy",
+        usage="vmesh deploy [--on local|docker|swarm] [--image IMAGE] [--ram SIZE] NAME [FLAG ...]",
+        description="Start a machine in the background, with the flags of `vmesh run`: as processes of this host, as "
+        "containers of Docker, or as services of a Swarm. With --print it starts nothing, and writes the manifest.",
+    )
+    add = parser.add_argument
+    add("--on", choices=("local", "docker", "swarm"), default="local", help="(default: %(default)s)")
+    add("--image", default="vmesh", help="the containers' image (default: %(default)s)")
+    add("--ram", default="1g", metavar="SIZE", help="room for guest memory in containers, with m or g (default: 1g)")
+    actions = parser.add_mutually_exclusive_group()
+    actions.add_argument("--down", action="store_true", help="end the machine and remove what was made for it")
+    actions.add_argument("--print", choices=("compose", "stack", "kubernetes"), help="print a manifest")
+    add("name", metavar="NAME")
+    add("flags", nargs=argparse.REMAINDER, metavar="FLAG")
+    options = parser.parse_args(arguments)
+    from vmesh.cli import deploy
+
+    if options.down:
+        return deploy.remove(options.name, options.on)
+    if options.print:
+        return deploy.show(options.print, options.flags, options.image, options.ram)
+    return deploy.deploy(options.name, options.on, options.flags, options.image, options.ram)
+
+
 def _health(arguments: Sequence[str]) -> int:
     parser = _Parser(
         prog="vmesh health",
@@ -451,6 +477,7 @@ _CONTROLS: Mapping[str, str] = {
 COMMANDS: Mapping[str, Subcommand] = {
     "run": Subcommand("Start a machine; takes QEMU's flags.", _run),
     "serve": Subcommand("Run one service of a machine, as a container does.", _serve),
+    "deploy": Subcommand("Start a machine in the background, in containers or not.", _deploy),
     "health": Subcommand("Whether a service of a machine is well, as a container's health check.", _health),
     "ps": Subcommand("List the running machines and their services.", _ps),
     **{name: Subcommand(text, _control(name, text)) for name, text in _CONTROLS.items()},

@@ -1,0 +1,200 @@
+"""The description carried out by Docker, or as services of a Swarm: docker's SDK speaks to the engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import docker
+from docker.errors import DockerException, NotFound
+from docker.types import DriverConfig, Healthcheck, Mount, RestartPolicy
+
+from vmesh.deploy.description import HEALTH, RUNTIME, STOP_SECONDS, VOLUME, Container, Deployment
+from vmesh.deploy.manifests import NODE_LABEL, tmpfs
+from vmesh.errors import VmeshError
+
+LABEL = "vmesh.machine"  # of all that belongs to a machine: its name
+_LOOK_SECONDS = 0.2
+_NANOSECONDS = 1_000_000_000
+_TASK_STATES = ("running", "complete", "failed", "rejected", "shutdown", "remove")
+
+
+class DeployError(VmeshError):
+    """What an engine did not do; one line for the user."""
+
+
+def up(machine: Deployment, name: str, *, swarm: bool) -> None:
+    """Start all of it, each service when those before it are well. What was begun is taken back if one does not start.
+
+    Raises DeployError.
+    """
+
+    def begin(engine: docker.DockerClient) -> None:
+        if _found(engine, name):
+            raise DeployError(f"'{name}' is deployed already (vmesh deploy --down {name} ends it)")
+        if not engine.images.list(machine.image):
+            raise DeployError(f"no image '{machine.image}' (make image)")
+        try:
+            _start_services(engine, machine, name) if swarm else _start_containers(engine, machine, name)
+        except BaseException:
+            with suppress(DockerException):
+                _remove(engine, name)
+            raise
+
+    _carry_out(begin)
+
+
+def down(name: str) -> None:
+    """End the machine in order, and remove all of it. Raises DeployError if there is none of that name."""
+
+    def end(engine: docker.DockerClient) -> None:
+        if not _found(engine, name):
+            raise DeployError(f"nothing deployed under the name '{name}'")
+        _remove(engine, name)
+
+    _carry_out(end)
+
+
+def _carry_out(work: Callable[[docker.DockerClient], None]) -> None:
+    try:
+        engine = docker.from_env()
+        try:
+            work(engine)
+        finally:
+            engine.close()
+    except DockerException as error:
+        reason = str(getattr(error, "explanation", None) or error).splitlines()[0]
+        raise DeployError(f"the container engine: {reason}") from error
+
+
+def _start_containers(engine: docker.DockerClient, machine: Deployment, name: str) -> None:
+    volume = engine.volumes.create(_volume(name), driver="local", driver_opts=tmpfs(machine.ram), labels={LABEL: name})
+    for each in machine.containers:
+        for other, well in each.after.items():
+            if well:
+                _wait_healthy(engine, _container(name, other))
+        engine.containers.run(
+            machine.image,
+            each.command,
+            name=_container(name, each.service),
+            labels={LABEL: name},
+            detach=True,
+            network_mode="none",
+            read_only=True,
+            cap_drop=["ALL"],
+            security_opt=["no-new-privileges:true"],
+            volumes={volume.name: {"bind": RUNTIME, "mode": "rw"}},
+            tmpfs={"/tmp": ""},
+            stdin_open=each.input,
+            restart_policy={"Name": "on-failure"} if each.restarts else None,
+            healthcheck=_health(each),
+        )
+    _wait_healthy(engine, _container(name, machine.containers[-1].service))
+
+
+def _start_services(engine: docker.DockerClient, machine: Deployment, name: str) -> None:
+    options = DriverConfig("local", tmpfs(machine.ram))
+    labels = {LABEL: name}
+    swarm: Any = engine.services  # its methods have no type information
+    services = [
+        swarm.create(
+            machine.image,
+            args=each.command,
+            name=_container(name, each.service),
+            labels=labels,
+            container_labels=labels,
+            constraints=[f"node.labels.{NODE_LABEL} == true"],
+            mounts=[
+                Mount(RUNTIME, _volume(name), type="volume", driver_config=options, labels=labels),
+                Mount("/tmp", None, type="tmpfs"),
+            ],
+            read_only=True,
+            cap_drop=["ALL"],
+            open_stdin=each.input,
+            stop_grace_period=STOP_SECONDS * _NANOSECONDS,
+            restart_policy=RestartPolicy(condition="on-failure" if each.restarts else "none"),
+            healthcheck=_health(each),
+        )
+        for each in machine.containers
+    ]
+    for service in services:
+        _wait_task(service)
+
+
+def _health(container: Container) -> Healthcheck:
+    return Healthcheck(
+        test=["CMD", *HEALTH.command(container.service)],
+        interval=HEALTH.interval * _NANOSECONDS,
+        timeout=HEALTH.timeout * _NANOSECONDS,
+        retries=HEALTH.retries,
+        start_period=HEALTH.start * _NANOSECONDS,
+    )
+
+
+def _wait_healthy(engine: docker.DockerClient, container: str) -> None:
+    """Until its health check says so; fails if it ends, or is not well when its time to start is over."""
+    until = time.monotonic() + HEALTH.start
+    while True:
+        found = engine.containers.get(container)
+        state: dict[str, Any] = found.attrs["State"]
+        if state["Health"]["Status"] == "healthy":
+            return
+        if not state["Running"] or time.monotonic() > until:
+            how = f"is {state['Health']['Status']}" if state["Running"] else f"ended with status {state['ExitCode']}"
+            words = found.logs(tail=1).decode(errors="replace").strip()
+            raise DeployError(f"{container} {how}" + (f"; its last words: {words}" if words else ""))
+        time.sleep(_LOOK_SECONDS)
+
+
+def _wait_task(service: Any) -> None:
+    """Until a task of the service runs, which is when it is well for the first time."""
+    until = time.monotonic() + HEALTH.start
+    said = "no node takes it"
+    while time.monotonic() < until:
+        for task in service.tasks():
+            status = task["Status"]
+            if status["State"] == "running":
+                return
+            said = status.get("Err") or status["State"]
+            if status["State"] in _TASK_STATES:
+                raise DeployError(f"{service.name}: {said}")
+        time.sleep(_LOOK_SECONDS)
+    raise DeployError(f"{service.name} does not run after {HEALTH.start} s: {said}")
+
+
+def _found(engine: docker.DockerClient, name: str) -> list[Any]:
+    """The services, or the containers without any, of that machine."""
+    filters: dict[str, Any] = {"label": f"{LABEL}={name}"}
+    services: list[Any] = engine.services.list(filters=filters) if _in_swarm(engine) else []
+    return services or list(engine.containers.list(all=True, filters=filters))
+
+
+def _remove(engine: docker.DockerClient, name: str) -> None:
+    filters: dict[str, Any] = {"label": f"{LABEL}={name}"}
+    services: list[Any] = engine.services.list(filters=filters) if _in_swarm(engine) else []
+    for service in services:
+        service.remove()
+    swarm = "com.docker.swarm.service.id"
+    while containers := engine.containers.list(all=True, filters=filters):
+        for container in containers:  # the one made last, the cpu, comes first: its end is the machine's, in order
+            with suppress(NotFound, DockerException):
+                if swarm not in container.labels:
+                    container.stop(timeout=STOP_SECONDS)
+                    container.remove()
+        time.sleep(_LOOK_SECONDS)
+    for volume in engine.volumes.list(filters=filters):
+        volume.remove()
+
+
+def _in_swarm(engine: docker.DockerClient) -> bool:
+    return bool(engine.info()["Swarm"].get("ControlAvailable"))
+
+
+def _container(name: str, service: str) -> str:
+    return f"{name}-{service}"
+
+
+def _volume(name: str) -> str:
+    return f"{name}-{VOLUME}"
