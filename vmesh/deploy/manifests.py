@@ -123,7 +123,9 @@ def _compose_service(machine: Deployment, container: Container) -> Manifest:
 
 def _stack_service(machine: Deployment, container: Container) -> Manifest:
     """Swarm knows no order of start, which no service needs, and has no containers without any network."""
-    return _common(machine, container) | {
+    made = _common(machine, container)
+    made["volumes"] += [{"type": "tmpfs", "target": path} for path in made.pop("tmpfs")]  # `tmpfs` is ignored
+    return made | {
         "deploy": {
             "replicas": 1,
             "placement": {"constraints": [f"node.labels.{NODE_LABEL} == true"]},
