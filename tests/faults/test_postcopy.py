@@ -86,7 +86,7 @@ def test_package_that_is_too_long_leaves_the_machine_at_the_source_and_the_next_
 def test_link_that_breaks_is_mended_and_nothing_is_lost(pair: Pair) -> None:
     source, target = pair.start("source"), pair.start("target", "-incoming", "defer")
     proxy = Proxy(pair.place(), pair.listen(target), lambda at, data: data)
-    begin(source, proxy.uri, background=2 << 20)
+    begin(source, proxy.uri, background=1 << 16)
     for how in ("cut", "asked", "asked there"):
         for side in (source, target):
             wait_state(side, ACTIVE)
@@ -114,7 +114,7 @@ def test_link_that_breaks_is_mended_and_nothing_is_lost(pair: Pair) -> None:
 @pytest.mark.parametrize("killed", [("target",), ("source",), ("source", "target")])
 def test_migration_service_that_is_killed_goes_on_in_its_next_life(pair: Pair, killed: tuple[str, ...]) -> None:
     source, target = pair.start("source"), pair.start("target", "-incoming", "defer")
-    begin(source, f"unix:{pair.listen(target)}", background=2 << 20)
+    begin(source, f"unix:{pair.listen(target)}", background=1 << 16)
     wait_state(source, ACTIVE)
     wait_state(target, ACTIVE)
     assert counts(target)
