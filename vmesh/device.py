@@ -311,20 +311,22 @@ class DeviceService(Service):
     def _fetch(self, addresses: list[int]) -> None:
         """Wait for pages."""
         self._page_waits += 1
-        self._ask_memory(memory_pb2.NeedPages(addresses=addresses))
+        self._ask_memory([memory_pb2.NeedPages(addresses=addresses)])
 
-    def _ask_memory(self, request: Message) -> Message:
+    def _ask_memory(self, requests: Sequence[Message]) -> list[Message]:
         """What was under way when the connection was lost is asked again: it does the same once more, and by the former
         connection nothing comes any more."""
         assert self._memory is not None
-        requests = [request]
+        greeting: list[Message] = []
         while True:
             try:
-                return [self._runtime.ask(self._memory, each, self._keep_waiting) for each in requests][-1]
+                for each in greeting:
+                    self._runtime.ask(self._memory, [each], self._keep_waiting)
+                return self._runtime.ask(self._memory, requests, self._keep_waiting)
             except errors.PeerLost:
                 self._reconnects += 1
                 self._memory.redial()
-                requests = [self._memory.said, memory_pb2.Attach(description=self._description), request]
+                greeting = [self._memory.said, memory_pb2.Attach(description=self._description)]
 
     def _keep_waiting(self) -> None:
         """Harts are not to take the device for dead while it waits for memory."""

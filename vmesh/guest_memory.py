@@ -7,7 +7,7 @@ OutsideGrant before anything was read or written.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from vmesh.wire import Peer
 MAX_TRANSFER = 1 << 20  # of one DmaRead or DmaWrite
 NEEDED_AT_ONCE = 256  # pages of one NeedPages
 _ANSWER_SECONDS = 10.0
+_ASKED_AT_ONCE = 128  # DmaRead or DmaWrite
 
 Piece = tuple[int, int]
 """A range of guest memory: address, bytes."""
@@ -221,30 +222,25 @@ class LocalGuestMemory:
 
 
 class RemoteGuestMemory:
-    """Asks the memory service, over a connection that has attached: with `ask`, which waits as long as it takes for
-    pages that are absent; without it, for some seconds. Raises PeerError if memory does not answer."""
+    """Asks the memory service, over a connection that has attached: with `ask`, which asks several things at once and
+    waits as long as it takes for pages that are absent; without it, one by one and for some seconds. Raises PeerError
+    if memory does not answer."""
 
     def __init__(
-        self, memory: Peer, grants: Sequence[messages.Grant], ask: Callable[[Message], Message] | None = None
+        self,
+        memory: Peer,
+        grants: Sequence[messages.Grant],
+        ask: Callable[[Sequence[Message]], list[Message]] | None = None,
     ) -> None:
-        self._request = ask or partial(memory.request, timeout=_ANSWER_SECONDS)
+        request = partial(memory.request, timeout=_ANSWER_SECONDS)
+        self._request = ask or (lambda bodies: [request(body) for body in bodies])
         self._grants = tuple(grants)
 
     def read(self, address: int, size: int) -> bytes:
-        pieces = []
-        for start in range(address, address + size, MAX_TRANSFER) or (address,):
-            count = min(MAX_TRANSFER, address + size - start)
-            answer = self._ask(messages.DmaRead(address=_u64(start), size=_u64(count)))
-            if len(answer.data) != count:
-                raise errors.PeerError("DmaRead answered", expected=f"{count} bytes", got=str(len(answer.data)))
-            pieces.append(answer.data)
-        return b"".join(pieces)
+        return self._read([(address, size)])[0]
 
     def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
-        view = memoryview(data)
-        for start in range(0, len(view), MAX_TRANSFER) or (0,):
-            piece = view[start : start + MAX_TRANSFER]
-            self._ask(messages.DmaWrite(address=_u64(address + start), data=bytes(piece)))
+        self._write([(address, memoryview(data))])
 
     def read_u16(self, address: int) -> int:
         return int.from_bytes(self.read(address, 2), "little")
@@ -262,7 +258,7 @@ class RemoteGuestMemory:
         return 0, -1
 
     def gather(self, pieces: Sequence[Piece]) -> list[memoryview]:
-        return [memoryview(self.read(address, size)) for address, size in pieces]
+        return [memoryview(content) for content in self._read(pieces)]
 
     def scatter(self, pieces: Sequence[Piece], fill: Fill) -> int:
         for address, size in pieces:
@@ -270,18 +266,61 @@ class RemoteGuestMemory:
         views = [memoryview(bytearray(size)) for _, size in pieces]
         count = fill(views)
         remaining = count
+        filled = []
         for (address, size), view in zip(pieces, views, strict=True):
             used = min(size, remaining)
             if used:
-                self.write(address, view[:used])
+                filled.append((address, view[:used]))
             remaining -= used
+        self._write(filled)
         return count
 
-    def _ask(self, request: messages.DmaRead | messages.DmaWrite) -> messages.DmaDone:
-        answer = self._request(request)
-        if not isinstance(answer, messages.DmaDone):
-            raise errors.PeerError("memory answered", expected="DmaDone", got=answer.DESCRIPTOR.name)
-        return answer
+    def _read(self, pieces: Sequence[Piece]) -> list[bytes]:
+        cuts = [list(_cut(address, size)) for address, size in pieces]
+        wanted = [messages.DmaRead(address=_u64(start), size=_u64(count)) for cut in cuts for start, count in cut]
+        answers = iter(self._ask(wanted))
+        found = []
+        for cut in cuts:
+            parts = []
+            for _, count in cut:
+                data = next(answers).data
+                if len(data) != count:
+                    raise errors.PeerError("DmaRead answered", expected=f"{count} bytes", got=str(len(data)))
+                parts.append(data)
+            found.append(b"".join(parts))
+        return found
+
+    def _write(self, filled: Sequence[tuple[int, memoryview]]) -> None:
+        self._ask(
+            [
+                messages.DmaWrite(address=_u64(start), data=bytes(view[start - address : start - address + count]))
+                for address, view in filled
+                for start, count in _cut(address, len(view))
+            ]
+        )
+
+    def _ask(self, requests: Sequence[messages.DmaRead | messages.DmaWrite]) -> list[messages.DmaDone]:
+        """Some at a time, so that neither the connection nor memory has to hold very much."""
+        done: list[messages.DmaDone] = []
+        batch: list[messages.DmaRead | messages.DmaWrite] = []
+        size = 0
+        for number, request in enumerate(requests, 1):
+            batch.append(request)
+            size += request.size if isinstance(request, messages.DmaRead) else len(request.data)
+            if number < len(requests) and len(batch) < _ASKED_AT_ONCE and size < MAX_TRANSFER:
+                continue
+            for answer in self._request(batch):
+                if not isinstance(answer, messages.DmaDone):
+                    raise errors.PeerError("memory answered", expected="DmaDone", got=answer.DESCRIPTOR.name)
+                done.append(answer)
+            batch, size = [], 0
+        return done
+
+
+def _cut(address: int, size: int) -> Iterator[Piece]:
+    """A range in pieces that one message can bring; at least one, so that what may not be used is refused."""
+    for start in range(address, address + size, MAX_TRANSFER) or (address,):
+        yield start, min(MAX_TRANSFER, address + size - start)
 
 
 def _half(address: int, mapped: _Mapped) -> int:

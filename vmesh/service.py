@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -216,22 +216,26 @@ class Runtime:
             heed_loss=heed_loss,
         )
 
-    def ask(self, peer: wire.Peer, body: Message, alive: Callable[[], None]) -> Message:
-        """As `peer.request`, for an answer that may be long in coming: meanwhile Health is answered and `alive` called
-        now and then; all other requests wait. Raises the VmeshError that an Error stands for."""
-        packet_id = peer.send(body)
-        while True:
+    def ask(self, peer: wire.Peer, bodies: Sequence[Message], alive: Callable[[], None]) -> list[Message]:
+        """As `peer.request`, for several requests at once, and answers that may be long in coming: meanwhile Health is
+        answered and `alive` called now and then; all other requests wait. Raises the VmeshError that an Error stands
+        for."""
+        answers: dict[int, Message | None] = dict.fromkeys(map(peer.send, bodies))
+        missing = len(answers)
+        while missing:
             packet = peer.receive(_MEANWHILE_SECONDS)
-            if packet is not None and packet.id == packet_id:
+            if packet is None:
+                self._meanwhile()
+                alive()
+            elif packet.id in answers and answers[packet.id] is None:
                 answer = wire.body_of(packet)
                 if isinstance(answer, common.Error):
                     raise errors.from_message(answer)
                 if answer is None or isinstance(answer, common.Refused):
                     raise wire.mismatch(peer.address, "an answer", answer)
-                return answer
-            if packet is None:
-                self._meanwhile()
-                alive()
+                answers[packet.id] = answer
+                missing -= 1
+        return [answer for answer in answers.values() if answer is not None]
 
     def _meanwhile(self) -> None:
         while len(self._deferred) < _DEFERRED:
