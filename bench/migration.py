@@ -302,7 +302,8 @@ def _qemu_once(scratch: Path, flags: list[str], port: int, postcopy: bool) -> Mo
             time.sleep(PRECOPY_FIRST)
             source.ask("migrate-start-postcopy")
         deadline = time.monotonic() + _LIMIT
-        while (found := source.ask("query-migrate")).get("status") != "completed":
+        # It says "completed" a moment before it has counted how long that took.
+        while (found := source.ask("query-migrate")).get("status") != "completed" or not found["total-time"]:
             if found.get("status") in ("failed", "cancelled") or time.monotonic() > deadline:
                 raise BenchError(f"QEMU's migration: {found}")
             time.sleep(0.02)
