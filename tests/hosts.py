@@ -32,6 +32,8 @@ from vmesh.spawn import ServiceCommand
 ROOT = Path(__file__).resolve().parents[1]
 CPU, MEMORY = "cpu", "memory"
 _PORTS = (10000, 30000)
+# Whoever kills a test or a benchmark leaves no machine behind, where util-linux is.
+_WITH_US = ("setpriv", "--pdeathsig", "KILL") if shutil.which("setpriv") else ()
 HERE = "here"  # the host of services of which nothing else is said
 
 
@@ -126,7 +128,7 @@ class Spread:
         """Start these, or all."""
         for service in services or tuple(self.commands):
             host, command = self.host(service), self.commands[service]
-            words = [*host.enter, sys.executable, "-m", command.module, *self._arguments(command)]
+            words = [*host.enter, *_WITH_US, sys.executable, "-m", command.module, *self._arguments(command)]
             with open(self.output(service), "ab") as out, open(self.errors(service), "ab") as err:
                 self.processes[service] = Process(
                     words, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
