@@ -47,6 +47,14 @@ class Host:
     enter: tuple[str, ...] = ()
 
 
+def free_port(address: str) -> int:
+    """Below those that the kernel gives to connections, so that nobody else has it when the service begins."""
+    while True:
+        port = random.randrange(*_PORTS)
+        with suppress(OSError), socket.create_server((address, port)):
+            return port
+
+
 @contextmanager
 def namespaces(names: Sequence[str]) -> Iterator[list[Host]]:
     """Hosts that reach nothing but the relay. Raises OSError (needs root) or CalledProcessError."""
@@ -228,12 +236,7 @@ class Spread:
                     shutil.copy(whole / f"{name}{curve.SECRET}", folder)
 
     def _free_port(self, host: Host) -> int:
-        """Below those that the kernel gives to connections, so that nobody else has it when the service begins."""
         while True:
-            port = random.randrange(*_PORTS)
-            if port in self.ports.values():
-                continue
-            if host.enter:
-                return port
-            with suppress(OSError), socket.create_server((host.address, port)):
+            port = random.randrange(*_PORTS) if host.enter else free_port(host.address)
+            if port not in self.ports.values():
                 return port

@@ -13,6 +13,7 @@ import pytest
 import zmq
 
 from tests.contract.harness import PATIENCE, RAM_BASE, Machine
+from tests.hosts import free_port
 from vmesh import curve, errors, wire
 from vmesh.v1 import common_pb2 as common
 from vmesh.v1 import memory_pb2 as messages
@@ -24,8 +25,7 @@ def machine(tmp_path: Path) -> Iterator[tuple[Machine, Path, str]]:
     """A memory service that listens over TCP: the machine, its keys, and the address."""
     made, keys = Machine(), tmp_path / "keys"
     curve.make(keys, ["memory", "cpu", "monitor", "disk", "card"])
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    address = f"tcp://127.0.0.1:{free_port('127.0.0.1')}"
     made.start_memory("--listen", address, "--keys", str(keys))
     yield made, keys, address
     made.close()

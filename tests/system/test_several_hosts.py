@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from tests.hosts import free_port
 from tests.waiting import Process, wait_for
 from vmesh import curve
 
@@ -45,8 +45,7 @@ class Hosts:
                 for suffix in (curve.PUBLIC, curve.SECRET) if name in services else (curve.PUBLIC,):
                     os.link(root / "keys" / f"{name}{suffix}", folder / f"{name}{suffix}")
                 if name in services and name != "monitor":
-                    with socket.create_server((address, 0)) as probe:
-                        self.places += ["--place", f"{name}=tcp://{address}:{probe.getsockname()[1]}"]
+                    self.places += ["--place", f"{name}=tcp://{address}:{free_port(address)}"]
 
     def start(self, address: str, service: str, *flags: str) -> None:
         words = [sys.executable, "-m", "vmesh.cli", "serve"]
