@@ -191,11 +191,14 @@ def adopt_orphans() -> None:
 
 def end_orphans() -> None:
     """Kill the children that this process still has, adopted ones too, and wait for them."""
+    children: list[int] = []
     for task in Path("/proc/self/task").iterdir():
-        for pid in map(int, (task / "children").read_text().split()):
-            with suppress(ProcessLookupError, ChildProcessError):
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
+        with suppress(OSError):  # a thread that has just ended; its children are another one's now
+            children += map(int, (task / "children").read_text().split())
+    for pid in children:
+        with suppress(ProcessLookupError, ChildProcessError):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 def describe_exit(status: int) -> str:

@@ -22,7 +22,7 @@ from vmesh.guest_memory import MAX_TRANSFER, LocalGuestMemory, check
 from vmesh.service import Runtime, Service
 from vmesh.v1 import lifecycle_pb2 as lifecycle
 from vmesh.v1 import memory_pb2 as messages
-from vmesh.v1.common_pb2 import ROLE_CACHE, ROLE_DEVICE, ROLE_MIGRATION, ROLE_MONITOR, Done, Welcome
+from vmesh.v1.common_pb2 import ROLE_CACHE, ROLE_DEVICE, ROLE_MIGRATION, ROLE_MONITOR, Done
 from vmesh.v1.packet_pb2 import Packet
 from vmesh.wire import Client, is_tcp
 
@@ -92,11 +92,6 @@ class Memory(Service):
         if client.role == ROLE_CACHE and self._away is not None:
             self._away.greeted(client)
 
-    def welcome(self, client: Client) -> Welcome:
-        if client.role == ROLE_CACHE and self._away is None:
-            raise errors.BadRequest("a cache", expected="memory that was started with --cached", got="other memory")
-        return Welcome()
-
     def handle(self, client: Client, packet: Packet) -> Message | None:
         if self._away is not None and client.role == ROLE_MIGRATION:
             raise errors.BadRequest("migration", expected="a cpu on the host of RAM", got="one with a cache of it")
@@ -135,6 +130,8 @@ class Memory(Service):
             case "cached_dma_done" if self._away is not None:
                 self._away.answered(packet.cached_dma_done)
                 return None
+            case "take_pages" | "cached_dma_done":
+                raise errors.BadRequest("a cache", expected="memory that was started with --cached", got="other memory")
             case _:
                 return super().handle(client, packet)
 

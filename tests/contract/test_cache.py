@@ -180,8 +180,9 @@ def test_who_may_be_a_cache(machine: Machine, device: wire.Peer) -> None:
 
 def test_memory_without_a_cache_takes_none(machine: Machine) -> None:
     machine.start_memory()
-    with pytest.raises(errors.PeerError, match="--cached"):
-        machine.dial("memory", common.ROLE_CACHE, name="cache")
+    cache = machine.dial("memory", common.ROLE_CACHE, name="cache")
+    with pytest.raises(errors.BadRequest, match="--cached"):
+        take(cache, 0)
 
 
 class Cpu:

@@ -548,7 +548,7 @@ static void handle_hello(const uint8_t *identity, size_t identity_size, const PB
         cause = "version";
         snprintf(expected, sizeof expected, "protocol %d.x", MAJOR);
         snprintf(got, sizeof got, "protocol %" PRIu32 ".%" PRIu32, said->major, said->minor);
-    } else if (said->role < ROLE(MONITOR) || said->role > ROLE(MIGRATION)) {
+    } else if (said->role < ROLE(MONITOR) || said->role > ROLE(CACHE)) {
         cause = "role";
         snprintf(expected, sizeof expected, "a Role of common.proto");
         snprintf(got, sizeof got, "%d", (int)said->role);
