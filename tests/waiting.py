@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -26,6 +27,12 @@ def read_some(fd: int, what: str, limit: float = LIMIT) -> bytes:
     poll.register(fd, select.POLLIN)
     assert poll.poll(limit * 1000), f"waited {limit:g} s for {what}"
     return os.read(fd, 65536)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 class Process(subprocess.Popen[bytes]):

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import sys
 import threading
 import urllib.request
@@ -20,7 +19,7 @@ import pytest
 from tests.keys import make_keys
 from tests.system import programs
 from tests.system.conftest import PROMPT, Host, Terminal
-from tests.waiting import Process, wait_for
+from tests.waiting import Process, free_port, wait_for
 from vmesh.client import GatewayError, MachineClient
 from vmesh.machine import Machine
 from vmesh.remote import Remote
@@ -37,12 +36,6 @@ Run = Callable[..., Terminal]
 def shared(host: Host, shell: Terminal) -> Iterator[MachineClient]:
     with MachineClient(Machine(host.runtime / "shared")) as client:
         yield client
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
