@@ -5,7 +5,7 @@ set -eu
 missing=""
 for wanted in qemu-system-riscv64:qemu-system-misc gdb-multiarch:gdb-multiarch cc:gcc make:make \
   protoc-c:protobuf-c-compiler qemu-nbd:qemu-utils passt:passt \
-  dockerd:docker.io docker:docker.io docker-compose:docker-compose iptables:iptables debootstrap:debootstrap; do
+  dockerd:docker.io docker:docker.io docker-compose:docker-compose iptables:iptables debootstrap:debootstrap tcpdump:tcpdump; do
   command -v "${wanted%%:*}" >/dev/null || missing="$missing ${wanted##*:}"
 done
 for wanted in /usr/lib/riscv64-linux-gnu/opensbi:opensbi /usr/lib/u-boot/qemu-riscv64_smode:u-boot-qemu \
