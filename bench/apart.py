@@ -10,9 +10,9 @@ from bench import cpu, harness, hosts
 from bench.harness import BenchError
 from bench.hosts import FAR, FLAGS, LATENCIES, LOCAL, name_of
 from bench.report import Report, Row, Sample
-from tests.hosts import CPU, HERE, Host
-from vmesh.cli.placement import MONITOR
+from tests.hosts import HERE, Host
 from vmesh.cli.plan import CACHE
+from vmesh.deploy.description import CPU, MONITOR
 
 APART = {CPU: FAR, CACHE: FAR}
 _LOOPS_LATENCY = 0.001

@@ -16,9 +16,9 @@ from functools import partial
 from bench import harness
 from bench.harness import BenchError, LogLine
 from bench.report import Report, Row, Sample, held
-from tests.hosts import CPU, HERE, Host, Spread, namespaces
+from tests.hosts import HERE, Host, Spread, namespaces
 from tests.relay import Relay
-from vmesh.cli.placement import MONITOR
+from vmesh.deploy.description import CPU, MONITOR
 
 FAR = "far"
 DEVICES = ("uart0", "rtc", "test")

@@ -18,10 +18,10 @@ from bench import harness
 from bench.harness import BenchError
 from bench.report import Report, Row, Sample, held
 from tests.checked_work import Progress, flags
-from tests.hosts import CPU, MEMORY, Spread
+from tests.hosts import Spread
 from tests.relay import Relay
-from vmesh.cli.placement import MONITOR
 from vmesh.cli.plan import CACHE
+from vmesh.deploy.description import CPU, MEMORY, MONITOR
 
 SECONDS = (1.0, 10.0, 60.0)
 BUS_LIMIT = 20.0  # of `vmesh run`

@@ -23,14 +23,14 @@ from tests.relay import Passage, Relay
 from tests.waiting import LIMIT, Process, wait_for
 from vmesh import curve
 from vmesh.cli import options as flags
-from vmesh.cli.placement import KEEPER, MIGRATION, MONITOR
+from vmesh.cli.placement import Placement
 from vmesh.cli.plan import CACHE, monitor_command, plan
 from vmesh.cli.serve import commands
+from vmesh.deploy.description import CPU, KEEPER, MEMORY, MIGRATION, MONITOR
 from vmesh.machine import LOCK, Machine
 from vmesh.spawn import ServiceCommand
 
 ROOT = Path(__file__).resolve().parents[1]
-CPU, MEMORY = "cpu", "memory"
 _PORTS = (10000, 30000)
 # Whoever kills a test or a benchmark leaves no machine behind, where util-linux is.
 _WITH_US = ("setpriv", "--pdeathsig", "KILL") if shutil.which("setpriv") else ()
@@ -201,7 +201,7 @@ class Spread:
             return words
         if service != MONITOR:
             words += ["--listen", f"tcp://{here.address}:{self.ports[service]}"]
-        for other in self._dialled(service):
+        for other in Placement().dialled(service, list(self.commands)):
             if self.host(other) is not here:
                 words += ["--peer", f"{other}=tcp://{here.relay}:{self._passage(service, other).address[1]}"]
         return [*words, "--keys", str(self.keys(service))]
@@ -209,11 +209,6 @@ class Spread:
     def keys(self, service: str) -> Path:
         """The folder of keys of that service's host."""
         return self.root / self.host(service).name / "keys"
-
-    def _dialled(self, service: str) -> Sequence[str]:
-        if service == MONITOR:
-            return (*self._core, *self.devices)
-        return {CPU: (CACHE if CACHE in self.commands else MEMORY, *self.devices), MEMORY: ()}.get(service, (MEMORY,))
 
     def _passage(self, dialler: str, listener: str) -> Passage:
         found = self.passages.get((dialler, listener))

@@ -7,7 +7,7 @@ import select
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 LIMIT = 60.0  # seconds; generous, as nothing here is about speed
 
@@ -43,3 +43,20 @@ class Process(subprocess.Popen[bytes]):
 
     def communicate(self, input: bytes | None = None, timeout: float | None = LIMIT) -> tuple[bytes, bytes]:
         return super().communicate(input, timeout)
+
+
+def kill_all(processes: Iterable[subprocess.Popen[bytes]], limit: float = LIMIT) -> None:
+    """End processes that a test started, whatever state they are in."""
+    for process in processes:
+        process.kill()  # nothing, if it was waited for
+        process.wait(limit)
+
+
+def wait_life(service: str, epoch: int, status: Callable[[], str], limit: float = LIMIT) -> None:
+    """Wait until `status`, which gives what `vmesh status` prints, has that life of a service run."""
+
+    def there() -> bool:
+        lines = [line.split() for line in status().splitlines()]
+        return any(line[:1] == [service] and line[3:5] == [str(epoch), "running"] for line in lines)
+
+    wait_for(there, f"life {epoch} of {service}", limit)

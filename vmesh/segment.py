@@ -74,6 +74,13 @@ def attach(path: Path, *, writable: bool) -> mmap.mmap:
         raise errors.ConfigError(f"cannot map {path}: {error}") from error
 
 
+def clear(path: Path) -> None:
+    """Have the file take no host memory: every mapping of it reads zero. Raises ConfigError if it cannot be mapped."""
+    mapped = attach(path, writable=True)
+    mapped.madvise(mmap.MADV_REMOVE)
+    mapped.close()
+
+
 def flags_stride(size: int) -> int:
     """The distance between the arrays of page flags for a segment of `size` bytes."""
     pages = size // PAGE

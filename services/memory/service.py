@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import mmap
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -169,9 +168,7 @@ class Memory(Service):
         if absent := self._presence.absent:
             raise errors.BadRequest("Reset", expected="all pages to be present", got=f"{absent} that are still to come")
         for each in self._segments:
-            mapped = segment.attach(self._runtime.machine.path / os.path.basename(each.path), writable=True)
-            mapped.madvise(mmap.MADV_REMOVE)  # frees the pages of the file; every mapping of it reads zero
-            mapped.close()
+            segment.clear(self._runtime.machine.path / os.path.basename(each.path))
         self._load_images()
         for array in (segment.FLAG_PRESENT, segment.FLAG_DIRTY, segment.FLAG_DIRTY_CPU):
             self._set_flags(array)

@@ -191,6 +191,16 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
+def mend(pair: Pair, source: MachineClient, target: MachineClient) -> None:
+    """Give a post-copy that is paused another link, and let it end."""
+    place = pair.place()
+    target.migrate_recover(f"unix:{place}")
+    source.migrate_set(max_postcopy_bandwidth=0)
+    source.migrate(f"unix:{place}", resume=True)
+    for side in (source, target):
+        assert wait_state(side, *ENDED).state == migration_pb2.MIGRATION_COMPLETED
+
+
 def wait_state(client: MachineClient, *states: migration_pb2.MigrationState.ValueType) -> MigrationStatus:
     """The status once it is one of these."""
     found: list[MigrationStatus] = []

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.streams import COUNT_PAGE, DATA_BYTES, ENDED, LIMIT, Pair, counts, wait_state
+from tests.faults.streams import COUNT_PAGE, DATA_BYTES, LIMIT, Pair, counts, mend, wait_state
 from tests.system import programs
 from tests.waiting import wait_for
 from vmesh.board import encode as e
@@ -81,15 +81,6 @@ def target(pair: Pair, source: MachineClient) -> MachineClient:
     for side in (source, target):
         wait_state(side, PAUSED)
     return target
-
-
-def mend(pair: Pair, source: MachineClient, target: MachineClient) -> None:
-    place = pair.place()
-    target.migrate_recover(f"unix:{place}")
-    source.migrate_set(max_postcopy_bandwidth=0)
-    source.migrate(f"unix:{place}", resume=True)
-    for side in (source, target):
-        assert wait_state(side, *ENDED).state == migration_pb2.MIGRATION_COMPLETED
 
 
 def order(machine: MachineClient, what: int) -> None:

@@ -16,13 +16,13 @@ import pytest
 import zmq
 
 from tests.checked_work import Progress, flags
-from tests.hosts import CPU, MEMORY, Spread
+from tests.hosts import Spread
 from tests.relay import Passage, Relay
 from tests.waiting import Process, wait_for
 from vmesh import curve, guest, wire
-from vmesh.cli.placement import MONITOR
 from vmesh.cli.plan import CACHE
 from vmesh.client import MachineClient
+from vmesh.deploy.description import CPU, MEMORY, MONITOR
 from vmesh.machine import Machine as VmeshMachine
 from vmesh.v1 import common_pb2
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.streams import COUNT_PAGE, ENDED, Pair, Proxy, counts, wait_state
+from tests.faults.streams import COUNT_PAGE, ENDED, Pair, Proxy, counts, mend, wait_state
 from tests.waiting import wait_for
 from vmesh.client import GatewayError, MachineClient
 from vmesh.v1 import migration_pb2
@@ -127,12 +127,7 @@ def test_migration_service_that_is_killed_goes_on_in_its_next_life(pair: Pair, k
     assert counts(target)
     assert "runs at the destination" in refusal(source.resume)
     assert "none under way" in refusal(lambda: target.snapshot_save(pair.runtime / "x.vmsnap"))
-    place = pair.place()
-    target.migrate_recover(f"unix:{place}")
-    source.migrate_set(max_postcopy_bandwidth=0)
-    source.migrate(f"unix:{place}", resume=True)
-    for side in (source, target):
-        assert wait_state(side, *ENDED).state == migration_pb2.MIGRATION_COMPLETED
+    mend(pair, source, target)
     assert counts(target)
     assert same_ram(pair)
 

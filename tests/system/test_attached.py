@@ -7,14 +7,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 
-from tests.waiting import wait_for
+from tests.waiting import kill_all, wait_for, wait_life
 
 LIMIT = 90.0
 SERVICES = ("monitor", "cpu", "rtc", "uart0", "test", "keeper", "memory")  # not in the order in which they wait
@@ -72,11 +71,7 @@ class Engine:
         wait_for(lambda: text in self.console(), lambda: f"{text!r} in {self.console()[-500:]!r}", LIMIT)
 
     def wait_running(self, service: str, epoch: int) -> None:
-        def there() -> bool:
-            lines = [line.split() for line in self.vmesh("status", "machine").splitlines()]
-            return any(line[:1] == [service] and line[3:5] == [str(epoch), "running"] for line in lines)
-
-        wait_for(there, f"life {epoch} of {service}", LIMIT)
+        wait_life(service, epoch, partial(self.vmesh, "status", "machine"), LIMIT)
 
 
 @pytest.fixture
@@ -91,10 +86,7 @@ def engine() -> Iterator[Engine]:
             engine.wait_console(b"~ # ")
             yield engine
         finally:
-            for process in engine.processes.values():
-                with suppress(ProcessLookupError):
-                    process.send_signal(signal.SIGKILL)
-                process.wait(LIMIT)
+            kill_all(engine.processes.values(), LIMIT)
 
 
 def test_attached_machine_boots_outlives_its_devices_and_ends_in_order(engine: Engine) -> None:

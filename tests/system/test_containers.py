@@ -20,7 +20,7 @@ import pytest
 
 from tests.engine import LIMIT, Engine, started
 from tests.keys import make_keys
-from tests.waiting import Process, free_port, wait_for
+from tests.waiting import Process, free_port, wait_for, wait_life
 from vmesh.deploy.description import IMAGE, USER
 
 PROJECT = "vmesh-test"
@@ -93,11 +93,7 @@ class Composed:
         wait_for(lambda: text in self.console(), lambda: f"{text!r} in {self.console()[-500:]!r}", LIMIT)
 
     def wait_life(self, service: str, epoch: int) -> None:
-        def there() -> bool:
-            lines = [line.split() for line in self.vmesh("status", "machine").splitlines()]
-            return any(line[:1] == [service] and line[3:5] == [str(epoch), "running"] for line in lines)
-
-        wait_for(there, f"life {epoch} of {service}", LIMIT)
+        wait_life(service, epoch, partial(self.vmesh, "status", "machine"), LIMIT)
 
 
 def test_compose(engine: Engine, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from tests.relay import Relay
 from tests.system import programs
 from tests.system.conftest import PROMPT, Host, Terminal
 from tests.waiting import wait_for
-from vmesh.cli.placement import KEEPER
 from vmesh.client import MachineClient
+from vmesh.deploy.description import KEEPER
 from vmesh.guest import Guest
 from vmesh.machine import Machine
 

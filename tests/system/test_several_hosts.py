@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 
 from tests.hosts import free_port
-from tests.waiting import Process, wait_for
+from tests.waiting import Process, kill_all, wait_for
 from vmesh import curve
 
 LIMIT = 90.0
@@ -78,10 +76,7 @@ def hosts() -> Iterator[Hosts]:
         try:
             yield made
         finally:
-            for process in made.processes.values():
-                with suppress(ProcessLookupError):
-                    process.send_signal(signal.SIGKILL)
-                process.wait(LIMIT)
+            kill_all(made.processes.values(), LIMIT)
 
 
 def test_boots_answers_and_leaves_nothing(hosts: Hosts) -> None:

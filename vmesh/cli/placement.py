@@ -9,9 +9,9 @@ from pathlib import Path
 
 from vmesh.cli.options import OptionError
 from vmesh.cli.plan import CACHE
+from vmesh.deploy.description import CPU, KEEPER, MEMORY, MIGRATION, MONITOR
 from vmesh.wire import is_tcp
 
-MEMORY, CPU, MONITOR, KEEPER, MIGRATION = "memory", "cpu", "monitor", "keeper", "migration"
 USAGE = "SERVICE=tcp://HOST:PORT"
 _NOT_DIALLED = (MONITOR, KEEPER, MIGRATION)  # from other hosts: they are where they are needed
 

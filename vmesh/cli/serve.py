@@ -21,8 +21,9 @@ from vmesh import machine as machines
 from vmesh.board.errors import BoardError
 from vmesh.cli import options as flags
 from vmesh.cli.options import HelpRequested, OptionError
-from vmesh.cli.placement import KEEPER, MEMORY, MIGRATION, Placement
+from vmesh.cli.placement import Placement
 from vmesh.cli.plan import MachinePlan, monitor_command, plan
+from vmesh.deploy.description import KEEPER, MEMORY, MIGRATION
 from vmesh.errors import VmeshError
 from vmesh.guest import GuestError
 from vmesh.machine import Machine, MachineError

@@ -2,5 +2,5 @@
 
 description   which containers, what each needs, in which order they begin
 manifests     the description as a compose file, a Swarm stack and Kubernetes manifests
-engines       the description carried out: processes of this host, Docker, Docker Swarm
+engines       the description carried out: Docker, Docker Swarm
 """

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
-import os
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -12,6 +10,7 @@ from pathlib import Path
 
 from google.protobuf.message import Message
 
+from services.memory.away import TAKEN_AT_ONCE
 from services.memory.cache.read_ahead import ReadAhead
 from vmesh import errors, segment, wire
 from vmesh.guest_memory import MAX_TRANSFER, NEEDED_AT_ONCE, LocalGuestMemory
@@ -23,7 +22,6 @@ from vmesh.v1 import memory_pb2 as messages
 from vmesh.v1.packet_pb2 import Packet
 from vmesh.wire import Client
 
-_TAKEN_AT_ONCE = 256
 _RECEIVED_AT_ONCE = 64
 _WAITERS = 1 << 16
 _AGAIN_SECONDS = 0.05
@@ -80,9 +78,6 @@ class Cache(Service):
             case _:
                 return super().handle(client, packet)
 
-    def drain(self, updates: dict[str, int]) -> int:
-        return 0
-
     def reset(self) -> None:
         """Memory has been reset: nothing here is valid any more. The cpu stands still."""
         self._generation += 1
@@ -90,7 +85,7 @@ class Cache(Service):
         self._empty_taken = False
         if self._ram.size:
             pages = self._ram.size // PAGE
-            _free(Path(self._ram.path))
+            segment.clear(Path(self._ram.path))
             self._flags[:pages] = bytes(pages)
             for array in (segment.FLAG_DIRTY, segment.FLAG_DIRTY_CPU):
                 start = array * self._ram.flags_stride
@@ -127,16 +122,11 @@ class Cache(Service):
             self._lost()
 
     def _lost(self) -> None:
+        self._counts["connections_lost"] += 1
+        self._runtime.log.warning("lost", peer="memory")
         self._runtime.loop.watch(self._home.socket)
         if self._home.losses is not None:
             self._runtime.loop.watch(self._home.losses)
-        if self._connected:
-            self._counts["connections_lost"] += 1
-            self._runtime.log.warning("lost", peer="memory")
-        self._connected = False
-        self._runtime.loop.call_in("dial", _AGAIN_SECONDS, self._redial)
-
-    def _redial(self) -> None:
         self._home.redial()
         self._meet()
 
@@ -241,8 +231,8 @@ class Cache(Service):
     def _take(self, addresses: Sequence[int], *, empty: bool = False) -> None:
         if not self._connected:
             return  # asked for with all others when it is
-        for start in range(0, len(addresses), _TAKEN_AT_ONCE) or ([0] if empty else []):
-            request = messages.TakePages(addresses=addresses[start : start + _TAKEN_AT_ONCE], empty=empty)
+        for start in range(0, len(addresses), TAKEN_AT_ONCE) or ([0] if empty else []):
+            request = messages.TakePages(addresses=addresses[start : start + TAKEN_AT_ONCE], empty=empty)
             self._taking[self._home.send(request)] = self._generation, empty
 
     def _take_all(self) -> None:
@@ -326,13 +316,3 @@ class Cache(Service):
             self._dma_done = max(self._dma_done, access.number)
             self._counts["dma_made"] += 1
             self._dma.popleft()
-
-
-def _free(path: Path) -> None:
-    """Have a file take no host memory, and read zero."""
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        with mmap.mmap(fd, 0) as mapped:
-            mapped.madvise(mmap.MADV_REMOVE)
-    finally:
-        os.close(fd)
