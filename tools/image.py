@@ -1,7 +1,7 @@
 """Fill build/image, of which deploy/Dockerfile makes the container image: `make image` calls this.
 
-    site/   vmesh and the packages of deploy/requirements.lock, as compiled for the Python that runs this
-    guest/  the default guest, if it is cached
+site/   vmesh and the packages of deploy/requirements.lock, as compiled for the Python that runs this
+guest/  the default guest, if it is cached
 """
 
 from __future__ import annotations
