@@ -3,14 +3,15 @@
 Chosen by a specification, in QEMU's words where QEMU has it:
     socket:PATH                  a Unix stream socket for any number of clients: all see the output, all may type; a
                                  client that comes late first gets the last 64 KiB of output
-    unix:PATH[,server][,nowait]  one peer over a Unix stream socket; a server waits for it unless `nowait`
+    unix:PATH[,server][,nowait]  one peer over a Unix stream socket (vmesh/endpoint.py); a server waits for it unless
+                                 `nowait`
     file:PATH                    output only
     pty                          a pseudo-terminal; its name is in the log
     stdio                        this process's own standard input and output
     kept:PATH                    one of the above in the process that listens at PATH and outlives this one: nothing is
                                  lost and nothing comes twice when the device is killed (proto/vmesh/v1/console.proto)
     null                         nothing in, nothing kept
-`server=on`, `server=off`, `wait=on`, `wait=off` are understood too. Without a client, output is lost (but for the
+Without a client, output is lost (but for the
 history of `socket:`). A client that does not read makes the device wait; one that is gone does not.
 """
 
@@ -29,7 +30,8 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
-from vmesh import errors
+from vmesh import endpoint, errors
+from vmesh.endpoint import Endpoint, Listener, connect
 from vmesh.log import Log
 from vmesh.loop import Callback, Loop
 from vmesh.v1.console_pb2 import ConsolePacket
@@ -126,6 +128,9 @@ class Chardev:
                 self._send(client)
                 if len(client.queue) < before:
                     progress = time.monotonic()
+
+    def close(self) -> None:
+        """The end: nobody else can come. A socket that was listened at is removed."""
 
     def _add(self, source: int, sink: int, greeting: bytes = b"") -> _Client:
         client = _Client(source, sink)
@@ -229,20 +234,25 @@ class _Socket(Chardev):
     def __init__(self, path: Path, *rest: *_Rest) -> None:
         super().__init__(*rest)
         self._path = path
+        self._listener: Listener | None = None
         self._history = bytearray()
 
     def start(self) -> None:
-        listener = _listen(self._path)
+        listener = self._listener = Listener(Endpoint(self._path))
         self._loop.watch(listener.fileno(), read=lambda: self._accept(listener))
+
+    def close(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
 
     def write(self, data: bytes) -> None:
         self._history += data
         del self._history[:-_HISTORY_BYTES]
         super().write(data)
 
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept(self, listener: Listener) -> None:
         with suppress(OSError):
-            connection, _ = listener.accept()
+            connection = listener.accept()
             if len(self._clients) >= _MAX_CLIENTS:
                 for client in [client for client in self._clients if client.source < 0]:
                     self._drop(client, "ended its input, and the place was needed")
@@ -258,40 +268,37 @@ class _Socket(Chardev):
 class _Unix(Chardev):
     """One peer at a time."""
 
-    def __init__(self, path: Path, server: bool, wait: bool, *rest: *_Rest) -> None:
+    def __init__(self, where: Endpoint, *rest: *_Rest) -> None:
         super().__init__(*rest)
-        self._path = path
-        self._server = server
-        self._wait = server and wait
-        self._listener: socket.socket | None = None
+        self._where = where
+        self._wait = where.wait
+        self._listener: Listener | None = None
 
     @property
     def ready(self) -> bool:
         return not self._wait
 
     def start(self) -> None:
-        if not self._server:
-            peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                peer.connect(str(self._path))
-            except OSError as error:
-                peer.close()
-                raise errors.ConfigError(f"cannot connect to {self._path}: {error.strerror}") from error
-            self._take(peer)
+        if not self._where.server:
+            self._take(connect(self._where))
             return
-        listener = self._listener = _listen(self._path)
+        listener = self._listener = Listener(self._where)
         self._loop.watch(listener.fileno(), read=lambda: self._accept(listener))
         if self._wait:
-            self._log.info("waiting for a client", path=self._path)
+            self._log.info("waiting for a client", at=self._where)
+
+    def close(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
 
     def wait(self, lifeline: int) -> None:
         while self._listener is not None and not self.ready:
             _poll(self._listener, lifeline)
             self._accept(self._listener)
 
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept(self, listener: Listener) -> None:
         with suppress(OSError):
-            connection, _ = listener.accept()
+            connection = listener.accept()
             for former in [client for client in self._clients if client.source < 0]:
                 self._drop(former, "ended its input, and another one came")
             if self._clients:
@@ -535,22 +542,7 @@ def make(
         case "socket", path if path:
             return _Socket(Path(path), *rest)
         case "unix", text if text:
-            path, *options = text.split(",")
-            server, wait = False, True
-            for option in options:
-                match option:
-                    case "server" | "server=on":
-                        server = True
-                    case "server=off":
-                        server = False
-                    case "nowait" | "wait=off":
-                        wait = False
-                    case "wait" | "wait=on":
-                        wait = True
-                    case _:
-                        raise errors.ConfigError(f"chardev {specification}", expected="server, nowait", got=option)
-            if path:
-                return _Unix(Path(path), server, wait, *rest)
+            return _Unix(endpoint.parse(specification), *rest)
     raise errors.ConfigError(
         "chardev",
         expected="socket:PATH, unix:PATH[,server][,nowait], file:PATH, kept:PATH, pty, stdio or null",
@@ -558,7 +550,7 @@ def make(
     )
 
 
-def _poll(source: socket.socket, lifeline: int) -> None:
+def _poll(source: socket.socket | Listener, lifeline: int) -> None:
     """Wait until `source` is readable. Raises LifelineEnded."""
     poller = select.poll()
     poller.register(source, select.POLLIN)
@@ -566,19 +558,3 @@ def _poll(source: socket.socket, lifeline: int) -> None:
         poller.register(lifeline, select.POLLIN)
     if any(fd == lifeline for fd, _ in poller.poll()):
         raise errors.LifelineEnded("the end came while waiting for a console's peer")
-
-
-def _listen(path: Path) -> socket.socket:
-    """A listening socket that only its owner can connect to. Raises ConfigError."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    former = os.umask(0o077)
-    try:
-        path.unlink(missing_ok=True)
-        listener.bind(str(path))
-        listener.listen(8)
-    except OSError as error:
-        listener.close()
-        raise errors.ConfigError(f"cannot listen on {path}: {error.strerror or error}") from error
-    finally:
-        os.umask(former)
-    return listener

@@ -9,10 +9,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmesh import errors
+from vmesh import errors, properties
 
 USAGE = "tcp:HOST:PORT,tls-creds=FOLDER"
-_ADDRESS = re.compile(r"tcp:(?P<host>\[[0-9a-fA-F:.]+\]|[^:,\[\]]*):(?P<port>\d{1,5})(?:,tls-creds=(?P<keys>.+))?")
+_ADDRESS = re.compile(r"tcp:(?P<host>\[[0-9a-fA-F:.]+\]|[^:,\[\]]*):(?P<port>\d{1,5})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,11 @@ class Remote:
         return f"tcp:{self.target}"
 
     @property
+    def text(self) -> str:
+        """As `parse` reads it."""
+        return properties.join([f"tcp:{self.host}:{self.port}", f"tls-creds={self.folder}"])
+
+    @property
     def target(self) -> str:
         """As gRPC has it."""
         return f"{self.host or '[::]'}:{self.port}"
@@ -57,11 +62,13 @@ def is_remote(text: str) -> bool:
 
 def parse(text: str) -> Remote:
     """Raises ConfigError, also where the keys are missing: TCP is refused without."""
-    found = _ADDRESS.fullmatch(text)
-    if found is None or int(found["port"]) > 65535:
+    address, *options = properties.pairs(text, "address")
+    found = _ADDRESS.fullmatch(address[1])
+    if found is None or int(found["port"]) > 65535 or any(key != "tls-creds" for key, _ in options):
         raise errors.ConfigError("gateway address", expected=USAGE, got=f"'{text[:200]}'")
-    if not found["keys"]:
+    keys = dict(options).get("tls-creds", "")
+    if not keys:
         raise errors.ConfigError(
             f"{text}: whoever reaches a gateway has the whole machine", expected="keys: ,tls-creds=FOLDER"
         )
-    return Remote(found["host"], int(found["port"]), Path(found["keys"]).absolute())
+    return Remote(found["host"], int(found["port"]), Path(keys).absolute())

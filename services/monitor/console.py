@@ -68,6 +68,10 @@ class KeptConsole:
         """Wait until the other end has taken all output, unless it takes nothing for a while."""
         self._chardev.finish()
 
+    def close(self) -> None:
+        """Nobody can come any more."""
+        self._chardev.close()
+
     def _room(self) -> int:
         return _INPUT_BYTES - len(self._input)
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from services.monitor.control import Control
-from services.monitor.stream_server import Endpoint, Session, Stream, StreamServer, endpoint
+from services.monitor.stream_server import Session, Stream, StreamServer
+from vmesh import endpoint
+from vmesh.endpoint import Endpoint
 from vmesh.errors import ConfigError
 
 MODES = ("control", "control-pretty", "readline")
@@ -29,7 +31,7 @@ def parse(text: str) -> Door:
     if mode not in MODES:
         raise argparse.ArgumentTypeError(f"expected {', '.join(MODES)} before =, got '{mode}'")
     try:
-        return Door(mode, endpoint(where))
+        return Door(mode, endpoint.parse(where))
     except ConfigError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

@@ -6,24 +6,19 @@ from it, so that whoever does not read its answers gives no more orders, and bey
 
 from __future__ import annotations
 
-import ipaddress
-import os
 import select
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
-from vmesh.errors import ConfigError
+from vmesh.endpoint import Endpoint, Listener, connect
 from vmesh.loop import Loop
 
 HIGH_WATER = 64 << 10  # bytes that a client has not taken, beyond which it is not read
 LIMIT = 8 << 20  # beyond which it is given up
 _PIECE = 64 << 10
 _MAX_CLIENTS = 32
-_BACKLOG = 8
 
 
 class Session(Protocol):
@@ -36,60 +31,6 @@ class Session(Protocol):
 
     def ended(self) -> None:
         """The client is gone, or was given up; nothing can be sent any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where to listen: a Unix socket at `path`, or a TCP port of the loopback interface.
-
-    `wait` tells that the machine is to start when a client has come; without `server` it is connected to instead.
-    """
-
-    path: Path | None = None
-    host: str = ""
-    port: int = 0
-    server: bool = True
-    wait: bool = False
-
-    def __str__(self) -> str:
-        return f"unix:{self.path}" if self.path else f"tcp:{self.host}:{self.port}"
-
-
-def endpoint(text: str) -> Endpoint:
-    """`unix:PATH` or `tcp:HOST:PORT`, then QEMU's `,server[=on|off]`, `,wait[=on|off]`, `,nowait`. Raises ConfigError.
-
-    As with QEMU, whoever is no server connects, and a server waits unless told not to. TCP is for this host alone.
-    """
-    address, *flags = text.split(",")
-    kind, _, where = address.partition(":")
-    server, wait = False, True
-    for flag in flags:
-        name, _, value = flag.partition("=")
-        if name not in ("server", "wait", "nowait") or value not in ("", "on", "off"):
-            raise ConfigError(f"endpoint {text}", expected="server=on|off, wait=on|off", got=flag)
-        on = value != "off"
-        if name == "server":
-            server = on
-        else:
-            wait = on == (name == "wait")
-    wait = wait and server
-    if kind == "unix" and where:
-        return Endpoint(path=Path(where), server=server, wait=wait)
-    if kind == "tcp":
-        host, _, port = where.rpartition(":")
-        host = host.strip("[]") or "127.0.0.1"
-        if port.isascii() and port.isdecimal() and int(port) < 65536:
-            if not loopback(host):
-                raise ConfigError(f"endpoint {text}", expected="an address of this host's loopback", got=host)
-            return Endpoint(host=host, port=int(port), server=server, wait=wait)
-    raise ConfigError("endpoint", expected="unix:PATH or tcp:127.0.0.1:PORT", got=text or "nothing")
-
-
-def loopback(host: str) -> bool:
-    """Whether only this host can reach `host`: a name is not looked up, but for `localhost`."""
-    with suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
 
 
 class Stream:
@@ -208,12 +149,12 @@ class StreamServer:
         self._loop = loop
         self._session = session
         self._streams: set[Stream] = set()
-        self._listener: socket.socket | None = None
+        self._listener: Listener | None = None
         if where.server:
-            self._listener = _listen(where)
+            self._listener = Listener(where)
             loop.watch(self._listener.fileno(), read=self._accept)
         else:
-            self._take(_connect(where))
+            self._take(connect(where))
 
     @property
     def streams(self) -> frozenset[Stream]:
@@ -223,7 +164,7 @@ class StreamServer:
     @property
     def port(self) -> int:
         """The TCP port that is listened at: the one that was chosen, where 0 was asked for."""
-        return int(self._listener.getsockname()[1]) if self._listener is not None and self.where.path is None else 0
+        return self._listener.port if self._listener is not None else 0
 
     def wait(self, ends: Sequence[int]) -> bool:
         """Before the loop runs: wait for a client; False if one of the descriptors `ends` became readable first."""
@@ -244,8 +185,6 @@ class StreamServer:
             self._loop.watch(self._listener.fileno())
             self._listener.close()
             self._listener = None
-            if self.where.path is not None:
-                self.where.path.unlink(missing_ok=True)
         for stream in list(self._streams):
             stream.close()
 
@@ -253,7 +192,7 @@ class StreamServer:
         if self._listener is None:
             return
         with suppress(OSError):
-            connection, _ = self._listener.accept()
+            connection = self._listener.accept()
             if len(self._streams) >= _MAX_CLIENTS:
                 connection.close()
             else:
@@ -263,35 +202,3 @@ class StreamServer:
         stream = Stream(self._loop, connection, self._streams.discard)
         self._streams.add(stream)
         stream.begin(self._session(stream))
-
-
-def _listen(where: Endpoint) -> socket.socket:
-    """A listening socket that only this user (Unix) or this host (TCP) can reach. Raises ConfigError."""
-    family = socket.AF_UNIX if where.path else socket.AF_INET6 if ":" in where.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    former = os.umask(0o077)
-    try:
-        if where.path is not None:
-            where.path.unlink(missing_ok=True)
-            listener.bind(str(where.path))
-        else:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((where.host, where.port))
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise ConfigError(f"cannot listen on {where}: {error.strerror or error}") from error
-    finally:
-        os.umask(former)
-    return listener
-
-
-def _connect(where: Endpoint) -> socket.socket:
-    family = socket.AF_UNIX if where.path else socket.AF_INET6 if ":" in where.host else socket.AF_INET
-    peer = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        peer.connect(str(where.path) if where.path else (where.host, where.port))
-    except OSError as error:
-        peer.close()
-        raise ConfigError(f"cannot connect to {where}: {error.strerror or error}") from error
-    return peer

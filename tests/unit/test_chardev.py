@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.waiting import wait_for
 from vmesh import chardev, errors
 from vmesh.log import Log
 from vmesh.loop import Loop
@@ -220,14 +219,10 @@ def test_unix_server_waits_for_its_peer(tmp_path: Path) -> None:
     port = Port(tmp_path, f"unix:{tmp_path}/s,server")
     peers = []
 
-    def come() -> None:
-        wait_for((tmp_path / "s").exists, "the socket")
-        peers.append(client(tmp_path / "s"))
-
-    thread = threading.Thread(target=come)
-    thread.start()
     port.chardev.start()
     assert not port.chardev.ready
+    thread = threading.Thread(target=lambda: peers.append(client(tmp_path / "s")))
+    thread.start()
     port.chardev.wait(-1)
     assert port.chardev.ready
     thread.join(SECONDS)

@@ -21,6 +21,11 @@ from vmesh.cli.options import (
     parse,
     usage,
 )
+from vmesh.endpoint import Endpoint
+
+
+def tcp(port: int, *, wait: bool) -> Endpoint:
+    return Endpoint(host="127.0.0.1", port=port, wait=wait)
 
 
 @pytest.fixture
@@ -92,10 +97,10 @@ def test_hart_count_that_is_none_is_refused(text: str) -> None:
         (["-serial", "stdio"], Serial("stdio")),
         (["-serial", "mon:stdio"], Serial("stdio", mux=True)),
         (["-serial", "none"], Serial("none")),
-        (["-serial", "file:/x"], Serial("file", "/x")),
-        (["-serial", "unix:/x"], Serial("unix", "/x")),
-        (["-serial", "unix:/x,server=on,wait=off"], Serial("unix", "/x", server=True, wait=False)),
-        (["-serial", "unix:/x,server"], Serial("unix", "/x", server=True)),
+        (["-serial", "file:/x"], Serial("file", Path("/x"))),
+        (["-serial", "unix:/x"], Serial("socket", endpoint=Endpoint(Path("/x"), server=False))),
+        (["-serial", "unix:/x,server=on,wait=off"], Serial("socket", endpoint=Endpoint(Path("/x")))),
+        (["-serial", "unix:/x,server"], Serial("socket", endpoint=Endpoint(Path("/x"), wait=True))),
     ],
 )
 def test_serial_ports(flags: list[str], expected: Serial) -> None:
@@ -105,19 +110,19 @@ def test_serial_ports(flags: list[str], expected: Serial) -> None:
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["-qmp", "unix:/x,server=on,wait=off"], Monitor("control", "unix:/x,server=on,wait=off")),
-        (["-qmp-pretty", "tcp:localhost:4444,server"], Monitor("control-pretty", "tcp:127.0.0.1:4444,server")),
-        (["-qmp", "tcp::4444,server"], Monitor("control", "tcp:127.0.0.1:4444,server")),
-        (["-monitor", "unix:/x,server,nowait"], Monitor("readline", "unix:/x,server,nowait")),
-        (["-qmp", "stdio", "-display", "none"], Monitor("control", "stdio")),
-        (["-chardev", "stdio,id=c", "-serial", "null", "-mon", "c"], Monitor("readline", "stdio")),
+        (["-qmp", "unix:/x,server=on,wait=off"], Monitor("control", Endpoint(Path("/x")))),
+        (["-qmp-pretty", "tcp:localhost:4444,server"], Monitor("control-pretty", tcp(4444, wait=True))),
+        (["-qmp", "tcp::4444,server"], Monitor("control", tcp(4444, wait=True))),
+        (["-monitor", "unix:/x,server,nowait"], Monitor("readline", Endpoint(Path("/x")))),
+        (["-qmp", "stdio", "-display", "none"], Monitor("control")),
+        (["-chardev", "stdio,id=c", "-serial", "null", "-mon", "c"], Monitor("readline")),
         (
             ["-chardev", "socket,id=c,path=/x,server=on,wait=off", "-mon", "chardev=c,mode=control"],
-            Monitor("control", "unix:/x,server=on,wait=off"),
+            Monitor("control", Endpoint(Path("/x"))),
         ),
         (
             ["-chardev", "socket,id=c,host=localhost,port=1,server=on", "-mon", "c,mode=control,pretty=on"],
-            Monitor("control-pretty", "tcp:127.0.0.1:1,server=on,wait=on"),
+            Monitor("control-pretty", tcp(1, wait=True)),
         ),
     ],
 )

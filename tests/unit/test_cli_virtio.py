@@ -8,6 +8,7 @@ import pytest
 
 from vmesh.cli import virtio
 from vmesh.cli.options import OptionError, Serial, parse
+from vmesh.endpoint import Endpoint
 
 
 @pytest.fixture
@@ -157,7 +158,7 @@ def test_a_console() -> None:
     flags = ("-chardev", "socket,id=c,path=/tmp/c,server=on,wait=off", *SERIAL, "-device", "virtconsole,chardev=c")
     assert services(*flags)[7] == ("console0", [*services(*flags)[7][1][:8], "--chardev", "kept"])
     options = parse(flags)
-    assert options.consoles["console0"] == Serial("unix", "/tmp/c", server=True, wait=False)
+    assert options.consoles["console0"] == Serial("socket", endpoint=Endpoint(Path("/tmp/c")))
     assert options.terminal == ("uart0", Serial("stdio", mux=True))
 
 
@@ -170,7 +171,7 @@ def test_a_console_on_the_terminal_and_one_elsewhere() -> None:
         )
     )
     assert options.terminal == ("two", Serial("stdio", mux=True))
-    assert options.consoles["one"] == Serial("file", "/tmp/f")
+    assert options.consoles["one"] == Serial("file", Path("/tmp/f"))
 
 
 @pytest.mark.parametrize(

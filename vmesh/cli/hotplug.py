@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from vmesh import properties
 from vmesh.board import virt
 from vmesh.cli import external, net, options, virtio
 from vmesh.spawn import ServiceCommand
@@ -24,7 +25,7 @@ def service(
 ) -> ServiceCommand:
     """The process of the device that -device TEXT asks for, in the machine directory `machine`; the other texts are
     those behind -drive, -netdev and -fsdev. `there` are the machine's processes. Raises OptionError, ValueError."""
-    if device.split(",")[0] in (virtio.SERIAL, virtio.CONSOLE):
+    if properties.split(device)[0] in (virtio.SERIAL, virtio.CONSOLE):
         raise ValueError("a console cannot be added to a machine that runs: expected another device")
     flags = [word for text in drives for word in ("-drive", text)]
     flags += [word for text in netdevs for word in ("-netdev", text)]
@@ -38,7 +39,7 @@ def service(
 
 def absolute(text: str) -> str:
     """The same text with paths that no longer depend on where it was written."""
-    return ",".join(part.replace(",", ",,") for part in map(_absolute, options.split_commas(text)))
+    return properties.join(map(_absolute, properties.split(text)))
 
 
 def place(command: ServiceCommand) -> tuple[int, int]:

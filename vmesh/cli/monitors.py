@@ -1,42 +1,41 @@
-"""`-qmp`, `-monitor`, `-mon`: where QMP and HMP are spoken, from the flag to an argument of the monitor process.
-
-Source: QEMU's manual page. TCP is for this host alone: whoever reaches a monitor has the machine.
-"""
+"""`-qmp`, `-monitor`, `-mon`: where QMP and HMP are spoken. Source: QEMU's manual page."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-USAGE = "stdio, none, unix:PATH[,server=on][,wait=off] or tcp:127.0.0.1:PORT[,server=on][,wait=off]"
-_LOOPBACK = ("", "localhost", "127.0.0.1", "::1")
+from vmesh import endpoint
+from vmesh.endpoint import Endpoint
+
+USAGE = f"stdio, none, {endpoint.USAGE}"
 
 
 @dataclass(frozen=True, slots=True)
 class Monitor:
-    """`mode` is control (QMP), control-pretty or readline (HMP); `where` is `stdio`, `chardev:NAME` or an endpoint."""
+    """`mode` is control (QMP), control-pretty or readline (HMP). It is at `endpoint`, on the `chardev` of that name, or
+    with neither on the launcher's terminal."""
 
     mode: str
-    where: str
+    endpoint: Endpoint | None = None
+    chardev: str = ""
 
 
 def parse_device(mode: str, text: str) -> Monitor | None:
-    """What -qmp, -qmp-pretty and -monitor take; None for a monitor that nobody wants. Raises ValueError."""
+    """What -qmp, -qmp-pretty and -monitor take; None for a monitor that nobody wants.
+
+    Raises ValueError or ConfigError.
+    """
     kind, _, rest = text.partition(":")
     match kind:
         case "none" | "null" if not rest:
             return None
         case "stdio" if not rest:
-            return Monitor(mode, "stdio")
+            return Monitor(mode)
         case "chardev" if rest:
-            return Monitor(mode, text)
-        case "unix" if rest.split(",")[0]:
-            path, *flags = rest.split(",")
-            return Monitor(mode, ",".join([f"unix:{Path(path).absolute()}", *_flags(flags)]))
-        case "tcp" if rest:
-            address, *flags = rest.split(",")
-            return Monitor(mode, ",".join([f"tcp:{_address(*_host_port(address))}", *_flags(flags)]))
+            return Monitor(mode, chardev=rest)
+        case "unix" | "tcp" if rest:
+            return Monitor(mode, endpoint.parse(text))
     raise ValueError(f"expected {USAGE}")
 
 
@@ -50,31 +49,4 @@ def parse_mon(properties: Mapping[str, str]) -> Monitor:
     if not properties.get("chardev"):
         raise ValueError("expected chardev=NAME of a -chardev")
     pretty_mode = "control-pretty" if mode == "control" and pretty == "on" else mode
-    return Monitor(pretty_mode, f"chardev:{properties['chardev']}")
-
-
-def tcp_target(host: str, port: str) -> str:
-    """HOST:PORT of a TCP chardev. Raises ValueError."""
-    return _address(host, port)
-
-
-def _host_port(address: str) -> tuple[str, str]:
-    host, _, port = address.rpartition(":")
-    return host, port
-
-
-def _address(host: str, port: str) -> str:
-    host = host.strip("[]")
-    if host not in _LOOPBACK:
-        raise ValueError(f"expected an address of this host alone, such as 127.0.0.1, got '{host}'")
-    if not (port.isascii() and port.isdecimal()) or int(port) > 65535:
-        raise ValueError(f"expected a port of 0 to 65535, got '{port}'")
-    host = host if host not in ("", "localhost") else "127.0.0.1"
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _flags(flags: list[str]) -> list[str]:
-    for flag in flags:
-        if flag not in ("server", "server=on", "server=off", "wait", "wait=on", "wait=off", "nowait"):
-            raise ValueError(f"expected server=on|off or wait=on|off, got '{flag}'")
-    return flags
+    return Monitor(pretty_mode, chardev=properties["chardev"])

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vmesh import properties
 from vmesh.netdev import USAGE
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def parse_nic(text: str, number: int) -> tuple[Netdev, dict[str, str]] | None:
     model, rest = _without(rest, "model")
     if model not in ("", DRIVER, "virtio"):
         raise ValueError(f"expected model={DRIVER}, the card that this board has, got '{model}'")
-    netdev = parse_netdev(f"{rest},id={name or f'nic{number}'}")
+    netdev = parse_netdev(properties.join([*properties.split(rest), f"id={name or f'nic{number}'}"]))
     return netdev, {"netdev": netdev.name} | ({"mac": mac} if mac else {})
 
 
@@ -76,13 +77,11 @@ def card_arguments(properties: Mapping[str, str], netdevs: Mapping[str, Netdev],
 
 def _without(text: str, key: str) -> tuple[str, str]:
     """The value of a property, empty if it is not there, and the text of the others."""
-    from vmesh.netdev import options
-
     value, others = "", []
-    for part in options.split(text):
+    for part in properties.split(text):
         found, equals, content = part.partition("=")
         if equals and found == key:
             value = content
         else:
-            others.append(part.replace(",", ",,"))
-    return value, ",".join(others)
+            others.append(part)
+    return value, properties.join(others)

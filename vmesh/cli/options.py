@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import difflib
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vmesh import endpoint, properties
 from vmesh.board.external import External
 from vmesh.cli import external, gdb, monitors, net, share, virtio
+from vmesh.endpoint import Endpoint
+from vmesh.errors import VmeshError
 
 MEBIBYTE = 1 << 20
 UART = "uart0"  # the service that is the board's serial port
@@ -50,13 +53,12 @@ class HelpRequested(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Serial:
-    """Where the serial port goes: `kind` is stdio, null, none, pty, or with a `target` file, unix or (-mon) tcp."""
+    """Where a serial port or a monitor goes: `kind` is stdio, null, none, pty, file (`path`) or socket (`endpoint`)."""
 
     kind: str = "stdio"
-    target: str = ""
+    path: Path | None = None
+    endpoint: Endpoint | None = None
     mux: bool = False  # stdio: Ctrl-A keys and the monitor prompt on the same terminal
-    server: bool = False  # unix: listen there instead of connecting
-    wait: bool = True  # unix server: the machine starts when somebody has connected
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,7 @@ class RunOptions:
     paused: bool = False
     incoming: str = ""  # where a migration comes in, or "defer"
     load_snapshot: Path | None = None
-    gdb: str = ""  # where gdb can connect, see vmesh.cli.gdb
+    gdb: Endpoint | None = None  # where gdb can connect
     gateway: str = ""  # a second place where the gateway listens, see vmesh.remote
     metrics: str = ""  # HOST:PORT of the loopback interface
     reboot: bool = True
@@ -122,12 +124,10 @@ class RunOptions:
 
     @property
     def doors(self) -> tuple[monitors.Monitor, ...]:
-        """The monitors besides the one behind Ctrl-A c, chardevs resolved: `where` is stdio or an endpoint."""
+        """The monitors besides the one behind Ctrl-A c, chardevs resolved."""
         named = dict(self.chardevs)
         return tuple(
-            replace(each, where=_endpoint(named[each.where.removeprefix("chardev:")]))
-            if each.where.startswith("chardev:")
-            else each
+            replace(each, chardev="", endpoint=named[each.chardev].endpoint) if each.chardev else each
             for each in self.monitor_devices
         )
 
@@ -184,7 +184,7 @@ def parse(arguments: Sequence[str]) -> RunOptions:
             raise OptionError("-serial: expected once, the virt board has one serial port")
         try:
             options = option.apply(options, value)
-        except ValueError as error:
+        except (ValueError, VmeshError) as error:
             raise OptionError(f"{name} {value}: {error}") from error
     _check_together(options)
     return options
@@ -218,10 +218,10 @@ def usage() -> str:
 
 def memory_bytes(text: str) -> int:
     """Bytes of RAM from QEMU's -m text: MiB without a suffix, or K, M, G, T. Raises ValueError."""
-    properties = _properties(text, "size")
-    if extra := [key for key in properties if key != "size"]:
+    found = properties.parse(text, "size")
+    if extra := [key for key in found if key != "size"]:
         raise ValueError(f"expected only a size, got '{extra[0]}': memory cannot be added while the machine runs")
-    size = properties.get("size", "")
+    size = found.get("size", "")
     factors = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
     digits, factor = (size[:-1], factors[size[-1].upper()]) if size[-1:].upper() in factors else (size, MEBIBYTE)
     try:
@@ -236,7 +236,7 @@ def memory_bytes(text: str) -> int:
 def hart_count(text: str) -> int:
     """Harts from QEMU's -smp text. Raises ValueError."""
     numbers: dict[str, int] = {}
-    for key, value in _properties(text, "cpus").items():
+    for key, value in properties.parse(text, "cpus").items():
         if key not in ("cpus", "maxcpus", "sockets", "dies", "clusters", "cores", "threads"):
             raise ValueError(f"expected cpus, maxcpus, sockets, dies, clusters, cores or threads, got '{key}'")
         if not (value.isascii() and value.isdecimal()) or int(value) < 1:
@@ -259,7 +259,7 @@ def hart_count(text: str) -> int:
 def _machine(options: RunOptions, text: str) -> RunOptions:
     if text == "help":
         raise HelpRequested("virt                 RISC-V VirtIO board (default)")
-    for key, value in _properties(text, "type").items():
+    for key, value in properties.parse(text, "type").items():
         match key:
             case "type" if value != "virt":
                 raise ValueError("expected virt, the only board there is")
@@ -277,7 +277,7 @@ def _machine(options: RunOptions, text: str) -> RunOptions:
 def _accel(options: RunOptions, text: str) -> RunOptions:
     if text == "help":
         raise HelpRequested("Accelerators supported:\ntcg (vmesh's own interpreter and translator)")
-    for key, value in _properties(text, "accel").items():
+    for key, value in properties.parse(text, "accel").items():
         if key == "accel" and value != "tcg":
             raise ValueError("expected tcg: harts are emulated, never virtualised")
         if key == "translate":
@@ -349,19 +349,9 @@ def _serial(options: RunOptions, text: str) -> RunOptions:
         case "mon" if target == "stdio":
             serial = Serial("stdio", mux=True)
         case "file" if target:
-            serial = Serial("file", str(Path(target).absolute()))
+            serial = Serial("file", Path(target).absolute())
         case "unix" if target:
-            path, *flags = target.split(",")
-            server, wait = False, True
-            for flag in flags:
-                match flag:
-                    case "server" | "server=on" | "server=off":
-                        server = flag != "server=off"
-                    case "wait" | "wait=on" | "wait=off" | "nowait":
-                        wait = flag in ("wait", "wait=on")
-                    case _:
-                        raise ValueError(f"expected unix:PATH[,server=on][,wait=off], got '{flag}'")
-            serial = Serial("unix", str(Path(path).absolute()), server=server, wait=wait)
+            serial = Serial("socket", endpoint=endpoint.parse(text))
         case _:
             raise ValueError(
                 "expected stdio, mon:stdio, null, none, pty, file:PATH or unix:PATH[,server=on][,wait=off]"
@@ -370,31 +360,34 @@ def _serial(options: RunOptions, text: str) -> RunOptions:
 
 
 def _chardev(options: RunOptions, text: str) -> RunOptions:
-    properties = _properties(text, "backend")
-    backend, name, path = (properties.pop(key, "") for key in ("backend", "id", "path"))
+    found = properties.parse(text, "backend")
+    backend, name, path = (found.pop(key, "") for key in ("backend", "id", "path"))
     if not name:
         raise ValueError("expected id=NAME")
-    host, port = properties.pop("host", ""), properties.pop("port", "")
+    host, port = found.pop("host", ""), found.pop("port", "")
     allowed = {"stdio": {"mux", "signal"}, "socket": {"server", "wait", "nowait"}, "file": set(), "pty": {"mux"}}
     if backend not in (*allowed, "null"):
         raise ValueError(f"expected stdio, socket, file, pty or null, got '{backend}'")
-    if unknown := properties.keys() - allowed.get(backend, set()):
+    if unknown := found.keys() - allowed.get(backend, set()):
         raise ValueError(f"no property '{min(unknown)}' of {backend}")
     tcp = backend == "socket" and bool(port)
     if (backend in ("socket", "file") and not tcp) != bool(path):
         raise ValueError(f"{backend}: expected {'path=PATH' if not path else 'no path'}")
-    on = {key: _on_off(key, value) for key, value in properties.items()}
+    on = {key: _on_off(key, value) for key, value in found.items()}
     if "signal" in on and on["signal"] == on.get("mux", False):
         raise ValueError("expected signal=off with mux=on; without mux Ctrl-C ends the machine")
     if (host or port) and not tcp:
         raise ValueError(f"{backend}: expected host=HOST,port=PORT together, and no path")
-    serial = Serial(
-        "tcp" if tcp else "unix" if backend == "socket" else backend,
-        monitors.tcp_target(host, port) if tcp else str(Path(path).absolute()) if path else "",
-        mux=backend == "stdio" and on.get("mux", False),
-        server=on.get("server", False),
-        wait=on.get("wait", True) and not on.get("nowait", False),
-    )
+    server = on.get("server", False)
+    wait = server and on.get("wait", True) and not on.get("nowait", False)
+    where = Path(path).absolute() if path else None
+    match backend:
+        case "socket" if tcp:
+            serial = Serial(backend, endpoint=endpoint.tcp(host, port, server=server, wait=wait))
+        case "socket":
+            serial = Serial(backend, endpoint=Endpoint(where, server=server, wait=wait))
+        case _:
+            serial = Serial(backend, where, mux=backend == "stdio" and on.get("mux", False))
     return replace(options, chardevs=(*options.chardevs, (name, serial)))
 
 
@@ -413,26 +406,18 @@ def _qmp_pretty(options: RunOptions, text: str) -> RunOptions:
 
 
 def _mon(options: RunOptions, text: str) -> RunOptions:
-    return _add_monitor(options, monitors.parse_mon(_properties(text, "chardev")))
+    return _add_monitor(options, monitors.parse_mon(properties.parse(text, "chardev")))
 
 
 def _add_monitor(options: RunOptions, monitor: monitors.Monitor | None) -> RunOptions:
     return options if monitor is None else replace(options, monitor_devices=(*options.monitor_devices, monitor))
 
 
-def _endpoint(serial: Serial) -> str:
-    """A chardev as a monitor's endpoint."""
-    if serial.kind == "stdio":
-        return "stdio"
-    flags = f"server={'on' if serial.server else 'off'},wait={'on' if serial.wait else 'off'}"
-    return f"{serial.kind}:{serial.target},{flags}"
-
-
 def _name(options: RunOptions, text: str) -> RunOptions:
-    properties = _properties(text, "guest")
-    if extra := [key for key in properties if key not in ("guest", "process", "debug-threads")]:
+    found = properties.parse(text, "guest")
+    if extra := [key for key in found if key not in ("guest", "process", "debug-threads")]:
         raise ValueError(f"expected NAME, got the property '{extra[0]}'")
-    return replace(options, name=properties.get("guest", ""))
+    return replace(options, name=found.get("guest", ""))
 
 
 def _paused(options: RunOptions, _text: str) -> RunOptions:
@@ -440,8 +425,7 @@ def _paused(options: RunOptions, _text: str) -> RunOptions:
 
 
 def _incoming(options: RunOptions, text: str) -> RunOptions:
-    from vmesh.errors import VmeshError  # here, as below: what it imports no other start needs
-    from vmesh.machine import MachineError, find
+    from vmesh.machine import MachineError, find  # here, as below: what it imports no other start needs
     from vmesh.migration import uri
 
     try:
@@ -449,19 +433,15 @@ def _incoming(options: RunOptions, text: str) -> RunOptions:
             find(text.removeprefix(uri.HANDOVER))
         elif text != "defer":
             uri.parse(text)
-    except (VmeshError, MachineError) as error:
+    except MachineError as error:
         raise ValueError(str(error)) from None
     return replace(options, incoming=text)
 
 
 def _load_snapshot(options: RunOptions, text: str) -> RunOptions:
-    from vmesh.errors import VmeshError
     from vmesh.migration import snapshots
 
-    try:
-        return replace(options, load_snapshot=_file(str(snapshots.path_of(text))))
-    except VmeshError as error:
-        raise ValueError(str(error)) from None
+    return replace(options, load_snapshot=_file(str(snapshots.path_of(text))))
 
 
 def _gdb(options: RunOptions, text: str) -> RunOptions:
@@ -474,26 +454,20 @@ def _gdb_default(options: RunOptions, _text: str) -> RunOptions:
 
 def _gateway(options: RunOptions, text: str) -> RunOptions:
     from vmesh import remote
-    from vmesh.errors import VmeshError
 
-    try:
-        found = remote.parse(text)
-    except VmeshError as error:
-        raise ValueError(str(error)) from None
+    found = remote.parse(text)
     for name in ("ca-cert.pem", "server-cert.pem", "server-key.pem"):
         if not (found.folder / name).is_file():
             raise ValueError(f"expected {name} in {found.folder}")
-    return replace(options, gateway=f"{text.partition(',')[0]},tls-creds={found.folder}")
+    return replace(options, gateway=found.text)
 
 
 def _metrics(options: RunOptions, text: str) -> RunOptions:
-    from vmesh.migration.uri import is_loopback
-
     host, _, port = text.rpartition(":")
     host = host.strip("[]") or "127.0.0.1"
     if not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
         raise ValueError("expected HOST:PORT, such as 127.0.0.1:9100")
-    if not is_loopback(host):
+    if not endpoint.is_loopback(host):
         raise ValueError(f"expected an address of this host's loopback, got '{host}': there are no keys for it")
     return replace(options, metrics=f"{host}:{port}")
 
@@ -518,25 +492,25 @@ def _log_file(options: RunOptions, text: str) -> RunOptions:
 
 
 def _device(options: RunOptions, text: str) -> RunOptions:
-    properties = _properties(text, "driver")
-    driver = properties.pop("driver", "")
+    found = properties.parse(text, "driver")
+    driver = found.pop("driver", "")
     if driver == "help":
         raise HelpRequested(
             "\n".join([*(virtio.usage(name) for name in virtio.DRIVERS), virtio.CONSOLE_USAGE, external.USAGE])
         )
     if driver == virtio.CONSOLE:
-        return replace(options, virtio_devices=virtio.add_console(options.virtio_devices, properties))
+        return replace(options, virtio_devices=virtio.add_console(options.virtio_devices, found))
     if driver in virtio.DRIVERS:
-        return replace(options, virtio_devices=(*options.virtio_devices, virtio.parse_device(driver, properties)))
+        return replace(options, virtio_devices=(*options.virtio_devices, virtio.parse_device(driver, found)))
     if driver == external.DRIVER:
-        return replace(options, external=(*options.external, external.parse(properties)))
+        return replace(options, external=(*options.external, external.parse(found)))
     known = ", ".join([*virtio.DRIVERS, virtio.CONSOLE, external.DRIVER])
     why = "the board has no PCI" if driver.endswith("-pci") else f"no device '{driver}' can be added"
     raise ValueError(f"{why}; expected one of {known}")
 
 
 def _drive(options: RunOptions, text: str) -> RunOptions:
-    return replace(options, drives=(*options.drives, virtio.parse_drive(_properties(text, "file"))))
+    return replace(options, drives=(*options.drives, virtio.parse_drive(properties.parse(text, "file"))))
 
 
 def _netdev(options: RunOptions, text: str) -> RunOptions:
@@ -552,11 +526,11 @@ def _nic(options: RunOptions, text: str) -> RunOptions:
 
 
 def _fsdev(options: RunOptions, text: str) -> RunOptions:
-    return replace(options, shares=(*options.shares, share.parse(_properties(text, "driver"))))
+    return replace(options, shares=(*options.shares, share.parse(properties.parse(text, "driver"))))
 
 
 def _virtfs(options: RunOptions, text: str) -> RunOptions:
-    shared, tag = share.parse_virtfs(_properties(text, "driver"))
+    shared, tag = share.parse_virtfs(properties.parse(text, "driver"))
     device = virtio.Device("virtio-9p-device", properties={"fsdev": shared.name, "mount_tag": tag})
     return replace(options, shares=(*options.shares, shared), virtio_devices=(*options.virtio_devices, device))
 
@@ -761,23 +735,23 @@ def _check_consoles(options: RunOptions) -> None:
             raise OptionError(f"-device {virtio.CONSOLE}: expected chardev=NAME of a -chardev, there is no '{name}'")
         if used.count(name) > 1:
             raise OptionError(f"-chardev id={name}: expected one device for it")
-    if tcp := [name for name in used if dict(options.chardevs)[name].kind == "tcp"]:
+    if tcp := [name for name in used if (end := dict(options.chardevs)[name].endpoint) and not end.path]:
         raise OptionError(f"-chardev id={tcp[0]}: expected a -mon for host= and port=, a console cannot use it")
     _check_monitors(options, used)
     on_terminal = sum(serial.kind == "stdio" for serial in options.consoles.values())
-    if on_terminal + sum(monitor.where == "stdio" for monitor in options.doors) > 1:
+    if on_terminal + sum(monitor.endpoint is None for monitor in options.doors) > 1:
         raise OptionError("stdio: the terminal is taken; -serial null (or -display none) lets go of it")
 
 
 def _check_monitors(options: RunOptions, used: Sequence[str]) -> None:
     named = dict(options.chardevs)
     seen = set(used)
-    for name in (monitor.where[8:] for monitor in options.monitor_devices if monitor.where.startswith("chardev:")):
+    for name in (monitor.chardev for monitor in options.monitor_devices if monitor.chardev):
         if name not in named:
             raise OptionError(f"-mon: expected chardev=NAME of a -chardev, there is no '{name}'")
         if name in seen:
             raise OptionError(f"-chardev id={name}: expected one user for it")
-        if named[name].kind not in ("stdio", "unix", "tcp"):
+        if named[name].kind not in ("stdio", "socket"):
             raise OptionError(f"-mon chardev={name}: expected a -chardev socket or stdio")
         seen.add(name)
 
@@ -786,26 +760,6 @@ def _unknown(name: str) -> str:
     close = difflib.get_close_matches(name, _BY_NAME, n=2)
     hint = f"did you mean {' or '.join(close)}?" if close else "vmesh run --help lists the flags"
     return f"unknown flag '{name}': {hint}"
-
-
-def _properties(text: str, implied: str) -> dict[str, str]:
-    """QEMU's `value,key=value,...` as a mapping; a first part without `=` belongs to `implied`, others mean `on`."""
-    found: dict[str, str] = {}
-    for place, part in enumerate(split_commas(text)):
-        key, equals, value = part.partition("=")
-        if equals:
-            found[key] = value
-        elif place == 0:
-            found[implied] = key
-        else:
-            found[key] = "on"
-    return found
-
-
-def split_commas(text: str) -> Iterator[str]:
-    """Split at commas; two commas are one comma of the value, as in QEMU."""
-    for part in text.replace(",,", "\0").split(","):
-        yield part.replace("\0", ",")
 
 
 def _path(text: str) -> Path:

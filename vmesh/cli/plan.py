@@ -14,6 +14,7 @@ from vmesh.board.devicetree import Board
 from vmesh.board.errors import BoardError
 from vmesh.cli import external, virtio
 from vmesh.cli.options import MEBIBYTE, UART, RunOptions, Serial
+from vmesh.endpoint import Endpoint
 from vmesh.machine import Machine
 from vmesh.migration import uri
 from vmesh.spawn import ServiceCommand
@@ -85,10 +86,10 @@ def monitor_command(planned: MachinePlan, options: RunOptions, machine: Machine)
     for command in planned.services:
         arguments += ["--service", command.monitor_text]
     if options.gdb:
-        arguments += ["--gdb", options.gdb]
+        arguments += ["--gdb", options.gdb.text]
     for door in options.doors:
-        where = f"unix:{machine.terminal_monitor},server=on,wait=off" if door.where == "stdio" else door.where
-        arguments += ["--door", f"{door.mode}={where}"]
+        where = door.endpoint or Endpoint(machine.terminal_monitor)
+        arguments += ["--door", f"{door.mode}={where.text}"]
     if options.gateway:
         arguments += ["--gateway", options.gateway]
     if options.metrics:
@@ -107,7 +108,7 @@ def monitor_command(planned: MachinePlan, options: RunOptions, machine: Machine)
     if "startup" in options.log_items:
         arguments.append("--startup")
     arguments += ["--health-interval", f"{options.health_interval:g}", "--health-limit", f"{options.health_limit:g}"]
-    if any(serial.kind == "unix" and serial.server and serial.wait for serial in options.consoles.values()):
+    if any(serial.endpoint and serial.endpoint.wait for serial in options.consoles.values()):
         arguments += ["--start-limit", "inf"]
     elif options.external:
         longest = max(device.wait_seconds for device in options.external)
@@ -196,10 +197,10 @@ def _chardev(device: str, serial: Serial, machine: Machine) -> str:
             return f"socket:{machine.console(device)}"  # the launcher connects the terminal there
         case "none" | "null":
             return "null"
-        case "unix" if serial.server:
-            return f"unix:{serial.target},server" + ("" if serial.wait else ",nowait")
-        case "unix" | "file":
-            return f"{serial.kind}:{serial.target}"
+        case "socket" if serial.endpoint:
+            return serial.endpoint.text
+        case "file":
+            return f"file:{serial.path}"
         case other:
             return other
 

@@ -91,7 +91,7 @@ def _run_console(machine: Machine, monitor: Child, options: RunOptions) -> tuple
     """Run the terminal until the machine has ended: the monitor's wait status, and what the user did to end it."""
     device, serial = options.terminal
     door = machine.hmp if options.monitor == "stdio" or (options.monitor is None and serial.mux) else None
-    if any(each.where == "stdio" for each in options.doors):
+    if any(each.endpoint is None for each in options.doors):
         door = machine.terminal_monitor
     console = Console(machine, device, serial, door, monitor, scripted=options.boots_default_guest)
     return console.run(), console.ended_by

@@ -2,6 +2,7 @@
 
 TCP carries all of the guest's memory: without keys it is for the loopback interface only. `tls-creds=FOLDER` behind a
 comma names the keys, in files of QEMU's names (docs/system/tls.rst): ca-cert.pem, and {server,client}-{cert,key}.pem.
+Behind `unix:` all is the path, commas too, as for QEMU.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmesh import errors
+from vmesh import errors, properties
+from vmesh.endpoint import is_loopback
 
 if TYPE_CHECKING:
     import ssl
 
 HANDOVER = "handover:"  # and the name of a machine of this host whose RAM is adopted
 USAGE = "tcp:HOST:PORT[,tls-creds=FOLDER] or unix:PATH"
-LOOPBACK = frozenset({"localhost", "ip6-localhost"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,9 @@ Place = Tcp | Unix
 def parse(text: str) -> Place:
     """Raises ConfigError for what is no place, and for TCP beyond this host without keys."""
     text = _from_json(text) if text.startswith("{") else text
-    head, *options = text.split(",")
+    if text.startswith("unix:") and text != "unix:":
+        return Unix(Path(text.removeprefix("unix:")).absolute())
+    head, *options = properties.split(text)
     kind, _, rest = head.partition(":")
     keys = None
     for option in options:
@@ -58,8 +61,6 @@ def parse(text: str) -> Place:
             keys = Path(value).absolute()
         elif key not in ("ipv4", "ipv6") or value not in ("", "on", "off"):
             raise _wrong(text)
-    if kind == "unix" and rest and not options:
-        return Unix(Path(rest).absolute())
     found = re.fullmatch(r"(?:\[([^]]*)\]|([^:]*)):(\d{1,5})", rest)
     if kind != "tcp" or found is None or int(found[3]) > 65535:
         raise _wrong(text)
@@ -71,16 +72,6 @@ def parse(text: str) -> Place:
             expected="localhost, unix:PATH, or keys (,tls-creds=FOLDER)",
         )
     return Tcp(host, int(found[3]), keys)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether nothing sent to `host` leaves this one."""
-    import ipaddress  # here: `vmesh run` reads its flags with this module, and has no time for what it does not need
-
-    try:
-        return host in LOOPBACK or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def tls(keys: Path, *, server: bool) -> ssl.SSLContext:

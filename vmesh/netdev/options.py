@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmesh import properties
 from vmesh.netdev import USAGE
 
 Properties = Sequence[tuple[str, str]]
@@ -60,7 +61,7 @@ class User:
         parts += [f"{key}={value}" for key, value in self._addresses().items() if value]
         parts += [] if self.ipv6 else ["ipv6=off"]
         parts += [f"hostfwd={each.protocol}:{each.address}:{each.port}-:{each.guest_port}" for each in self.forwards]
-        return ",".join(parts)
+        return properties.join(parts)
 
     def _addresses(self) -> dict[str, str]:
         return {"host": self.host, "dhcpstart": self.guest, "dns": self.dns}
@@ -75,9 +76,8 @@ class Stream:
     reconnect: float = 1.0
 
     def __str__(self) -> str:
-        path = self.path.replace(",", ",,")
-        server = ",server=on" if self.server else f",reconnect={self.reconnect:g}"
-        return f"stream,addr.type=unix,addr.path={path}{server}"
+        server = "server=on" if self.server else f"reconnect={self.reconnect:g}"
+        return properties.join(["stream", "addr.type=unix", f"addr.path={self.path}", server])
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,8 @@ class Tap:
     offload: bool = True
 
     def __str__(self) -> str:
-        return f"tap,ifname={self.name},script=no" + ("" if self.offload else ",vnet_hdr=off")
+        offload = [] if self.offload else ["vnet_hdr=off"]
+        return properties.join(["tap", f"ifname={self.name}", "script=no", *offload])
 
 
 Options = User | Stream | Tap
@@ -96,29 +97,23 @@ Options = User | Stream | Tap
 
 def parse(text: str) -> Options:
     """What `text` asks for. Raises ValueError."""
-    kind, *parts = split(text)
-    properties = [(key, value if equals else "on") for key, equals, value in (part.partition("=") for part in parts)]
-    match kind.removeprefix("type="):
+    (_, kind), *asked = properties.pairs(text, "type")
+    match kind:
         case "user":
-            return _user(properties)
+            return _user(asked)
         case "stream":
-            return _stream(properties)
+            return _stream(asked)
         case "tap":
-            return _tap(properties)
+            return _tap(asked)
         case other:
             raise ValueError(f"expected a netdev of {USAGE}, got '{other}'")
 
 
-def split(text: str) -> list[str]:
-    """The parts between commas; two commas are one of the value, as in QEMU."""
-    return [part.replace("\0", ",") for part in text.replace(",,", "\0").split(",")]
-
-
-def _user(properties: Properties) -> User:
+def _user(asked: Properties) -> User:
     found = {"net": _NETWORK}
     forwards: list[Forward] = []
     ipv6 = True
-    for key, value in properties:
+    for key, value in asked:
         match key:
             case "hostfwd":
                 forwards.append(_forward(value))
@@ -154,9 +149,9 @@ def _forward(text: str) -> Forward:
     return Forward(protocol or "tcp", address, int(port), int(guest_port))
 
 
-def _stream(properties: Properties) -> Stream:
+def _stream(asked: Properties) -> Stream:
     path, server, reconnect = "", False, 1.0
-    for key, value in properties:
+    for key, value in asked:
         match key:
             case "addr.type" if value != "unix":
                 raise ValueError(f"expected addr.type=unix, got '{value}'")
@@ -177,9 +172,9 @@ def _stream(properties: Properties) -> Stream:
     return Stream(str(Path(path).absolute()), server, reconnect)
 
 
-def _tap(properties: Properties) -> Tap:
+def _tap(asked: Properties) -> Tap:
     name, offload = "", True
-    for key, value in properties:
+    for key, value in asked:
         match key:
             case "ifname":
                 name = value

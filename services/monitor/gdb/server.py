@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from services.monitor import operations
 from services.monitor.operations import Operation
-from services.monitor.stream_server import Endpoint, Stream, StreamServer, endpoint
+from services.monitor.stream_server import Stream, StreamServer
 from services.monitor.supervisor import Supervisor
+from vmesh import endpoint
+from vmesh.endpoint import Endpoint
 from vmesh.v1 import common_pb2
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ class GdbServer:
         if device == "none":
             self.close()
             return "Disabled gdbserver"
-        where = replace(endpoint(device), server=True, wait=False)
+        where = replace(endpoint.parse(device), server=True, wait=False)
         self.close()
         self._server = StreamServer(self.supervisor.loop, where, self._connected)
         shown = Endpoint(where.path, where.host, self._server.port)

@@ -18,6 +18,7 @@ from services.monitor.qmp.check import Json
 from services.monitor.qmp.errors import QmpError
 from services.monitor.qmp.handlers import execute as execute_qmp
 from services.monitor.qmp.handlers import migration
+from vmesh import properties
 from vmesh.errors import ConfigError
 from vmesh.v1.migration_pb2 import MigrationRequest, MigrationStatus
 
@@ -198,9 +199,7 @@ def _save_parts(call: Call, name: str) -> Parts:
 
 def _device(call: Call) -> Json:
     """`driver,prop=value,...` as QMP takes it."""
-    driver, *properties = call.text("device").split(",")
-    pairs = (each.partition("=") for each in properties)
-    return {"driver": driver, **{key: value if equals else "on" for key, equals, value in pairs}}
+    return dict(properties.parse(call.text("device"), "driver"))
 
 
 def _netdev(call: Call) -> Json:

@@ -188,6 +188,8 @@ class _Process:
         self._loop.run()
         for console in self._consoles if not self._orphaned else ():
             console.finish()
+        for console in self._consoles:
+            console.close()
         for network in self._networks.values():
             network.close()
         return 0

@@ -15,6 +15,7 @@ from services.monitor.qmp.check import Json
 from services.monitor.qmp.errors import DeviceNotFound, QmpError
 from services.monitor.qmp.handlers.registry import handles
 from services.monitor.supervisor import Service
+from vmesh import properties
 from vmesh.cli import external, net, virtio
 from vmesh.v1 import gateway_pb2
 
@@ -83,15 +84,15 @@ def _netdev_del(control: Control, arguments: Json) -> object:
     return {}
 
 
-def flag(first: str, properties: Json) -> str:
+def flag(first: str, given: Json) -> str:
     """`first,key=value,...` as a flag has it. Raises QmpError for what no flag can say."""
-    words = [first.replace(",", ",,")]
-    for key, value in properties.items():
+    words = [first]
+    for key, value in given.items():
         if isinstance(value, dict | list) or value is None:
             raise QmpError(f"Invalid parameter type for '{key[:80]}', expected: string, number or boolean")
         text = ("on" if value else "off") if isinstance(value, bool) else str(value)
-        words.append(f"{key}={text}".replace(",", ",,"))
-    return ",".join(words)
+        words.append(f"{key}={text}")
+    return properties.join(words)
 
 
 @handles("qom-list")
