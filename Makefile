@@ -74,20 +74,20 @@ $(PY):
 	  $(PYTHON) -m venv --without-pip --clear $(VENV) && \
 	  $(PYTHON) -m pip --python $(PY) install pip; }
 
-# `compat`: a plain path entry; the import hook of the other mode costs every process of the machine start-up time.
-$(VENV)/.setup: requirements.lock pyproject.toml | $(PY)
+$(VENV)/.requirements: requirements.lock | $(PY)
 	$(PIP) install --quiet --require-hashes -r requirements.lock
+	@touch $@
+
+# The build backend generates the protobuf code.
+# `compat`: a plain path entry; the import hook of the other mode costs every process of the machine start-up time.
+$(VENV)/.project: pyproject.toml tools/build_backend.py tools/generate_proto.py $(PROTOS) $(VENV)/.requirements
 	$(PIP) install --quiet --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
 	@touch $@
 
-$(VENV)/.dev: requirements-dev.lock $(VENV)/.setup
+$(VENV)/.dev: requirements-dev.lock $(VENV)/.project
 	$(PIP) install --quiet --require-hashes -r requirements-dev.lock
 	@touch $@
 
-$(VENV)/.proto: $(PROTOS) $(wildcard tools/generate_proto.py) $(VENV)/.setup
-	$(if $(wildcard tools/generate_proto.py),$(PY) tools/generate_proto.py)
-	@touch $@
-
-$(VENV)/.native: $(NATIVE_SOURCES) $(VENV)/.proto
+$(VENV)/.native: $(NATIVE_SOURCES) $(VENV)/.project
 	$(if $(wildcard $(subst .,/,$(NATIVE_BUILD)).py),$(PY) -m $(NATIVE_BUILD))
 	@touch $@

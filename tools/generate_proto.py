@@ -1,12 +1,13 @@
 """Generate the protobuf code from proto/ into vmesh/v1/ (git-ignored): messages, their type stubs, and gRPC services.
 
-Usage: python tools/generate_proto.py. Needs grpcio-tools and mypy-protobuf (the `build` dependency group).
+The build backend calls this; `python tools/generate_proto.py` does by hand. Needs grpcio-tools and mypy-protobuf (the
+`build` dependency group).
 """
 
 import re
-import shutil
 import sys
 import tempfile
+from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
 
@@ -17,11 +18,11 @@ STUB_PLUGINS = ("protoc-gen-mypy", "protoc-gen-mypy_grpc")
 
 
 def plugin(name: str) -> str:
-    """The path of a protoc plugin: beside this interpreter (a virtual environment that is not activated) or on PATH."""
-    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
-    if found is None:
+    """The path of a protoc plugin: that of the mypy-protobuf which this interpreter imports, wherever it is."""
+    try:
+        return str(next(file.locate() for file in metadata.files("mypy-protobuf") or () if file.name == name))
+    except (metadata.PackageNotFoundError, StopIteration):
         sys.exit(f"generate_proto: {name} not found: install the `build` dependency group (mypy-protobuf)")
-    return found
 
 
 def generate(out: Path) -> None:

@@ -31,7 +31,7 @@ def main() -> None:
         for tests in [path for path in packages.rglob("tests") if path.is_dir()]:
             shutil.rmtree(tests, ignore_errors=True)
         mark.write_text(wanted)
-    for folder in (site, guest, ROOT / "build" / "lib"):  # setuptools would take what it finds in the last one
+    for folder in (site, guest):
         shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(packages, site, copy_function=os.link)
     _install(site, "--no-build-isolation", str(ROOT))

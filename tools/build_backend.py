@@ -1,0 +1,37 @@
+"""The build backend (PEP 517, PEP 660): setuptools', with the protobuf code generated before it packs the tree.
+
+`make setup` (an editable install), `pip install .` and `pip wheel .` all come here. A source distribution has no
+generated code: what is built of it generates its own.
+"""
+
+import shutil
+
+from generate_proto import ROOT
+from generate_proto import main as generate_proto
+from setuptools import build_meta
+from setuptools.build_meta import (
+    build_sdist,
+    get_requires_for_build_editable,
+    get_requires_for_build_sdist,
+    get_requires_for_build_wheel,
+)
+
+__all__ = [
+    "build_editable",
+    "build_sdist",
+    "build_wheel",
+    "get_requires_for_build_editable",
+    "get_requires_for_build_sdist",
+    "get_requires_for_build_wheel",
+]
+
+
+def build_wheel(directory: str, settings: dict[str, str] | None = None, metadata: str | None = None) -> str:
+    generate_proto()
+    shutil.rmtree(ROOT / "build" / "lib", ignore_errors=True)  # setuptools packs what a former build left there, too
+    return build_meta.build_wheel(directory, settings, metadata)
+
+
+def build_editable(directory: str, settings: dict[str, str] | None = None, metadata: str | None = None) -> str:
+    generate_proto()
+    return build_meta.build_editable(directory, settings, metadata)
