@@ -9,6 +9,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+_FOLDERS = ("system", "faults", "peers", "contract", "unit")  # those first whose tests take longest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, so that the last ones are short and no worker waits for another; no test needs an order."""
+    long = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path not in long, _FOLDERS.index(item.path.relative_to(ROOT / "tests").parts[0])))
 
 
 @pytest.fixture(scope="session")
