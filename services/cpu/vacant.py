@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 TRANSPORT = 0x1000  # bytes of each
-_MAGIC, _VERSION, _VENDOR = 0x7472_6976, 2, 0x4853_4D56
+_MAGIC, _VERSION, _VENDOR = 0x7472_6976, 2, 0x554D_4551
 # Virtio 1.2, 4.2.2: a device id of 0 is a placeholder, "and the driver must ignore it". All other registers read zero.
 _REGISTERS = {0x0: _MAGIC, 0x4: _VERSION, 0xC: _VENDOR}
 

@@ -53,6 +53,13 @@ def test_a_qemu_command_line_is_understood(image: str) -> None:
     assert not options.boots_default_guest
 
 
+@pytest.mark.parametrize(
+    "text", ["virtio-mmio.force-legacy=false", "driver=virtio-mmio,property=force-legacy,value=off"]
+)
+def test_the_transport_of_virtio_1_may_be_asked_for(text: str) -> None:
+    assert parse(["-global", text]) == RunOptions()
+
+
 def test_two_dashes_are_as_good_as_one() -> None:
     assert parse(["--smp", "2", "--nographic"]) == parse(["-smp", "2", "-nographic"])
 
@@ -167,6 +174,8 @@ def test_monitor_elsewhere_leaves_the_terminal_to_the_guest() -> None:
         (["-d", "in_asm"], "not traced yet"),
         (["-d", "nonsense"], "expected items of"),
         (["-device", "e1000"], "no device 'e1000'"),
+        (["-global", "virtio-mmio.force-legacy=on"], "version 2) only"),
+        (["-global", "virtio-blk-device.scsi=off"], "expected virtio-mmio.force-legacy=off"),
         (["-health-limit", "0"], "above 0"),
         (["-health-limit", "nan"], "above 0"),
     ],

@@ -11,7 +11,7 @@ TRANSPORTS = range(0x1000_1000, 0x1000_3000)
 
 @pytest.mark.parametrize(
     ("offset", "size", "value"),
-    [(0, 4, 0x7472_6976), (4, 4, 2), (8, 4, 0), (0xC, 4, 0x4853_4D56), (0x70, 4, 0), (0x100, 1, 0), (0x102, 2, 0)],
+    [(0, 4, 0x7472_6976), (4, 4, 2), (8, 4, 0), (0xC, 4, 0x554D_4551), (0x70, 4, 0), (0x100, 1, 0), (0x102, 2, 0)],
 )
 @pytest.mark.parametrize("transport", [0x1000_1000, 0x1000_2000])
 def test_read_gives_the_registers_of_no_device(transport: int, offset: int, size: int, value: int) -> None:

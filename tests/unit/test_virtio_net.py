@@ -196,6 +196,19 @@ def test_frames_come_in_with_a_header(memory: LocalGuestMemory, extra: int) -> N
     assert card.line
 
 
+@pytest.mark.parametrize("offload", [False, True])
+def test_a_driver_of_before_virtio_1_has_a_shorter_header(memory: LocalGuestMemory, offload: bool) -> None:
+    card = Card(memory, offload=offload)
+    card.begin(0)  # 5.1.6.1: without MRG_RXBUF it has no num_buffers
+    card.send(PLAIN[:10] + FRAME, pieces=3)
+    assert card.netdev.sent == [(PLAIN if offload else b"") + FRAME]
+    (place,) = card.offer(10 + len(FRAME))
+    card.netdev.come((PLAIN if offload else b"") + FRAME)
+    card.settle()
+    assert [length for _, length in card.receive.reap()] == [10 + len(FRAME)]
+    assert memory.read(place, 10 + len(FRAME)) == PLAIN[:10] + FRAME
+
+
 def test_many_frames_come_in_in_their_order(memory: LocalGuestMemory) -> None:
     card = Card(memory)
     card.begin(size=128)

@@ -123,7 +123,7 @@ def guest(runtime: FakeRuntime, memory: LocalGuestMemory) -> Guest:
 
 
 def test_what_the_device_is(guest: Guest) -> None:
-    for offset, value in ((0, 0x7472_6976), (4, 2), (8, 42)):
+    for offset, value in ((0, 0x7472_6976), (4, 2), (8, 42), (12, 0x554D_4551)):
         assert guest.read(offset) == value
         assert guest.shadow(offset) == value
     guest.write(Offset.DEVICE_FEATURES_SEL, 0)
@@ -152,7 +152,14 @@ def test_registers_have_32_bits(guest: Guest) -> None:
 
 @pytest.mark.parametrize(
     ("features", "accepted"),
-    [(F_VERSION_1, True), (F_VERSION_1 | FEATURE, True), (FEATURE, False), (F_VERSION_1 | 1 << 4, False)],
+    [
+        (F_VERSION_1, True),
+        (F_VERSION_1 | FEATURE, True),
+        (FEATURE, True),  # a driver of before virtio 1 (6.1), as xv6's
+        (0, True),
+        (F_VERSION_1 | 1 << 4, False),
+        (1 << 4, False),
+    ],
 )
 def test_features_that_are_not_offered_are_not_accepted(guest: Guest, features: int, accepted: bool) -> None:
     assert bool(guest.negotiate(features) & FEATURES_OK) == accepted

@@ -289,10 +289,16 @@ def _accel(options: RunOptions, text: str) -> RunOptions:
     return options
 
 
+# QEMU's qapi/qapi-util.c, "qapi_bool_parse"
+_SWITCH: Mapping[str, bool] = dict.fromkeys(("on", "yes", "true", "y"), True) | dict.fromkeys(
+    ("off", "no", "false", "n"), False
+)
+
+
 def _on_off(key: str, value: str) -> bool:
-    if value not in ("on", "off"):
+    if value not in _SWITCH:
         raise ValueError(f"expected {key}=on or {key}=off, got '{value}'")
-    return value == "on"
+    return _SWITCH[value]
 
 
 def _perf_map(options: RunOptions, _text: str) -> RunOptions:
@@ -535,6 +541,17 @@ def _virtfs(options: RunOptions, text: str) -> RunOptions:
     return replace(options, shares=(*options.shares, shared), virtio_devices=(*options.virtio_devices, device))
 
 
+def _global(options: RunOptions, text: str) -> RunOptions:
+    found = properties.parse(text, "")
+    if found.keys() == {"driver", "property", "value"}:
+        found = {f"{found['driver']}.{found['property']}": found["value"]}
+    if list(found) != ["virtio-mmio.force-legacy"]:
+        raise ValueError("expected virtio-mmio.force-legacy=off, the only property of a driver that there is")
+    if _on_off("force-legacy", found["virtio-mmio.force-legacy"]):
+        raise ValueError("expected force-legacy=off, the transport is that of virtio 1 (version 2) only")
+    return options
+
+
 def _snapshot(options: RunOptions, _text: str) -> RunOptions:
     return replace(options, snapshot=True)
 
@@ -644,6 +661,12 @@ OPTIONS: tuple[Option, ...] = (
         "KIND[,PROP=VALUE]",
         f"-netdev and -device {net.DRIVER} in one, with mac=ADDRESS if wanted; none for no card.",
         _nic,
+    ),
+    Option(
+        ("-global",),
+        "virtio-mmio.force-legacy=off",
+        "Accepted because guests' instructions for QEMU have it: the virtio transport is never the legacy one.",
+        _global,
     ),
     Option(("-snapshot",), "", "Write to temporary files instead of the disks' images.", _snapshot),
     Option(

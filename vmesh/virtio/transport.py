@@ -35,7 +35,7 @@ SIZE = 0x1000  # of the region on the board
 CONFIG = 0x100  # where the device's own configuration begins
 MAGIC = 0x7472_6976
 VERSION = 2
-VENDOR = 0x4853_4D56  # "VMSH": 4.2.2 leaves it to the vendor
+VENDOR = 0x554D_4551  # "QEMU": 4.2.2 leaves it to the vendor; xv6 and others take a disk for theirs by it
 
 F_INDIRECT_DESC, F_EVENT_IDX, F_VERSION_1, F_RING_PACKED = 1 << 28, 1 << 29, 1 << 32, 1 << 34
 # 3 to 6 (feature bits) say what is always offered; a packed ring only where it is asked for, as in QEMU.
@@ -380,7 +380,8 @@ class VirtioDevice(Device):
             return
         # A driver sets bits; only a reset clears them (2.1.1).
         added = value & _STATUS_BITS & ~state.status
-        if added & FEATURES_OK and (state.driver_features & ~self.offered or not self.negotiated(F_VERSION_1)):
+        # A driver without VERSION_1 is taken (6.1 permits it): some know no features, and QEMU takes them.
+        if added & FEATURES_OK and state.driver_features & ~self.offered:
             added &= ~FEATURES_OK  # 2.2.2: the driver reads that they are not accepted
         state.status |= added
         if added & DRIVER_OK:

@@ -18,7 +18,7 @@ from vmesh.netdev.port import HEADER_BYTES, MAX_FRAME, MIN_FRAME, Frame, Netdev,
 from vmesh.service import Runtime
 from vmesh.v1.devices_pb2 import VirtioNetState
 from vmesh.virtio.queue import Chain, Queue, cut, length_of
-from vmesh.virtio.transport import VirtioDevice
+from vmesh.virtio.transport import F_VERSION_1, VirtioDevice
 
 RECEIVE, TRANSMIT = 0, 1
 QUEUE_SIZE = 256
@@ -205,16 +205,21 @@ class VirtioNet(VirtioDevice):
 
     def _frame(self, chain: Chain) -> Frame:
         """What goes to the netdev; empty if the driver's request is none to follow."""
-        length = length_of(chain.readable) - HEADER_BYTES
+        length = length_of(chain.readable) - self._header_bytes
         if chain.writable or not MIN_FRAME <= length <= MAX_FRAME:
             return ()
-        head, body = cut(chain.readable, HEADER_BYTES)
-        header = b"".join(self.memory.gather(head))
+        head, body = cut(chain.readable, self._header_bytes)
+        header = b"".join(self.memory.gather(head)).ljust(HEADER_BYTES, b"\0")
         if header != _PLAIN and not self._acceptable(header, length):
             return ()
         frame = self.memory.gather(body)
         # The copy of the header was looked at: the guest can change its own.
         return [memoryview(header), *frame] if self.netdev.offload else frame
+
+    @property
+    def _header_bytes(self) -> int:
+        """5.1.6.1: a legacy driver's header has num_buffers only with MRG_RXBUF."""
+        return HEADER_BYTES if self.negotiated(F_VERSION_1 | F_MRG_RXBUF) else _COUNT
 
     def _acceptable(self, header: bytes, length: int) -> bool:
         """Whether the offloads that a header asks for were negotiated, and point into the frame (5.1.6.2)."""
@@ -229,7 +234,8 @@ class VirtioNet(VirtioDevice):
     def _put(self, queue: Queue, frame: memoryview, done: list[tuple[Chain, int]]) -> bool:
         """Into the guest's buffers, which are then in `done`; gives False if it has none now."""
         offload = self.netdev.offload
-        size = len(frame) + (0 if offload else HEADER_BYTES)
+        length = len(frame) - (HEADER_BYTES if offload else 0)
+        size = length + self._header_bytes
         chains: list[Chain] = []
         room = 0
         while room < size:
@@ -243,11 +249,11 @@ class VirtioNet(VirtioDevice):
             chains.append(chain)
             room += length_of(chain.writable)
         header = (bytes(frame[:_COUNT]) if offload else _PLAIN[:_COUNT]) + struct.pack("<H", len(chains))
-        content = [memoryview(header), frame[HEADER_BYTES:] if offload else frame]
+        content = [memoryview(header)[: self._header_bytes], frame[HEADER_BYTES:] if offload else frame]
         for chain in chains:
             done.append((chain, self.memory.scatter(chain.writable, lambda buffers: _move(content, buffers))))
         self._counts["frames_received"] += 1
-        self._counts["bytes_received"] += size - HEADER_BYTES
+        self._counts["bytes_received"] += length
         self._counts["gso_received"] += offload and frame[_GSO_TYPE] != GSO_NONE
         return True
 
