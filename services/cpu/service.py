@@ -89,7 +89,7 @@ class Cpu(Service):
         self._doorbells: dict[int, Doorbell] = {}
         self._threads: list[HartThread] = []
         self._paused_at = time.clock_gettime_ns(time.CLOCK_MONOTONIC) if plan.paused else 0
-        self._goes_on_from = 0  # CatchUp: what guest time goes on from instead of the moment of Resume
+        self._goes_on_from: int | None = None  # CatchUp: what guest time goes on from instead of the moment of Resume
         self._throttled = 0
         self._shoot_downs: deque[tuple[Client, int, int]] = deque()
         self._ordered = False  # the debugger has said how the harts run next
@@ -166,7 +166,7 @@ class Cpu(Service):
             case "throttle":
                 return self._throttle(packet.throttle.percent)
             case "catch_up":
-                self._catch_up(packet.catch_up.since_ns)
+                self._catch_up(packet.catch_up)
                 return common_pb2.Done()
             case "add_device":
                 self._need_paused("AddDevice")
@@ -276,25 +276,26 @@ class Cpu(Service):
             self._debugger.pass_breakpoints()
             self._gate.hold(())
         if self._paused_at and (stop := self._debugger.due()):
-            self._goes_on_from = 0
+            self._goes_on_from = None
             self._tell_stop(stop)
         else:
             self._go_on()
 
     def _go_on(self) -> None:
         if self._paused_at:
-            from_ns = self._goes_on_from or time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+            from_ns = self._goes_on_from
+            from_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC) if from_ns is None else from_ns
             self._harts.machine.time_base += from_ns - self._paused_at
-            self._paused_at = self._goes_on_from = 0
+            self._paused_at, self._goes_on_from = 0, None
         self._stop = None
         self._gate.open()
 
-    def _catch_up(self, since: int) -> None:
+    def _catch_up(self, wanted: cpu_pb2.CatchUp) -> None:
         self._need_paused("CatchUp")
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        if since > now:
-            raise errors.BadRequest("CatchUp", expected=f"a time up to now, {now}", got=str(since))
-        self._goes_on_from = since or self._paused_at
+        if wanted.since_ns > now:
+            raise errors.BadRequest("CatchUp", expected=f"a time up to now, {now}", got=str(wanted.since_ns))
+        self._goes_on_from = wanted.since_ns if wanted.HasField("since_ns") else self._paused_at
 
     def _debug(self, packet: Packet) -> Message:
         """What the debugger does with harts that stand still. Guest time does too, also for CSRs that look at it."""

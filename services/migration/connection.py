@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from vmesh import errors
 from vmesh.migration import uri
@@ -24,6 +24,9 @@ _MOST_BUFFERS = 64  # of one sendmsg
 _BURST_SECONDS = 0.02
 _TLS_BYTES = 256 << 10
 _LOOK_SECONDS = 0.5
+_BACKLOG = 128
+
+T = TypeVar("T")
 
 
 class Connection:
@@ -50,6 +53,11 @@ class Connection:
     def fileno(self) -> int:
         return self._link.fileno()
 
+    def handshake(self) -> None:
+        """Of TLS, where the connection has it; until `cut`. Raises OSError."""
+        if isinstance(self._link, ssl.SSLSocket):
+            self._tls(self._link, self._link.do_handshake)
+
     def write(self, buffers: Sequence[Any]) -> None:
         """All of them, at the pace of `limit`. Raises OSError."""
         if isinstance(self._link, ssl.SSLSocket):
@@ -68,7 +76,7 @@ class Connection:
         """Fill it. Raises EOFError at the end, OSError."""
         while buffer:
             if isinstance(self._link, ssl.SSLSocket):
-                count = self._tls(self._link, partial(self._link.recv_into, buffer))
+                count = self._read_tls(self._link, buffer)
             else:
                 count = self._link.recv_into(buffer)
             if not count:
@@ -79,7 +87,8 @@ class Connection:
         """End it for both sides; a thread that waits in it wakes up. From any thread."""
         self._over.set()
         with suppress(OSError):
-            self._link.shutdown(socket.SHUT_RDWR)
+            # The socket's own: an SSLSocket's forgets its TLS too, which another thread may be using.
+            socket.socket.shutdown(self._link, socket.SHUT_RDWR)
 
     def close(self) -> None:
         self.cut()
@@ -91,18 +100,22 @@ class Connection:
             part = data[:_TLS_BYTES]
             data = data[self._tls(link, partial(link.send, part)) :]
 
-    def _tls(self, link: ssl.SSLSocket, do: Callable[[], int]) -> int:
+    def _read_tls(self, link: ssl.SSLSocket, buffer: memoryview) -> int:
+        try:
+            return self._tls(link, partial(link.recv_into, buffer))
+        except ssl.SSLZeroReturnError:
+            return 0
+
+    def _tls(self, link: ssl.SSLSocket, do: Callable[[], T]) -> T:
         """OpenSSL's connection is for one thread at a time: whoever would block lets the other one have it."""
         while True:
             try:
                 with self._lock:
                     return do()
             except ssl.SSLWantReadError:
-                select.select([link], [], [], _LOOK_SECONDS)
+                _wait(link, select.POLLIN)
             except ssl.SSLWantWriteError:
-                select.select([], [link], [], _LOOK_SECONDS)
-            except ssl.SSLZeroReturnError:
-                return 0
+                _wait(link, select.POLLOUT)
 
     def wait_turn(self, limit: Callable[[], int]) -> None:
         """Until the next write may be made at the pace of `limit`, which becomes that of this connection."""
@@ -133,14 +146,16 @@ class Listener:
             self.place = Tcp(place.host, self._socket.getsockname()[1], place.keys)
 
     def accept(self) -> Connection:
-        """The next connection. Raises OSError, also when it is closed from another thread."""
+        """The next connection; with TLS its `handshake` is still to be made, which the next one must not wait for.
+        Raises OSError, also when it is closed from another thread."""
         link, _ = self._socket.accept()
-        link.settimeout(CONNECT_SECONDS)
         try:
-            return Connection(self._tls.wrap_socket(link, server_side=True) if self._tls else link)
+            if self._tls is not None:
+                link = self._tls.wrap_socket(link, server_side=True, do_handshake_on_connect=False)
+            return Connection(link)
         except OSError:
             link.close()
-            raise
+            raise ConnectionError from None
 
     def close(self) -> None:
         self.closed = True
@@ -171,14 +186,14 @@ def connect(place: Place) -> Connection:
 
 def _listen(place: Place) -> socket.socket:
     if isinstance(place, Tcp):
-        return socket.create_server((place.host, place.port), family=_family(place.host))
+        return socket.create_server((place.host, place.port), family=_family(place.host), backlog=_BACKLOG)
     if place.path.is_socket():
         place.path.unlink()  # of an earlier life: a living one is found in use by its machine, not by this
     made = socket.socket(socket.AF_UNIX)
     former = os.umask(0o077)
     try:
         made.bind(str(place.path))
-        made.listen(8)
+        made.listen(_BACKLOG)
     except OSError:
         made.close()
         raise
@@ -189,3 +204,9 @@ def _listen(place: Place) -> socket.socket:
 
 def _family(host: str) -> socket.AddressFamily:
     return socket.getaddrinfo(host or "0.0.0.0", None, type=socket.SOCK_STREAM)[0][0]
+
+
+def _wait(link: socket.socket, event: int) -> None:
+    poller = select.poll()
+    poller.register(link, event)
+    poller.poll(_LOOK_SECONDS * 1000)

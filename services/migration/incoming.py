@@ -6,16 +6,16 @@ before all of a stream was taken; a service's state is loaded only when every se
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from services.migration.connection import Connection, Listener
+from services.migration.channels import Channel, Channels
+from services.migration.connection import Listener
 from services.migration.job import Context, Job, check_same_machine
 from services.migration.postcopy import pack_bitmap
 from services.migration.returned import LinkLost, say
@@ -23,25 +23,28 @@ from services.migration.status import Status
 from vmesh import errors
 from vmesh.migration import package, uri
 from vmesh.migration.pages import Pages, decode, expand, whole
-from vmesh.migration.records import VERSION, Reader, Record, StreamError, Writer, parse, unexpected
+from vmesh.migration.records import Reader, Record, StreamError, parse, unexpected
 from vmesh.segment import PAGE
 from vmesh.v1 import migration_pb2 as messages
 
-_HEAD_SECONDS = 10.0  # for a connection to say what it is
-_SESSION_BYTES = 16
 _MOST_CAUGHT_UP = 600 * 10**9  # ns that guest time goes ahead for a switch, whatever the source says
 _PAGES_SECONDS = 30.0  # for the connection for requested pages to come
 
 
-@dataclass(slots=True)
-class _Channel:
-    """A connection whose header was read."""
+@dataclass(slots=True, eq=False)
+class _Link:
+    """The connections that were made together. Who reads one that breaks cuts this link, not what has come since."""
 
-    kind: messages.ChannelKind.ValueType
-    session: bytes
-    connection: Connection
-    reader: Reader
-    writer: Writer
+    main: Channel
+    pages: Channel | None = None
+    broken: str = ""  # why it was cut here
+
+    def cut(self, why: str) -> None:
+        """End it for both sides; the first reason counts. From any thread."""
+        self.broken = self.broken or why
+        for each in (self.main, self.pages):
+            if each is not None:
+                each.connection.cut()
 
 
 class Incoming(Job):
@@ -51,21 +54,18 @@ class Incoming(Job):
     def __init__(self, context: Context, place: str, session: bytes = b"") -> None:
         state = messages.MIGRATION_POSTCOPY_PAUSED if session else messages.MIGRATION_SETUP
         super().__init__(context, Status(incoming=True, uri=place, state=state))
-        self._listener = Listener(uri.parse(place)) if place else None
-        self.status.uri = str(self._listener.place) if self._listener is not None else ""
-        self._channels: queue.SimpleQueue[_Channel | None] = queue.SimpleQueue()
-        self._open: list[_Channel] = []
-        self._session = session
+        self._channels = Channels(context.log, partial(check_same_machine, context.configuration), session)
+        self._link: _Link | None = None
         self._closed = False
         self._sizes = context.ram.pages
         self._touched = [each.touched() for each in context.ram.segments]
         self._advised = False
         self._absent = [np.zeros(count, np.bool_) for count in self._sizes]
         self._runs_here = bool(session)
-        self._pages: _Channel | None = None
-        self._broken = ""
         self._adopted = [each.adopted for each in context.ram.segments]  # another machine's, which still runs on it
         self._handed_over = False
+        if place:
+            self._listen(place)
 
     # In the main thread
 
@@ -78,49 +78,51 @@ class Incoming(Job):
     def pause(self) -> None:
         if self.status.state != messages.MIGRATION_POSTCOPY_ACTIVE:
             self._refuse("pause")
-        self._broken = "paused by the user"
-        self._cut()
+        self._cut("paused by the user")
 
     def recover(self, uri_text: str) -> None:
         if self.status.state != messages.MIGRATION_POSTCOPY_PAUSED:
             self._refuse("recover")
-        listener = Listener(uri.parse(uri_text))
-        self._stop_listening()
-        self._listener = listener
-        self.status.uri = str(listener.place)
+        self._listen(uri_text)
         self.context.report(self.status.message())
-        self._accept_all(listener)
 
     def close(self) -> None:
         self._closed = True
-        self._stop_listening()
-        self._cut()
-        self._channels.put(None)
+        why = "cancelled" if self.cancelled else "the service ends"
+        self._channels.close(why)
+        self._cut(why)
+
+    def _listen(self, place: str) -> None:
+        """Raises ConfigError."""
+        listener = Listener(uri.parse(place))
+        self._channels.listen(listener)
+        self.status.uri = str(listener.place)
 
     # In the job's thread
 
     def run(self) -> None:
         self.status.total = sum(self._sizes) * PAGE
         try:
-            if self._listener is None:
+            if self._runs_here:
                 self._go_on()
             else:
-                self._begin(self._listener)
+                self._begin()
         finally:
-            self._stop_listening()
-            self._cut()
+            self._channels.close("the migration has ended")
+            self._cut("the migration has ended")
             if not self._runs_here:
                 self._forget_pages()
         self.enter(messages.MIGRATION_COMPLETED)
 
-    def _begin(self, listener: Listener) -> None:
+    def _begin(self) -> None:
         self.enter(messages.MIGRATION_SETUP)
-        self._accept_all(listener)
         self.context.machine.stop()
         self._forget_pages()
-        channel = self._next_channel(messages.CHANNEL_MAIN)
-        self._greet(channel)
-        self._take_main(channel)
+        channel = self._channels.take(messages.CHANNEL_MAIN)
+        link = self._link = _Link(channel)
+        self.status.began = self.status.setup_done = time.monotonic()
+        self.enter(messages.MIGRATION_ACTIVE)
+        self._take_main(link)
 
     def _go_on(self) -> None:
         """Where a former life was killed: the guest runs, or waits for pages."""
@@ -137,85 +139,10 @@ class Incoming(Job):
         if not any(self._adopted):
             self.context.pager.abandon()
 
-    def _stop_listening(self) -> None:
-        if self._listener is not None:
-            self._listener.close()
-
-    def _accept_all(self, listener: Listener) -> None:
-        threading.Thread(target=self._accept, args=(listener,), name="accept", daemon=True).start()
-
-    def _accept(self, listener: Listener) -> None:
-        """In a thread of its own: every connection, as far as its header."""
-        while True:
-            try:
-                connection = listener.accept()
-            except OSError:
-                if listener.closed:
-                    return
-                continue  # one that gave up meanwhile, or has the wrong keys
-            threading.Thread(target=self._head, args=(connection,), name="head", daemon=True).start()
-
-    def _head(self, connection: Connection) -> None:
-        """In a thread of its own, for a bounded time: what a connection is."""
-        watchdog = threading.Timer(_HEAD_SECONDS, connection.cut)
-        watchdog.daemon = True
-        watchdog.start()
+    def _take_main(self, link: _Link) -> None:
+        channel = link.main
         try:
-            reader = Reader(connection)
-            reader.magic()
-            record = reader.next()
-            if record.kind != messages.RECORD_HEADER:
-                raise unexpected(record, "a header first")
-            header = parse(messages.StreamHeader, record)
-            if header.version != VERSION:
-                raise StreamError("version of the stream", expected=str(VERSION), got=str(header.version))
-            if len(header.session) != _SESSION_BYTES:
-                raise StreamError("session", expected=f"{_SESSION_BYTES} bytes", got=str(len(header.session)))
-        except (errors.VmeshError, OSError) as error:
-            self.context.log.warning("no migration", why=error)
-            connection.close()
-            return
-        finally:
-            watchdog.cancel()
-        channel = _Channel(header.channel, header.session, connection, reader, Writer(connection))
-        self._open.append(channel)
-        self._channels.put(channel)
-
-    def _next_channel(self, kind: messages.ChannelKind.ValueType, seconds: float | None = None) -> _Channel:
-        """The next connection of this kind, of this session if there is one; others are closed."""
-        deadline = None if seconds is None else time.monotonic() + seconds
-        while True:
-            try:
-                left = None if deadline is None else max(0.0, deadline - time.monotonic())
-                channel = self._channels.get(timeout=left)
-            except queue.Empty:
-                name = messages.ChannelKind.Name(kind)
-                raise LinkLost(f"no connection {name} within {seconds:g} s") from None
-            if channel is None or self._closed:
-                raise LinkLost("cancelled" if self.cancelled else "the service ends")
-            if channel.kind == kind and self._session in (b"", channel.session):
-                return channel
-            self.context.log.warning("no migration", why="a connection of another kind or session")
-            channel.connection.close()
-
-    def _greet(self, channel: _Channel) -> None:
-        """A machine that can go on here begins to come; one that cannot is told so."""
-        try:
-            record = channel.reader.next()
-            if record.kind != messages.RECORD_CONFIGURATION:
-                raise unexpected(record, "the configuration behind the header")
-            check_same_machine(self.context.configuration, parse(messages.Configuration, record))
-        except (errors.VmeshError, OSError) as error:
-            say(channel.writer, failed=messages.Failed(reason=str(error)))
-            channel.connection.close()
-            raise
-        self._session = channel.session
-        self.status.began = self.status.setup_done = time.monotonic()
-        self.enter(messages.MIGRATION_ACTIVE)
-
-    def _take_main(self, channel: _Channel) -> None:
-        try:
-            states = self._take_stream(channel)
+            states = self._take_stream(link)
             if any(self._adopted) != self._handed_over:
                 raise StreamError("memory", expected="the handover of what was adopted", got="another migration")
             read = time.monotonic()
@@ -227,8 +154,8 @@ class Incoming(Job):
         say(channel.writer, loaded=messages.Loaded())
         run = self._wait_run(channel.reader)
         self._runs_here, told = True, time.monotonic()
-        postcopy = self._pages is not None
-        session = self._session if postcopy else b""
+        postcopy = link.pages is not None
+        session = self._channels.session if postcopy else b""
         self.context.keep(
             messages.MigrationRecord(incoming=True, switched=True, stay_paused=run.stay_paused, session=session)
         )
@@ -244,11 +171,11 @@ class Incoming(Job):
         steps = [f"{(end - start) * 1e3:.1f}" for start, end in ends]
         self.context.log.info("taken over, ms", **dict(zip(("read", "load", "told", "go"), steps, strict=True)))
         if postcopy:
-            self._postcopy(channel)
+            self._postcopy(link)
 
-    def _take_stream(self, channel: _Channel) -> package.States:
+    def _take_stream(self, link: _Link) -> package.States:
         """Everything up to the states of all services; with post-copy, pages can be fetched when it returns."""
-        reader, in_ram = channel.reader, False
+        reader, in_ram = link.main.reader, False
         states = package.StateReader(frozenset(each.name for each in self.context.configuration.services))
         while True:
             record = reader.next()
@@ -258,7 +185,7 @@ class Incoming(Job):
                 case messages.RECORD_PAGES if in_ram:
                     self._put(decode(record, self._sizes))
                 case messages.RECORD_COMMAND:
-                    found = self._command(parse(messages.StreamCommand, record), channel)
+                    found = self._command(parse(messages.StreamCommand, record), link)
                     if found is not None:
                         return found
                 case messages.RECORD_SECTION_START if not in_ram and not self.status.rounds:
@@ -290,12 +217,12 @@ class Incoming(Job):
             raise unexpected(record, "the end behind the description")
         return states.finish()
 
-    def _command(self, command: messages.StreamCommand, channel: _Channel) -> package.States | None:
+    def _command(self, command: messages.StreamCommand, link: _Link) -> package.States | None:
         match command.WhichOneof("command"):
             case "open_return_path":
                 pass
             case "ping":
-                say(channel.writer, pong=command.ping)
+                say(link.main.writer, pong=command.ping)
             case "adopt":
                 self._adopt(command.adopt.files)
             case "postcopy_advise" if not any(self._adopted):
@@ -306,7 +233,7 @@ class Incoming(Job):
             case "postcopy_discard" if self._advised:
                 self._discard(command.postcopy_discard)
             case "packaged" if self._advised:
-                return self._package(command.packaged.length, channel)
+                return self._package(command.packaged.length, link)
             case other:
                 raise StreamError("command", expected="one that may come here", got=str(other))
         return None
@@ -325,18 +252,23 @@ class Incoming(Job):
         size = self._sizes[discard.segment]
         self._absent[discard.segment][expand(discard.first, discard.count, size, size)] = True
 
-    def _package(self, length: int, channel: _Channel) -> package.States:
+    def _package(self, length: int, link: _Link) -> package.States:
         """Post-copy: all state, read whole; then pages can be fetched, so that devices can be loaded."""
         self.status.stopped = time.monotonic()
-        data = package.receive(channel.reader, length, self.context.parameters.max_package_bytes)
+        data = package.receive(link.main.reader, length, self.context.parameters.max_package_bytes)
         self.status.package = len(data)
         names = frozenset(each.name for each in self.context.configuration.services)
         states = package.unpack(data, names)
-        self._pages = self._next_channel(messages.CHANNEL_PAGES, _PAGES_SECONDS)
+        pages = self._join_pages(link)
         self.context.pager.latency = self.status.add_latency
-        self.context.pager.begin([np.flatnonzero(each) for each in self._absent], self._fetcher(self._pages))
-        self._serve_pages(self._pages)
+        self.context.pager.begin([np.flatnonzero(each) for each in self._absent], self._fetcher(pages))
+        self._serve_pages(link, pages)
         return states
+
+    def _join_pages(self, link: _Link) -> Channel:
+        """The connection for requested pages, which may have come before the main one."""
+        pages = link.pages = self._channels.take(messages.CHANNEL_PAGES, link.main.link, _PAGES_SECONDS)
+        return pages
 
     def _wait_run(self, reader: Reader) -> messages.PostcopyRun:
         """The source has let go of the machine."""
@@ -370,25 +302,24 @@ class Incoming(Job):
 
     # Post-copy: the machine runs here, and its pages come
 
-    def _postcopy(self, channel: _Channel) -> None:
+    def _postcopy(self, link: _Link) -> None:
         pager = self.context.pager
         while True:
             try:
-                self._take_pages(channel)
+                self._take_pages(link)
                 break
             except (errors.VmeshError, OSError) as error:
                 if not pager.remaining():
                     break
-                self._cut()
-                channel = self._recover(self._broken or str(error))
+                link = self._recover(link.broken or str(error))
         pager.end()
-        say(channel.writer, closing=messages.Closing())
+        say(link.main.writer, closing=messages.Closing())
 
-    def _take_pages(self, channel: _Channel) -> None:
+    def _take_pages(self, link: _Link) -> None:
         """What comes in the background, to the end."""
         pager = self.context.pager
         while True:
-            record = channel.reader.next()
+            record = link.main.reader.next()
             if record.kind == messages.RECORD_PAGES:
                 found = whole(decode(record, self._sizes))
                 pager.install(found.segment, found.numbers, found.rows)
@@ -399,43 +330,42 @@ class Incoming(Job):
                 raise unexpected(record, "pages")
         deadline = time.monotonic() + _PAGES_SECONDS
         while pager.remaining():  # what was asked for last comes on the other connection
-            if time.monotonic() > deadline or self._broken or self._closed:
-                raise LinkLost(self._broken or "pages are missing behind the end of the stream")
+            if time.monotonic() > deadline or link.broken:
+                raise LinkLost(link.broken or "pages are missing behind the end of the stream")
             time.sleep(0.001)
 
-    def _fetcher(self, channel: _Channel) -> Callable[[int, list[int]], None]:
+    def _fetcher(self, channel: Channel) -> Callable[[int, list[int]], None]:
         def fetch(segment: int, pages: list[int]) -> None:
             self.status.requests += len(pages)
             say(channel.writer, request=messages.PageRequest(segment=segment, pages=pages))
 
         return fetch
 
-    def _serve_pages(self, channel: _Channel) -> None:
-        threading.Thread(target=self._take_requested, args=(channel,), name="requested pages", daemon=True).start()
+    def _serve_pages(self, link: _Link, pages: Channel) -> None:
+        threading.Thread(target=self._take_requested, args=(link, pages), name="requested pages", daemon=True).start()
 
-    def _take_requested(self, channel: _Channel) -> None:
+    def _take_requested(self, link: _Link, pages: Channel) -> None:
         """In a thread of its own: the pages that were asked for, until the connection ends."""
         pager = self.context.pager
         try:
             while True:
-                record = channel.reader.next()
+                record = pages.reader.next()
                 if record.kind != messages.RECORD_PAGES:
                     raise unexpected(record, "pages")
                 found = whole(decode(record, self._sizes))
                 pager.install(found.segment, found.numbers, found.rows)
         except (errors.VmeshError, OSError) as error:
-            if pager.remaining() and not self._closed and channel is self._pages:
-                self._broken = self._broken or f"the connection for requested pages broke: {error}"
-                self._cut()
+            if pager.remaining():
+                link.cut(f"the connection for requested pages broke: {error}")
 
-    def _recover(self, reason: str) -> _Channel:
+    def _recover(self, reason: str) -> _Link:
         """Wait for the source to come again, on new connections. Raises LinkLost if the service ends instead."""
         pager = self.context.pager
         while True:
-            self._broken = ""
+            self._cut(reason)
             self.status.error = reason
             self.enter(messages.MIGRATION_POSTCOPY_PAUSED)
-            channel = self._next_channel(messages.CHANNEL_RECOVER)
+            link = self._link = _Link(self._channels.take(messages.CHANNEL_RECOVER))
             self.enter(messages.MIGRATION_POSTCOPY_RECOVER)
             try:
                 absent = pager.absent()
@@ -443,22 +373,19 @@ class Incoming(Job):
                     received = messages.ReceivedPages(
                         segment=segment, pages=len(each), bitmap=pack_bitmap(~each), last=segment == len(absent) - 1
                     )
-                    channel.writer.message(messages.RECORD_RETURN, messages.ReturnMessage(received=received))
-                self._pages = self._next_channel(messages.CHANNEL_PAGES, _PAGES_SECONDS)
+                    link.main.writer.message(messages.RECORD_RETURN, messages.ReturnMessage(received=received))
+                pages = self._join_pages(link)
             except (errors.VmeshError, OSError) as error:
                 if self._closed:
                     raise
-                reason = str(error)
-                self._cut()
+                reason = link.broken or str(error)
                 continue
-            self._serve_pages(self._pages)
-            pager.fetch_again(self._fetcher(self._pages))
+            self._serve_pages(link, pages)
+            pager.fetch_again(self._fetcher(pages))
             self.status.error = ""
             self.enter(messages.MIGRATION_POSTCOPY_ACTIVE)
-            return channel
+            return link
 
-    def _cut(self) -> None:
-        channels, self._open = self._open, []
-        for channel in channels:
-            with suppress(OSError):
-                channel.connection.cut()
+    def _cut(self, why: str) -> None:
+        if self._link is not None:
+            self._link.cut(why)

@@ -69,8 +69,8 @@ class Machine:
 
     def go(self, since_ns: int) -> None:
         """Run, unless the machine was started to stay paused. Guest time is as if it had stood still until `since_ns`
-        of time.monotonic_ns(), and no longer."""
-        self._ask(messages.MACHINE_GO, since_ns=since_ns)
+        of time.monotonic_ns(), and no longer: a negative time, if that was before this host was switched on."""
+        self._ask(messages.MACHINE_GO, catch_up=CatchUp(since_ns=since_ns))
 
     def stay(self) -> None:
         """It has come in, and stays paused as it was where it came from."""
@@ -78,19 +78,18 @@ class Machine:
 
     def go_on(self, *, catch_up: bool = False) -> None:
         """As it was before `stop`; or even, to `catch_up`, as if it had not been stopped."""
-        self._ask(messages.MACHINE_GO_ON, since_ns=0 if catch_up else None)
+        self._ask(messages.MACHINE_GO_ON, catch_up=CatchUp() if catch_up else None)
 
     def moved(self) -> None:
         """It runs elsewhere."""
         self._ask(messages.MACHINE_MOVED)
 
     def _ask(
-        self, action: messages.MachineAction.ValueType, states: States | None = None, since_ns: int | None = None
+        self, action: messages.MachineAction.ValueType, states: States | None = None, catch_up: CatchUp | None = None
     ) -> Stopped:
         with self._lock:
             self._number += 1
             number = self._number
-            catch_up = None if since_ns is None else CatchUp(since_ns=since_ns)
             for part, more in in_messages(states or {}):
                 self._send(
                     messages.MachineRequest(number=number, action=action, states=part, more=more, catch_up=catch_up)

@@ -13,15 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from services.migration.connection import Connection, connect
+from services.migration.connection import Connection
 from services.migration.job import Context, Job
-from services.migration.postcopy import Link, Push
+from services.migration.postcopy import Link, Push, new_link, open_channel
 from services.migration.returned import LinkLost, ReturnPath
 from services.migration.status import Status
 from vmesh import errors
 from vmesh.migration import package, uri
 from vmesh.migration.pages import Numbers, PageCache, PageWriter
-from vmesh.migration.records import VERSION, Writer
+from vmesh.migration.records import Writer
 from vmesh.segment import PAGE
 from vmesh.v1 import migration_pb2 as messages
 
@@ -51,6 +51,7 @@ class Outgoing(Job):
         super().__init__(context, Status(uri=place, state=state))
         self._place = uri.parse(place) if place else None
         self._session = os.urandom(SESSION_BYTES)
+        self._number = new_link()
         self._connection: Connection | None = None
         self._ran = False
         self._since_ns = 0  # guest time stands still, by time.monotonic_ns()
@@ -116,10 +117,10 @@ class Outgoing(Job):
         self.enter(messages.MIGRATION_SETUP)
         status.total = sum(self.context.ram.pages) * PAGE
         status.remaining = sum(self.context.ram.pages)
-        self._connection = connect(self._place)
+        self._connection, writer = open_channel(self._place, messages.CHANNEL_MAIN, self._session, self._number)
         returned = ReturnPath(self._connection, lambda received: None)
         try:
-            self._run(returned)
+            self._run(writer, returned)
         except OSError as error:
             self._give_up()
             raise returned.why(error) from error
@@ -139,11 +140,7 @@ class Outgoing(Job):
             self.context.machine.go_on(catch_up=True)
             self._stopped = False
 
-    def _run(self, returned: ReturnPath) -> None:
-        assert self._connection is not None
-        writer = Writer(self._connection)
-        writer.magic()
-        begin_channel(writer, messages.CHANNEL_MAIN, self._session)
+    def _run(self, writer: Writer, returned: ReturnPath) -> None:
         writer.message(messages.RECORD_CONFIGURATION, self.context.configuration)
         writer.command(open_return_path=messages.OpenReturnPath())
         if self._handover:
@@ -333,8 +330,9 @@ class Outgoing(Job):
         assert self._connection is not None
         assert self._place is not None
         push = Push(self.context, self.status, self._session, pages.counts)
-        push.open_pages(self._place)
-        link: Link | None = (writer, self._connection, returned)
+        first = Link(self._number, self._connection, writer, returned)
+        push.open_pages(first, self._place)
+        link: Link | None = first
         broke = ""
         try:
             states = self._stop(returned)
@@ -377,9 +375,3 @@ class Outgoing(Job):
             status.rate = (writer.bytes - before) / took
             status.page_rate = (status.normal + status.zero - pages_before) / took
             self._rate_from = (now, writer.bytes, status.normal + status.zero)
-
-
-def begin_channel(writer: Writer, channel: messages.ChannelKind.ValueType, session: bytes) -> None:
-    """The first record of a connection."""
-    header = messages.StreamHeader(version=VERSION, channel=channel, session=session)
-    writer.message(messages.RECORD_HEADER, header)

@@ -7,9 +7,11 @@ another one. What has arrived is known there alone, so a new link begins with th
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,10 +31,40 @@ from vmesh.v1 import migration_pb2 as messages
 if TYPE_CHECKING:
     from services.migration.job import Context, Job
 
-Link = tuple[Writer, Connection, ReturnPath]
 _BACKGROUND_PAGES = 64  # between two looks for what is asked for
 _RUNS_AT_ONCE = 16384  # of one DISCARD
 _ANSWER_SECONDS = 30.0
+
+
+@dataclass(slots=True, eq=False)
+class Link:
+    """The connections that were made together. Who reads one that breaks cuts this link, not what has come since."""
+
+    number: int
+    main: Connection
+    writer: Writer  # to `main`
+    returned: ReturnPath
+    pages: Connection | None = None
+    broken: str = ""  # why it was cut here
+
+    def cut(self, why: str) -> None:
+        """End it for both sides; the first reason counts. From any thread."""
+        self.broken = self.broken or why
+        for each in (self.main, self.pages):
+            if each is not None:
+                each.cut()
+
+
+def open_channel(
+    place: Place, kind: messages.ChannelKind.ValueType, session: bytes, link: int
+) -> tuple[Connection, Writer]:
+    """A connection that says what it is. Raises ConfigError if nobody is there, OSError."""
+    connection = connect(place)
+    writer = Writer(connection)
+    writer.magic()
+    header = messages.StreamHeader(version=records.VERSION, channel=kind, session=session, link=link)
+    writer.message(messages.RECORD_HEADER, header)
+    return connection, writer
 
 
 class Push:
@@ -48,24 +80,16 @@ class Push:
         self._lock = threading.Lock()
         self._left: list[npt.NDArray[np.bool_]] = [np.zeros(count, np.bool_) for count in context.ram.pages]
         self._next = (0, 0)  # segment and page: where the background goes on, behind what was asked for last
-        self._pages: Connection | None = None
-        self._main: Connection | None = None
+        self._link: Link | None = None
         self._resume: Place | None = None
         self._woken = threading.Event()
         self._closed = False
-        self._broken = ""
 
-    def open_pages(self, place: Place) -> None:
+    def open_pages(self, link: Link, place: Place) -> None:
         """The connection for what is asked for. Raises ConfigError, OSError."""
-        connection = connect(place)
-        writer = Writer(connection)
-        writer.magic()
-        writer.message(
-            messages.RECORD_HEADER,
-            messages.StreamHeader(version=records.VERSION, channel=messages.CHANNEL_PAGES, session=self._session),
-        )
-        self._pages = connection
-        threading.Thread(target=self._serve, args=(connection, writer), name="page requests", daemon=True).start()
+        link.pages, writer = open_channel(place, messages.CHANNEL_PAGES, self._session, link.number)
+        self._link = link
+        threading.Thread(target=self._serve, args=(link, link.pages, writer), name="page requests", daemon=True).start()
 
     def set_left(self, *parts: Sequence[Numbers]) -> None:
         """What is in any of these is to come; each has pages of every segment, or is empty."""
@@ -89,62 +113,65 @@ class Push:
         Without a first link `broke` says why there is none.
         """
         if link is not None:
-            self._main = link[1]
             job.enter(messages.MIGRATION_POSTCOPY_ACTIVE)
         while True:
             link = link or self._recover(job, broke)
-            writer, main, returned = link
             try:
-                self._push(writer, main, returned)
-                writer.put(messages.RECORD_END)
-                returned.wait("closing", math.inf, lambda: self._closed or bool(self._broken))
+                self._push(link)
                 break
             except (OSError, errors.VmeshError) as error:
-                main.cut()
-                if returned.said_last("closing"):  # the other connection was seen to end before this was read
+                link.main.cut()
+                if link.returned.said_last("closing"):  # the other connection was seen to end before this was read
                     break
-                better = returned.why(error) if isinstance(error, OSError) else error
-                link, broke = None, str(better)
+                better = link.returned.why(error) if isinstance(error, OSError) else error
+                broke = link.broken or str(better)
+                link = None
         self.close()
         job.enter(messages.MIGRATION_COMPLETED)
 
     def pause(self) -> None:
-        """Break the link; from any thread."""
-        self._broken = "paused by the user"
-        for each in (self._main, self._pages):
-            if each is not None:
-                each.cut()
+        """Break the link; from any thread. Raises BadRequest."""
+        self._need("pause", messages.MIGRATION_POSTCOPY_ACTIVE, messages.MIGRATION_POSTCOPY_RECOVER)
+        self._cut("paused by the user")
 
     def resume(self, place: str) -> None:
         """The destination listens there; from any thread. Raises BadRequest, ConfigError."""
-        if self._status.state != messages.MIGRATION_POSTCOPY_PAUSED:
-            state = messages.MigrationState.Name(self._status.state)
-            raise errors.BadRequest("migration resume", expected="a post-copy that is paused", got=state)
+        self._need("resume", messages.MIGRATION_POSTCOPY_PAUSED)
         self._resume = uri.parse(place)
         self._woken.set()
 
     def close(self) -> None:
         self._closed = True
         self._woken.set()
-        for each in (self._main, self._pages):
-            if each is not None:
-                each.cut()
+        self._cut("the service ends")
 
-    def _push(self, writer: Writer, main: Connection, returned: ReturnPath) -> None:
-        pages = PageWriter(writer, self._level)
+    def _need(self, what: str, *states: messages.MigrationState.ValueType) -> None:
+        if self._status.state not in states:
+            wanted, got = (messages.MigrationState.Name(state) for state in (states[0], self._status.state))
+            raise errors.BadRequest(f"migration {what}", expected=wanted, got=got)
+
+    def _cut(self, why: str) -> None:
+        if self._link is not None:
+            self._link.cut(why)
+
+    def _push(self, link: Link) -> None:
+        """All that is left, until the destination has it."""
+        pages = PageWriter(link.writer, self._level)
         pages.counts = self._counts
         while True:
             # Before pages are taken: what is asked for meanwhile must not wait with those of the background.
-            main.wait_turn(lambda: self._context.parameters.max_postcopy_bandwidth)
-            returned.check()
-            if self._broken:
-                raise LinkLost(self._broken)
+            link.main.wait_turn(lambda: self._context.parameters.max_postcopy_bandwidth)
+            link.returned.check()
+            if link.broken:
+                raise LinkLost(link.broken)
             if (found := self._take_some()) is None:
-                return
+                break
             segment, numbers = found
-            before = writer.bytes
+            before = link.writer.bytes
             pages.write(segment, self._context.ram.segments[segment].content, numbers)
-            self._sent(writer.bytes - before)
+            self._sent(link.writer.bytes - before)
+        link.writer.put(messages.RECORD_END)
+        link.returned.wait("closing", math.inf, lambda: bool(link.broken))
 
     def _take_some(self) -> tuple[int, Numbers] | None:
         """The next pages for the background, which are then no longer left."""
@@ -165,7 +192,7 @@ class Push:
                 return number, numbers
             return None
 
-    def _serve(self, connection: Connection, writer: Writer) -> None:
+    def _serve(self, link: Link, connection: Connection, writer: Writer) -> None:
         """In its own thread: answer requests, until the connection ends."""
         reader = records.Reader(connection)
         pages = PageWriter(writer)
@@ -177,10 +204,10 @@ class Push:
                     raise records.unexpected(record, "a request for pages")
                 self._answer(records.parse(messages.ReturnMessage, record).request, pages)
         except (errors.VmeshError, OSError) as error:
-            if not self._closed:
-                self._broken = f"the connection for requested pages broke: {error}"
-                if self._main is not None:
-                    self._main.cut()
+            # With all pages sent it is for the main connection to say how it ended: its last word, that all have come,
+            # may arrive behind the end of this one.
+            if any(left.any() for left in self._left):
+                link.cut(f"the connection for requested pages broke: {error}")
         finally:
             connection.close()
 
@@ -220,9 +247,7 @@ class Push:
     def _recover(self, job: Job, reason: str) -> Link:
         """Wait for another link. Raises LinkLost if the service ends instead."""
         while True:
-            for each in (self._main, self._pages):
-                if each is not None:
-                    each.cut()
+            self._cut(reason)
             self._status.error = reason
             job.enter(messages.MIGRATION_POSTCOPY_PAUSED)
             self._woken.wait()
@@ -231,9 +256,8 @@ class Push:
                 raise LinkLost(reason)
             place, self._resume = self._resume, None
             job.enter(messages.MIGRATION_POSTCOPY_RECOVER)
-            self._broken = ""
             try:
-                found = self._link(place)
+                found = self._connect(place)
             except (OSError, errors.VmeshError) as error:
                 reason = str(error)
                 continue
@@ -242,31 +266,32 @@ class Push:
             job.enter(messages.MIGRATION_POSTCOPY_ACTIVE)
             return found
 
-    def _link(self, place: Place) -> Link:
-        main = self._main = connect(place)
-        writer = Writer(main)
-        writer.magic()
-        writer.message(
-            messages.RECORD_HEADER,
-            messages.StreamHeader(version=records.VERSION, channel=messages.CHANNEL_RECOVER, session=self._session),
-        )
+    def _connect(self, place: Place) -> Link:
+        number = new_link()
+        main, writer = open_channel(place, messages.CHANNEL_RECOVER, self._session, number)
         arrived: dict[int, npt.NDArray[np.bool_]] = {}
         returned = ReturnPath(main, lambda received: arrived.update({received.segment: self._bitmap(received)}))
-        returned.wait("received", _ANSWER_SECONDS, lambda: self._closed)
+        link = self._link = Link(number, main, writer, returned)
+        returned.wait("received", _ANSWER_SECONDS, lambda: bool(link.broken))
         if arrived.keys() != set(range(len(self._left))):
             raise StreamError("pages that have arrived", expected="those of every segment")
         with self._lock:
             for segment, bitmap in arrived.items():
                 self._left[segment] = ~bitmap
         self._count()
-        self.open_pages(place)
-        return writer, main, returned
+        self.open_pages(link, place)
+        return link
 
     def _bitmap(self, received: messages.ReceivedPages) -> npt.NDArray[np.bool_]:
         if received.segment >= len(self._left) or received.pages != len(self._left[received.segment]):
             raise StreamError("pages that have arrived", expected="those of a segment")
         count = len(self._left[received.segment])
         return unpack_bitmap(received.bitmap, count)
+
+
+def new_link() -> int:
+    """What marks the connections of a link; never 0, as in streams of before there were marks."""
+    return int.from_bytes(os.urandom(8), "little") or 1
 
 
 def pack_bitmap(present: npt.NDArray[np.bool_]) -> bytes:

@@ -324,7 +324,7 @@ class Migration:
         status.CopyFrom(self.status)
         status.error = how
         again = bool(record.session or record.snapshot)
-        step = self._go_on(None if status.snapshot else 0, outgoing=not status.incoming)
+        step = self._go_on(None if status.snapshot else cpu_pb2.CatchUp(), outgoing=not status.incoming)
         if record.snapshot:
             step = self._go_on() if record.loaded else self._stay_so()
         elif record.session:
@@ -334,7 +334,7 @@ class Migration:
         else:
             status.state = migration_pb2.MIGRATION_FAILED
         if record.switched and record.incoming:
-            step = self._stay() if record.stay_paused else self._go(0, 0)
+            step = self._stay() if record.stay_paused else self._go(0, cpu_pb2.CatchUp())
         elif record.switched:
             step = self._moved()
             if not record.running and not record.session:
@@ -440,11 +440,11 @@ class Migration:
             case migration_pb2.MACHINE_HAND_OVER:
                 operation = operations.hand_over(board)
             case migration_pb2.MACHINE_GO:
-                operation = self._go(request.number, _since(request))
+                operation = self._go(request.number, _catch_up(request))
             case migration_pb2.MACHINE_STAY:
                 operation = self._stay()
             case migration_pb2.MACHINE_GO_ON:
-                operation = self._go_on(_since(request))
+                operation = self._go_on(_catch_up(request))
             case migration_pb2.MACHINE_MOVED:
                 operation = self._moved()
             case _:
@@ -494,12 +494,12 @@ class Migration:
             states.clear()  # they are on their way
         yield operations.health(board)
 
-    def _go(self, number: int, since_ns: int | None) -> Operation:
+    def _go(self, number: int, catch_up: cpu_pb2.CatchUp | None) -> Operation:
         """An incoming machine goes, once. The answer is sent at once: the source counts the downtime to it."""
         if self.run_state != "inmigrate":
             return
         if not self._options.stay_paused:
-            yield from operations.start(self._supervisor.board, since_ns)
+            yield from operations.start(self._supervisor.board, catch_up)
         self._ran, self.run_state = None, ""
         self._answer(number, "")
         yield operations.health(self._supervisor.board)
@@ -513,13 +513,13 @@ class Migration:
         """It is half one machine, half another, and goes nowhere before that is mended."""
         yield []
 
-    def _go_on(self, since_ns: int | None = None, *, outgoing: bool = False) -> Operation:
+    def _go_on(self, catch_up: cpu_pb2.CatchUp | None = None, *, outgoing: bool = False) -> Operation:
         """As before `_stop`. `outgoing`: it may have been slowed down by who does not live to undo it."""
         board = self._supervisor.board
         if outgoing and board.cpu:
             yield [Request(board.cpu, cpu_pb2.Throttle(percent=0))]
         if self._ran:
-            yield from operations.resume(board, since_ns)
+            yield from operations.resume(board, catch_up)
         if self.run_state != "inmigrate":
             self._ran, self.run_state = None, ""
 
@@ -528,5 +528,5 @@ class Migration:
         yield []
 
 
-def _since(request: migration_pb2.MachineRequest) -> int | None:
-    return request.catch_up.since_ns if request.HasField("catch_up") else None
+def _catch_up(request: migration_pb2.MachineRequest) -> cpu_pb2.CatchUp | None:
+    return request.catch_up if request.HasField("catch_up") else None

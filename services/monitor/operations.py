@@ -83,18 +83,18 @@ def go_on(board: Board) -> Operation:
             yield batch
 
 
-def resume(board: Board, since_ns: int | None = None) -> Operation:
+def resume(board: Board, catch_up: cpu_pb2.CatchUp | None = None) -> Operation:
     """Everyone goes on, the harts last, when there is somebody to answer them."""
-    yield from start(board, since_ns)
+    yield from start(board, catch_up)
     yield health(board)
 
 
-def start(board: Board, since_ns: int | None = None) -> Operation:
-    """As `resume`, without a look at how they are then. With `since_ns` guest time catches up: CatchUp in cpu.proto."""
+def start(board: Board, catch_up: cpu_pb2.CatchUp | None = None) -> Operation:
+    """As `resume`, without a look at how they are then. Guest time has stood still unless it is to `catch_up`."""
     yield [Request(name, lifecycle_pb2.Resume()) for name in board.others]
     if board.cpu:
-        catch_up = [] if since_ns is None else [Request(board.cpu, cpu_pb2.CatchUp(since_ns=since_ns))]
-        yield [*catch_up, Request(board.cpu, lifecycle_pb2.Resume())]
+        first = [] if catch_up is None else [Request(board.cpu, catch_up)]
+        yield [*first, Request(board.cpu, lifecycle_pb2.Resume())]
 
 
 def reset(board: Board, *, stay_paused: bool) -> Operation:

@@ -151,7 +151,7 @@ def stopped(monitor: Monitor) -> cpu.CpuStatus:
 
 def test_guest_time_catches_up_as_if_it_had_stood_still_only_until_then(monitor: Monitor) -> None:
     first = stopped(monitor)
-    before = time.monotonic_ns() // 2  # the guest was stopped long ago, elsewhere: on a host up for seconds, too
+    before = -3_600 * 10**9  # the guest was stopped elsewhere, an hour before this host was switched on
     monitor.ask(cpu.CatchUp(since_ns=before))
     monitor.ask(lifecycle.Resume())
     second = stopped(monitor)

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from services.migration import incoming
+from services.migration import channels, incoming
 from services.migration.incoming import Incoming
 from services.migration.job import Context, Job
 from services.migration.machine import Machine, Stopped
@@ -265,12 +265,11 @@ class Campaign:
         self.streams, self.snapshot = record(self.folder)
         self._target = Side(self.folder / "target")
         self._errors: list[str] = []
-        self._former = threading.excepthook, incoming._HEAD_SECONDS, incoming._PAGES_SECONDS
+        self._former = threading.excepthook
         threading.excepthook = self._thread_failed
-        incoming._HEAD_SECONDS = incoming._PAGES_SECONDS = _SOON
 
     def close(self) -> None:
-        threading.excepthook, incoming._HEAD_SECONDS, incoming._PAGES_SECONDS = self._former
+        threading.excepthook = self._former
 
     def _thread_failed(self, failed: threading.ExceptHookArgs) -> None:
         self._errors.append("".join(traceback.format_exception(failed.exc_value)) if failed.exc_value else "?")
@@ -294,7 +293,8 @@ class Campaign:
                 pages = self._changed(pages, chance, others)
             else:
                 main = self._changed(main, chance, others)
-            outcome = self._receive(main, pages)
+            with _impatient():
+                outcome = self._receive(main, pages)
         self.outcomes[outcome] += 1
         grown = _peak() - before
         self.growth = max(self.growth, grown)
@@ -391,6 +391,17 @@ class _Sender:
         with suppress(OSError):
             self._link.shutdown(socket.SHUT_RDWR)
         self._link.close()
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    """What a stream that was changed does not bring is soon given up."""
+    former = channels.HEAD_SECONDS, channels.KEPT_SECONDS, incoming._PAGES_SECONDS
+    channels.HEAD_SECONDS = channels.KEPT_SECONDS = incoming._PAGES_SECONDS = _SOON
+    try:
+        yield
+    finally:
+        channels.HEAD_SECONDS, channels.KEPT_SECONDS, incoming._PAGES_SECONDS = former
 
 
 def _reset_peak() -> None:
