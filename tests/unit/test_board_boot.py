@@ -33,8 +33,13 @@ def sized(path: Path, size: int, head: bytes = b"") -> Path:
     return path
 
 
-def elf(path: Path, segments: list[tuple[int, bytes, int]], entry: int, machine: int = 243, bits: int = 2) -> Path:
-    """An ELF file with segments of (physical address, content, size in memory), linked to high virtual addresses."""
+def elf(
+    path: Path, segments: list[tuple[int, bytes, int]], entry: int, machine: int = 243, bits: int = 2, flags: int = 7
+) -> Path:
+    """An ELF file with segments of (physical address, content, size in memory), linked to high virtual addresses.
+
+    `flags` are those of the first segment; the others may be read, written and run.
+    """
     ident = b"\x7fELF" + bytes([bits, 1, 1]) + bytes(9)
     header = ident + struct.pack("<HHIQQQIHHHHHH", 2, machine, 1, entry, 64, 0, 0, 64, 56, len(segments), 0, 0, 0)
     offset = 64 + 56 * len(segments)
@@ -42,7 +47,15 @@ def elf(path: Path, segments: list[tuple[int, bytes, int]], entry: int, machine:
     for address, data, memory_size in segments:
         where = offset + len(content)
         table += struct.pack(
-            "<IIQQQQQQ", 1, 7, where, 0xFFFF_FFFF << 32 | address, address, len(data), memory_size, 4096
+            "<IIQQQQQQ",
+            1,
+            7 if table else flags,
+            where,
+            0xFFFF_FFFF << 32 | address,
+            address,
+            len(data),
+            memory_size,
+            4096,
         )
         content += data
     path.write_bytes(header + table + content)
@@ -125,6 +138,29 @@ def test_resolve_bios_none_starts_the_elf_file_at_its_entry(tmp_path: Path) -> N
     assert reset_record(plan)[0] == base + 4
 
 
+@pytest.mark.parametrize(
+    ("first", "expected"),
+    [
+        ((virt.DRAM_BASE - 0x1000, b"\x7f" * 0x1008, 0x2000, 5), (virt.DRAM_BASE, b"\x7f" * 8, 0x1000)),
+        ((virt.DRAM_BASE - 0x1000, b"\x7f" * 0x800, 0x2000, 6), (virt.DRAM_BASE, b"", 0x1000)),
+        ((virt.DRAM_BASE - 0x1000, b"\x7f" * 0x120, 0x120, 4), None),
+    ],
+    ids=["headers and code", "headers and zeros", "headers and notes alone"],
+)
+def test_resolve_elf_leaves_out_what_a_linker_put_below_ram(
+    tmp_path: Path, first: tuple[int, bytes, int, int], expected: tuple[int, bytes, int] | None
+) -> None:
+    text = (virt.DRAM_BASE + 0x1000, b"text", 4)
+    kernel = elf(tmp_path / "k.elf", [first[:3], text], virt.DRAM_BASE + 0x1000, flags=first[3])
+    plan = resolve(board(), BootFiles("none", kernel), scratch=tmp_path)
+    whole = kernel.read_bytes()
+    assert [(load.address, whole[load.offset : load.offset + load.size], load.memory_size) for load in plan.loads] == [
+        *([expected] if expected else []),
+        text,
+    ]
+    assert reset_record(plan)[0] == virt.DRAM_BASE + 0x1000
+
+
 def test_resolve_elf_kernel_with_virtual_entry_starts_at_its_lowest_address(tmp_path: Path) -> None:
     kernel = elf(tmp_path / "vmlinux", [(0x8040_0000, b"x" * 16, 16)], 0xFFFF_FFFF_8000_0000)
 
@@ -194,7 +230,8 @@ def test_find_firmware_takes_a_further_place_where_the_host_has_none(
         (BootFiles("none", Path("small"), Path("half")), r"-initrd half, 40\.0 MiB at 0x82000000, does not fit"),
         (BootFiles("none", Path("small"), Path("under")), r"-initrd under, 31\.5 MiB.*overlaps the device tree"),
         (BootFiles("small", Path("low.elf")), r"-bios small, 16 bytes at 0x80000000, overlaps -kernel low\.elf"),
-        (BootFiles("none", Path("mmio.elf")), r"-kernel mmio\.elf, 16 bytes at 0x10000000, does not fit"),
+        (BootFiles("none", Path("mmio.elf")), r"-kernel mmio\.elf, 16 bytes at 0x10000000, does not lie in RAM"),
+        (BootFiles("none", Path("notes.elf")), "expected segments in RAM"),
         (BootFiles("none", Path("arm.elf")), "expected a 64-bit little-endian RISC-V ELF file, got EM_AARCH64"),
         (BootFiles("none", Path("none.elf")), "expected loadable segments"),
         (BootFiles("none", Path("cut.elf")), "larger than its memory or the file"),
@@ -214,6 +251,7 @@ def test_resolve_bad_files_are_refused_by_name(
         sized(Path(name), int(mib * MIB))
     elf(Path("low.elf"), [(virt.DRAM_BASE + 8, b"x" * 16, 16)], 0)
     elf(Path("mmio.elf"), [(virt.UART0.base, b"x" * 16, 16)], 0)
+    elf(Path("notes.elf"), [(virt.DRAM_BASE - 4096, b"x" * 16, 16)], 0, flags=4)
     elf(Path("arm.elf"), [(virt.DRAM_BASE, b"x", 1)], 0, machine=183)
     elf(Path("none.elf"), [], 0)
     whole = elf(Path("cut.elf"), [(virt.DRAM_BASE, b"x" * 100, 100)], 0).read_bytes()

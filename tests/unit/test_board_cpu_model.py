@@ -50,6 +50,17 @@ def test_option_lists_every_feature_once_in_order() -> None:
     assert parse("max").option.split(",") == [feature.name for feature in FEATURES]
 
 
+@pytest.mark.parametrize("name", ["v", "h", "sscofpmf", "svnapot", "zfh", "Zawrs", "smaia", "x-epmp"])
+def test_parse_what_is_not_there_can_be_turned_off(name: str) -> None:
+    assert parse(f"rv64,{name}=off") == parse(f"rv64,{name}=false,{name}=no") == parse("rv64")
+    with pytest.raises(CpuModelError, match="not implemented"):
+        parse(f"rv64,{name}=on")
+
+
+def test_parse_names_are_qemu_s_in_capitals_too() -> None:
+    assert parse("rv64,Zihintpause=n") == parse("rv64,zihintpause=off")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -57,6 +68,7 @@ def test_option_lists_every_feature_once_in_order() -> None:
         ("", "expected a model rv64 or max, got ''"),
         ("rv64,zbz=on", "unknown feature 'zbz'"),
         ("rv64,vext=on", "unknown feature 'vext'"),
+        ("rv64,zbz=off", "unknown feature 'zbz'"),
         ("rv64,zba", "expected zba=on or zba=off"),
         ("rv64,zba=maybe", "expected zba=on or zba=off"),
         ("rv64,i=off", "i cannot be turned off"),

@@ -66,14 +66,50 @@ def test_two_dashes_are_as_good_as_one() -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("512", 512 << 20), ("512M", 512 << 20), ("2g", 2 << 30), ("size=64k", 64 << 10), ("1.5G", 3 << 29)],
+    [
+        ("512", 512 << 20),
+        ("512M", 512 << 20),
+        ("2g", 2 << 30),
+        ("size=64k", 64 << 10),
+        ("1.5G", 3 << 29),
+        ("1.9G", 2040111104),  # 2040109465.6 bytes, rounded up to 8 KiB
+        ("128.", 128 << 20),
+        ("0.1", 104 << 10),
+        ("16777216B", 16 << 20),
+        ("8193b", 16 << 10),
+        ("1k", 8 << 10),
+        ("0x200", 512 << 20),
+        ("0X10M", 16 << 20),
+        ("1t", 1 << 40),
+        ("0", 0),
+    ],
 )
 def test_memory_sizes(text: str, expected: int) -> None:
     assert memory_bytes(text) == expected
 
 
 @pytest.mark.parametrize(
-    "text", ["", "0", "-1", "abc", "1X", "1k", "inf", "nan", "1.5.5G", "512,slots=2", "²", "1_0e9.0"]
+    "text",
+    [
+        *(
+            "",
+            "-1",
+            "+1",
+            " 1",
+            "abc",
+            "1X",
+            "inf",
+            "nan",
+            "1.5.5G",
+            ".5G",
+            "512,slots=2",
+            "²",
+            "1_0e9.0",
+            "1_0",
+            "1e3",
+        ),
+        *("1.5B", "0x", "0x1.5", "16777216T", "1E", "9" * 5000, "1" * 30 + "M"),
+    ],
 )
 def test_memory_size_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="expected"):

@@ -39,6 +39,14 @@ def test_slots_are_taken_from_the_last_on_and_devices_come_before_drives(disk: P
     assert arguments[:8] == ["--machine", "M", "--name", "blk0", "--base", "0x10006000", "--irq", "6"]
 
 
+@pytest.mark.parametrize("interface", ["", ",if=none"])
+@pytest.mark.parametrize("first", ["drive", "device"])
+def test_a_drive_that_a_device_names_gets_no_other(disk: Path, interface: str, first: str) -> None:
+    drive = ("-drive", f"file={disk},format=raw,id=hd0{interface}")
+    device = ("-device", "virtio-blk-device,drive=hd0")
+    assert list(services(*drive, *device) if first == "drive" else services(*device, *drive)) == [7]
+
+
 def test_what_a_disk_is_told(disk: Path) -> None:
     made = services(
         *("-drive", f"file={disk},format=raw,if=none,id=d,snapshot=on,cache=unsafe,discard=unmap"),
@@ -94,7 +102,11 @@ def test_a_disk_that_a_server_has() -> None:
         (["-drive", "file=DISK,id=d", "-drive", "file=DISK,id=d"], "-drive id=d: expected each id once"),
         (["-device", "virtio-blk-device"], "expected drive=NAME"),
         (["-device", "virtio-blk-device,drive=x"], "there is no 'x'"),
-        (["-drive", "file=DISK,id=d", "-device", "virtio-blk-device,drive=d"], "drive 'd': expected one device"),
+        (
+            ["-drive", "file=DISK,if=virtio,id=d", "-device", "virtio-blk-device,drive=d"],
+            "drive 'd': expected one device",
+        ),
+        (["-drive", "file=DISK,id=d", *["-device", "virtio-blk-device,drive=d"] * 2], "drive 'd': expected one device"),
         (["-device", "virtio-blk-pci,drive=x"], "the board has no PCI"),
         (["-device", "virtio-rng-device,rng=r"], "no property 'rng'"),
         (["-device", "virtio-rng-device,bus=pci.0"], "expected bus=virtio-mmio-bus.0"),

@@ -19,7 +19,7 @@ import os
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vmesh.board import devicetree, encode, virt
@@ -43,6 +43,7 @@ _DTB_LIMIT = 3 << 30  # firmware may be unable to address more
 _DTB_FILE_LIMIT = 2 * MIB
 _FW_DYNAMIC_MAGIC, _FW_DYNAMIC_VERSION = 0x4942534F, 2
 _S_MODE = 1
+_PF_X, _PF_W = 1, 2
 _IMAGE_HEADER = struct.Struct("<8x Q Q 32x 4s")  # text_offset, image_size, magic2
 _SEED_BYTES = 32
 
@@ -211,21 +212,50 @@ def _elf(name: str, path: Path, size: int) -> _Program:
     if machine != "EM_RISCV" or bits != 64 or not little:
         got = f"{machine}, {bits}-bit, {'little' if little else 'big'}-endian"
         raise ImageError(f"{name}: expected a 64-bit little-endian RISC-V ELF file, got {got}")
+    headers = [header for header in headers if header["p_memsz"]]
     loads = [
         Load(name, header["p_paddr"], path, header["p_offset"], header["p_filesz"], header["p_memsz"])
         for header in headers
-        if header["p_memsz"]
     ]
     if not loads:
         raise ImageError(f"{name}: expected loadable segments, the ELF file has none")
     for load in loads:
         if load.size > load.memory_size or load.offset + load.size > size:
             raise ImageError(f"{name}: the segment at {load.address:#x} is larger than its memory or the file")
+    loads = [
+        part
+        for load, header in zip(loads, headers, strict=True)
+        if (part := _in_ram(load, needed=bool(header["p_flags"] & (_PF_X | _PF_W)))) is not None
+    ]
+    if not loads:
+        raise ImageError(f"{name}: expected segments in RAM, which begins at {virt.DRAM_BASE:#x}: link it there")
     low = min(load.address for load in loads)
     end = max(load.address + load.memory_size for load in loads)
     # A kernel linked to virtual addresses says those as its entry: then it starts at its lowest physical address.
     inside = any(load.address <= entry < load.address + load.memory_size for load in loads)
     return _Program(entry if inside else low, end, tuple(loads))
+
+
+def _in_ram(load: Load, *, needed: bool) -> Load | None:
+    """The part of an ELF file's segment that is not below RAM, where linkers put the file's headers and notes.
+
+    As on QEMU's board, those are left out; raises ImageError if all of a segment with code or data would be.
+    """
+    below = virt.DRAM_BASE - load.address
+    if below <= 0:
+        return load
+    if below < load.memory_size:
+        size = max(load.size - below, 0)
+        return replace(
+            load,
+            address=virt.DRAM_BASE,
+            offset=load.offset + below if size else load.offset,
+            size=size,
+            memory_size=load.memory_size - below,
+        )
+    if needed:
+        raise ImageError(f"{_place(load)} does not lie in RAM, which begins at {virt.DRAM_BASE:#x}: link it there")
+    return None
 
 
 def _unpacked(path: Path, scratch: Path, limit: int) -> Path:

@@ -62,8 +62,21 @@ MODELS: Mapping[str, str] = {
     "max": "everything that is implemented",
 }
 
+# What QEMU's harts can have besides, in 7.2 or later: turned off it is as it is. Some names have a prefix x- at first.
+_NOT_THERE_NAMES = """
+    e g h v zawrs zfh zfhmin zfa zfbfmin zfinx zdinx zhinx zhinxmin zve32f zve32x zve64d zve64f zve64x zvfh zvfhmin
+    zvfbfmin zvfbfwma zvbb zvbc zvkb zvkg zvkn zvknc zvkned zvkng zvknha zvknhb zvks zvksc zvksed zvksg zvksh zvkt
+    zbkb zbkc zbkx zk zkn zknd zkne zknh zkr zks zksed zksh zkt zmmul zca zcb zcd zce zcf zcmp zcmt zcmop zimop
+    zicbop zicond zicfilp zicfiss zihpm zihintntl zaamo zabha zacas zalrsc zama16b zic64b ztso smaia smcntrpmf
+    smepmp smnpm smmpm smrnmi smdbltrp smstateen smcdeleg smcsrind ssaia ssccfg sscofpmf sscsrind ssdbltrp ssnpm
+    sspm supm svade svnapot svvptc sdtrig x-epmp x-j x-smaia x-ssaia xventanacondops rvv_ta_all_1s rvv_ma_all_1s
+    debug
+"""
+_NOT_THERE = frozenset(_NOT_THERE_NAMES.split())
 _BY_NAME: Mapping[str, Feature] = {feature.name: feature for feature in FEATURES}
-_SWITCH: Mapping[str, bool] = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
+_SWITCH: Mapping[str, bool] = dict.fromkeys(("on", "true", "yes", "y"), True) | dict.fromkeys(
+    ("off", "false", "no", "n"), False
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +121,7 @@ def parse(text: str) -> CpuModel:
     name, *switches = text.split(",")
     if name not in MODELS:
         raise CpuModelError(f"-cpu {text}: expected a model {' or '.join(MODELS)}, got '{name}'")
-    asked = dict(_switch(text, switch) for switch in switches)
+    asked = dict(asked for switch in switches if (asked := _switch(text, switch)) is not None)
     features = {feature.name for feature in FEATURES if feature.rv64 or name == "max"}
     features |= {needed for wanted, on in asked.items() if on for needed in _closure(wanted)}
     unwanted = {wanted for wanted, on in asked.items() if not on}
@@ -131,8 +144,14 @@ def help_text() -> str:
     return "\n".join(lines)
 
 
-def _switch(text: str, switch: str) -> tuple[str, bool]:
+def _switch(text: str, switch: str) -> tuple[str, bool] | None:
+    """The feature of `name=on|off`; None if it is one that no hart has, turned off. QEMU writes some in capitals."""
     name, _, value = switch.partition("=")
+    name = name.lower()
+    if name in _NOT_THERE and value in _SWITCH:
+        if _SWITCH[value]:
+            raise CpuModelError(f"-cpu {text}: {name} is not implemented; -cpu help lists what is")
+        return None
     feature = _BY_NAME.get(name)
     if feature is None:
         close = difflib.get_close_matches(name, _BY_NAME, n=1)

@@ -62,15 +62,14 @@ def _external(asked: options.RunOptions, machine: Path) -> ServiceCommand:
 
 
 def _virtio(asked: options.RunOptions, machine: Path, there: Sequence[ServiceCommand]) -> ServiceCommand:
-    if any(drive.alone is False for drive in asked.drives):
-        raise ValueError("-drive: expected if=none and an id= that the device names")
     cards = sum(each.kind == virtio.DRIVERS[net.DRIVER].kind for each in there)
     made = virtio.services(
         asked.virtio_devices, asked.drives, asked.netdevs, asked.shares, False, ("--machine", str(machine)),
         dict(_occupied(there)), cards,
     )  # fmt: skip
-    (command,) = made.values()
-    return command
+    if len(made) != 1:
+        raise ValueError("-drive: expected an id= that the device names, and no if=virtio")
+    return next(iter(made.values()))
 
 
 def _occupied(there: Sequence[ServiceCommand]) -> Iterator[tuple[int, str]]:

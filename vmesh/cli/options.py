@@ -7,6 +7,7 @@ what vmesh has no counterpart for is refused by name, never ignored.
 from __future__ import annotations
 
 import difflib
+import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,11 @@ from vmesh.endpoint import Endpoint
 from vmesh.errors import VmeshError
 
 MEBIBYTE = 1 << 20
+_SIZE = re.compile(
+    r"(?P<whole>0[xX][0-9a-fA-F]{1,30}|[0-9]{1,30}(?:\.(?P<fraction>[0-9]{0,30}))?)(?P<suffix>[bkmgtpeBKMGTPE]?)", re.A
+)
+_RAM_ALIGNMENT = 8 << 10
+_LARGEST_RAM = 1 << 50
 UART = "uart0"  # the service that is the board's serial port
 MAX_HARTS = 512  # the board's limit in QEMU's `virt` (docs/system/riscv/virt.rst)
 
@@ -217,20 +223,25 @@ def usage() -> str:
 
 
 def memory_bytes(text: str) -> int:
-    """Bytes of RAM from QEMU's -m text: MiB without a suffix, or K, M, G, T. Raises ValueError."""
+    """Bytes of RAM from QEMU's -m text, 0 for the default. Raises ValueError.
+
+    As QEMU reads it (util/cutils.c, "do_strtosz"; softmmu/vl.c): MiB without a suffix, or B, K, M, G, T, P, E; a
+    fraction, or hexadecimal; rounded up to 8 KiB.
+    """
     found = properties.parse(text, "size")
     if extra := [key for key in found if key != "size"]:
         raise ValueError(f"expected only a size, got '{extra[0]}': memory cannot be added while the machine runs")
-    size = found.get("size", "")
-    factors = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-    digits, factor = (size[:-1], factors[size[-1].upper()]) if size[-1:].upper() in factors else (size, MEBIBYTE)
-    try:
-        amount = int(float(digits) * factor) if "." in digits else int(digits) * factor
-    except (ValueError, OverflowError):
-        raise ValueError("expected a size such as 512M or 2G") from None
-    if amount <= 0 or amount % 4096:
-        raise ValueError("expected a size above 0 and a multiple of 4 KiB")
-    return amount
+    size = _SIZE.fullmatch(found.get("size", ""))
+    if size is None or (size["suffix"].upper() == "B" and size["fraction"]):
+        raise ValueError("expected a size such as 512M, 1.5G or 0x200")
+    factor = 1 << 10 * "BKMGTPE".index(size["suffix"].upper() or "M")
+    whole, fraction = size["whole"].partition(".")[0], size["fraction"]
+    amount = int(whole, 16 if whole[1:2] in ("x", "X") else 10) * factor
+    if fraction:
+        amount += int(fraction) * factor // 10 ** len(fraction)
+    if amount > _LARGEST_RAM:
+        raise ValueError(f"expected at most {_LARGEST_RAM >> 40}T: the board has no more addresses")
+    return -(-amount // _RAM_ALIGNMENT) * _RAM_ALIGNMENT
 
 
 def hart_count(text: str) -> int:

@@ -40,7 +40,7 @@ class Drive:
     file: str
     name: str = ""
     format: str = "raw"
-    alone: bool = False  # if=none: it waits for a -device that names it
+    interface: str = ""  # virtio, none (it waits for a -device that names it), or whichever is needed
     read_only: bool = False
     snapshot: bool | None = None
     cache: str = "writeback"
@@ -93,7 +93,7 @@ def parse_drive(properties: Mapping[str, str]) -> Drive:
         raise ValueError(f"no property '{unknown[0]}'; expected {DRIVE_USAGE}")
     if not properties.get("file"):
         raise ValueError("expected file=FILE, the disk's image")
-    interface = _one_of(properties, "if", "virtio", "virtio", "none")
+    interface = _one_of(properties, "if", "virtio", "virtio", "none") if "if" in properties else ""
     _one_of(properties, "media", "disk", "disk")
     format_ = _one_of(properties, "format", "raw", "raw", "qcow2")
     name = properties.get("id", "")
@@ -111,7 +111,7 @@ def parse_drive(properties: Mapping[str, str]) -> Drive:
         file,
         name,
         format_,
-        interface == "none",
+        interface,
         _on(properties, "readonly") or _on(properties, "read-only"),
         _on(properties, "snapshot") if "snapshot" in properties else None,
         _one_of(properties, "cache", "writeback", "writeback", "writethrough", "unsafe"),
@@ -156,19 +156,21 @@ def services(
 ) -> dict[int, ServiceCommand]:
     """The processes by slot. Raises ValueError for what does not fit together.
 
-    As on QEMU's board: first the devices of -device, then those that if=virtio makes, each in the last slot free.
+    As on QEMU's board: first the devices of -device, then those that if=virtio makes, each in the last slot free. A
+    drive without if= gets its device from here unless a -device names it.
     `there` are the names of devices that have their slots already, `cards` how many network cards are among them.
     """
     there = there or {}
     drives = [replace(drive, snapshot=snapshot if drive.snapshot is None else drive.snapshot) for drive in drives]
     named: dict[str, Drive] = {}
     wanted = list(devices)
+    taken = {(device.properties or {}).get("drive") for device in devices}
     for number, drive in enumerate(drives):
         name = drive.name or f"drive{number}"
         if name in named:
             raise ValueError(f"-drive id={name}: expected each id once")
         named[name] = drive
-        if not drive.alone:
+        if drive.interface == "virtio" or (not drive.interface and name not in taken):
             wanted.append(Device("virtio-blk-device", properties={"drive": name}))
     if len(wanted) + len(there) > virt.VIRTIO_SLOTS:
         raise ValueError(f"expected at most {virt.VIRTIO_SLOTS} virtio devices, got {len(wanted) + len(there)}")
