@@ -1,8 +1,10 @@
 # vmesh: everything a fresh checkout needs, with Python 3.11 and pip on the host. `make help` lists the targets.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
+# -P: no module from the current directory before others.
 PY     := $(VENV)/bin/python
-PIP    := $(PY) -m pip --disable-pip-version-check
+RUN    := $(PY) -P
+PIP    := $(RUN) -m pip --disable-pip-version-check
 VMESH  := $(VENV)/bin/vmesh
 
 # Module that builds the interpreter's native blob ahead of the first run.
@@ -39,25 +41,25 @@ run: guest ## boot the default guest on this terminal
 	@$(VMESH) run $(RUN_FLAGS)
 
 image: guest ## build the container image IMAGE upon IMAGE_BASE, with docker or DOCKER
-	@$(PY) tools/image.py
+	@$(RUN) tools/image.py
 	$(DOCKER) build --network none --build-arg BASE=$(IMAGE_BASE) --file deploy/Dockerfile --tag $(IMAGE) .
 
 test: lint guest ## lint, types, and every test
-	$(PY) -m pytest -n $(PYTEST_JOBS) $(PYTEST_FLAGS)
+	$(RUN) -m pytest -n $(PYTEST_JOBS) $(PYTEST_FLAGS)
 
 test-modes: dev ## the cpu's tests in each mode: all code translated, about half of it
-	VMESH_CPU_MODE=translate $(PY) -m pytest -n $(PYTEST_JOBS) $(PYTEST_FLAGS) tests/unit tests/peers
-	VMESH_CPU_MODE=both $(PY) -m pytest -n $(PYTEST_JOBS) $(PYTEST_FLAGS) tests/unit tests/peers
+	VMESH_CPU_MODE=translate $(RUN) -m pytest -n $(PYTEST_JOBS) $(PYTEST_FLAGS) tests/unit tests/peers
+	VMESH_CPU_MODE=both $(RUN) -m pytest -n $(PYTEST_JOBS) $(PYTEST_FLAGS) tests/unit tests/peers
 
 test-peers: ## install the programs that tests compare against (Debian, as root)
 	tools/test_peers.sh
 
 lint: dev ## ruff and mypy --strict
-	$(PY) -m ruff check .
-	$(PY) -m mypy
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
 
 bench: dev guest ## print what we claim beside the peers' figures
-	$(PY) -m bench
+	$(RUN) -m bench
 
 lock: $(VENV)/.dev ## renew the lock files after pyproject.toml changed (needs uv)
 	tools/lock.sh
@@ -70,9 +72,9 @@ clean: ## remove everything that was built here
 $(PY):
 	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or newer is needed, found none" >&2; exit 1; }
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make: Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0])'
-	$(PYTHON) -m venv $(VENV) || { \
-	  $(PYTHON) -m venv --without-pip --clear $(VENV) && \
-	  $(PYTHON) -m pip --python $(PY) install pip; }
+	$(PYTHON) -P -m venv $(VENV) || { \
+	  $(PYTHON) -P -m venv --without-pip --clear $(VENV) && \
+	  $(PYTHON) -P -m pip --python $(PY) install pip; }
 
 $(VENV)/.requirements: requirements.lock | $(PY)
 	$(PIP) install --quiet --require-hashes -r requirements.lock
@@ -89,5 +91,5 @@ $(VENV)/.dev: requirements-dev.lock $(VENV)/.project
 	@touch $@
 
 $(VENV)/.native: $(NATIVE_SOURCES) $(VENV)/.project
-	$(if $(wildcard $(subst .,/,$(NATIVE_BUILD)).py),$(PY) -m $(NATIVE_BUILD))
+	$(if $(wildcard $(subst .,/,$(NATIVE_BUILD)).py),$(RUN) -m $(NATIVE_BUILD))
 	@touch $@

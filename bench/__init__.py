@@ -1,1 +1,1 @@
-"""What vmesh claims, measured beside the peers in the same run: `python -m bench --help`."""
+"""What vmesh claims, measured beside the peers in the same run: `python -P -m bench --help`."""

@@ -63,7 +63,7 @@ BENCHMARKS: Mapping[str, tuple[Callable[[int], Report], int]] = {  # what measur
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -P -m bench", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; default: all of them")
     parser.add_argument("--runs", type=int, metavar="N", help="repetitions, instead of each benchmark's own number")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every value there too")

@@ -6,13 +6,13 @@ The guest is in bench/guest/; ziglang cross-compiles it.
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench import harness
 from bench.harness import BenchError
 from bench.report import Report, Row, Sample, held
+from vmesh.spawn import python
 
 MIPS_BAR = 300.0
 
@@ -38,17 +38,8 @@ def build(directory: Path) -> Path:
         "-O1",
     ]
     files = [_SOURCES / "loops.S", _SOURCES / "main.c"]
-    command: list[str | Path] = [
-        sys.executable,
-        "-m",
-        "ziglang",
-        "cc",
-        *flags,
-        f"-Wl,-T,{_SOURCES / 'link.ld'}",
-        *files,
-        "-o",
-        elf,
-    ]
+    link = f"-Wl,-T,{_SOURCES / 'link.ld'}"
+    command = python("ziglang", "cc", *flags, link, *map(str, files), "-o", str(elf))
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         raise BenchError(f"the guest does not compile: {done.stderr.strip()}")

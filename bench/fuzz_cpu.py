@@ -1,5 +1,5 @@
 """Random programs on QEMU, Unicorn, our interpreter and translated code, for as long as asked:
-``python -m bench.fuzz_cpu --minutes 10``.
+``python -P -m bench.fuzz_cpu --minutes 10``.
 
 QEMU and Unicorn judge the interpreter; the interpreter judges translated code (of all instructions, and of how many
 retired), all of it (``translate``) or every second region (``both``). Prints how many programs and instructions were

@@ -1,5 +1,5 @@
 """Changed migration streams and snapshots for the real destination, for as long as asked:
-``python -m bench.fuzz_migration --minutes 10``.
+``python -P -m bench.fuzz_migration --minutes 10``.
 
 Every one must end in a typed error or a good load, within a bounded time and memory: tests/models/hostile_streams.py.
 Prints what became of how many; ``--seed N --streams 1`` gives one again. Exit status 1: something else happened.

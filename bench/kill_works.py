@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import socketserver
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from bench import harness, net, programs
 from bench.harness import BenchError
+from vmesh.spawn import python
 
 Check = Callable[[int, list[str], Path], str]
 """Gets a step's number, the lines that the guest said, and the directory; says what is wrong, if anything."""
@@ -96,7 +96,7 @@ def _router(scratch: Path, stack: ExitStack) -> Place:
 def _hub(scratch: Path, stack: ExitStack) -> Place:
     """A server in another guest, at a hub."""
     path = scratch / "hub"
-    stack.enter_context(net.process([sys.executable, "-m", "vmesh.cli", "hub", str(path)], path))
+    stack.enter_context(net.process(python("vmesh.cli", "hub", str(path)), path))
     nic = f"stream,addr.type=unix,addr.path={path},reconnect-ms=20,mac=52:54:00:00:00:0"
     serve = 'quiet vmesh.run="ip addr add 10.1.0.2/24 dev eth0; ip link set eth0 up; stream 9"'
     other = harness.ours("-m", "512M", *_guest(scratch, serve), "-nic", f"{nic}2")

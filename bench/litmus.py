@@ -1,4 +1,4 @@
-"""Locks, atomics and litmus tests on four harts, a million rounds each: ``python -m bench.litmus [--rounds N]``.
+"""Locks, atomics and litmus tests on four harts, a million rounds each: ``python -P -m bench.litmus [--rounds N]``.
 
 Prints the rounds a second, and for the litmus tests the outcomes that were seen. The last one has no fence: that both
 read 0 is allowed, and says that the harts of this host do race. The exit status is 1 if a counter is wrong or a

@@ -6,7 +6,6 @@ import os
 import re
 import select
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,6 +18,7 @@ from bench.migration import client, guest_initrd, hand_over, wait_moved
 from bench.report import Report, Row, Sample, held
 from vmesh.client import MachineClient
 from vmesh.machine import find
+from vmesh.spawn import python
 
 _MEBIBYTES = 16
 _PORT = 7
@@ -161,7 +161,7 @@ def _wait_socket(path: Path) -> None:
 
 @contextmanager
 def _hub(path: Path) -> Iterator[None]:
-    with subprocess.Popen([sys.executable, "-m", "vmesh.cli", "hub", str(path)], stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(python("vmesh.cli", "hub", str(path)), stdout=subprocess.DEVNULL) as process:
         try:
             _wait_socket(path)
             yield

@@ -12,7 +12,6 @@ import socketserver
 import stat
 import struct
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from bench.report import Report, Row, Sample
 from vmesh.guest import initramfs
 from vmesh.netdev.options import User
 from vmesh.netdev.user import PROGRAM, command
+from vmesh.spawn import python
 
 BYTES = 32 << 20  # each way
 ROUNDS = 500
@@ -130,7 +130,7 @@ class _Vmesh(_Emulator):
 
     def two_guests(self) -> Result:
         path = self.scratch / "hub"
-        with process([sys.executable, "-m", "vmesh.cli", "hub", str(path)], path):
+        with process(python("vmesh.cli", "hub", str(path)), path):
             netdev = f"stream,id=n,addr.type=unix,addr.path={path}"
             server = harness.ours(*self.flags(1, "10.1.0.1", f"net {PORT}", netdev))
             with harness.kept(server, b"net listens"):

@@ -1,6 +1,6 @@
 """What page flags cost: a shoot-down, a guest that is shot down 100 times a second, and a fault on an absent page.
 
-``python -m bench.pages``. The pager is in this process and answers at once, over the machine's own sockets.
+``python -P -m bench.pages``. The pager is in this process and answers at once, over the machine's own sockets.
 """
 
 from __future__ import annotations

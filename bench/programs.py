@@ -11,7 +11,6 @@ import os
 import stat
 import statistics
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -21,6 +20,7 @@ from bench import harness
 from bench.harness import BenchError, Run
 from bench.report import Report, Row, Sample, held
 from vmesh.guest import initramfs
+from vmesh.spawn import python
 
 PROGRAMS: Mapping[str, str] = {
     "sieve": "integers and bytes",
@@ -117,7 +117,7 @@ def compiled(name: str, files: Sequence[Path]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(f".{os.getpid()}")
     sources = [file for file in files if file.suffix == ".c"]
-    command = [sys.executable, "-m", "ziglang", "cc", *_COMPILE, *map(str, sources), "-o", str(fresh)]
+    command = python("ziglang", "cc", *_COMPILE, *map(str, sources), "-o", str(fresh))
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         raise BenchError(f"{name} does not compile: {done.stderr.strip()}")

@@ -12,7 +12,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -28,7 +27,7 @@ from vmesh.cli.plan import CACHE, monitor_command, plan
 from vmesh.cli.serve import commands
 from vmesh.deploy.description import CPU, KEEPER, MEMORY, MIGRATION, MONITOR
 from vmesh.machine import LOCK, Machine
-from vmesh.spawn import ServiceCommand
+from vmesh.spawn import ServiceCommand, python
 
 ROOT = Path(__file__).resolve().parents[1]
 _PORTS = (10000, 30000)
@@ -136,7 +135,7 @@ class Spread:
         """Start these, or all."""
         for service in services or tuple(self.commands):
             host, command = self.host(service), self.commands[service]
-            words = [*host.enter, *_WITH_US, sys.executable, "-m", command.module, *self._arguments(command)]
+            words = [*host.enter, *_WITH_US, *python(command.module, *self._arguments(command))]
             with open(self.output(service), "ab") as out, open(self.errors(service), "ab") as err:
                 self.processes[service] = Process(
                     words, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True

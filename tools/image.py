@@ -14,11 +14,12 @@ from hashlib import sha256
 from pathlib import Path
 
 from vmesh.guest import cache
+from vmesh.spawn import python
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "build" / "image"
 LOCK = ROOT / "deploy" / "requirements.lock"
-_PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--no-deps", "--no-compile")
+_PIP = python("pip", "--quiet", "--disable-pip-version-check", "install", "--no-deps", "--no-compile")
 
 
 def main() -> None:

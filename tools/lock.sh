@@ -4,7 +4,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 uv=$(command -v uv || echo .venv/bin/uv)
-[ -x "$uv" ] || { .venv/bin/python -m pip install --quiet uv; uv=.venv/bin/uv; }
+[ -x "$uv" ] || { .venv/bin/python -P -m pip install --quiet uv; uv=.venv/bin/uv; }
 compile() { "$uv" pip compile --quiet --python-version 3.11 --universal --generate-hashes --no-annotate --no-header "$@"; }
 compile pyproject.toml --group build --output-file requirements.lock
 compile pyproject.toml --extra deploy --group dev --constraints requirements.lock --output-file requirements-dev.lock

@@ -1,6 +1,6 @@
 """Starting a service from a warm interpreter: fork, become a process of its own, import the service, call its `main`.
 
-The same service starts by hand as `python -m services.<name> ...`; what a service needs to know is on its command line.
+The same service starts by hand as `python -P -m services.<name> ...`; what it needs to know is on its command line.
 """
 
 from __future__ import annotations
@@ -28,9 +28,17 @@ _ABOVE = 200  # descriptors that are not in the way of those that a process is t
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+def python(module: str, *arguments: str) -> list[str]:
+    """The command line of a Python that runs `module`, wherever it is started.
+
+    `-P`: with `-m` alone, Python would import from the current directory first, where anybody may have put a select.py.
+    """
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
 @dataclass(frozen=True, slots=True)
 class ServiceCommand:
-    """The command line of a service: `python -m <module> <arguments>`; `kind` is what the service says it is."""
+    """The command line of a service: `python -P -m <module> <arguments>`; `kind` is what the service says it is."""
 
     name: str
     kind: str
@@ -38,7 +46,7 @@ class ServiceCommand:
     arguments: tuple[str, ...]
 
     def __str__(self) -> str:
-        return shlex.join([sys.executable, "-m", self.module, *self.arguments])
+        return shlex.join(python(self.module, *self.arguments))
 
     @property
     def monitor_text(self) -> str:

@@ -1,6 +1,6 @@
 """The translator: a process of its own that compiles hot code, since LLVM would hold up the harts.
 
-    python -m services.cpu.translator FD [--keep]
+    python -P -m services.cpu.translator FD [--keep]
 
 It answers the requests on a socket (see ``translator_process``), and ends when the other side is gone.
 """
@@ -75,7 +75,7 @@ def serve(connection: socket.socket, writer: RegionWriter | None) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """The process: ``python -m services.cpu.translator FD [--keep]``."""
+    """The process: ``python -P -m services.cpu.translator FD [--keep]``."""
     os.nice(NICENESS)
     writer = RegionWriter(store_path()) if "--keep" in argv else None
     translate(Request(bytes(DIGEST), 0, frozenset("i"), ALL, _WARMING))

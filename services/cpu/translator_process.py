@@ -11,11 +11,12 @@ import os
 import socket
 import struct
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from vmesh.spawn import python
 
 from .regions import DIGEST, Translation
 
@@ -126,13 +127,7 @@ class TranslatorProcess:
             return
         self.starts += 1
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [
-            sys.executable,
-            "-m",
-            "services.cpu.translator",
-            str(theirs.fileno()),
-            *(["--keep"] if self._keep else []),
-        ]
+        command = python("services.cpu.translator", str(theirs.fileno()), *(["--keep"] if self._keep else []))
         root = str(Path(__file__).resolve().parents[2])
         environment = {
             **os.environ,

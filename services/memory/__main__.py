@@ -1,4 +1,4 @@
-"""`python -m services.memory`: the command line of the memory service."""
+"""`python -P -m services.memory`: the command line of the memory service."""
 
 from __future__ import annotations
 

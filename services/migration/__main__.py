@@ -1,4 +1,4 @@
-"""`python -m services.migration`: the command line of the migration service."""
+"""`python -P -m services.migration`: the command line of the migration service."""
 
 from __future__ import annotations
 

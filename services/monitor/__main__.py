@@ -168,7 +168,7 @@ def _tell(report: int | None, failure: str) -> None:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m services.monitor", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="python -P -m services.monitor", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("--machine", type=Path, required=True, metavar="DIR", help="the machine directory")
     add("--service", type=command_argument, action="append", required=True, metavar="'NAME KIND MODULE ARGUMENT...'",

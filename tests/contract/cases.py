@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -13,7 +12,7 @@ from tests.c_example import copier_in_c
 
 def python(module: str) -> Callable[[], list[str]]:
     """The program of a device in Python."""
-    return lambda: [sys.executable, "-m", module]
+    return lambda: python(module)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from google.protobuf.message import Message
 
 from tests.waiting import wait_for
 from vmesh import wire
+from vmesh.spawn import python
 from vmesh.v1 import common_pb2 as common
 from vmesh.v1 import lifecycle_pb2 as lifecycle
 from vmesh.v1.bus_pb2 import Access, AccessBatch, BatchDone, DeviceUpdate
@@ -43,7 +43,7 @@ class Machine:
 
     def start(self, module: str, name: str, *arguments: str, epoch: int = 1) -> subprocess.Popen[str]:
         """Start one of our services; its standard error is kept for `failure`."""
-        return self.launch([sys.executable, "-m", module], name, *arguments, epoch=epoch)
+        return self.launch(python(module), name, *arguments, epoch=epoch)
 
     def launch(self, program: Sequence[str], name: str, *arguments: str, epoch: int = 1) -> subprocess.Popen[str]:
         """Start a service of any language: `program` is how its command line begins."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,6 +14,7 @@ import pytest
 
 from tests.waiting import Process, wait_for
 from vmesh.machine import Machine, MachineError, MachineRecord, ServiceRecord
+from vmesh.spawn import python
 
 DEADLINE = 30.0  # seconds; generous, as nothing here is about speed
 
@@ -43,7 +43,7 @@ class Rig:
 
     def _start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
         process = Process(
-            [sys.executable, "-m", module, *arguments, "-name", "m"],
+            python(module, *arguments, "-name", "m"),
             cwd=self._root,
             env=self.environment,
             stdin=subprocess.PIPE,

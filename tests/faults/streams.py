@@ -7,7 +7,6 @@ import random
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -21,6 +20,7 @@ from vmesh.board import encode as e
 from vmesh.client import MachineClient
 from vmesh.guest.tiny import Program
 from vmesh.machine import Machine
+from vmesh.spawn import python
 from vmesh.v1 import migration_pb2
 from vmesh.v1.migration_pb2 import MigrationStatus
 
@@ -110,7 +110,7 @@ class Pair:
         self._number = 0
 
     def start(self, name: str, *flags: str) -> MachineClient:
-        command = [sys.executable, "-m", "vmesh.cli", "run", "-name", name, "-m", "64M", "-serial", "null"]
+        command = python("vmesh.cli", "run", "-name", name, "-m", "64M", "-serial", "null")
         command += ["-bios", "none", "-kernel", str(self.kernel), *flags]
         with (self.logs / f"{name}.said").open("wb") as said:
             self._processes[name] = subprocess.Popen(

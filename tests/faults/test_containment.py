@@ -24,7 +24,7 @@ def start(rig: Rig, tmp_path: Path, misdeed: str, program: bytes, *flags: str) -
     elf = tmp_path / "guest.elf"
     elf.write_bytes(programs.elf(program))
     rig.environment["ROGUE"] = misdeed
-    rogue = f"vmesh-external,id=rogue,base={BASE:#x},irq=20,command={sys.executable} -m tests.faults.rogue"
+    rogue = f"vmesh-external,id=rogue,base={BASE:#x},irq=20,command={sys.executable} -P -m tests.faults.rogue"
     return rig.start_real("-bios", "none", "-kernel", str(elf), "-health-interval", "0.1", "-device", rogue, *flags)
 
 

@@ -7,7 +7,6 @@ import random
 import secrets
 import signal
 import subprocess
-import sys
 import time
 from contextlib import suppress
 
@@ -15,6 +14,7 @@ import pytest
 
 from tests.faults.conftest import Rig
 from tests.waiting import wait_for
+from vmesh.spawn import python
 
 SERVICES = ("memory", "cpu")  # nothing goes on without these
 
@@ -151,7 +151,7 @@ def test_anyone_killed_at_a_random_moment_leaves_nothing(rig: Rig, round_: int) 
     launcher.wait()
     wait_for(lambda: not rig.processes(), "all processes to end")
     # A launcher that is killed before it has started anybody leaves an empty directory to the next vmesh command.
-    subprocess.run([sys.executable, "-m", "vmesh.cli", "ps"], env=rig.environment, check=True)
+    subprocess.run(python("vmesh.cli", "ps"), env=rig.environment, check=True)
     rig.wait_clean()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import shlex
-import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +17,7 @@ from vmesh.board import encode as e
 from vmesh.board import virt
 from vmesh.client import GatewayError, MachineClient
 from vmesh.guest.tiny import Program
+from vmesh.spawn import python
 from vmesh.v1 import cpu_pb2, migration_pb2
 
 pytestmark = pytest.mark.system
@@ -27,7 +27,7 @@ BASE, IRQ = 0x400_0000, 20  # of the copier
 COPIER = (
     "-device",
     f"vmesh-external,id=copier0,base={BASE:#x},irq={IRQ},kind=copier,"
-    f"command={shlex.join([sys.executable, '-m', 'docs.examples.copier'])}",
+    f"command={shlex.join(python('docs.examples.copier'))}",
 )
 COUNT = virt.DRAM_BASE + COUNT_PAGE
 ORDER, MARK, COPY = COUNT + 8, COUNT + 16, COUNT + 1024  # where the guest finds what it is to do; what is ours; a copy

@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 from tests.waiting import wait_for
 from vmesh.client import MachineClient
 from vmesh.machine import Machine
+from vmesh.spawn import python
 from vmesh.v1 import gateway_pb2
 
 LIMIT = 60.0  # seconds
@@ -36,16 +36,7 @@ def guest(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     elf = tmp_path_factory.mktemp("gdb") / "guest.elf"
     flags = ["-target", "riscv64-freestanding-none", "-mcpu=baseline_rv64", "-mcmodel=medany", "-nostdlib", "-static"]
     flags += ["-g", "-O1", "-fno-omit-frame-pointer", f"-Wl,-T,{root / 'bench/guest/link.ld'}"]
-    command = [
-        sys.executable,
-        "-m",
-        "ziglang",
-        "cc",
-        *flags,
-        *map(str, sorted(SOURCES.glob("guest.*"))),
-        "-o",
-        str(elf),
-    ]
+    command = python("ziglang", "cc", *flags, *map(str, sorted(SOURCES.glob("guest.*"))), "-o", str(elf))
     subprocess.run(command, check=True, timeout=LIMIT)
     return elf
 
@@ -56,7 +47,7 @@ class Debugged:
     def __init__(self, runtime: Path, *flags: str) -> None:
         self.socket = runtime / "gdb"
         self._machine = Machine(runtime / "debugged")
-        command = [sys.executable, "-m", "vmesh.cli", "run", "-name", "debugged", "-display", "none", *flags]
+        command = python("vmesh.cli", "run", "-name", "debugged", "-display", "none", *flags)
         command += ["-gdb", f"unix:{self.socket},server=on,wait=off"]
         self.process = subprocess.Popen(
             command, env={**os.environ, "VMESH_RUNTIME": str(runtime)}, stdin=subprocess.DEVNULL,

@@ -1,7 +1,7 @@
 """Random programs of hundreds of instructions, compared at some of their instructions and at their end.
 
-``python -m bench.fuzz_cpu`` runs as many as time allows; it names a seed that differs, which ``models.programs.write``
-takes.
+``python -P -m bench.fuzz_cpu`` runs as many as time allows; it names a seed that differs, which
+``models.programs.write`` takes.
 """
 
 from __future__ import annotations

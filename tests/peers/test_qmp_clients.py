@@ -22,6 +22,7 @@ from qemu.qmp import ExecuteError, QMPClient
 
 from services.monitor.qmp.schema import SCHEMA
 from tests.waiting import wait_for
+from vmesh.spawn import python
 
 LIMIT = 60.0  # seconds for anything
 Answer = dict[str, Any]
@@ -78,7 +79,7 @@ class Machine:
             "VMESH_RUNTIME": str(self.runtime),
             "VMESH_SNAPSHOTS": str(self.runtime / "s"),
         }
-        command = [sys.executable, "-m", "vmesh.cli", "run", "-name", "m", "-display", "none", "-smp", "2", *flags]
+        command = python("vmesh.cli", "run", "-name", "m", "-display", "none", "-smp", "2", *flags)
         command += ["-qmp", f"unix:{self.qmp},server=on,wait=off"]
         self.process = subprocess.Popen(
             command, cwd=root, env=self.environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE

@@ -1,4 +1,4 @@
-"""`vmesh run` with stand-ins for cpu and devices: `python -m tests.standin.launch FLAGS`. Memory is the real one."""
+"""`vmesh run` with stand-ins for cpu and devices: `python -P -m tests.standin.launch FLAGS`. Memory is the real one."""
 
 import sys
 

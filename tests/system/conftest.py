@@ -10,7 +10,6 @@ import re
 import select
 import shutil
 import subprocess
-import sys
 import tempfile
 import termios
 import time
@@ -23,6 +22,7 @@ import pytest
 from tests.waiting import wait_for
 from vmesh import guest
 from vmesh.guest import Guest
+from vmesh.spawn import python
 
 LIMIT = 100.0  # seconds to wait for anything; generous, as nothing here is about speed
 PROMPT = "~ # "
@@ -168,7 +168,7 @@ def counters(log: Path, service: str) -> dict[str, int]:
 
 
 def _vmesh(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "vmesh.cli", *arguments]
+    return python("vmesh.cli", *arguments)
 
 
 @pytest.fixture(scope="session")

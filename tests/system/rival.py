@@ -1,6 +1,6 @@
 """Programs that are put in the place of the copier of docs/examples and are not quite what they should be.
 
-`python -m tests.system.rival HOW ...`; the rest are a device's arguments.
+`python -P -m tests.system.rival HOW ...`; the rest are a device's arguments.
 """
 
 from __future__ import annotations

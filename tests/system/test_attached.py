@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from tests.waiting import kill_all, wait_for, wait_life
+from vmesh.spawn import python
 
 LIMIT = 90.0
 SERVICES = ("monitor", "cpu", "rtc", "uart0", "test", "keeper", "memory")  # not in the order in which they wait
@@ -33,7 +33,7 @@ class Engine:
         flags = ["-m", "256M"] if service == "memory" else []
         with open(self.output(service), "ab") as out, open(self.errors(service), "ab") as err:
             self.processes[service] = subprocess.Popen(
-                [sys.executable, "-m", "vmesh.cli", "serve", service, *flags],
+                python("vmesh.cli", "serve", service, *flags),
                 stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=self.environment,
             )  # fmt: skip
 
@@ -59,7 +59,7 @@ class Engine:
 
     def _vmesh(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "vmesh.cli", *arguments],
+            python("vmesh.cli", *arguments),
             check=False, env=self.environment, capture_output=True, text=True, timeout=LIMIT,
         )  # fmt: skip
 

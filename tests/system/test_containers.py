@@ -10,7 +10,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -22,6 +21,7 @@ from tests.engine import LIMIT, Engine, started
 from tests.keys import make_keys
 from tests.waiting import Process, free_port, wait_for, wait_life
 from vmesh.deploy.description import IMAGE, USER
+from vmesh.spawn import python
 
 PROJECT = "vmesh-test"
 DEVICES = ("uart0", "rtc", "test")
@@ -161,7 +161,7 @@ def deployed(engine: Engine, on: str) -> Iterator[None]:
 
 
 def vmesh(engine: Engine, *arguments: str, check: bool = True) -> str:
-    return engine.run(sys.executable, "-m", "vmesh.cli", *arguments, check=check)
+    return engine.run(*python("vmesh.cli", *arguments), check=check)
 
 
 def check_image(engine: Engine) -> None:

@@ -30,7 +30,7 @@ Program = Callable[[], list[str]]
 
 BASE, IRQ = 0x400_0000, 20  # where the board has nothing
 TIMES = 3_000  # so that the guest is busy for some time
-PYTHON = f"{sys.executable} -m docs.examples.copier"
+PYTHON = f"{sys.executable} -P -m docs.examples.copier"
 
 
 def python() -> list[str]:

@@ -23,12 +23,13 @@ from tests.waiting import wait_for
 from vmesh.client import GatewayError, MachineClient
 from vmesh.guest import Guest
 from vmesh.machine import Machine
+from vmesh.spawn import python
 
 pytestmark = pytest.mark.system
 
 Run = Callable[..., Terminal]
 LAST = "10008000.virtio_mmio"  # the transport that the first device gets
-COPIER = f"command={sys.executable} -m docs.examples.copier"
+COPIER = f"command={sys.executable} -P -m docs.examples.copier"
 
 
 def names(host: Host) -> set[str]:
@@ -185,7 +186,7 @@ def test_one_that_came_is_killed_swapped_and_killed_while_it_goes(host: Host, ru
             if round_ == 0:
                 kill(pid)
                 life(client, 2)
-                reply = client.swap("c", [sys.executable, "-m", "tests.system.rival", "later"], os.getcwd())
+                reply = client.swap("c", python("tests.system.rival", "later"), os.getcwd())
                 assert (reply.kind, reply.version, reply.epoch) == ("copier", 2, 3)
                 pid = life(client, 3)
             killer = threading.Timer(chance.uniform(0.0, 0.03), kill, (pid,))

@@ -12,7 +12,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from tests.waiting import wait_for
 from vmesh.client import MachineClient
 from vmesh.guest import Guest
 from vmesh.machine import find
+from vmesh.spawn import python
 from vmesh.v1.gateway_pb2 import ServiceStatus
 
 pytestmark = pytest.mark.system
@@ -71,7 +71,7 @@ def hub() -> Iterator[str]:
     """The socket of a `vmesh hub`."""
     directory = Path(tempfile.mkdtemp(prefix="vmesh-hub-"))
     path = directory / "hub"
-    process = subprocess.Popen([sys.executable, "-m", "vmesh.cli", "hub", str(path)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(python("vmesh.cli", "hub", str(path)), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert f"addr.path={path} joins" in process.stdout.readline()
     yield str(path)

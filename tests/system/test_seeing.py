@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from tests.waiting import Process, free_port, wait_for
 from vmesh.client import GatewayError, MachineClient
 from vmesh.machine import Machine
 from vmesh.remote import Remote
+from vmesh.spawn import python
 from vmesh.v1 import gateway_pb2
 from vmesh.v1.gateway_pb2_grpc import MachineStub
 from vmesh.v1.trace_pb2 import TRACE_HANDLED, TRACE_POSTED, TRACE_SHADOW, TraceKind, TraceRecord
@@ -107,7 +107,7 @@ def test_two_are_attached_beside_the_terminal(host: Host, shared: MachineClient,
 
 
 def test_attached_at_a_terminal(host: Host, shell: Terminal, root: Path) -> None:
-    attached = Terminal([sys.executable, "-m", "vmesh.cli", "attach", "shared"], host.environment, root)
+    attached = Terminal(python("vmesh.cli", "attach", "shared"), host.environment, root)
     attached.expect("attached to 'shared'; Ctrl-A d detaches")
     attached.type("echo there-$((40+2))\n")
     attached.expect("there-42")
@@ -202,7 +202,7 @@ def test_after_a_trace_the_bus_is_native_again(shared: MachineClient, shell: Ter
 
 def test_a_trace_file_is_for_perfetto(host: Host, shell: Terminal, tmp_path: Path) -> None:
     file = tmp_path / "trace.json"
-    tracing = Process([sys.executable, "-m", "vmesh.cli", "trace", "shared", "-o", str(file)], env=host.environment)
+    tracing = Process(python("vmesh.cli", "trace", "shared", "-o", str(file)), env=host.environment)
     while not (file.exists() and all(text in file.read_bytes() for text in (b"THR", b"shared: uart0"))):
         shell.ask("echo perfetto")
     tracing.send_signal(signal.SIGINT)
@@ -243,7 +243,7 @@ def test_top_says_whether_it_is_stuck(host: Host, remote: Remote) -> None:
 
 def test_top_is_live_on_a_terminal_until_q(host: Host, remote: Remote, root: Path) -> None:
     environment = {**host.environment, "TERM": "xterm"}
-    top = Terminal([sys.executable, "-m", "vmesh.cli", "top", "far", "--interval", "0.2"], environment, root)
+    top = Terminal(python("vmesh.cli", "top", "far", "--interval", "0.2"), environment, root)
     top.expect("IDLE")
     top.type("q")
     assert top.wait() == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +13,7 @@ import pytest
 from tests.hosts import free_port
 from tests.waiting import Process, kill_all, wait_for
 from vmesh import curve
+from vmesh.spawn import python
 
 LIMIT = 90.0
 # What is where; the first of each host is what makes the machine directory there.
@@ -46,7 +46,7 @@ class Hosts:
                     self.places += ["--place", f"{name}=tcp://{address}:{free_port(address)}"]
 
     def start(self, address: str, service: str, *flags: str) -> None:
-        words = [sys.executable, "-m", "vmesh.cli", "serve"]
+        words = python("vmesh.cli", "serve")
         if service in ("memory", "host"):
             words += ["--keys", str(self.root / address / "keys"), *self.places]
         with open(self.said(address, service), "wb") as err, open(self.root / f"{address}-{service}.out", "wb") as out:
@@ -86,7 +86,7 @@ def test_boots_answers_and_leaves_nothing(hosts: Hosts) -> None:
     prompt = b"~ # "
     wait_for(lambda: prompt in hosts.console, lambda: f"a prompt in {hosts.console[-500:]!r}", LIMIT)
     here = hosts.environment("127.0.0.1")
-    vmesh: Sequence[str] = (sys.executable, "-m", "vmesh.cli")
+    vmesh = python("vmesh.cli")
     status = subprocess.run(
         [*vmesh, "status", "machine"], env=here, capture_output=True, text=True, timeout=LIMIT, check=True
     )
@@ -110,7 +110,7 @@ def test_boots_answers_and_leaves_nothing(hosts: Hosts) -> None:
 )
 def test_places_that_cannot_be(tmp_path: Path, words: Sequence[str], said: str) -> None:
     environment = {**os.environ, "VMESH_RUNTIME": str(tmp_path)}
-    command = [sys.executable, "-m", "vmesh.cli", "serve", *words, "memory"]
+    command = python("vmesh.cli", "serve", *words, "memory")
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False)
     assert done.returncode in (1, 2)
     assert said in done.stderr

@@ -31,7 +31,7 @@ from vmesh.machine import Machine, MachineError
 pytestmark = pytest.mark.system
 
 Run = Callable[..., Terminal]
-RIVAL = f"{sys.executable} -m tests.system.rival"
+RIVAL = f"{sys.executable} -P -m tests.system.rival"
 LATER = f"{RIVAL} later"
 RUNS = "copier0 (copier, state vmesh.v1.CopierState version 1), which goes on: "
 
@@ -98,9 +98,9 @@ def test_killed_after_it_the_new_one_is_started_again(host: Host, busy: Machine)
 
 OTHER_STATE = "expected vmesh.v1.GoldfishRtcState, got 'vmesh.v1.CopierState'"
 REFUSED = (
-    (f"{sys.executable} -m services.devices.goldfish_rtc", OTHER_STATE),
+    (f"{sys.executable} -P -m services.devices.goldfish_rtc", OTHER_STATE),
     ("false", "ended with status 1"),
-    (f"{sys.executable} -m docs.examples.copier --no-such-option", "unrecognized arguments: --no-such-option"),
+    (f"{sys.executable} -P -m docs.examples.copier --no-such-option", "unrecognized arguments: --no-such-option"),
     (f"{RIVAL} toaster", "kind: expected copier, got 'toaster'"),
     (f"{RIVAL} smaller", "regions: expected those of its former life, got others"),
     (f"{RIVAL} strange", "refused the monitor: expected protocol 9.x, got protocol 1.0"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import libfdt
@@ -19,6 +18,7 @@ from vmesh.cli import external
 from vmesh.cli.options import OptionError, parse
 from vmesh.cli.plan import plan
 from vmesh.machine import Machine
+from vmesh.spawn import python
 
 RAM = 128 << 20
 COPIER = External("copier0", virt.Region(0x400_0000, 0x1000, 20))
@@ -124,7 +124,7 @@ def test_node_in_the_device_tree() -> None:
 
 def test_the_program_is_told_of_other_hosts(tmp_path: Path) -> None:
     elsewhere = ["--listen", "tcp://127.0.0.1:7001", "--peer", "memory=tcp://10.0.0.1:7000", "--keys", str(tmp_path)]
-    command = [sys.executable, "-m", "services.external", "--machine", str(tmp_path), "--name", "c", "--epoch", "1"]
+    command = python("services.external", "--machine", str(tmp_path), "--name", "c", "--epoch", "1")
     done = subprocess.run(
         [*command, "--base", "0x4000000", *elsewhere, "--command", "echo"],
         capture_output=True,

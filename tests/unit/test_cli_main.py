@@ -8,10 +8,11 @@ import sys
 import pytest
 
 from vmesh.cli.main import COMMANDS, main
+from vmesh.spawn import python
 
 
 def _vmesh(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "vmesh.cli", *arguments], capture_output=True, text=True, check=False)
+    return subprocess.run(python("vmesh.cli", *arguments), capture_output=True, text=True, check=False)
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.models.hostile_streams import Campaign
 
-STREAMS = 150  # `python -m bench.fuzz_migration` gives it as many as time allows
+STREAMS = 150  # `python -P -m bench.fuzz_migration` gives it as many as time allows
 
 
 @pytest.fixture

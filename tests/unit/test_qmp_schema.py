@@ -85,4 +85,4 @@ def test_arguments_that_fit(name: str, arguments: dict[str, object]) -> None:
 
 
 def test_the_page_is_current(root: Path) -> None:
-    assert (root / "docs" / "qmp.md").read_text() == page(), "python -m services.monitor.qmp.page > docs/qmp.md"
+    assert (root / "docs" / "qmp.md").read_text() == page(), "python -P -m services.monitor.qmp.page > docs/qmp.md"

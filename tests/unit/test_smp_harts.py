@@ -1,4 +1,4 @@
-"""Four harts in four threads: locks, litmus tests, interrupts between harts. ``python -m bench.litmus`` runs them
+"""Four harts in four threads: locks, litmus tests, interrupts between harts. ``python -P -m bench.litmus`` runs them
 for longer."""
 
 from __future__ import annotations

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -50,3 +52,16 @@ def test_killed_child_is_told_by_the_signals_name() -> None:
 def test_command_line_can_be_typed() -> None:
     command = ServiceCommand("a", "k", "services.k", ("--text", "two words"))
     assert str(command).endswith("-m services.k --text 'two words'")
+
+
+_RECIPES = ("Makefile", "README.md", "vmesh", "services", "bench", "tools", "deploy", "docs")
+_UNSAFE = re.compile(r"""(?:python[0-9.]*|PYTHON\)|PY\)|executable}?"?,?) +"?-m\b""")
+
+
+def test_every_python_is_started_without_the_current_directory() -> None:
+    """`python -m` imports from there first: `spawn.python` has -P, and so has what docs and recipes tell to type."""
+    root = Path(__file__).resolve().parents[2]
+    files = {path for name in _RECIPES for path in [root / name, *(root / name).rglob("*")] if path.is_file()}
+    files -= {root / "docs" / "findings.md"}  # what was run then
+    texts = {path: path.read_text() for path in files if path.suffix != ".pyc"}
+    assert not [(path.name, line) for path, text in texts.items() for line in text.splitlines() if _UNSAFE.search(line)]

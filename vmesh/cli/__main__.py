@@ -1,4 +1,4 @@
-"""`python -m vmesh.cli` is `vmesh`."""
+"""`python -P -m vmesh.cli` is `vmesh`."""
 
 from vmesh.cli.main import entry
 

@@ -20,6 +20,7 @@ from vmesh.deploy.description import CPU, MEMORY, Deployment, describe
 from vmesh.errors import VmeshError
 from vmesh.guest import GuestError
 from vmesh.machine import Machine, MachineError, check_name, find
+from vmesh.spawn import python
 from vmesh.v1 import gateway_pb2
 
 LOCAL, DOCKER, SWARM = "local", "docker", "swarm"
@@ -103,7 +104,7 @@ def _start_here(name: str, arguments: Sequence[str]) -> None:
     """`vmesh run` of its own session, without a terminal; its console is there for `vmesh attach`."""
     flags.parse(arguments)
     with TemporaryFile() as said:
-        command = [sys.executable, "-m", "vmesh.cli", "run", "-name", name, "-serial", "null", *arguments]
+        command = python("vmesh.cli", "run", "-name", name, "-serial", "null", *arguments)
         quiet = subprocess.DEVNULL
         process = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=said, start_new_session=True)
         until = time.monotonic() + _START_SECONDS

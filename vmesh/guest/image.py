@@ -31,6 +31,7 @@ from vmesh.guest.cache import SUITE, Guest, cache_directory, find
 from vmesh.guest.errors import GuestError
 from vmesh.guest.fetch import ARCHITECTURE, Report, download, fetch, locked, progress_bar
 from vmesh.guest.rootfs import Owner
+from vmesh.spawn import python
 
 LOCK = Path(__file__).with_name("image.lock")
 
@@ -289,7 +290,7 @@ def configure(
     started = b"\nSetting up "  # what dpkg says of each package
     append = f"{guest.append} loglevel=4 {APPEND} rw init=/{_SCRIPT}"
     command = [
-        *(("qemu-system-riscv64", "-M", "virt") if emulator == "qemu" else (sys.executable, "-m", "vmesh.cli", "run")),
+        *(("qemu-system-riscv64", "-M", "virt") if emulator == "qemu" else python("vmesh.cli", "run")),
         *("-m", "512M", "-nographic", "-bios", guest.bios, "-kernel", str(guest.kernel), "-initrd", str(guest.initrd)),
         *("-append", append, "-drive", f"file={str(path).replace(',', ',,')},format=raw,if=virtio"),
     ]

@@ -1,4 +1,4 @@
-"""`python -m services.devices.goldfish_rtc`: the command line of the clock."""
+"""`python -P -m services.devices.goldfish_rtc`: the command line of the clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m services.devices.ns16550a`: the command line of the serial port."""
+"""`python -P -m services.devices.ns16550a`: the command line of the serial port."""
 
 from __future__ import annotations
 

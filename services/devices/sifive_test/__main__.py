@@ -1,4 +1,4 @@
-"""`python -m services.devices.sifive_test`: the command line of the power-off register."""
+"""`python -P -m services.devices.sifive_test`: the command line of the power-off register."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m services.devices.virtio_9p`: the command line of a shared folder."""
+"""`python -P -m services.devices.virtio_9p`: the command line of a shared folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m services.devices.virtio_blk`: the command line of the block device."""
+"""`python -P -m services.devices.virtio_blk`: the command line of the block device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m services.devices.virtio_console`: the command line of the console."""
+"""`python -P -m services.devices.virtio_console`: the command line of the console."""
 
 from __future__ import annotations
 

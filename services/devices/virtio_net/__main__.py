@@ -1,4 +1,4 @@
-"""`python -m services.devices.virtio_net`: the command line of the network card."""
+"""`python -P -m services.devices.virtio_net`: the command line of the network card."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m services.devices.virtio_rng`: the command line of the entropy device."""
+"""`python -P -m services.devices.virtio_rng`: the command line of the entropy device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m services.memory.cache`: the command line of the cache."""
+"""`python -P -m services.memory.cache`: the command line of the cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m services.monitor.keeper`: the keeper where nobody forks it, beside services that somebody else starts."""
+"""`python -P -m services.monitor.keeper`: the keeper where nobody forks it, beside services that others start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/qmp.md, made from the schema: `python -m services.monitor.qmp.page > docs/qmp.md`."""
+"""docs/qmp.md, made from the schema: `python -P -m services.monitor.qmp.page > docs/qmp.md`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from services.monitor.qmp.types import Alternate, Array, Builtin, Command, Enum,
 
 _HEAD = """# QMP: commands and events
 
-Made from the schema (`services/monitor/qmp/schema/`) by `python -m services.monitor.qmp.page`; query-qmp-schema gives
-programs the same. Names are QEMU's. [monitor.md](monitor.md) says how to connect. A member with a `?` may be missing.
+Made from the schema (`services/monitor/qmp/schema/`) by `python -P -m services.monitor.qmp.page`; query-qmp-schema
+gives programs the same. Names are QEMU's. [monitor.md](monitor.md) says how to connect. A member with a `?` may be
+missing.
 """
 
 
