@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from harness import Machine
 
 from tests.c_example import copier_in_c
+from vmesh import spawn
 
 
 def python(module: str) -> Callable[[], list[str]]:
     """The program of a device in Python."""
-    return lambda: python(module)
+    return lambda: spawn.python(module)
 
 
 @dataclass(frozen=True)
