@@ -241,6 +241,8 @@ class _Link:
 class DeviceService(Service):
     """Serves one `Device`."""
 
+    undone_by_death = True
+
     def __init__(self, runtime: Runtime, device: Device) -> None:
         self.kind = device.kind
         self.begins_paused = runtime.incoming

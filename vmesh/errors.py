@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import ClassVar
 
 from vmesh.v1 import common_pb2
 from vmesh.v1.common_pb2 import ErrorCode
+
+_SHOWN = 300  # characters of what an error says that is none of these
 
 
 class VmeshError(Exception):
@@ -103,6 +106,10 @@ class PeerLost(PeerError):
     """The connection was cut: what is not answered may or may not have arrived."""
 
 
+class Unforeseen(VmeshError):
+    """What nobody foresaw, at the boundary of a loop: a fault of ours, unless the host has run out of something."""
+
+
 class LifelineEnded(VmeshError):
     """The process that started this one is gone."""
 
@@ -116,3 +123,20 @@ _BY_CODE: dict[int, type[VmeshError]] = {
 def from_message(error: common_pb2.Error) -> VmeshError:
     """The error that a peer's Error packet stands for."""
     return _BY_CODE.get(error.code, PeerError)(error.text, expected=error.expected, got=error.got)
+
+
+def said(error: BaseException) -> VmeshError:
+    """`error` as it crosses a boundary: what is no VmeshError by then was not foreseen where it was raised. A refusal
+    of the host says which and of what, anything else also where, for whoever mends it."""
+    if isinstance(error, VmeshError):
+        return error
+    if isinstance(error, OSError) and error.strerror:
+        what = f" {os.fsdecode(error.filename)[:_SHOWN]}" if isinstance(error.filename, str | bytes) else ""
+        return HostLimit(f"{error.strerror}{':' if what else ''}{what}")
+    if isinstance(error, MemoryError):
+        return HostLimit("not enough memory")
+    step = error.__traceback__
+    while step is not None and step.tb_next is not None:
+        step = step.tb_next
+    place = f" ({os.path.basename(step.tb_frame.f_code.co_filename)}:{step.tb_lineno})" if step is not None else ""
+    return Unforeseen(f"{type(error).__name__}: {str(error)[:_SHOWN]}{place}")

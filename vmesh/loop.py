@@ -1,7 +1,13 @@
-"""The event loop of a service: one poll over ZeroMQ sockets, file descriptors and timers, callbacks in one thread."""
+"""The event loop of a service: one poll over ZeroMQ sockets, file descriptors and timers, callbacks in one thread.
+
+A loop has one boundary, `failed`: what a callback raises and nobody foresaw is told there, and the loop goes on. What
+the callback had begun it has undone itself by then (context managers, `finally`): docs/architecture.md has the rule.
+"""
 
 from __future__ import annotations
 
+import os
+import queue
 import time
 from collections.abc import Callable
 
@@ -11,10 +17,15 @@ Callback = Callable[[], None]
 # As plain numbers: arithmetic with zmq's flags costs half a microsecond each.
 _IN, _OUT = int(zmq.POLLIN), int(zmq.POLLOUT)
 _NOT_IN, _NOT_OUT = ~_IN, ~_OUT
+REST_SECONDS = 0.1  # for a source whose callback failed: it would be ready again at once, and fail again
 
 
 class Loop:
-    """Calls back what is ready, until `stop`. An exception of a callback ends the loop."""
+    """Calls back what is ready, until `stop`.
+
+    `failed` is told of an exception that a callback did not handle; the loop then goes on, unless `failed` raises.
+    Without it an exception ends the loop.
+    """
 
     def __init__(self) -> None:
         self._poller = zmq.Poller()
@@ -22,6 +33,7 @@ class Loop:
         self._timers: dict[str, tuple[int, Callback]] = {}
         self._running = False
         self.settle: Callback | None = None  # called after each turn, when all that was ready has been called back
+        self.failed: Callable[[Exception], object] | None = None
 
     def watch(
         self, source: int | zmq.Socket[bytes], *, read: Callback | None = None, write: Callback | None = None
@@ -36,7 +48,8 @@ class Loop:
         if read is None and write is None:
             if known is not None:
                 del self._callbacks[source]
-                self._poller.unregister(source)
+                if source in self._poller:  # it does not rest
+                    self._poller.unregister(source)
             return
         self._callbacks[source] = (read, write)
         self._poller.register(source, (_IN if read else 0) | (_OUT if write else 0))
@@ -65,19 +78,76 @@ class Loop:
         if self._timers:
             remaining = min(when for when, _ in self._timers.values()) - time.monotonic_ns()
             timeout = max(0, -(-remaining // 1_000_000))
-        for source, events in self._poller.poll(timeout):
+        try:
+            ready = self._poller.poll(timeout)
+        except zmq.ZMQError as error:  # poll(2): no memory, or a lower limit of open files than there are
+            self.fail(error)
+            time.sleep(REST_SECONDS)
+            return
+        for source, events in ready:
             # A callback before this one may have changed or ended the watch.
             read, write = self._callbacks.get(source, (None, None))
-            if read is not None and events & _NOT_OUT:
-                read()
-                write = self._callbacks.get(source, (None, None))[1]
-            if write is not None and events & _NOT_IN:
-                write()
+            try:
+                if read is not None and events & _NOT_OUT:
+                    read()
+                    write = self._callbacks.get(source, (None, None))[1]
+                if write is not None and events & _NOT_IN:
+                    write()
+            except Exception as error:
+                self.fail(error)
+                self._rest(source)
         if self._timers:
             now = time.monotonic_ns()
             for name, (when, callback) in list(self._timers.items()):
                 if when <= now and self._timers.get(name) == (when, callback):
                     del self._timers[name]
-                    callback()
+                    try:
+                        callback()
+                    except Exception as error:
+                        self.fail(error)
         if self.settle is not None:
-            self.settle()
+            try:
+                self.settle()
+            except Exception as error:
+                self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """What was done in the loop failed without being foreseen."""
+        if self.failed is None:
+            raise error
+        self.failed(error)
+
+    def _rest(self, source: object) -> None:
+        """Do not look at a source for a while."""
+        if source not in self._callbacks or source not in self._poller:
+            return
+        self._poller.unregister(source)
+        self.call_in(f"rest {source}", REST_SECONDS, lambda: self._wake(source))
+
+    def _wake(self, source: object) -> None:
+        if (known := self._callbacks.get(source)) is not None:
+            read, write = known
+            self._poller.register(source, (_IN if read else 0) | (_OUT if write else 0))
+
+
+class Inbox:
+    """Work for a loop from other threads. Each piece is apart from the others: one that fails ends none of them."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._work: queue.SimpleQueue[Callback] = queue.SimpleQueue()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        loop.watch(self._wake, read=self._do)
+
+    def call(self, work: Callback) -> None:
+        """From any thread: have `work` done in the loop."""
+        self._work.put(work)
+        os.eventfd_write(self._wake, 1)
+
+    def _do(self) -> None:
+        os.eventfd_read(self._wake)
+        while not self._work.empty():
+            try:
+                self._work.get()()
+            except Exception as error:
+                self._loop.fail(error)

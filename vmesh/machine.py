@@ -140,13 +140,19 @@ class Machine:
         return epoch
 
     def write_record(self, record: MachineRecord) -> None:
-        """Replace machine.json at once: a reader sees the old or the new one. Does nothing if the directory is gone."""
+        """Replace machine.json at once: a reader sees the old or the new one. Does nothing if the directory is gone.
+
+        Raises OSError if there is no room; the old one is there then.
+        """
         fresh = self.path / f".{RECORD}.{os.getpid()}"
         try:
             fresh.write_text(json.dumps(asdict(record), indent=1))
             fresh.replace(self.path / RECORD)
         except FileNotFoundError:
             pass
+        except OSError:
+            fresh.unlink(missing_ok=True)
+            raise
 
     def read_record(self) -> MachineRecord:
         """Raises MachineError if machine.json is missing or not what `write_record` writes."""

@@ -3,6 +3,10 @@
 A service is a class with the interface `Service` and a `main` that parses its command line and calls `run`. Exit
 status: 0 after Shutdown, SIGTERM or the end of the lifeline; 1 after an error, which is one line on stderr; 2 for a bad
 command line.
+
+What fails without having been foreseen fails one request, which is answered with an Error; what nobody has asked for is
+logged and told to the monitor; and the service goes on. A service with `undone_by_death` ends instead: what it had
+half done is in no slot, and its next life begins with what is.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,6 +36,7 @@ from vmesh.v1.common_pb2 import Notice, Role, Severity, Welcome
 from vmesh.v1.packet_pb2 import Packet
 
 _KEPT_NOTICES = 64
+_ONLY_READ = ("health", "save", "trace_take")
 _MEANWHILE_SECONDS, _DEFERRED = 0.2, 4096
 _END_SECONDS = 8.0  # for the monitor to end the machine, once a vital service was asked to
 _LOOK_SECONDS = 1.0  # between two looks whether the machine is still there, without a lifeline
@@ -98,6 +104,7 @@ class Service:
     kind = "service"
     vital = False  # there is no machine without it: asked to end by somebody else than the monitor, it has all end
     begins_paused = False  # as after `pause`, until the monitor says Resume
+    undone_by_death = False  # what fails without being foreseen ends this life; but for requests that only read
 
     def start(self) -> None:
         """The ROUTER listens: connect to others, attach. An error ends the service."""
@@ -285,13 +292,12 @@ class Runtime:
             self._notices.append(notice)
 
     def complain(self, about: str, what: str, text: str) -> None:
-        """Another service did what it should not: count it for the monitor, and log the 1st, 10th, 100th, ... time.
+        """Another service did what it should not: count it for the monitor, and log it.
 
         `what` is the cause, from a bounded set.
         """
         count = self._complaints[about, what] = self._complaints[about, what] + 1
-        if str(count).strip("0") == "1":
-            self.log.warning("complaint", about=about, what=what, count=count, text=text)
+        self.log.warning("complaint", cause=f"{about} {what}", count=count, text=text)
 
     def serve(self, service: Service) -> None:
         """Run until the service is to end."""
@@ -303,6 +309,8 @@ class Runtime:
             self._bound = self.machine.socket(self.name).stat()
             self.loop.call_in("socket", 0.0, self._watch_socket)
         self.loop.watch(self.server.socket, read=self._receive)
+        if not service.undone_by_death:
+            self.loop.failed = self._failed
         try:
             service.start()
             self.phase = lifecycle.SERVICE_PAUSED if service.begins_paused else lifecycle.SERVICE_RUNNING
@@ -339,13 +347,26 @@ class Runtime:
             client, packet = received
             try:
                 answer = self._dispatch(client, packet)
-            except errors.VmeshError as error:
-                self.server.fail(client, packet.id, f"{packet.WhichOneof('body')}: {type(error).__name__}", error)
+            except errors.LifelineEnded:
+                raise
+            except Exception as error:
+                kind = packet.WhichOneof("body")
+                foreseen = isinstance(error, errors.VmeshError)
+                if not foreseen and self._service.undone_by_death and kind not in _ONLY_READ:
+                    raise
+                self.server.fail(client, packet.id, f"{kind}: {type(error).__name__}", errors.said(error))
                 continue
             if answer is not None and packet.id:
                 self.server.send(client, answer, packet.id)
         if self._deferred:
             self.loop.call_in("deferred", 0.0, self._receive)
+
+    def _failed(self, error: Exception) -> None:
+        """The loop's boundary."""
+        if isinstance(error, errors.LifelineEnded):
+            raise error
+        if self.log.error("unforeseen", reason=errors.said(error)):
+            self.notify(common.SEVERITY_ERROR, str(errors.said(error)))
 
     def _dispatch(self, client: wire.Client, packet: Packet) -> Message | None:
         service = self._service
@@ -458,13 +479,15 @@ def run(options: argparse.Namespace, build: Callable[[Runtime], Service]) -> int
     began = time.monotonic()
     try:
         runtime = Runtime(options)
-    except (errors.VmeshError, OSError) as error:
-        Log(options.name).error("cannot start", reason=error)
+    except Exception as error:
+        Log(options.name).error("cannot start", reason=errors.said(error))
         return 1
     try:
         runtime.serve(build(runtime))
-    except errors.VmeshError as error:
-        runtime.log.error("failed", reason=error, after=f"{time.monotonic() - began:.1f}s")
+    except Exception as error:
+        if not isinstance(error, errors.VmeshError):
+            traceback.print_exc()
+        runtime.log.error("failed", reason=errors.said(error), after=f"{time.monotonic() - began:.1f}s")
         return 1
     finally:
         runtime.close()

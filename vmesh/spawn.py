@@ -6,6 +6,7 @@ The same service starts by hand as `python -P -m services.<name> ...`; what it n
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import importlib
 import os
@@ -15,7 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -143,20 +144,23 @@ def start_service(
     `death_signal` (0: none) when its parent dies, for the case that it hangs and does not see its lifeline end. For
     `parent` see `fork`.
     """
-    reader, writer = os.pipe()
-    os.set_blocking(reader, False)
-    null = os.open(os.devnull, os.O_RDONLY)
-    task = Task(
-        command.module,
-        (*command.arguments, *more, "--lifeline", str(lifeline)),
-        f"vmesh-{command.name}",
-        keep=frozenset((lifeline, *keep)),
-        standard={0: null, 1: writer, 2: writer},
-        death_signal=death_signal,
-    )
-    child = start(task, parent=parent)
-    os.close(writer)
-    os.close(null)
+    with ExitStack() as failed, ExitStack() as given:
+        reader, writer = os.pipe()
+        failed.callback(os.close, reader)
+        given.callback(os.close, writer)
+        os.set_blocking(reader, False)
+        null = os.open(os.devnull, os.O_RDONLY)
+        given.callback(os.close, null)
+        task = Task(
+            command.module,
+            (*command.arguments, *more, "--lifeline", str(lifeline)),
+            f"vmesh-{command.name}",
+            keep=frozenset((lifeline, *keep)),
+            standard={0: null, 1: writer, 2: writer},
+            death_signal=death_signal,
+        )
+        child = start(task, parent=parent)
+        failed.pop_all()
     return Child(child.pid, child.pidfd, reader)
 
 
@@ -164,7 +168,8 @@ def fork(run: Callable[[], int], *, title: str, death_signal: int = 0, parent: i
     """Fork a process that calls `run` and exits with what it returns; `title` is its name in ps(1), 15 bytes of it.
 
     Its parent is this process, or `parent`: the nearest process above that adopts orphans, which waits for it then.
-    Only for a process without threads. Signal handlers of this process do not hold in the child.
+    Only for a process without threads. Signal handlers of this process do not hold in the child. Raises OSError; then
+    there is no process.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -175,7 +180,13 @@ def fork(run: Callable[[], int], *, title: str, death_signal: int = 0, parent: i
         pid = os.fork()
         if pid == 0:
             _run_child(run, title, death_signal, parent)
-    return Child(pid, os.pidfd_open(pid))
+    try:
+        return Child(pid, os.pidfd_open(pid))
+    except OSError:
+        os.kill(pid, signal.SIGKILL)
+        if parent == os.getpid():  # else it is another's to wait for
+            os.waitpid(pid, 0)
+        raise
 
 
 def describe_self(title: str, death_signal: int) -> None:
@@ -238,20 +249,33 @@ def _put_in_place(files: Mapping[int, int]) -> None:
 def _fork_orphan(run: Callable[[], NoReturn]) -> int:
     """The child of a child that has ended when `run` is called."""
     reader, writer = os.pipe()
-    if (between := os.fork()) == 0:
-        middle = os.getpid()
+    with open(reader, "rb") as told:
+        try:
+            if (between := os.fork()) == 0:
+                _fork_and_tell(writer, run)
+        finally:
+            os.close(writer)
+        answer = told.read(4)
+        os.waitpid(between, 0)
+    if not answer:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    return int.from_bytes(answer, "little")
+
+
+def _fork_and_tell(writer: int, run: Callable[[], NoReturn]) -> NoReturn:
+    """In the process between: whatever happens, it goes no further than here."""
+    middle = os.getpid()
+    try:
         pid = os.fork()
         if pid:
             os.write(writer, pid.to_bytes(4, "little"))
-            os._exit(0)
-        while os.getppid() == middle:
-            time.sleep(0.0001)
-        run()
-    os.close(writer)
-    with open(reader, "rb") as told:
-        pid = int.from_bytes(told.read(4), "little")
-    os.waitpid(between, 0)
-    return pid
+    except OSError:
+        os._exit(1)
+    if pid:
+        os._exit(0)
+    while os.getppid() == middle:
+        time.sleep(0.0001)
+    run()
 
 
 def _run_child(run: Callable[[], int], title: str, death_signal: int, parent: int) -> NoReturn:

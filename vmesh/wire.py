@@ -295,17 +295,16 @@ class Server:
         return True
 
     def fail(self, client: Client, packet_id: int, cause: str, error: errors.VmeshError) -> None:
-        """Refuse a request: count it, log it now and then, answer Error. `cause` is from a bounded set."""
+        """Refuse a request: count it, log it, answer Error. `cause` is from a bounded set."""
         self.note_refusal(cause, f"from {client.name}: {error}")
         if packet_id:
             self.send(client, error.message(), packet_id)
 
     def note_refusal(self, cause: str, text: str) -> None:
-        """Count a refusal, and log the 1st, 10th, 100th, ... of its cause."""
+        """Count a refusal, and log it."""
         self.counters["refused"] += 1
         count = self.counters[f"refused: {cause}"] = self.counters[f"refused: {cause}"] + 1
-        if str(count).strip("0") == "1":
-            self._log.warning("refused", cause=cause, count=count, text=text)
+        self._log.warning("refused", cause=cause, count=count, text=text)
 
     def close(self) -> None:
         self.socket.close()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import ctypes
 import math
 import mmap
-import os
-import queue
 import sys
 import time
 from collections import deque
@@ -19,6 +17,7 @@ from google.protobuf.message import DecodeError, Message
 
 from vmesh import errors, segment, wire
 from vmesh.latencies import Latencies
+from vmesh.loop import Inbox
 from vmesh.service import Runtime, Service
 from vmesh.v1 import bus_pb2, common_pb2, cpu_pb2, lifecycle_pb2, memory_pb2
 from vmesh.v1.packet_pb2 import Packet
@@ -99,9 +98,7 @@ class Cpu(Service):
         self._regions: Regions | None = None
         self._translator: TranslatorProcess | None = None
         self._perf_map = PerfMap() if plan.perf_map else None
-        # what hart threads want done in the service's thread
-        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._calls = Inbox(runtime.loop)  # what hart threads want done in the service's thread
 
     def start(self) -> None:
         sys.setswitchinterval(SWITCH_INTERVAL)
@@ -131,7 +128,6 @@ class Cpu(Service):
         for description in answer.devices:
             self._add_device(description)
         self._listener.start()
-        self._runtime.loop.watch(self._wake, read=self._run_calls)
         for number in range(self._plan.harts):
             thread = HartThread(
                 self._harts,
@@ -517,13 +513,7 @@ class Cpu(Service):
         return Link(connection, target, counters, self._gate.ending, self._plan.bus_limit, complain)
 
     def _call(self, function: Callable[..., None], *args: object) -> None:
-        self._calls.put(partial(function, *args))
-        os.eventfd_write(self._wake, 1)
-
-    def _run_calls(self) -> None:
-        os.eventfd_read(self._wake)
-        while not self._calls.empty():
-            self._calls.get()()
+        self._calls.call(partial(function, *args))
 
     def _unmapped(self, address: int, size: int, pc: int, write: bool) -> int | None:
         """What an access to no memory and no device reads, or None for an access fault. From a hart's thread."""

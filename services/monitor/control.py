@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from services.monitor.operations import Batch, Board, Operation, Request, RequestError
+from services.monitor.operations import Batch, Board, Operation, Request
 from services.monitor.qmp.errors import QmpError
 from services.monitor.supervisor import Service, Supervisor
 from vmesh.log import Log
@@ -106,8 +106,8 @@ class Control:
             answer = command()
         except QmpError as error:
             answer = error
-        except Exception as error:  # a fault of ours must not cost the machine
-            answer = self._fault(error)
+        except Exception as error:  # the boundary of what a client orders
+            answer = QmpError(str(self.supervisor.as_failure(error)))
         if isinstance(answer, Awaited):
             awaited = answer
             awaited.future.add_done_callback(lambda future: done(awaited.answer(_outcome(future))))
@@ -124,14 +124,6 @@ class Control:
             result.append((yield from parts))
         except QmpError as error:
             result.append(error)
-        except (RequestError, GeneratorExit):
-            raise
-        except Exception as error:
-            result.append(self._fault(error))
-
-    def _fault(self, error: Exception) -> QmpError:
-        self.log.error("a command failed in a way that was not foreseen", error=repr(error))
-        return QmpError(f"internal error: {type(error).__name__}: {error}")
 
 
 def _outcome(future: Future[Any]) -> object:

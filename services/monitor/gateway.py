@@ -232,16 +232,7 @@ class _Machine(MachineServicer):
 
     def _in_loop(self, work: Callable[[], Found], context: grpc.ServicerContext) -> Found:
         """What `work` gives, called in the supervisor's thread."""
-        done: Future[Found] = Future()
-
-        def call() -> None:
-            try:
-                done.set_result(work())
-            except RequestError as error:
-                done.set_exception(error)
-
-        self._supervisor.call(call)
-        return _result(done, context)
+        return _result(self._supervisor.ask(work), context)
 
     def AddDevice(
         self, request: gateway_pb2.AddDeviceRequest, context: grpc.ServicerContext

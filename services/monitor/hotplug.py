@@ -7,10 +7,11 @@ it on the cpu's board the machine is paused and drained. One that goes leaves th
 from __future__ import annotations
 
 from services.monitor import operations
-from services.monitor.operations import Operation, Request, RequestError
+from services.monitor.operations import Board, Operation, Request, RequestError
 from services.monitor.supervisor import Supervisor
 from vmesh.cli import hotplug
 from vmesh.cli.options import HelpRequested, OptionError
+from vmesh.errors import VmeshError, said
 from vmesh.spawn import ServiceCommand
 from vmesh.v1 import cpu_pb2, gateway_pb2, lifecycle_pb2, memory_pb2
 
@@ -24,25 +25,42 @@ def add(supervisor: Supervisor, request: gateway_pb2.AddDeviceRequest, reply: ga
     board, stay_paused = supervisor.board, supervisor.paused
     command = _parse(supervisor, request)
     name = command.name
-    supervisor.add(command)
+    failed = f"the device {name} cannot be added"
     try:
-        yield [Request(name, lifecycle_pb2.Health())]
-        yield from operations.stop(supervisor.board)
-        (packet,) = yield [Request(board.memory, memory_pb2.MapRequest())]
-        (description,) = [each for each in packet.address_map.devices if each.name == name]
-        yield [Request(board.cpu, cpu_pb2.AddDevice(description=description))]
+        yield from operations.undone(
+            _put_on_board(supervisor, command),
+            lambda: _let_go(supervisor, name),
+            lambda: _detach(board, name),
+            lambda: operations.resume_unless(stay_paused, board),
+        )
     except RequestError as error:
-        if supervisor.has(name):
-            supervisor.remove(name)
-        yield [Request(board.memory, memory_pb2.Detach(name=name))]
-        if not stay_paused:
-            yield from operations.resume(board)
-        raise RequestError(f"the device {name} cannot be added: {error}", callers_fault=True) from None
+        raise RequestError(f"{failed}: {error}", callers_fault=True) from None
+    except Exception as error:
+        raise RequestError(f"{failed}: {said(error)}") from error
     supervisor.accept(name)
-    if not stay_paused:
-        yield from operations.resume(supervisor.board)
+    yield from operations.resume_unless(stay_paused, supervisor.board)
     reply.name = name
     reply.base, reply.irq = hotplug.place(command)
+
+
+def _put_on_board(supervisor: Supervisor, command: ServiceCommand) -> Operation:
+    name = command.name
+    supervisor.add(command)
+    yield [Request(name, lifecycle_pb2.Health())]
+    yield from operations.stop(supervisor.board)
+    (packet,) = yield [Request(supervisor.board.memory, memory_pb2.MapRequest())]
+    (description,) = [each for each in packet.address_map.devices if each.name == name]
+    yield [Request(supervisor.board.cpu, cpu_pb2.AddDevice(description=description))]
+
+
+def _let_go(supervisor: Supervisor, name: str) -> Operation:
+    if supervisor.has(name):
+        supervisor.remove(name)
+    yield []
+
+
+def _detach(board: Board, name: str) -> Operation:
+    yield [Request(board.memory, memory_pb2.Detach(name=name))]
 
 
 def remove(supervisor: Supervisor, name: str) -> Operation:
@@ -54,18 +72,19 @@ def remove(supervisor: Supervisor, name: str) -> Operation:
     if name not in removable:
         there = ", ".join(removable) or "none"
         raise RequestError(f"no device '{name}' can be taken away; expected one of: {there}", callers_fault=True)
-    stay_paused = supervisor.paused
-    try:
-        yield from operations.stop(supervisor.board)
-        yield [Request(supervisor.board.cpu, cpu_pb2.RemoveDevice(name=name))]
-        yield [Request(supervisor.board.memory, memory_pb2.Detach(name=name))]
-        supervisor.remove(name)
-    except RequestError:
-        if not stay_paused:
-            yield from operations.resume(supervisor.board)
-        raise
-    if not stay_paused:
-        yield from operations.resume(supervisor.board)
+    board, stay_paused = supervisor.board, supervisor.paused
+    yield from operations.undone(
+        _take_off_board(supervisor, name), lambda: operations.resume_unless(stay_paused, board)
+    )
+    yield from operations.resume_unless(stay_paused, supervisor.board)
+
+
+def _take_off_board(supervisor: Supervisor, name: str) -> Operation:
+    board = supervisor.board
+    yield from operations.stop(board)
+    yield [Request(board.cpu, cpu_pb2.RemoveDevice(name=name))]
+    yield [Request(board.memory, memory_pb2.Detach(name=name))]
+    supervisor.remove(name)
 
 
 def _check_now(supervisor: Supervisor) -> None:
@@ -83,3 +102,5 @@ def _parse(supervisor: Supervisor, request: gateway_pb2.AddDeviceRequest) -> Ser
         raise RequestError(f"device '{request.device}': expected a device", callers_fault=True) from None
     except (OptionError, ValueError) as error:
         raise RequestError(str(error), callers_fault=True) from None
+    except (OSError, VmeshError) as error:  # a file that it names
+        raise RequestError(str(said(error)), callers_fault=True) from None

@@ -452,7 +452,7 @@ class Migration:
                 return
         self._carry_out(operation, lambda error: self._answer(request.number, error, saved))
 
-    def _carry_out(self, operation: Operation, done: Callable[[str], None]) -> None:
+    def _carry_out(self, operation: Operation, done: Callable[[str], object]) -> None:
         def finished(future: Future[None]) -> None:
             error = future.exception()
             done(one_line(str(error)) if error else "")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import pairwise
@@ -23,6 +24,8 @@ from vmesh.spawn import ServiceCommand
 _TRIES = 3  # at the start: another machine's passt may be about to give up its ports
 _RETRY_SECONDS = 0.3
 _END_SECONDS = 1.0
+_COMES_SECONDS = 10.0  # until it serves
+_LOOK_SECONDS = 0.01
 _ERROR_BYTES = 4096
 
 
@@ -44,22 +47,42 @@ def make_place(place: Path) -> None:
 
 
 class KeptNetwork:
-    """passt for what `asked`, listening in the folder `place`; `failed` is called once if it cannot be had at the
-    start, with one line."""
+    """passt for what `asked`, listening in the folder `place`, from now on until `close`."""
 
-    def __init__(self, asked: User, place: Path, loop: Loop, log: Log, failed: Callable[[str], None]) -> None:
+    def __init__(self, asked: User, place: Path, loop: Loop, log: Log) -> None:
         self._words = user.command(asked, "--socket", user.SOCKET)
         self._place = place
         self._loop = loop
         self._log = log
-        self._failed = failed
+        self._met: list[Callable[[str], None]] = []
         self._tries = 0
+        self._deadline = time.monotonic() + _COMES_SECONDS
         self._serves = False  # it has once been there
         self._passt: subprocess.Popen[bytes] | None = None
         self._pidfd = -1
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
+        self._start()
 
-    def start(self) -> None:
+    def meet(self, met: Callable[[str], None]) -> None:
+        """`met` is called once: when it serves, with "", or if it cannot be had, with one line that says why."""
+        self._met.append(met)
+        self._look()
+
+    def _look(self) -> None:
+        self._serves = self._serves or (self._place / user.SOCKET).exists()
+        if self._serves:
+            self._tell("")
+        elif time.monotonic() > self._deadline:
+            self._tell(f"passt does not serve after {_COMES_SECONDS:g} s")
+        elif self._met:
+            self._loop.call_in(f"passt comes {self._place}", _LOOK_SECONDS, self._look)
+
+    def _tell(self, reason: str) -> None:
+        met, self._met = self._met, []
+        for each in met:
+            each(reason)
+
+    def _start(self) -> None:
         self._errors.seek(0)
         self._errors.truncate()
         self._tries += 1
@@ -68,7 +91,9 @@ class KeptNetwork:
                 self._words, stdin=subprocess.DEVNULL, stdout=self._errors, stderr=self._errors, cwd=self._place
             )
         except OSError as error:
-            self._failed(user.not_started(error))
+            reason = user.not_started(error)
+            self._log.info("netdev", reason=reason)
+            self._loop.call_in(f"passt {self._place}", 0.0, lambda: self._tell(reason))
             return
         self._pidfd = os.pidfd_open(self._passt.pid)
         self._loop.watch(self._pidfd, read=self._ended)
@@ -76,7 +101,12 @@ class KeptNetwork:
 
     def close(self) -> None:
         """End passt."""
+        self._loop.cancel(f"passt {self._place}")
+        self._loop.cancel(f"passt comes {self._place}")
+        self._errors.close()
         if self._passt is not None:
+            self._loop.watch(self._pidfd)
+            os.close(self._pidfd)
             self._passt.terminate()
             try:
                 self._passt.wait(_END_SECONDS)
@@ -94,7 +124,7 @@ class KeptNetwork:
         self._passt = None
         self._serves = self._serves or (self._place / user.SOCKET).exists()
         if not self._serves and self._tries == _TRIES:
-            self._failed(reason)
+            self._tell(reason)
             return
         self._log.info("netdev", reason=reason)
-        self._loop.call_in(f"passt {self._place}", _RETRY_SECONDS if not self._serves else 0.0, self.start)
+        self._loop.call_in(f"passt {self._place}", _RETRY_SECONDS if not self._serves else 0.0, self._start)

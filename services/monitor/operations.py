@@ -2,16 +2,19 @@
 
 A generator yields a batch of requests and is sent their answers, in the same order, once all have come. If one fails,
 RequestError is thrown into it. Nothing here knows of sockets or time, so that a test can play the services.
+
+Whatever fails in an operation, foreseen or not, what it has begun is undone: `undone`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 from google.protobuf.message import Message
 
+from vmesh.errors import said
 from vmesh.v1 import cpu_pb2, lifecycle_pb2
 from vmesh.v1.packet_pb2 import Packet
 
@@ -39,6 +42,27 @@ class RequestError(Exception):
     def __init__(self, text: str, *, callers_fault: bool = False) -> None:
         super().__init__(text)
         self.callers_fault = callers_fault
+
+
+def undone(operation: Operation, *undo: Callable[[], Operation]) -> Operation:
+    """Carry out `operation`. If any of it fails, in whatever way, each of `undo` is carried out, whether the others
+    fail or not, and then the failure goes on."""
+    try:
+        yield from operation
+    except Exception as error:
+        failures = []
+        for step in undo:
+            try:
+                yield from step()
+            except Exception as late:
+                failures.append(f"{_said(late)}")
+        if failures:
+            raise RequestError(f"{_said(error)}; nor could it be undone: {'; '.join(failures)}") from error
+        raise
+
+
+def _said(error: Exception) -> str:
+    return str(error if isinstance(error, RequestError) else said(error))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +93,7 @@ class Board:
 
 def pause(board: Board) -> Operation:
     """Stop the harts, then the devices, and drain the bus. If a part fails, all go on as before and it raises."""
-    try:
-        yield from stop(board)
-    except RequestError:
-        yield from go_on(board)
-        raise
+    yield from undone(stop(board), lambda: go_on(board))
 
 
 def go_on(board: Board) -> Operation:
@@ -89,6 +109,16 @@ def resume(board: Board, catch_up: cpu_pb2.CatchUp | None = None) -> Operation:
     yield health(board)
 
 
+def resume_unless(stay_paused: bool, board: Board) -> Operation:
+    """The machine goes on if it ran before."""
+    if not stay_paused:
+        yield from resume(board)
+
+
+def _ask(service: str, body: Message) -> Operation:
+    yield [Request(service, body)]
+
+
 def start(board: Board, catch_up: cpu_pb2.CatchUp | None = None) -> Operation:
     """As `resume`, without a look at how they are then. Guest time has stood still unless it is to `catch_up`."""
     yield [Request(name, lifecycle_pb2.Resume()) for name in board.others]
@@ -101,17 +131,11 @@ def reset(board: Board, *, stay_paused: bool) -> Operation:
     """The state after power-on. Memory comes first: it may refuse, and then all go on as before; and the harts are to
     start from images loaded anew."""
     yield from (stop if stay_paused else pause)(board)
-    try:
-        yield [Request(board.memory, lifecycle_pb2.Reset())]
-    except RequestError:
-        if not stay_paused:
-            yield from resume(board)
-        raise
+    yield from undone(_ask(board.memory, lifecycle_pb2.Reset()), lambda: resume_unless(stay_paused, board))
     yield [Request(name, lifecycle_pb2.Reset()) for name in board.devices]
     for name in filter(None, (board.cache, board.cpu)):
         yield [Request(name, lifecycle_pb2.Reset())]
-    if not stay_paused:
-        yield from resume(board)
+    yield from resume_unless(stay_paused, board)
 
 
 def load(board: Board, states: Mapping[str, lifecycle_pb2.ServiceState], *, check_only: bool) -> Operation:
@@ -173,14 +197,8 @@ def write_memory(board: Board, request: cpu_pb2.WriteMemory) -> Operation:
 def write_registers(board: Board, request: cpu_pb2.WriteRegisters, *, stay_paused: bool) -> Operation:
     """Write registers by name, between two instructions."""
     yield from (stop if stay_paused else pause)(board)
-    try:
-        yield [Request(board.cpu, request)]
-    except RequestError:
-        if not stay_paused:
-            yield from resume(board)
-        raise
-    if not stay_paused:
-        yield from resume(board)
+    yield from undone(_ask(board.cpu, request), lambda: resume_unless(stay_paused, board))
+    yield from resume_unless(stay_paused, board)
 
 
 def stop(board: Board) -> Operation:

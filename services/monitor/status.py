@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 
@@ -21,10 +20,8 @@ def machine_status(supervisor: Supervisor, *, usage: bool = False) -> gateway_pb
     if supervisor.board.cpu:
         with suppress(StateError, RequestError, FutureTimeoutError):
             supervisor.submit(operations.cpu_status(supervisor.board, cpu), exclusive=False).result(_LIMIT)
-    found: Future[gateway_pb2.MachineStatus] = Future()
-    supervisor.call(lambda: found.set_result(supervisor.machine_status()))
     try:
-        status = found.result(_LIMIT)
+        status = supervisor.ask(supervisor.machine_status).result(_LIMIT)
     except FutureTimeoutError:
         raise StateError("the monitor has ended") from None
     status.harts.extend(cpu.harts)

@@ -110,8 +110,16 @@ class Stream:
             data = b""
         if not data:
             self.close()
-        elif self._session is not None and not self._closing:
-            self._session.received(data)
+        elif (session := self._session) is not None and not self._closing:
+            self.attempt(lambda: session.received(data))
+
+    def attempt(self, work: Callable[[], None]) -> None:
+        """Do something for this client. What fails there without being foreseen costs the client, nobody else."""
+        try:
+            work()
+        except Exception as error:
+            self.close()
+            self._loop.fail(error)
 
     def _send(self) -> None:
         was_crowded = self.crowded

@@ -1,13 +1,15 @@
 """The supervisor: starts the services, watches them, carries out operations, ends the machine and leaves nothing.
 
 One thread, one loop. Other threads (the gateway's) hand in work with `submit` and wait for its future.
+
+The boundaries: whatever an operation raises fails that operation (`_advance`), what a call from another thread raises
+is that caller's (`ask`), and anything else that was not foreseen is a warning, and the machine goes on (`_unforeseen`).
 """
 
 from __future__ import annotations
 
 import glob
 import os
-import queue
 import signal
 import sys
 import time
@@ -17,6 +19,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TypeVar
 
 import zmq
 
@@ -28,11 +31,12 @@ from services.monitor.migration import NAME as MIGRATION
 from services.monitor.migration import IncomingOptions, Migration
 from services.monitor.operations import Board, Operation, Request, RequestError
 from services.monitor.output import Output, one_line
+from services.monitor.warnings import Warnings
 from vmesh.addresses import Addresses
-from vmesh.errors import PeerError, from_message
+from vmesh.errors import PeerError, from_message, said
 from vmesh.log import Log
-from vmesh.loop import Loop
-from vmesh.machine import Machine, MachineRecord, ServiceRecord
+from vmesh.loop import Inbox, Loop
+from vmesh.machine import RECORD, Machine, MachineRecord, ServiceRecord
 from vmesh.spawn import Child, ServiceCommand, describe_exit, start_service
 from vmesh.v1 import common_pb2, gateway_pb2, lifecycle_pb2
 from vmesh.v1.packet_pb2 import Packet
@@ -58,6 +62,9 @@ _MACHINE_STATES = {
     gateway_pb2.MACHINE_PAUSED: "paused",
     gateway_pb2.MACHINE_ENDING: "ending",
 }
+
+
+Found = TypeVar("Found")
 
 
 class StateError(Exception):
@@ -157,7 +164,9 @@ class Supervisor:
         self.services: dict[str, Service] = {}
         self.events = EventHub()
         self.actions = Actions(reboot="reset" if settings.reboot else "shutdown")
+        self.warnings = Warnings(self.events, log)
         self.loop = Loop()
+        self.loop.failed = self._unforeseen
         self.launched = False  # whether the harts have ever run
         self._reset_at_last = False  # as the guest has asked for, when its pages have come
         self.powered_off = False  # by the guest, and paused since, as `actions` says
@@ -178,8 +187,7 @@ class Supervisor:
         self._loop = self.loop
         self._ticked = self._began
         self._gateway_opened = False
-        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._inbox = Inbox(self.loop)
         self._runs: list[_Run] = []
         self._waiting: deque[_Run] = deque()
         self.migration = Migration(self, keeper, log, output, settings.incoming)
@@ -210,7 +218,6 @@ class Supervisor:
             service = Service(command, child, self._link(command.name), time.monotonic())
             self.services[command.name] = service
             self._meet(service)
-        self.watch(self._wake, self._work)
         self.watch(self._keeper.socket.fileno(), self._keeper.receive)
         self.watch(self._keeper.child.pidfd, self._keeper_dead)
         self._keeper.failed = lambda failure: self.end(1, failure)
@@ -222,7 +229,6 @@ class Supervisor:
             service = Service(command, Child(0, -1), self._link(command.name), time.monotonic(), alive=False)
             self.services[command.name] = service
             self._meet(service)
-        self.watch(self._wake, self._work)
 
     def _link(self, name: str) -> Link:
         assert self._context is not None
@@ -260,7 +266,8 @@ class Supervisor:
         self._tick()
         self._loop.run()
         for end in self.at_end:
-            end()
+            with suppress(Exception):  # the machine has ended: whatever one cannot do, the others can
+                end()
         return self._exit_status
 
     def submit(self, operation: Operation, *, exclusive: bool) -> Future[None]:
@@ -274,8 +281,34 @@ class Supervisor:
 
     def call(self, work: Callable[[], None]) -> None:
         """From any thread: have `work` done in the loop."""
-        self._inbox.put(work)
-        os.eventfd_write(self._wake, 1)
+        self._inbox.call(work)
+
+    def ask(self, work: Callable[[], Found]) -> Future[Found]:
+        """From any thread: what `work` gives, called in the loop; what it raises is the future's."""
+        found: Future[Found] = Future()
+
+        def call() -> None:
+            try:
+                answer = work()
+            except Exception as error:
+                found.set_exception(self.as_failure(error))
+            else:
+                found.set_result(answer)
+
+        self.call(call)
+        return found
+
+    def as_failure(self, error: Exception) -> Exception:
+        """How an operation that has raised `error` has failed: what was not foreseen is in the log, too."""
+        if isinstance(error, RequestError | StateError):
+            return error
+        self._log.error("an operation failed in a way that was not foreseen", reason=said(error), error=repr(error))
+        return RequestError(one_line(str(said(error))))
+
+    def _unforeseen(self, error: Exception) -> None:
+        """The loop's boundary."""
+        self._log.error("unforeseen", reason=said(error), error=repr(error))
+        self.warnings.warn("monitor", one_line(str(said(error))))
 
     def end(self, status: int, failure: str = "", *, reason: str = "host-qmp-quit") -> None:
         """End the machine with this exit status, for a failure if there is one. Only the first call counts.
@@ -353,6 +386,7 @@ class Supervisor:
             uptime_seconds=self.uptime,
             last_error=self.failure,
             run_state=self.run_state,
+            warnings=self.warnings.lines,
         )
         now = time.monotonic()
         for service in self.services.values():
@@ -675,6 +709,8 @@ class Supervisor:
         self._loop.cancel(f"leaving {name}")
         service.link.close()
         self.services.pop(name, None)
+        if self._keeper is not None:
+            self._keeper.forget(name)
         for left in self.machine.path.glob(f"{glob.escape(name)}.*"):
             with suppress(OSError):
                 left.unlink()
@@ -713,7 +749,7 @@ class Supervisor:
     def _failed_trial(self, service: Service, how: str) -> None:
         """It has ended, or was never there."""
         name = service.command.name
-        service.state = "dead"
+        service.state, service.last_error = "dead", how
         error = RequestError(": ".join(filter(None, (how, self.last_words(name)))))
         for run in [run for run in self._runs if any(run.requests[place].service == name for place in run.open)]:
             self._advance(run, error)
@@ -721,7 +757,14 @@ class Supervisor:
     # Time
 
     def _tick(self) -> None:
-        """Look at all deadlines, some times a second, more often while the machine starts or ends."""
+        """Some times a second, more often while the machine starts or ends."""
+        settled = self.state in (gateway_pb2.MACHINE_RUNNING, gateway_pb2.MACHINE_PAUSED)
+        again = min(_TICK, self._settings.health_interval) if settled else _QUICK_TICK
+        self._loop.call_in("tick", again, self._tick)  # first, so that nothing keeps it from coming
+        self._look()
+
+    def _look(self) -> None:
+        """At all deadlines."""
         now = time.monotonic()
         if (lost := now - self._ticked) > 2 * max(self._settings.health_interval, 1.0):
             self._forgive(lost)  # this process was stopped: the services owe nothing for that time
@@ -735,8 +778,6 @@ class Supervisor:
                 self._open_gateway()
         self._record()
         self.tell_health(self._health())
-        settled = self.state in (gateway_pb2.MACHINE_RUNNING, gateway_pb2.MACHINE_PAUSED)
-        self._loop.call_in("tick", min(_TICK, self._settings.health_interval) if settled else _QUICK_TICK, self._tick)
 
     def _health(self) -> dict[str, bool]:
         """Whether each service does what it is for, by name; those that nobody asks show it by their pulse."""
@@ -798,11 +839,6 @@ class Supervisor:
 
     # Operations
 
-    def _work(self) -> None:
-        os.eventfd_read(self._wake)
-        while not self._inbox.empty():
-            self._inbox.get()()
-
     def _begin(self, run: _Run) -> None:
         if self.state == gateway_pb2.MACHINE_ENDING:
             self._finish(run, StateError("the machine ends"))
@@ -835,8 +871,8 @@ class Supervisor:
         except StopIteration:
             self._finish(run, None)
             return
-        except RequestError as failed:
-            self._finish(run, failed)
+        except Exception as failed:
+            self._finish(run, self.as_failure(failed))
             return
         run.begun = True
         run.answers = [Packet()] * len(run.requests)
@@ -852,7 +888,8 @@ class Supervisor:
         request = run.requests[place]
         service = self.services[request.service]
         if service.on_trial and service.state == "dead" and service.successor is None:
-            self._advance(run, RequestError(f"it has ended: {self.last_words(request.service)}"))
+            how = ": ".join(filter(None, (service.last_error, self.last_words(request.service))))
+            self._advance(run, RequestError(f"it has ended: {how}"))
             return False
         comes = service.was_ready or service.on_trial
         if comes and not service.ready and service.command.name in self.board.devices:
@@ -863,8 +900,8 @@ class Supervisor:
             return False
         try:
             number = service.link.ask(request.body, partial(self._answered, run, place))
-        except PeerError as error:
-            self._advance(run, RequestError(str(error)))
+        except Exception as error:
+            self._advance(run, RequestError(str(said(error))))
             return False
         run.open[place] = (service.link, number)
         return True
@@ -947,9 +984,15 @@ class Supervisor:
             ServiceRecord(s.command.name, s.command.kind, s.child.pid, s.epoch, s.state) for s in self.services.values()
         )
         record = MachineRecord(self.machine.name, os.getpid(), self._created, _MACHINE_STATES[self.state], services)
-        if record != self._recorded:
-            self._recorded = record
+        if record == self._recorded:
+            return
+        try:
             self.machine.write_record(record)
+        except OSError as error:  # `vmesh ps` shows the former one; written when there is room: each tick tries
+            self.warnings.warn(RECORD, f"cannot be written: {error.strerror}")
+        else:
+            self._recorded = record
+            self.warnings.end(RECORD)
 
 
 def _board(commands: Sequence[ServiceCommand]) -> Board:

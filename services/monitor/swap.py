@@ -17,9 +17,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from services.monitor import operations
-from services.monitor.operations import Batch, Operation, Request, RequestError
+from services.monitor.operations import Batch, Board, Operation, Request, RequestError
 from services.monitor.output import one_line
 from services.monitor.supervisor import Successor, Supervisor
+from vmesh.errors import said
 from vmesh.spawn import ServiceCommand
 from vmesh.v1 import gateway_pb2, lifecycle_pb2
 from vmesh.v1.packet_pb2 import Packet
@@ -44,21 +45,19 @@ def swap(
     began = time.monotonic()
     slot = supervisor.machine.path / f"{name}.slot"
     left = slot.with_suffix(".former")
-    try:
-        yield from operations.stop(board)
-        packet, report = yield [Request(name, lifecycle_pb2.Save()), Request(name, lifecycle_pb2.Health())]
-        _copy(slot, left)
-    except RequestError:
-        if not stay_paused:
-            yield from operations.resume(board)
-        raise
+    answers: list[Packet] = []
+    yield from operations.undone(
+        _keep_state(board, name, slot, left, answers), lambda: operations.resume_unless(stay_paused, board)
+    )
+    packet, report = answers
     saved, kind = packet.service_state, report.health_report.kind
     runs = _described(kind, saved)
     new = _external(former, command, directory)
     supervisor.put_in_place(name, Successor(new, prepare=lambda: None), on_trial=True)
     try:
         version = yield from _take_over(name, kind, saved)
-    except RequestError as error:
+    except Exception as failure:
+        error = failure if isinstance(failure, RequestError) else said(failure)
         # Whatever the new one has made of the slot, the former one finds it as it had left it.
         go_back = Successor(former, prepare=lambda: os.replace(left, slot))
         supervisor.put_in_place(name, go_back, on_trial=False)
@@ -67,16 +66,22 @@ def swap(
             yield [Request(name, lifecycle_pb2.Health())]
         except RequestError as late:
             raise RequestError(f"{text}: {error}; the former one does not come back: {late}") from None
-        if not stay_paused:
-            yield from operations.resume(board)
+        yield from operations.resume_unless(stay_paused, board)
         raise RequestError(f"{text}, which goes on: {error}", callers_fault=True) from None
-    left.unlink(missing_ok=True)
     supervisor.accept(name)
-    if not stay_paused:
-        yield from operations.resume(board)
+    with suppress(OSError):
+        left.unlink()
+    yield from operations.resume_unless(stay_paused, board)
     reply.kind, reply.state_type, reply.former_version, reply.version = kind, saved.type, saved.version, version
     reply.epoch = supervisor.services[name].epoch
     reply.pause_seconds = time.monotonic() - began
+
+
+def _keep_state(board: Board, name: str, slot: Path, left: Path, answers: list[Packet]) -> Operation:
+    """Stop everything; have the device's state and health in `answers`, and a copy of its slot at `left`."""
+    yield from operations.stop(board)
+    answers += yield [Request(name, lifecycle_pb2.Save()), Request(name, lifecycle_pb2.Health())]
+    _copy(slot, left)
 
 
 def _check(supervisor: Supervisor, name: str, command: Sequence[str], directory: str) -> ServiceCommand:

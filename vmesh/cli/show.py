@@ -64,7 +64,8 @@ def machine(status: gateway_pb2.MachineStatus) -> str:
         for what, count in sorted(service.complaints.items())
     ]
     bus = [(field.name.replace("_", " "), f"{getattr(status.bus, field.name):,}") for field in _BUS_FIELDS]
-    parts = [state(status), services(status)]
+    parts = [state(status), *(["\n".join(f"warning: {line}" for line in status.warnings)] if status.warnings else [])]
+    parts.append(services(status))
     if complaints:
         parts.append(_table(("name", "complaint", "count"), complaints))
     if harts:

@@ -1,22 +1,26 @@
 """The keeper: a process that has what must outlive a device. It holds the consoles and networks, and forks next lives.
 
 The monitor cannot fork once its gateway runs, which has threads; the keeper has none, and has imported what devices
-need, so that a next life begins within milliseconds. Requests and answers are JSON on a socket between the two.
+need, so that a next life begins within milliseconds. Requests and answers are JSON on a socket between the two, with a
+number by which they belong together: a card waits for its network, and others need not wait for it.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING, Any
 
 from services.monitor.console import KeptConsole
 from vmesh import errors, lifeline, spawn
@@ -45,7 +49,8 @@ class Keeper:
         self._machine = machine
         self._consoles = consoles
         self._commands = commands
-        self._waiting: deque[Spawned] = deque()
+        self._waiting: dict[int, Spawned] = {}  # by the number of the request
+        self._numbers = count(1)
         self.child = Child(-1, -1)
         self.socket, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.failed: Callable[[str], None] = lambda failure: None
@@ -70,17 +75,23 @@ class Keeper:
     def spawn(self, command: ServiceCommand, more: Sequence[str], spawned: Spawned) -> None:
         """Have `command` started with `more` arguments; `spawned` gets the process, or why there is none."""
         words = [command.name, command.kind, command.module, *command.arguments]
-        request = json.dumps({"command": words, "more": list(more)}).encode()
+        number = next(self._numbers)
+        request = json.dumps({"number": number, "command": words, "more": list(more)}).encode()
         if len(request) > _MESSAGE_BYTES:
             spawned(None, f"its command line is too long: expected at most {_MESSAGE_BYTES} bytes, got {len(request)}")
             return
-        _make_place(self._machine, command)
-        self._waiting.append(spawned)
         try:
-            self.socket.send(request)
+            _make_place(self._machine, command)
+            self.socket.send(request, socket.MSG_DONTWAIT)
         except OSError as error:
-            self._waiting.pop()
-            spawned(None, f"the keeper does not answer: {error.strerror}")
+            spawned(None, f"the keeper cannot be asked: {error.strerror}")
+        else:
+            self._waiting[number] = spawned
+
+    def forget(self, device: str) -> None:
+        """The device has left the machine: what was kept for it ends."""
+        with suppress(OSError):
+            self.socket.send(json.dumps({"forget": device}).encode(), socket.MSG_DONTWAIT)
 
     def receive(self) -> None:
         """The socket is readable: take one answer."""
@@ -93,12 +104,11 @@ class Keeper:
         answer = json.loads(data)
         if "failed" in answer:
             self.failed(answer["failed"])
-        elif self._waiting:
-            spawned = self._waiting.popleft()
-            if files:
-                spawned(Child(answer["pid"], os.pidfd_open(answer["pid"]), files[0]), "")
-            else:
-                spawned(None, answer["error"])
+        elif spawned := self._waiting.pop(answer["number"], None):
+            try:
+                spawned(_child(answer, files), "")
+            except OSError as error:
+                spawned(None, error.strerror or str(error))
 
     def close(self) -> None:
         """Have it bring out what the consoles still hold, and end."""
@@ -106,6 +116,23 @@ class Keeper:
 
     def kill(self) -> None:
         signal.pidfd_send_signal(self.child.pidfd, signal.SIGKILL)
+
+
+def _child(answer: dict[str, Any], files: Sequence[int]) -> Child:
+    """The process that was forked. Raises OSError if it was not, or if this process has no descriptors for it."""
+    if "error" in answer:
+        raise OSError(errno.ECHILD, answer["error"])
+    pid = answer["pid"]
+    try:
+        if not files:  # the kernel had to drop it
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return Child(pid, os.pidfd_open(pid), files[0])
+    except OSError:
+        for fd in files:
+            os.close(fd)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
 
 
 def keep(machine: Machine, consoles: Mapping[str, str], commands: Sequence[ServiceCommand]) -> int:
@@ -164,6 +191,8 @@ class _Process:
         self._monitor = monitor
         self._commands = commands
         self._loop = Loop()
+        self._log = Log(KEEPER, machine.log)
+        self._loop.failed = lambda error: self._log.error("unforeseen", reason=errors.said(error))
         self._consoles: list[KeptConsole] = []
         self._networks: dict[str, KeptNetwork] = {}
         self._orphaned = False
@@ -177,7 +206,7 @@ class _Process:
         except errors.VmeshError as error:
             self._failed(f"the console of {name}: {error}")
         for command in self._commands:
-            self._keep_network(command)
+            self._keep_network(command, partial(self._network_failed, command.name))
         self._loop.settle = self._settle
         if self._control is not None:
             self._loop.watch(self._control.fileno(), read=self._serve)
@@ -209,22 +238,30 @@ class _Process:
         else:
             self._loop.stop()
 
-    def _keep_network(self, command: ServiceCommand) -> None:
-        """Have the network that a card is plugged into, unless it is there."""
-        if not _may_need_network(command) or command.name in self._networks:
-            return
-        from services.monitor.network import KeptNetwork, network_of
+    def _network_failed(self, device: str, reason: str) -> None:
+        if reason:
+            self._failed(f"the network of {device}: {reason}")
 
-        asked = network_of(command)
-        if asked is None:
-            return
+    def _keep_network(self, command: ServiceCommand, met: Callable[[str], None]) -> None:
+        """Have the network that a card is plugged into. `met` is called when it serves, or is not needed, or with the
+        reason why there is none."""
+        network = self._networks.get(command.name)
+        if network is None and _may_need_network(command):
+            from services.monitor.network import KeptNetwork, network_of
 
-        def failed(reason: str) -> None:
-            self._failed(f"the network of {command.name}: {reason}")
+            if (asked := network_of(command)) is not None:
+                place, log = self._machine.network(command.name), Log(command.name, self._machine.log)
+                network = self._networks[command.name] = KeptNetwork(asked, place, self._loop, log)
+        if network is None:
+            met("")
+        else:
+            network.meet(met)
 
-        place, log = self._machine.network(command.name), Log(command.name, self._machine.log)
-        self._networks[command.name] = KeptNetwork(asked, place, self._loop, log, failed)
-        self._networks[command.name].start()
+    def _forget_network(self, device: str) -> None:
+        network = self._networks.pop(device, None)
+        if network is not None:
+            network.close()
+            shutil.rmtree(self._machine.network(device), ignore_errors=True)
 
     def _settle(self) -> None:
         for console in self._consoles:
@@ -246,20 +283,39 @@ class _Process:
             self._loop.stop()
             return
         asked = json.loads(data)
+        if "forget" in asked:
+            self._forget_network(asked["forget"])
+            return
         name, kind, module, *arguments = asked["command"]
         command = ServiceCommand(name, kind, module, tuple(arguments))
-        self._keep_network(command)
+        number, more = asked["number"], asked["more"]
+        try:
+            self._keep_network(command, partial(self._start, number, command, more))
+        except Exception as error:
+            self._refuse(number, str(errors.said(error)))
+
+    def _refuse(self, number: int, reason: str) -> None:
+        assert self._control is not None
+        self._control.send(json.dumps({"number": number, "error": reason}).encode())
+
+    def _start(self, number: int, command: ServiceCommand, more: Sequence[str], no_network: str) -> None:
+        assert self._control is not None
+        if no_network:
+            self._forget_network(command.name)
+            self._refuse(number, f"its network: {no_network}")
+            return
         try:
             child = spawn.start_service(
                 command,
                 lifeline=self._lifeline,
-                more=asked["more"],
+                more=more,
                 keep=[self._machine.lock_fd],
                 parent=self._monitor,
             )
         except OSError as error:
-            self._control.send(json.dumps({"error": f"cannot fork: {error.strerror}"}).encode())
+            self._refuse(number, f"cannot fork: {error.strerror}")
             return
-        socket.send_fds(self._control, [json.dumps({"pid": child.pid}).encode()], [child.output])
+        answer = json.dumps({"number": number, "pid": child.pid}).encode()
+        socket.send_fds(self._control, [answer], [child.output])
         os.close(child.output)
         os.close(child.pidfd)

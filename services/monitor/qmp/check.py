@@ -11,6 +11,8 @@ Json = dict[str, object]
 def check_arguments(arguments: Json, expected: Struct | None) -> None:
     """Raises QmpError where `arguments` are not those that a command takes."""
     _check_struct(arguments, expected or Struct("empty"), "")
+    for name, value in arguments.items():
+        _check_nul(value, name)
 
 
 def check(value: object, expected: Type, path: str) -> None:
@@ -34,6 +36,18 @@ def check(value: object, expected: Type, path: str) -> None:
             _check_struct(value, expected, path)
         case Alternate():
             _check_alternate(value, expected, path)
+
+
+def _check_nul(value: object, path: str) -> None:
+    """JSON can say NUL; no path, and no argument of a program, can be given with it."""
+    if isinstance(value, str) and "\0" in value:
+        raise QmpError(f"Parameter '{path}' expects a string without NUL")
+    if isinstance(value, dict):
+        for name, each in value.items():
+            _check_nul(each, f"{path}.{name}")
+    elif isinstance(value, list):
+        for place, each in enumerate(value):
+            _check_nul(each, f"{path}[{place}]")
 
 
 def _check_struct(value: Json, expected: Struct, path: str) -> None:

@@ -1,6 +1,7 @@
 """QMP's input: JSON values that come in pieces, with whatever a hostile client puts between them.
 
-Limits as QEMU has them (qobject/json-streamer.c), but for the size, which is lower: the supervisor's loop parses. An
+Limits as QEMU has them (qobject/json-streamer.c), but for the size, which is lower, since the supervisor's loop parses,
+and the nesting: what can be read must be written back, an `id` above all, and to write takes more of the stack. An
 error costs a client its message, or the rest of its line, never its connection. The byte 0xFF, which is in no JSON,
 makes the parser start anew (QEMU, qmp-spec, "Forcing the JSON parser into known-good state").
 """
@@ -15,13 +16,14 @@ from typing import NoReturn
 from services.monitor.qmp.errors import QmpError
 
 MAX_BYTES = 4 << 20  # of one message
-MAX_NESTING = 1024
+MAX_NESTING = 256
 
 _RESET = 0xFF
 _BLANKS = re.compile(rb"[\s,]*")  # QEMU's client library puts commas between messages, some people do too
 _WORD = re.compile(rb"[^\s{\[\xff]{1,40}")
 _MARK = re.compile(rb"[\"{}\[\]\xff]")
 _STRING_END = re.compile(rb"[\"\\\x00-\x1f\xff]")
+_NO_TEXT = re.compile("[\\ud800-\\udfff]")
 _LINE_END = re.compile(rb"[\n\xff]")
 
 
@@ -143,9 +145,12 @@ class Parser:
 def parse(raw: bytes) -> object:
     """The value of a JSON text, or the QmpError that says what is wrong with it."""
     try:
-        return json.loads(
+        value: object = json.loads(
             raw.decode(), object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_float, parse_int=_int
         )
+        if b"\\u" in raw:
+            _check_strings(value)
+        return value
     except UnicodeDecodeError:
         return QmpError("JSON parse error, invalid UTF-8 sequence in string")
     except json.JSONDecodeError as error:
@@ -161,6 +166,14 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(found) != len(pairs):
         raise QmpError("JSON parse error, duplicate key")
     return found
+
+
+def _check_strings(value: object) -> None:
+    """An escape can say what is in no text: half a surrogate pair. Raises QmpError."""
+    if isinstance(value, str) and (wrong := _NO_TEXT.search(value)):
+        raise QmpError(f"JSON parse error, \\u{ord(wrong.group()):04x} is not a valid Unicode character")
+    for each in (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_strings(each)
 
 
 def _no_constant(text: str) -> NoReturn:

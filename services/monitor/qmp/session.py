@@ -69,7 +69,10 @@ class Session:
             self._answer(identity, error)
             return
         self._busy = True
-        self._control.carry_out(lambda: execute(self._control, name, arguments), lambda got: self._done(identity, got))
+        self._control.carry_out(
+            lambda: execute(self._control, name, arguments),
+            lambda got: self._stream.attempt(lambda: self._done(identity, got)),
+        )
 
     def _negotiate(self, arguments: Json) -> None:
         enable = arguments.get("enable", [])

@@ -69,6 +69,15 @@ MODULE = Module(
         Event("STOP", "The machine was paused."),
         Event("RESUME", "The machine goes on."),
         Event(
+            "__org.vmesh_WARNING",
+            "Something is amiss though the machine goes on, such as a file in its directory that cannot be written; or "
+            "it is no longer. `vmesh status` shows what is.",
+            Struct(
+                "WarningEvent",
+                (Member("about", STR), Member("text", STR), Member("active", BOOL, "false: it is mended")),
+            ),
+        ),
+        Event(
             "__org.vmesh_SERVICE_RESTARTED",
             "A device's process had ended, and its next one has taken over.",
             Struct(
