@@ -264,6 +264,28 @@ def test_update_of_an_unsigned_mirror_is_refused(peer: Callable[[str], str], tmp
 
 
 @pytest.mark.peer
+def test_closure_has_the_files_with_their_sha256(peer: Callable[[str], str], tmp_path: Path) -> None:
+    """Asked for the URIs of an installation, older versions of apt (2.6, of Debian 12) prefer to give MD5."""
+    peer("apt-get")
+    fields = "Version: 1\nArchitecture: riscv64\nMaintainer: a <a@b.c>\nDescription: d\nSize: 7"
+    hashes = f"MD5sum: {'0' * 32}\nSHA256: {HASH}"
+    (tmp_path / "Packages").write_text(
+        "".join(
+            f"Package: {name}\n{more}Filename: ./{name}_1_riscv64.deb\n{fields}\n{hashes}\n\n"
+            for name, more in (("one", "Depends: two\n"), ("two", ""), ("three", ""))
+        )
+    )
+    apt = Apt(tmp_path / "state", "trixie", "riscv64", "mirror")
+    apt.prepare()
+    (tmp_path / "state" / "sources.list").write_text(f"deb [trusted=yes] file:{tmp_path} ./\n")
+    apt.update()
+
+    found = apt.closure(["one"])
+
+    assert sorted((deb.name, deb.size, deb.sha256) for deb in found) == [("one", 7, HASH), ("two", 7, HASH)]
+
+
+@pytest.mark.peer
 def test_update_of_a_mirror_that_is_not_there_is_refused(peer: Callable[[str], str], tmp_path: Path) -> None:
     peer("apt-get")
     apt = Apt(tmp_path / "state", "trixie", "riscv64", f"file:{tmp_path}/none")

@@ -46,17 +46,19 @@ def test_tool_that_is_missing_is_named_with_its_package() -> None:
 
 
 def settings(tree: Path, owners: Mapping[str, Owner]) -> str:
+    """The script that gives files to their owners."""
     image.write_settings(tree, owners, "http://mirror/debian")
-    return (tree / "etc/vmesh-configure").read_text()
+    return (tree / "etc/vmesh-owners").read_text()
 
 
 def test_settings_script_gives_files_to_their_owners(tmp_path: Path) -> None:
     special = "usr/bin/a b"
     script = settings(tmp_path, {"usr/bin/su": Owner(0, 0, 0o4755), special: Owner(0, 42, 0o2755)})
 
-    assert "chown -h 0:0 /usr/bin/su && chmod 4755 /usr/bin/su ||" in script
-    assert "chown -h 0:42 '/usr/bin/a b' && chmod 2755 '/usr/bin/a b' ||" in script
-    subprocess.run(["sh", "-n", str(tmp_path / "etc/vmesh-configure")], check=True)
+    assert "chown -h 0:0 /usr/bin/su\nchmod 4755 /usr/bin/su\n" in script
+    assert "chown -h 0:42 '/usr/bin/a b'\nchmod 2755 '/usr/bin/a b'\n" in script
+    for name in ("configure", "owners"):
+        subprocess.run(["sh", "-n", str(tmp_path / f"etc/vmesh-{name}")], check=True)
     assert (tmp_path / "etc/vmesh-configure").stat().st_mode & 0o777 == 0o755
 
 
@@ -75,7 +77,7 @@ def test_settings_system_gets_packages_from_the_same_mirror_and_leaves_out_the_s
     settings(tmp_path, {})
 
     assert "URIs: http://mirror/debian\n" in (tmp_path / "etc/apt/sources.list.d/debian.sources").read_text()
-    assert "path-exclude=/usr/share/man/*\n" in (tmp_path / "etc/dpkg/dpkg.cfg.d/excludes").read_text()
+    assert "path-exclude=/usr/share/man/*/*\n" in (tmp_path / "etc/dpkg/dpkg.cfg.d/excludes").read_text()
 
 
 def test_file_system_holds_the_tree(peer: Callable[[str], str], tmp_path: Path) -> None:
@@ -146,26 +148,61 @@ def test_configure_that_fails_tells_what_the_machine_said(
         image.configure(GUEST, tmp_path / "disk", "vmesh", 2, tmp_path / "log")
 
 
-def test_build_that_fails_leaves_what_was_there(
-    machine: Callable[[str], None], peer: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def disk(peer: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where one is to be made, of no packages; what is in the folder `disks` so far is another one."""
     peer("mke2fs")
-    machine("panic")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(image, "find", lambda: GUEST)
     monkeypatch.setattr(image, "fetch_packages", lambda *_: ([], "mirror"))
-    disk = tmp_path / "disks" / "disk"
-    disk.parent.mkdir()
-    disk.write_text("before")
+    path = tmp_path / "disks" / "disk"
+    path.parent.mkdir()
+    path.write_text("before")
+    return path
 
-    with pytest.raises(GuestError, match="panic"):
+
+def test_build_that_fails_leaves_what_was_there_and_is_gone_on_with(
+    machine: Callable[[str], None], disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine("panic")
+    with pytest.raises(GuestError, match="panic; what was done is in"):
         image.build(disk, 64 << 20)
 
     assert disk.read_text() == "before"
-    assert list(disk.parent.iterdir()) == [disk]
+    (unfinished,) = set(disk.parent.iterdir()) - {disk}
     assert [path.name for path in (tmp_path / "cache").rglob("tree-*")] == []
+    with unfinished.open("r+b") as file:  # as the machine has left it
+        file.seek(32 << 20)
+        file.write(b"half of the work")
 
-    machine("vmesh-configure: done\n")
-    image.build(disk, 64 << 20)
+    with monkeypatch.context() as once:
+        once.setattr(image.rootfs, "unpack", lambda *_: pytest.fail("unpacked again"))
+        machine("vmesh-configure: done\n")
+        image.build(disk, 64 << 20)
 
     assert disk.stat().st_size == 64 << 20
+    assert b"half of the work" in disk.read_bytes()
+    assert list(disk.parent.iterdir()) == [disk]
+
+
+def test_build_of_another_disk_begins_anew(machine: Callable[[str], None], disk: Path) -> None:
+    machine("panic")
+    for size, key in ((64, ""), (32, ""), (32, "ssh-ed25519 AAAA me")):
+        with pytest.raises(GuestError, match="panic"):
+            image.build(disk, size << 20, ssh_key=key)
+        (unfinished,) = set(disk.parent.iterdir()) - {disk}
+        assert unfinished.stat().st_size == size << 20
+
+
+def test_public_key_is_put_where_sshd_looks_for_it(tmp_path: Path) -> None:
+    image.write_settings(tmp_path, {}, "mirror", {"root/.ssh/authorized_keys": "ssh-ed25519 AAAA me\n"})
+    assert (tmp_path / "root/.ssh/authorized_keys").read_text() == "ssh-ed25519 AAAA me\n"
+
+
+@pytest.mark.parametrize("text", ["", "-----BEGIN OPENSSH PRIVATE KEY-----\nx", "ssh-rsa", "ssh-rsa a b\nssh-rsa c d"])
+def test_what_is_no_public_key_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(text)
+    with pytest.raises(GuestError, match="expected one public key"):
+        image.read_key(tmp_path / "key")
+    (tmp_path / "key").write_text("ssh-ed25519 AAAA me@here\n")
+    assert image.read_key(tmp_path / "key") == "ssh-ed25519 AAAA me@here"

@@ -150,6 +150,15 @@ def test_unpack_last_filter_that_fits_counts(build: Build, tree: Path) -> None:
     assert "/doc/a/manual" in (tree / rootfs.DATABASE / "info/one.list").read_text()
 
 
+def test_unpack_folders_stay_where_their_files_are_left_out(build: Build, tree: Path) -> None:
+    """Scripts of packages put files of their own there: update-alternatives links to manual pages."""
+    files = [folder("./man"), folder("./man/man1"), File("./man/man1/java.1")]
+
+    rootfs.unpack([build("one", files)], tree, [Filter("exclude", "/man*")])
+
+    assert [path.name for path in (tree / "man").rglob("*")] == ["man1"]
+
+
 def test_unpack_dpkg_knows_the_packages_and_their_state(build: Build, tree: Path, peer: Callable[[str], str]) -> None:
     control = {"conffiles": "/etc/a.conf\n", "postinst": "#!/bin/sh\n", "md5sums": ""}
     one = build("one", [folder("./etc"), File("./etc/a.conf", b"set\n")], control)

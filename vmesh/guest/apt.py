@@ -113,6 +113,7 @@ class Apt:
             "APT::Architecture": self.architecture,
             "APT::Architectures": self.architecture,
             "APT::Sandbox::User": "root",  # the user apt drops to may not enter a cache directory
+            "Acquire::ForceHash": "SHA256",  # in what --print-uris prints; older versions (2.6) print MD5 otherwise
             "Acquire::Languages": "none",
             "Acquire::Retries": "3",
             "Dir::State": str(self.state),

@@ -8,11 +8,15 @@ others. So the host unpacks (rootfs.py) and makes a file system of that (mke2fs 
 as the default guest does with root=/dev/vda, where dpkg configures all packages as root. That needs neither root nor
 qemu-user nor user namespaces on the host, and the disk comes out the same wherever it is made, but for times and
 identifiers. The packages are pinned by content in image.lock.
+
+What was done is not lost: packages stay in the cache, and a disk that was unpacked and not configured to its end (a
+script failed, the machine was killed) stays beside the one to be made, where the same command goes on with it.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import re
 import shlex
@@ -24,6 +28,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 
 from vmesh.guest import rootfs
 from vmesh.guest.apt import Apt, Deb, host_mirror, require_apt
@@ -50,9 +55,13 @@ _QEMU = {"qemu-system-riscv64": "qemu-system-misc"}
 _UNITS = {"M": 1 << 20, "G": 1 << 30}
 _SPARE = 1.5  # times what is unpacked, the least that a disk must hold: dpkg and the journal want some
 _POLL = 0.2  # seconds between looks at what a machine says
-_SILENCE = 300.0  # seconds without output after which a machine is given up
+_SILENCE = 1800.0  # seconds without output after which a machine is given up: some packages compile, on a busy host
+_MEMORY = "1G"  # of that machine: a JDK's packages start it
+_SSH = "openssh-server"
+_KEYS = ("ssh-", "ecdsa-", "sk-")  # how a public key begins: sshd(8), AUTHORIZED_KEYS FILE FORMAT
 
 _SCRIPT = "etc/vmesh-configure"
+_OWNERS = "etc/vmesh-owners"  # what that begins with, once: the packages' own scripts may change owners later
 _DONE = "vmesh-configure: done"
 _FAILED = "vmesh-configure: failed"
 
@@ -61,7 +70,7 @@ _FAILED = "vmesh-configure: failed"
 PATHS = (
     rootfs.Filter("exclude", "/usr/share/doc/*"),
     rootfs.Filter("include", "/usr/share/doc/*/copyright"),
-    rootfs.Filter("exclude", "/usr/share/man/*"),
+    rootfs.Filter("exclude", "/usr/share/man/*/*"),  # not the sections' folders, where alternatives are linked
     rootfs.Filter("exclude", "/usr/share/info/*"),
     rootfs.Filter("exclude", "/usr/share/locale/*"),
     rootfs.Filter("exclude", "/usr/lib/udev/hwdb.d/*"),
@@ -97,27 +106,39 @@ fail() {{
     sync
     poweroff -ff
 }}
+# Whether nothing has been done to configure it: this script goes on with what an earlier boot of it has left.
+is_unpacked() {{
+    [ "$(dpkg-query -W -f '${{db:Status-Status}}' "$1")" = unpacked ]
+}}
 if [ "$0" != /run/configure ]; then
     mount -t tmpfs run /run
-    mv "$0" /run/configure
+    cp "$0" /run/configure
     exec /run/configure  # what is deleted while it is used keeps the disk from being read-only
 fi
-{owners}
+hostname -F /etc/hostname  # which keys and the like are named by
+if [ -e /{owners} ]; then
+    sh -e /{owners} || fail /{owners}
+    rm /{owners}
+fi
 cd /var/lib/dpkg/info
 for script in base-passwd.preinst *.preinst; do
     package=${{script%.preinst}}
+    is_unpacked "$package" || continue
     export DPKG_MAINTSCRIPT_NAME=preinst DPKG_MAINTSCRIPT_PACKAGE="${{package%:*}}" DPKG_MAINTSCRIPT_ARCH={architecture}
     ./"$script" install </dev/null || fail "$script"
 done
 unset DPKG_MAINTSCRIPT_NAME DPKG_MAINTSCRIPT_PACKAGE DPKG_MAINTSCRIPT_ARCH
 cd /
-dpkg --force-depends --force-unsafe-io --configure base-passwd base-files libc6 perl-base mawk debconf </dev/null ||
-    fail "dpkg --configure base-passwd ..."
+for package in base-passwd base-files libc6 perl-base mawk debconf; do
+    is_unpacked "$package" || continue
+    dpkg --force-depends --force-unsafe-io --no-triggers --configure "$package" </dev/null ||
+        fail "dpkg --configure $package"
+done
 dpkg --force-unsafe-io --configure -a </dev/null || fail "dpkg --configure -a"
 passwd -d root >/dev/null || fail passwd
 systemctl enable serial-getty@ttyS0.service systemd-networkd.service systemd-resolved.service || fail systemctl
 systemctl disable apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer
-rm -f /usr/sbin/policy-rc.d /etc/resolv.conf
+rm -f /usr/sbin/policy-rc.d /etc/resolv.conf /{script}
 ln -s ../run/systemd/resolve/stub-resolv.conf /etc/resolv.conf
 : >/etc/machine-id
 sync
@@ -141,6 +162,10 @@ def main(arguments: Sequence[str]) -> int:
         "--package", action="append", default=[], metavar="NAME",
         help="have this one too; the suite's current packages are then taken, not the pinned ones",
     )  # fmt: skip
+    parser.add_argument(
+        "--ssh-key", type=Path, metavar="FILE",
+        help=f"your public key: have {_SSH} too, where root may log in with it (as --package, the current packages)",
+    )  # fmt: skip
     parser.add_argument("--mirror", metavar="URI", help="Debian mirror to use (default: the one of the host's apt)")
     parser.add_argument(
         "--emulator", choices=EMULATORS, default=EMULATORS[0], help="what the packages are configured in (%(default)s)"
@@ -150,7 +175,7 @@ def main(arguments: Sequence[str]) -> int:
         with progress_bar() as report:
             build(
                 options.output, parse_size(options.size), packages=options.package, mirror=options.mirror,
-                emulator=options.emulator, report=report,
+                emulator=options.emulator, ssh_key=read_key(options.ssh_key) if options.ssh_key else "", report=report,
             )  # fmt: skip
     except GuestError as error:
         print(f"vmesh guest image: {error}", file=sys.stderr)
@@ -159,7 +184,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"vmesh guest image: {error.filename or options.output}: {error.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("vmesh guest image: interrupted", file=sys.stderr)
+        print("vmesh guest image: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     print(f"{options.output}: vmesh run -append {APPEND} -drive file={options.output},format=raw,if=virtio")
     return 0
@@ -167,33 +192,59 @@ def main(arguments: Sequence[str]) -> int:
 
 def build(
     path: Path, size: int, *, packages: Sequence[str] = (), mirror: str | None = None, emulator: str = EMULATORS[0],
-    report: Report = lambda *_: None,
+    ssh_key: str = "", report: Report = lambda *_: None,
 ) -> None:  # fmt: skip
     """Make the disk `path` of `size` bytes; what was there is replaced only by a whole one.
 
-    With `packages` the suite's current ones are taken, else those pinned. Raises GuestError or OSError.
+    With `packages` the suite's current ones are taken, else those pinned. With `ssh_key`, a line of authorized_keys,
+    sshd is among them and root may log in so. Raises GuestError or OSError.
     """
     require_tools({**_TOOLS, **(_QEMU if emulator == "qemu" else {})})
     guest = find() or fetch(mirror=mirror, report=report)
     folder = cache_directory() / "image"
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, report):
-        debs, mirror = fetch_packages(folder, packages, mirror, report)
-        with tempfile.TemporaryDirectory(prefix="tree-", dir=folder) as scratch:
-            tree = Path(scratch) / "tree"
-            tree.mkdir()
-            report("unpack", 0, 0)
-            owners = rootfs.unpack(debs, tree, PATHS)
-            report("unpack", 1, 1)
-            write_settings(tree, owners, mirror)
-            fresh = path.with_name(f".{path.name}.{os.getpid()}")
-            try:
-                make_file_system(tree, fresh, size)
-                shutil.rmtree(tree)
-                configure(guest, fresh, emulator, len(debs), folder / "configure.log", report)
-                fresh.replace(path)
-            finally:
-                fresh.unlink(missing_ok=True)
+        debs, mirror = fetch_packages(folder, [*packages, *[_SSH] * bool(ssh_key)], mirror, report)
+        files = {"root/.ssh/authorized_keys": f"{ssh_key}\n"} if ssh_key else {}
+        unfinished = _unfinished(path, size, mirror, debs, files)
+        if not unfinished.exists():
+            _unpack(folder, debs, unfinished, size, mirror, files, report)
+        try:
+            configure(guest, unfinished, emulator, len(debs), folder / "configure.log", report)
+        except GuestError as error:
+            kept = f"what was done is in {unfinished}: the same command goes on with it, or anew once it is removed"
+            raise GuestError(f"{error}; {kept}") from error
+        unfinished.replace(path)
+
+
+def _unfinished(path: Path, size: int, mirror: str, debs: Sequence[Path], files: Mapping[str, str]) -> Path:
+    """Where the disk is until it is whole: the same place for the same disk. Others for `path` are removed."""
+    recipe = (size, mirror, sorted(deb.name for deb in debs), sorted(files.items()), PATHS, SOURCES, FILES, CONFIGURE)
+    stem = f"{path.name}.unfinished-"
+    found = path.with_name(stem + hashlib.sha256(repr(recipe).encode()).hexdigest()[:12])
+    for other in path.absolute().parent.iterdir():
+        if other.name.startswith(stem) and other.name != found.name:
+            other.unlink()
+    return found
+
+
+def _unpack(
+    folder: Path, debs: Sequence[Path], path: Path, size: int, mirror: str, files: Mapping[str, str], report: Report
+) -> None:
+    """Make the disk `path` with the packages on it, not configured."""
+    with tempfile.TemporaryDirectory(prefix="tree-", dir=folder) as scratch:
+        tree = Path(scratch) / "tree"
+        tree.mkdir()
+        report("unpack", 0, 0)
+        owners = rootfs.unpack(debs, tree, PATHS)
+        report("unpack", 1, 1)
+        write_settings(tree, owners, mirror, files)
+        fresh = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            make_file_system(tree, fresh, size)
+            fresh.replace(path)
+        finally:
+            fresh.unlink(missing_ok=True)
 
 
 def fetch_packages(
@@ -234,6 +285,16 @@ def parse_size(text: str) -> int:
     return int(match[1]) * _UNITS[match[2]]
 
 
+def read_key(path: Path) -> str:
+    """The public key in a file of ssh-keygen's. Raises GuestError for what is none, OSError."""
+    text = path.read_text(errors="replace").strip()
+    if not text.startswith(_KEYS) or len(text.split()) < 2 or "\n" in text:
+        raise GuestError(
+            f"--ssh-key {path}: expected one public key, as in ~/.ssh/id_ed25519.pub (ssh-keygen makes it)"
+        )
+    return text
+
+
 def require_tools(tools: Mapping[str, str] = _TOOLS) -> None:
     """Raises GuestError, with the Debian package to install, if a program is not there."""
     for program, package in tools.items():
@@ -246,8 +307,10 @@ def _tool(program: str) -> str | None:
     return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 
 
-def write_settings(tree: Path, owners: Mapping[str, Owner], mirror: str) -> None:
-    """The files that make a system of this tree, and the script that configures it when it boots.
+def write_settings(
+    tree: Path, owners: Mapping[str, Owner], mirror: str, files: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """The files that make a system of this tree, `files` too, and the script that configures it when it boots.
 
     `mirror` is where the system's own apt gets its packages.
     """
@@ -256,11 +319,12 @@ def write_settings(tree: Path, owners: Mapping[str, Owner], mirror: str) -> None
         groups.setdefault(owner, []).append(shlex.quote(f"/{path}"))
     lines = [] if os.geteuid() == 0 else ["find / -xdev ! -user 0 -exec chown -h 0:0 {} +"]
     for owner, paths in groups.items():
-        files = " ".join(paths)
-        lines.append(f"chown -h {owner.uid}:{owner.gid} {files} && chmod {owner.mode:o} {files} || fail chown")
-    script = CONFIGURE.format(owners="\n".join(lines), done=_DONE, failed=_FAILED, architecture=ARCHITECTURE)
+        words = " ".join(paths)
+        lines += [f"chown -h {owner.uid}:{owner.gid} {words}", f"chmod {owner.mode:o} {words}"]
+    script = CONFIGURE.format(owners=_OWNERS, done=_DONE, failed=_FAILED, script=_SCRIPT, architecture=ARCHITECTURE)
     sources = {"etc/apt/sources.list.d/debian.sources": SOURCES.format(mirror=mirror, suite=SUITE)}
-    for name, text in {**FILES, **sources, _SCRIPT: script}.items():
+    owned = {_OWNERS: "".join(f"{line}\n" for line in lines)}
+    for name, text in {**FILES, **sources, **files, **owned, _SCRIPT: script}.items():
         file = tree / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
@@ -291,7 +355,7 @@ def configure(
     append = f"{guest.append} loglevel=4 {APPEND} rw init=/{_SCRIPT}"
     command = [
         *(("qemu-system-riscv64", "-M", "virt") if emulator == "qemu" else python("vmesh.cli", "run")),
-        *("-m", "512M", "-nographic", "-bios", guest.bios, "-kernel", str(guest.kernel), "-initrd", str(guest.initrd)),
+        *("-m", _MEMORY, "-nographic", "-bios", guest.bios, "-kernel", str(guest.kernel), "-initrd", str(guest.initrd)),
         *("-append", append, "-drive", f"file={str(path).replace(',', ',,')},format=raw,if=virtio"),
     ]
     said = b""

@@ -86,7 +86,8 @@ def unpack(debs: Sequence[Path], tree: Path, filters: Sequence[Filter] = ()) -> 
             for member in archive:
                 name = _relative(deb, member.name)
                 paths.append("/." if name == PurePosixPath() else f"/{name}")
-                if name != PurePosixPath() and _is_wanted(f"/{name}", filters):
+                # Folders stay: scripts of packages put files into them (update-alternatives a link into man1).
+                if name != PurePosixPath() and (member.isdir() or _is_wanted(f"/{name}", filters)):
                     _unpack_member(deb, archive, member, name, tree, owners)
         _record(package, paths, database / "info")
         status.append(_status(package, tree))
