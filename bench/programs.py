@@ -19,6 +19,7 @@ from pathlib import Path
 from bench import harness
 from bench.harness import BenchError, Run
 from bench.report import Report, Row, Sample, held
+from vmesh import private
 from vmesh.guest import initramfs
 from vmesh.spawn import python
 
@@ -110,11 +111,12 @@ def compiled(name: str, files: Sequence[Path]) -> Path:
     shape = hashlib.sha256(repr((_COMPILE, version("ziglang"))).encode())
     for file in files:
         shape.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vmesh" / "bench"
+    folder = private.cache_folder("bench")
     path = folder / f"{name}-{shape.hexdigest()[:16]}"
     if path.exists():
+        os.close(private.open_file(path, os.O_RDONLY))
         return path
-    folder.mkdir(parents=True, exist_ok=True)
+    private.make_folder(folder)
     fresh = path.with_suffix(f".{os.getpid()}")
     sources = [file for file in files if file.suffix == ".c"]
     command = python("ziglang", "cc", *_COMPILE, *map(str, sources), "-o", str(fresh))

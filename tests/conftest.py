@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+os.umask(0o022)  # whatever the user's is: what others may write is not trusted
 _FOLDERS = ("system", "faults", "peers", "contract", "unit")  # those first whose tests take longest
 
 

@@ -7,10 +7,13 @@ import json
 import os
 import platform
 import struct
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from vmesh import private
 
 from .digest import blake2b
 
@@ -35,8 +38,8 @@ class CoreImage:
 
 
 def cache_folder() -> Path:
-    """Where compiled code is kept (XDG base directory specification)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vmesh" / "native"
+    """Where compiled code is kept."""
+    return private.cache_folder("native")
 
 
 def remove_unused(folder: Path, kept: str) -> None:
@@ -108,19 +111,24 @@ def _unpack(data: bytes) -> CoreImage | None:
 
 
 def load_core() -> CoreImage:
-    """The core from the cache, which is thereby used; built and kept there if it is not there or is damaged."""
+    """The core from the cache, which is thereby used; built and kept there if it is not there or is damaged.
+
+    It is run: of a cache that is not this user's alone it says so, and builds the core each time.
+    """
     path = cache_folder() / f"{key()}.core"
     try:
-        core = _unpack(path.read_bytes())
+        core = _unpack(private.read_bytes(path))
         if core is not None:
             with contextlib.suppress(OSError):
                 os.utime(path)
             return core
+    except PermissionError as problem:
+        print(f"vmesh: {problem.filename} {problem.strerror}", file=sys.stderr)
     except OSError:
         pass
     core = build_core()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        private.make_folder(path.parent)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=path.suffix, delete=False) as file:
             file.write(_pack(core))
         os.replace(file.name, path)

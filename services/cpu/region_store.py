@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from vmesh import private
+
 from .core import cache_folder, key, remove_unused
 from .digest import blake2b
 from .regions import DIGEST, FINGERPRINT, Translation
@@ -121,7 +123,9 @@ class RegionStore:
         self.damaged = 0
         if path is not None:
             with contextlib.suppress(OSError):  # nothing kept yet
-                self._records = _Records(io.FileIO(path, "r+" if os.access(path, os.W_OK) else "r"))
+                writable = os.access(path, os.W_OK)
+                file = private.open_file(path, os.O_RDWR if writable else os.O_RDONLY)
+                self._records = _Records(io.FileIO(file, "r+" if writable else "r"))
                 self._records.scan()
                 os.utime(self._records.file.fileno())
 
@@ -188,8 +192,8 @@ class RegionWriter:
         """Locks the file that has the path's name, beginning one if there is none; whole records only, all known."""
         while True:
             if self._records is None:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                private.make_folder(self._path.parent)
+                file = private.open_file(self._path, os.O_RDWR | os.O_CREAT)
                 self._records = _Records(io.FileIO(file, "r+"))
                 # most of it while others may write
                 self._records.scan()

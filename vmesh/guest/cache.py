@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vmesh import private
 from vmesh.guest import initramfs
 from vmesh.guest.errors import GuestError
 
@@ -74,16 +75,15 @@ class Manifest:
 
 def cache_directory() -> Path:
     """Where Debian's guest is kept. It need not exist yet."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    root = Path(base) if base.startswith("/") else Path.home() / ".cache"  # relative ones are to be ignored (XDG)
-    return root / "vmesh" / "guest" / "debian-13"
+    return private.cache_folder("guest", "debian-13")
 
 
 def find() -> Guest | None:
     """The Debian guest in the cache; None if there is none, or if it is not whole.
 
     The initramfs is made here, from the cached busybox and the kernel's package, if this version of vmesh makes another
-    one than it found. Raises GuestError if it cannot be made of them.
+    one than it found. Raises GuestError if it cannot be made of them, or if somebody else could have
+    written what is there.
     """
     cache = cache_directory()
     manifest = read_manifest(cache)
@@ -92,6 +92,8 @@ def find() -> Guest | None:
     paths = {role: cache / manifest.directory / image.file for role, image in manifest.images.items()}
     try:
         initrd = _initramfs(paths["busybox"], cache / "debs" / _kernel(manifest).file)
+    except PermissionError as problem:
+        raise GuestError(f"{problem.filename} {problem.strerror}") from None
     except OSError:
         return None
     versions = {package.name: package.version for package in manifest.packages}
@@ -121,7 +123,9 @@ def _kernel(manifest: Manifest) -> Package:
 
 def _initramfs(busybox: Path, kernel: Path) -> Path:
     path = busybox.with_name(f"initramfs-{initramfs.recipe()}.cpio")
-    if not path.exists():
+    try:
+        _size(path)
+    except FileNotFoundError:
         fresh = path.with_suffix(f".{os.getpid()}")
         kernel.stat()  # OSError: the package is gone, so the guest is not whole
         from vmesh.guest import modules  # here: with what it needs 20 ms, of each start otherwise
@@ -132,10 +136,21 @@ def _initramfs(busybox: Path, kernel: Path) -> Path:
     return path
 
 
-def read_manifest(cache: Path) -> Manifest | None:
-    """The manifest of `cache`, if it can be read and every image it names is there in its full size."""
+def _size(path: Path) -> int:
+    fd = private.open_file(path, os.O_RDONLY)
     try:
-        raw: dict[str, Any] = json.loads((cache / MANIFEST).read_text())
+        return os.fstat(fd).st_size
+    finally:
+        os.close(fd)
+
+
+def read_manifest(cache: Path) -> Manifest | None:
+    """The manifest of `cache`, if it can be read and every image it names is there in its full size.
+
+    Raises GuestError for what somebody else could have written.
+    """
+    try:
+        raw: dict[str, Any] = json.loads(private.read_bytes(cache / MANIFEST))
         if raw["format"] != FORMAT:
             return None
         manifest = Manifest(
@@ -143,9 +158,9 @@ def read_manifest(cache: Path) -> Manifest | None:
             {role: Image(**image) for role, image in raw["images"].items()},
             tuple(Package(**package) for package in raw["packages"]),
         )
-        whole = all(
-            (cache / manifest.directory / image.file).stat().st_size == image.size for image in manifest.images.values()
-        )
+        whole = all(_size(cache / manifest.directory / image.file) == image.size for image in manifest.images.values())
+    except PermissionError as problem:
+        raise GuestError(f"{problem.filename} {problem.strerror}") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     whole = whole and manifest.images.keys() >= {"kernel", "firmware", "uboot", "busybox"}

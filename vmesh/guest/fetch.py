@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -23,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from vmesh import private
 from vmesh.guest.apt import Apt, Deb, host_mirror, require_apt
 from vmesh.guest.cache import KERNEL, SUITE, Guest, Image, Manifest, Package, cache_directory, find, read_manifest
 from vmesh.guest.errors import GuestError
@@ -77,7 +79,8 @@ def fetch(*, mirror: str | None = None, refresh: bool = False, report: Report = 
     """
     require_apt()
     cache = cache_directory()
-    cache.mkdir(parents=True, exist_ok=True)
+    os.umask(os.umask(0o022) | 0o022)  # what others may write is not used
+    private.make_folder(cache)
     with locked(cache, report):
         guest = None if refresh else find()
         if guest is None:
