@@ -16,7 +16,7 @@ import re
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -122,6 +122,10 @@ class Machine:
     def attached_console(self, device: str) -> Path:
         """Where the keeper of that console listens for who wants to attach to it: services/monitor/attach.py."""
         return self.path / f"{device}.attach"
+
+    def elsewhere(self, device: str) -> Path:
+        """The link to what that device keeps outside of this directory: vmesh/elsewhere.py."""
+        return self.path / f"{device}.elsewhere"
 
     def pulse(self, service: str) -> Path:
         """Whose time of modification says when the loop of that service ran last, if nobody has its lifeline."""
@@ -325,6 +329,12 @@ _REMOVALS = 3
 def _remove_tree(path: Path) -> None:
     import shutil  # here: 4 ms that the start of a machine need not wait for
 
+    with suppress(OSError):
+        for entry in os.scandir(path):
+            if entry.is_symlink():
+                from vmesh import elsewhere
+
+                elsewhere.remove(Path(entry.path))
     for _ in range(_REMOVALS):
         shutil.rmtree(path, ignore_errors=True)
         if not path.exists():

@@ -2,7 +2,8 @@
 
 Two records take turns, each with its checksum and number: a process that dies while it writes one leaves the other.
 Behind them are marks, words that are stored at once, for what cannot wait for a record. The file holds against the
-death of the process, not of the host.
+death of the process, not of the host. What is written to is allocated first: storing to a page of a mapped file that a
+full file system has no room for is a SIGBUS.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from vmesh import errors
 _HEADER = struct.Struct("<IIQ")  # checksum of what follows it in the record, bytes of data, number of the record
 _CHECKED = struct.Struct("<IQ")
 CAPACITY = 1 << 20  # in a sparse file: what is not written takes nothing
+_ALLOCATED = 16 << 10  # bytes of each record, from the start
 MARKS = 64
 
 
@@ -25,14 +27,16 @@ class Slot:
     """The record at `path`. Raises ConfigError if the file cannot be made."""
 
     def __init__(self, path: Path, *, fresh: bool) -> None:
-        self._name = path.name
+        self._path = path
         self._number = 0
+        self._allocated = _ALLOCATED
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (os.O_TRUNC if fresh else 0)
             fd = os.open(path, flags, 0o600)
             try:
                 size = 2 * CAPACITY + 8 * MARKS
                 os.ftruncate(fd, size)
+                _allocate(fd, _ALLOCATED)
                 self._map = mmap.mmap(fd, size)
             finally:
                 os.close(fd)
@@ -58,15 +62,37 @@ class Slot:
         return newest
 
     def write(self, data: bytes) -> None:
-        """Replace the record. Raises HostLimit if `data` is too long."""
+        """Replace the record. Raises HostLimit if `data` is too long, or the file system is full."""
         size = len(data)
         if size > CAPACITY - _HEADER.size:
             raise errors.HostLimit(
-                f"slot {self._name}", expected=f"at most {CAPACITY - _HEADER.size} bytes", got=str(size)
+                f"slot {self._path.name}", expected=f"at most {CAPACITY - _HEADER.size} bytes", got=str(size)
             )
+        if _HEADER.size + size > self._allocated:
+            self._grow(_HEADER.size + size)
         self._number += 1
         half = (self._number & 1) * CAPACITY
         start = half + _HEADER.size
         self._map[start : start + size] = data
         checksum = zlib.crc32(data, zlib.crc32(_CHECKED.pack(size, self._number)))
         _HEADER.pack_into(self._map, half, checksum, size, self._number)
+
+    def _grow(self, size: int) -> None:
+        """Have room for records of that size, and of twice that for those to come."""
+        wanted = min(2 * size, CAPACITY)
+        try:
+            fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                _allocate(fd, wanted)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            what = f"slot {self._path.name}: {error.strerror}"
+            raise errors.HostLimit(what, expected=f"room for {wanted} bytes") from error
+        self._allocated = wanted
+
+
+def _allocate(fd: int, size: int) -> None:
+    """So much of each record, and the marks. Raises OSError."""
+    for start, length in ((0, size), (CAPACITY, size), (2 * CAPACITY, 8 * MARKS)):
+        os.posix_fallocate(fd, start, length)

@@ -32,6 +32,7 @@ from services.monitor.migration import IncomingOptions, Migration
 from services.monitor.operations import Board, Operation, Request, RequestError
 from services.monitor.output import Output, one_line
 from services.monitor.warnings import Warnings
+from vmesh import elsewhere
 from vmesh.addresses import Addresses
 from vmesh.errors import PeerError, from_message, said
 from vmesh.log import Log
@@ -711,6 +712,7 @@ class Supervisor:
         self.services.pop(name, None)
         if self._keeper is not None:
             self._keeper.forget(name)
+        elsewhere.remove(self.machine.elsewhere(name))
         for left in self.machine.path.glob(f"{glob.escape(name)}.*"):
             with suppress(OSError):
                 left.unlink()

@@ -47,14 +47,16 @@ def test_a_drive_that_a_device_names_gets_no_other(disk: Path, interface: str, f
     assert list(services(*drive, *device) if first == "drive" else services(*device, *drive)) == [7]
 
 
-def test_what_a_disk_is_told(disk: Path) -> None:
+def test_what_a_disk_is_told(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", "/elsewhere")
     made = services(
         *("-drive", f"file={disk},format=raw,if=none,id=d,snapshot=on,cache=unsafe,discard=unmap"),
         *("-device", "virtio-blk-device,drive=d,serial=one two,num-queues=4,packed=on"),
     )
     words = " ".join(made[7][1][8:])
     assert words == (
-        f"--file {disk} --format raw --cache unsafe --num-queues 4 --discard unmap --snapshot --serial one two --packed"
+        f"--file {disk} --format raw --cache unsafe --num-queues 4 --discard unmap "
+        "--snapshot /elsewhere --serial one two --packed"
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 from pathlib import Path
 
@@ -63,3 +65,28 @@ def test_too_long(tmp_path: Path) -> None:
     with pytest.raises(errors.HostLimit, match=str(CAPACITY + 1)):
         slot.write(bytes(CAPACITY + 1))
     assert Slot(tmp_path / "slot", fresh=False).read() == bytes(CAPACITY - 16)
+
+
+def test_what_is_stored_to_is_allocated_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a mapped file on a full file system, what is not is a SIGBUS."""
+    slot = Slot(tmp_path / "slot", fresh=True)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = (tmp_path / "slot").stat().st_blocks
+    for number in range(3):
+        slot.write(bytes([number]) * 15000)
+    slot.marks[0] = slot.marks[-1] = 1
+    assert (tmp_path / "slot").stat().st_blocks == before
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(errors.HostLimit, match="No space left"):
+        slot.write(bytes(20000))
+    with pytest.raises(errors.ConfigError, match="No space left"):
+        Slot(tmp_path / "other", fresh=True)
+    monkeypatch.undo()
+    slot.write(bytes(20000))
+    before = (tmp_path / "slot").stat().st_blocks
+    slot.write(bytes(30000))
+    assert (tmp_path / "slot").stat().st_blocks == before
+    assert Slot(tmp_path / "slot", fresh=False).read() == bytes(30000)

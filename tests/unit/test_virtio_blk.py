@@ -14,10 +14,12 @@ import pytest
 from device_harness import FakeRuntime
 from virtio_driver import BUFFERS, Driver, SplitDriver, areas, guest_memory
 
+from services.devices.virtio_blk import device as blk
 from services.devices.virtio_blk.device import F_CONFIG_WCE, F_FLUSH, F_MQ, F_RO, Options, VirtioBlk
-from services.devices.virtio_blk.image import SECTOR, Buffers, Image, RawImage
+from services.devices.virtio_blk.image import SECTOR, Buffers, Image, Later, RawImage
 from services.devices.virtio_blk.overlay import BLOCK, Overlay
-from vmesh import errors
+from vmesh import elsewhere, errors
+from vmesh.machine import _remove_tree
 from vmesh.v1.common_pb2 import DiskError
 from vmesh.v1.devices_pb2 import VirtioQueueState
 from vmesh.virtio.transport import DRIVER_OK, F_VERSION_1, FEATURES_OK, NEEDS_RESET
@@ -35,8 +37,15 @@ class Recorder:
     def __init__(self) -> None:
         self.done: list[str] = []
         self.fail: int | None = None
+        self.later: Later | None = None
+        self.again: list[bool] = []
+
+    def begin(self, *, again: bool) -> None:
+        self.again.append(again)
 
     def _do(self, what: str) -> None:
+        if self.later is not None:
+            raise self.later
         if self.fail is not None:
             raise OSError(self.fail, os.strerror(self.fail))
         self.done.append(what)
@@ -56,8 +65,14 @@ class Recorder:
     def zero(self, offset: int, length: int, *, unmap: bool) -> None:
         self._do(f"zero {offset} {length} {unmap}")
 
+    def take(self) -> None:
+        pass
+
+    def release(self) -> None:
+        pass
+
     def close(self) -> None:
-        self._do("close")
+        self.done.append("close")
 
 
 class Guest:
@@ -288,6 +303,82 @@ def test_number_of_queues(tmp_path: Path) -> None:
         VirtioBlk(runtime, 0, 1, Recorder(), Options(queues=17))  # type: ignore[arg-type]
 
 
+# A host that takes its time.
+
+
+def begin_write(guest: Guest, sector: int) -> None:
+    guest.memory.write(BUFFERS, struct.pack("<IIQ", OUT, 0, sector) + bytes(512))
+    guest.driver.add([(BUFFERS, 16 + 512)], [(BUFFERS + 0x1000, 1)])
+    guest.device.ring(0)
+    guest.device.settle()
+
+
+def test_a_request_that_is_not_answered_is_made_again(tmp_path: Path) -> None:
+    image = Recorder()
+    guest = Guest(tmp_path, image)
+    runtime = guest.runtime
+    image.later = Later(seconds=0.1)
+    begin_write(guest, 8)
+    assert guest.driver.reap() == []
+    runtime.fire("slow")
+    assert "has not answered for 10 s" in runtime.notices[-1][0]
+
+    # Paused, it is not asked again; and it goes on after that.
+    asked = len(image.again)
+    guest.device.pause()
+    runtime.fire("disk")
+    guest.device.settle()
+    assert len(image.again) == asked
+    guest.device.resume()
+    guest.device.settle()
+    assert image.again[asked:] == [True]
+    assert guest.driver.reap() == []
+
+    image.later = None
+    runtime.fire("disk")
+    guest.device.settle()
+    assert image.done == [f"write {8 * SECTOR}"]
+    assert len(guest.driver.reap()) == 1
+    assert runtime.notices[-1][0] == "the server of the disk has answered"
+    assert guest.device.counters()["writes"] == guest.device.counters()["requests"] == 1
+    assert not runtime.timers.keys() & {"slow", "disk"}
+    begin_write(guest, 9)
+    assert image.again[-1] is False
+
+
+def test_a_driver_that_gives_up_what_is_not_answered(tmp_path: Path) -> None:
+    image = Recorder()
+    guest = Guest(tmp_path, image)
+    state = guest.device.save()
+    image.later = Later(seconds=0.1)
+    begin_write(guest, 8)
+    guest.device.reset()
+    assert image.again[-1] is False
+    assert not guest.runtime.timers.keys() & {"slow", "disk"}
+    image.later = None
+    guest.device.load(state)
+    guest.device.ring(0)
+    guest.device.settle()
+    assert image.again[-1] is False
+    assert len(guest.driver.reap()) == 1
+
+
+def test_a_host_that_does_not_answer_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blk, "_END_SECONDS", 0.05)
+    image = Recorder()
+    guest = Guest(tmp_path, image)
+    image.later = Later(seconds=0.02)
+    with pytest.raises(errors.PeerError, match="has not answered"):
+        guest.device.hand_over()
+    image.later, image.fail = None, errno.EIO
+    with pytest.raises(errors.PeerError, match="Input/output error"):
+        guest.device.hand_over()
+    image.fail, image.later = None, Later(seconds=0.02)
+    guest.device.shutdown()
+    assert "may be lost" in guest.runtime.notices[-1][0]
+    assert image.done == ["close"]
+
+
 # Temporary disks.
 
 
@@ -306,12 +397,19 @@ def test_a_temporary_disk_against_a_model(tmp_path: Path, disk: Path) -> None:
         sectors = chance.randint(1, 40)
         start = chance.randrange(size // SECTOR - sectors) * SECTOR
         end = start + sectors * SECTOR
-        match chance.randrange(4):
+        match chance.randrange(5):
             case 0:
                 data = chance.randbytes(end - start)
                 middle = chance.randrange(len(data))
                 image.write(start, [memoryview(data)[:middle], memoryview(data)[middle:]])
                 model[start:end] = data
+            case 4:
+                image.discard(start, end - start)
+                found = bytearray(end - start)
+                image.read(start, [memoryview(found)])
+                for at in range(0, end - start, SECTOR):  # not defined, but nobody else's
+                    assert found[at : at + SECTOR] in (model[start + at : start + at + SECTOR], bytes(SECTOR))
+                model[start:end] = found
             case 1:
                 image.zero(start, end - start, unmap=True)
                 model[start:end] = bytes(end - start)
@@ -324,6 +422,80 @@ def test_a_temporary_disk_against_a_model(tmp_path: Path, disk: Path) -> None:
                 image.read(start, [memoryview(data)[:middle], memoryview(data)[middle:]])
                 assert data == model[start:end]
     assert disk.read_bytes() == before
+
+
+def test_a_temporary_disk_takes_the_room_of_what_it_holds(tmp_path: Path, disk: Path) -> None:
+    """What is discarded or zeroed takes none, as after mkfs."""
+    path = tmp_path / "overlay"
+    image = Overlay(RawImage(disk, read_only=True), path, fresh=True)
+    image.zero(0, SIZE, unmap=False)
+    assert path.stat().st_blocks == 0
+    data = bytearray(b"x" * SIZE)
+    image.write(0, [memoryview(data)])
+    assert path.stat().st_blocks >= SIZE // 512
+    image.discard(BLOCK - 512, SIZE - 2 * BLOCK + 512)
+    assert path.stat().st_blocks <= 2 * 2 * BLOCK // 512
+    image.read(0, [memoryview(data)])
+    assert data == b"x" * BLOCK + bytes(SIZE - 2 * BLOCK) + b"x" * BLOCK
+
+
+def test_a_temporary_disk_of_a_disk_that_answers_later(tmp_path: Path) -> None:
+    base = Recorder()
+    image = Overlay(base, tmp_path / "overlay", fresh=True)
+    base.later = Later()
+    with pytest.raises(Later):
+        image.write(512, [memoryview(b"x" * 512)])
+    base.later = None
+    image.begin(again=True)
+    image.write(512, [memoryview(b"x" * 512)])
+    found = bytearray(1024)
+    image.read(0, [memoryview(found)])
+    assert found == bytes(512) + b"x" * 512
+    assert base.again == [True]
+
+
+def test_a_folder_elsewhere_ends_with_its_machine(tmp_path: Path) -> None:
+    place, machine = tmp_path / "disk", tmp_path / "machines" / "m"
+    place.mkdir()
+    machine.mkdir(parents=True)
+    link = machine / "blk0.elsewhere"
+    path, lock = elsewhere.folder(link, place, fresh=True)
+    (path / "data").write_text("x")
+    assert path.parent == place
+    with pytest.raises(errors.ConfigError):
+        elsewhere.folder(link, place, fresh=False)  # in use
+    os.close(lock)
+    elsewhere.sweep(place)  # between two lives of the device
+    again, lock = elsewhere.folder(link, place, fresh=False)
+    assert (again / "data").read_text() == "x"
+
+    other, other_lock = elsewhere.folder(machine / "blk1.elsewhere", place, fresh=True)
+    strange = place / "somebody's"
+    strange.mkdir()
+    (machine / "strange.elsewhere").symlink_to(strange)
+    _remove_tree(machine)
+    assert sorted(place.iterdir()) == [strange]
+    assert not machine.exists()
+    os.close(lock)
+    os.close(other_lock)
+    assert not other.exists()
+
+
+def test_a_folder_elsewhere_of_a_machine_that_was_lost(tmp_path: Path) -> None:
+    """As after the host's crash: the machine directory, which is memory, has gone by itself."""
+    machine = tmp_path / "m"
+    machine.mkdir()
+    lost, lock = elsewhere.folder(machine / "blk0.elsewhere", tmp_path, fresh=True)
+    (machine / "blk0.elsewhere").unlink()
+    elsewhere.sweep(tmp_path)
+    assert lost.exists()  # somebody has its lock
+    os.close(lock)
+    fresh, lock = elsewhere.folder(machine / "blk0.elsewhere", tmp_path, fresh=True)
+    assert not lost.exists()
+    assert fresh.exists()
+    os.close(lock)
+    with pytest.raises(errors.ConfigError, match="TMPDIR"):
+        elsewhere.folder(machine / "blk1.elsewhere", tmp_path / "nowhere", fresh=True)
 
 
 # The lock.

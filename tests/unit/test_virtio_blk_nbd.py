@@ -10,12 +10,15 @@ import socket
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from services.devices.virtio_blk import nbd
+from services.devices.virtio_blk.blocks import Blocks
+from services.devices.virtio_blk.image import Image, Later, wait
 from services.devices.virtio_blk.nbd import Address, NbdImage
 from services.devices.virtio_blk.qemu_nbd import ServedImage
 from vmesh import errors
@@ -25,12 +28,17 @@ READ, WRITE, DISCONNECT, FLUSH, TRIM, ZERO = 0, 1, 2, 3, 4, 6
 
 
 class Server:
-    """One export, `disk`, in memory, to one client after the other. `log` has the requests but reads and writes."""
+    """One export, `disk`, in memory, to one client after the other. `log` has the requests but reads and writes, `seen`
+    their types. What is asked is answered while `open` is set; with `block`, requests of whole blocks only."""
 
-    def __init__(self, path: Path, flags: int = 1 | 4 | 32 | 64) -> None:
-        self.data = bytearray(random.Random(3).randbytes(SIZE))
-        self.size = SIZE
+    def __init__(self, path: Path, flags: int = 1 | 4 | 32 | 64, size: int = SIZE, block: int = 0) -> None:
+        self.data = bytearray(random.Random(3).randbytes(size))
+        self.size = size
+        self.block = block
         self.log: list[tuple[int, int, int, int]] = []
+        self.seen: list[int] = []
+        self.open = threading.Event()
+        self.open.set()
         self.fail = 0
         self.hang_up = False
         self._flags = flags
@@ -58,21 +66,31 @@ class Server:
         magic, option, length = struct.unpack(">8sII", read(16))
         assert (magic, option) == (b"IHAVEOPT", 7)
         wanted = read(length)
+        assert wanted[-4:] == struct.pack(">HH", 1, 3)  # NBD_INFO_BLOCK_SIZE is asked for
+        self.open.wait()
         name = wanted[4 : 4 + struct.unpack_from(">I", wanted)[0]]
         if name != b"disk":
             client.sendall(struct.pack(">QIII", 0x3E889045565A9, 7, (1 << 31) + 6, 7) + b"no such")
             return
         info = struct.pack(">HQH", 0, self.size, self._flags)
         client.sendall(struct.pack(">QIII", 0x3E889045565A9, 7, 3, len(info)) + info)
+        if self.block:
+            sizes = struct.pack(">HIII", 3, self.block, self.block, 1 << 20)
+            client.sendall(struct.pack(">QIII", 0x3E889045565A9, 7, 3, len(sizes)) + sizes)
         client.sendall(struct.pack(">QIII", 0x3E889045565A9, 7, 1, 0))
         while True:
             magic, flags, kind, cookie, offset, length = struct.unpack(">IHHQQI", read(28))
             assert magic == 0x25609513
             data = read(length) if kind == WRITE else b""
+            self.seen.append(kind)
+            self.open.wait()
             if self.hang_up:
                 return
             reply = b""
-            if not self.fail:
+            fail = self.fail or (errno.EINVAL if self.block and (offset % self.block or length % self.block) else 0)
+            if offset + length > self.size:
+                fail = errno.ENOSPC
+            if not fail:
                 if kind == READ:
                     reply = bytes(self.data[offset : offset + length])
                 elif kind == WRITE:
@@ -81,7 +99,18 @@ class Server:
                     self.data[offset : offset + length] = bytes(length)
             if kind not in (READ, WRITE):
                 self.log.append((kind, flags, offset, length))
-            client.sendall(struct.pack(">IIQ", 0x67446698, self.fail, cookie) + reply)
+            client.sendall(struct.pack(">IIQ", 0x67446698, fail, cookie) + reply)
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy host every server may take its time."""
+    monkeypatch.setattr(nbd, "_PATIENCE", 20.0)
+
+
+@pytest.fixture
+def impatient(_patience: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nbd, "_PATIENCE", 0.01)
 
 
 @pytest.fixture
@@ -96,8 +125,8 @@ def server(path: Path) -> Iterator[Server]:
     made.close()
 
 
-def image_of(path: Path, *, export: str = "disk", read_only: bool = False) -> NbdImage:
-    return NbdImage(Address(str(path), "", 0, export), read_only=read_only)
+def image_of(path: Path, *, export: str = "disk", read_only: bool = False, kept: Path | None = None) -> NbdImage:
+    return NbdImage(Address(str(path), "", 0, export), read_only=read_only, kept=kept)
 
 
 def read(image: NbdImage, offset: int, *sizes: int) -> bytes:
@@ -118,6 +147,155 @@ def test_requests(server: Server, path: Path) -> None:
     image.zero(0, 512, unmap=False)
     image.zero(512, 512, unmap=True)
     assert server.log == [(FLUSH, 0, 0, 0), (TRIM, 0, 4096, 8192), (ZERO, 2, 0, 512), (ZERO, 0, 512, 512)]
+
+
+def come_back(image: NbdImage, again: Callable[[], None], seconds: float = 20.0) -> None:
+    """Make a request that was Later again, until it is done."""
+    deadline = time.monotonic() + seconds
+    while True:
+        image.begin(again=True)
+        try:
+            again()
+        except Later as later:
+            if not wait(later, deadline - time.monotonic()):
+                raise
+        else:
+            return
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_server_may_take_its_time(server: Server, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that is not answered soon is left and come back to; whatever it needs of the server is asked once."""
+    monkeypatch.setattr(nbd, "MAX_TRANSFER", 4096)
+    image = image_of(path)
+    data = random.Random(4).randbytes(3 * 4096)
+    found = bytearray(3 * 4096)
+
+    def change() -> None:
+        image.write(512, [memoryview(data)])
+        image.flush()
+
+    for request, kinds in ((change, [WRITE] * 3 + [FLUSH]), (lambda: image.read(512, [memoryview(found)]), [READ] * 3)):
+        server.open.clear()
+        server.seen.clear()
+        for tries in range(3):
+            image.begin(again=tries > 0)
+            with pytest.raises(Later):
+                request()
+        server.open.set()
+        come_back(image, request)
+        assert server.seen == kinds
+    assert found == data == server.data[512 : 512 + len(data)]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_no_write_comes_after_a_later_one(server: Server, path: Path) -> None:
+    """What nobody waits for any more is waited for before anything else is sent: on its own connection."""
+    image = image_of(path)
+    server.open.clear()
+    large = b"a" * (4 << 20)  # more than lies in a socket: it is still being sent
+    image.begin(again=False)
+    with pytest.raises(Later):
+        image.write(0, [memoryview(bytearray(large))[:SIZE]])
+    image.begin(again=False)
+    with pytest.raises(Later):
+        image.write(0, [memoryview(b"b" * 512)])
+    assert server.seen in ([], [WRITE])
+    server.open.set()
+    come_back(image, lambda: image.write(0, [memoryview(b"b" * 512)]))
+    assert server.seen == [WRITE, WRITE]
+    assert server.data[:1024] == b"b" * 512 + b"a" * 512
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_read_that_nobody_waits_for_goes_nowhere(server: Server, path: Path) -> None:
+    image, given_up = image_of(path), bytearray(4096)
+    server.open.clear()
+    image.begin(again=False)
+    with pytest.raises(Later):
+        image.read(0, [memoryview(given_up)])
+    image.begin(again=False)
+    server.open.set()
+    found = bytearray(512)
+    come_back(image, lambda: image.read(4096, [memoryview(found)]))
+    assert found == server.data[4096:4608]
+    assert not any(given_up)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_server_that_hangs_when_it_is_connected_to_again(server: Server, path: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "export"
+    image = image_of(path, kept=kept)
+    server.hang_up = True
+    with pytest.raises(OSError, match="closed the connection"):
+        come_back(image, image.flush)
+    server.hang_up = False
+    server.open.clear()
+    image.begin(again=False)
+    with pytest.raises(Later):
+        image.flush()
+    later_life = image_of(path, kept=kept)  # does not need the server to begin
+    assert later_life.size == SIZE
+    server.open.set()
+    come_back(image, image.flush)
+    image.close()
+    come_back(later_life, later_life.flush)
+
+
+def test_a_server_that_does_not_answer_is_no_disk(server: Server, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nbd, "CONNECT_SECONDS", 0.05)
+    server.open.clear()
+    with pytest.raises(errors.ConfigError, match="has not answered"):
+        image_of(path)
+
+
+@pytest.mark.parametrize("block", [1, 512, 4096, 65536])
+def test_blocks_of_the_server_against_a_model(path: Path, block: int) -> None:
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    server = Server(path, size=8 * 65536, block=block)
+    model = bytearray(server.data)
+    served = image_of(path)
+    assert served.block == block
+    image: Image = Blocks(served, block) if block > 512 else served
+    for _ in range(60):
+        start = chance.randrange(len(model) // 512) * 512
+        size = chance.randrange(1, min(300, (len(model) - start) // 512 + 1)) * 512
+        image.begin(again=False)
+        match chance.randrange(4):
+            case 0:
+                data = chance.randbytes(size)
+                image.write(start, [memoryview(data)[:100], memoryview(data)[100:]])
+                model[start : start + size] = data
+            case 1:
+                image.zero(start, size, unmap=True)
+                model[start : start + size] = bytes(size)
+            case 2:
+                image.discard(start, size)
+            case 3:
+                found = bytearray(size)
+                image.read(start, [memoryview(found)[:7], memoryview(found)[7:]])
+                assert found == model[start : start + size]
+    assert server.data == model
+    server.close()
+
+
+@pytest.mark.parametrize(("size", "block", "sees"), [(SIZE + 100, 1, SIZE + 512), (SIZE + 600, 512, SIZE + 512)])
+def test_a_disk_that_ends_inside_of_a_block(path: Path, size: int, block: int, sees: int) -> None:
+    """Of a sector, the rest is zeroes, as with QEMU; of the server's blocks, it cannot be had (proto.md)."""
+    server = Server(path, size=size, block=block)
+    image = image_of(path)
+    assert image.size == sees
+    at, rest = sees - 512, min(512, size - sees + 512)
+    assert read(image, at, 512) == bytes(server.data[at : at + rest]).ljust(512, b"\0")
+    image.write(at, [memoryview(b"x" * rest + bytes(512 - rest))])
+    image.zero(at - 512, 1024, unmap=False)
+    assert server.data[at - 512 : at + rest] == bytes(512 + rest)
+    if rest < 512:
+        with pytest.raises(OSError, match="ends inside"):
+            image.write(at, [memoryview(b"x" * 512)])
+    server.close()
 
 
 def test_a_transfer_is_cut_to_what_servers_take(server: Server, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,6 +382,9 @@ def test_a_server_that_speaks_something_else(path: Path) -> None:
         ("nbd:unix:/a/b.sock", Address("/a/b.sock", "", 0, "")),
         ("nbd:unix:/a:exportname=x", Address("/a", "", 0, "x")),
         ("nbd:host:99", Address("", "host", 99, "")),
+        ("nbd:[::1]:99:exportname=x", Address("", "::1", 99, "x")),
+        ("nbd://[::1]:99/x", Address("", "::1", 99, "x")),
+        ("nbd+tcp://host", Address("", "host", 10809, "")),
         ("nbd://host/x%20y", Address("", "host", 10809, "x y")),
         ("nbd://host:99", Address("", "host", 99, "")),
         ("nbd+unix:///x?socket=/a/b", Address("/a/b", "", 0, "x")),
@@ -213,7 +394,20 @@ def test_names_of_servers(text: str, address: Address | None) -> None:
     assert nbd.parse(text) == address
 
 
-@pytest.mark.parametrize("text", ["nbd:host", "nbd:host:port", "nbd:unix:", "nbd+unix:///x", "nbd://host:port"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "nbd:host",
+        "nbd:host:port",
+        "nbd:::1:99",
+        "nbd:[::1]",
+        "nbd:host:0",
+        "nbd:unix:",
+        "nbd+unix:///x",
+        "nbd://host:port",
+        "nbd://[::1",
+    ],
+)
 def test_names_that_are_none(text: str) -> None:
     with pytest.raises(errors.ConfigError):
         nbd.parse(text)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
+from vmesh import elsewhere
 from vmesh.board import virt
 from vmesh.cli import net, share
 from vmesh.spawn import ServiceCommand
@@ -29,7 +30,7 @@ SERIAL = "virtio-serial-device"
 _OURS = ("monitor", "gateway", "memory", "cache", "cpu", "uart0", "rtc", "test")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,30}")
 _BUS = re.compile(r"virtio-mmio-bus\.([0-7])")
-_SERVERS = ("nbd:", "nbd://", "nbd+unix://")
+_SERVERS = ("nbd:", "nbd://", "nbd+tcp://", "nbd+unix://")
 _NOT_RAW = {b"QFI\xfb": "qcow2", b"KDMV": "vmdk", b"vhdxfile": "vhdx", b"conectix": "vpc", b"QED\0": "qed"}
 
 
@@ -228,7 +229,9 @@ def _block(properties: Mapping[str, str], backends: Backends) -> list[str]:
         raise ValueError(f"num-queues={queues}: expected 1 to 16")
     arguments = ["--file", drive.file, "--format", drive.format, "--cache", drive.cache, "--num-queues", queues]
     arguments += ["--discard", "unmap" if drive.discard else "ignore"]
-    arguments += ["--read-only"] * drive.read_only + ["--snapshot"] * bool(drive.snapshot and not drive.read_only)
+    arguments += ["--read-only"] * drive.read_only
+    if drive.snapshot and not drive.read_only:
+        arguments += ["--snapshot", str(elsewhere.default_place())]
     return arguments + (["--serial", serial] if serial else [])
 
 

@@ -94,6 +94,10 @@ _REGISTERS = (
 _TURN_NS = 1_000_000  # how long queues are served before what is done is told, and registers are looked at again
 
 
+class NotYet(Exception):
+    """Raised by `request`: what the chain asks for has not been done yet. It is asked again when the queue is rung."""
+
+
 class VirtioDevice(Device):
     """A virtio device. A model sets `device_id`, `queue_sizes` (a size each, a power of two) and `features`, overrides
     `request` (or `serve`), and `config` if it has a configuration.
@@ -132,7 +136,7 @@ class VirtioDevice(Device):
     # What a model overrides.
 
     def request(self, queue: Queue, chain: Chain) -> int:
-        """Do what `chain` asks for; gives how many bytes were written to its writable buffers."""
+        """Do what `chain` asks for; gives how many bytes were written to its writable buffers. May raise NotYet."""
         raise NotImplementedError
 
     def serve(self, queue: Queue) -> bool:
@@ -143,8 +147,13 @@ class VirtioDevice(Device):
         """
         until = time.perf_counter_ns() + _TURN_NS
         while (chain := queue.pop()) is not None:
+            try:
+                written = self.request(queue, chain)
+            except NotYet:
+                queue.put_back(chain)
+                return False
             self._chains += 1
-            queue.push(chain, self.request(queue, chain))
+            queue.push(chain, written)
             if time.perf_counter_ns() >= until:
                 return True
         return False

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from services.devices.virtio_blk import nbd
+from services.devices.virtio_blk.blocks import Blocks
 from services.devices.virtio_blk.device import Options, VirtioBlk
-from services.devices.virtio_blk.image import Image, RawImage
+from services.devices.virtio_blk.image import SECTOR, Image, RawImage
 from services.devices.virtio_blk.nbd import NbdImage
 from services.devices.virtio_blk.overlay import Overlay
 from services.devices.virtio_blk.qemu_nbd import ServedImage
-from vmesh import device, service
+from vmesh import device, elsewhere, service
 from vmesh.service import Runtime
 
 
@@ -25,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--file", required=True, metavar="PATH", help="an image, a block device, or nbd:... (QEMU's)")
     parser.add_argument("--format", choices=("raw", "qcow2"), default="raw")
     parser.add_argument("--read-only", action="store_true")
-    parser.add_argument("--snapshot", action="store_true", help="write to a temporary file instead")
+    parser.add_argument("--snapshot", type=Path, metavar="FOLDER", help="write to a temporary file in FOLDER instead")
     parser.add_argument("--cache", choices=("writeback", "writethrough", "unsafe"), default="writeback")
     parser.add_argument("--discard", choices=("ignore", "unmap"), default="ignore")
     parser.add_argument("--serial", default="", metavar="TEXT", help="at most 20 bytes")
@@ -37,30 +38,48 @@ def main(argv: Sequence[str]) -> int:
 
 def _build(runtime: Runtime, options: argparse.Namespace) -> VirtioBlk:
     image = _open(runtime, options)
-    if options.snapshot:
-        image = Overlay(image, runtime.machine.path / f"{runtime.name}.overlay", fresh=runtime.epoch == 1)
+    if options.snapshot is not None:
+        fresh = runtime.epoch == 1
+        folder, _lock = elsewhere.folder(
+            runtime.machine.path / f"{runtime.name}.overlay", options.snapshot, fresh=fresh
+        )
+        image = Overlay(image, folder / "disk", fresh=fresh)
     chosen = Options(
         read_only=options.read_only,
         serial=options.serial,
         queues=options.num_queues,
-        discard=options.discard == "unmap",
+        discard=options.discard == "unmap" or options.snapshot is not None,
         write_cache=options.cache != "writethrough",
-        flushes=options.cache != "unsafe" and not options.snapshot,
+        flushes=options.cache != "unsafe" and options.snapshot is None,
         packed=options.packed,
     )
     return VirtioBlk(runtime, options.base, options.irq, image, chosen)
 
 
 def _open(runtime: Runtime, options: argparse.Namespace) -> Image:
-    read_only = options.read_only or options.snapshot
+    read_only = options.read_only or options.snapshot is not None
     server = nbd.parse(options.file)
     if server is not None:
-        return NbdImage(server, read_only=read_only)
+        return _of_server(runtime, NbdImage(server, read_only=read_only, kept=_kept(runtime)))
     if options.format == "raw":
         return RawImage(Path(options.file), read_only=read_only, later=runtime.incoming)
     socket = runtime.machine.path / f"{runtime.name}.nbd"
     discard = options.discard == "unmap"
     return ServedImage(Path(options.file), options.format, socket, read_only=read_only, discard=discard)
+
+
+def _kept(runtime: Runtime) -> Path:
+    """Where the first life leaves for the next ones what the server says of its disk."""
+    kept = runtime.machine.path / f"{runtime.name}.export"
+    if runtime.epoch == 1:
+        kept.unlink(missing_ok=True)
+    return kept
+
+
+def _of_server(runtime: Runtime, image: NbdImage) -> Image:
+    if image.odd:
+        runtime.log.warning("the server's disk ends inside of a block", bytes=image.odd, size=image.size)
+    return Blocks(image, image.block) if image.block > SECTOR else image
 
 
 if __name__ == "__main__":

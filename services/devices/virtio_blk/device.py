@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 from google.protobuf.message import Message
 
-from services.devices.virtio_blk.image import SECTOR, Buffers, Image
+from services.devices.virtio_blk.image import SECTOR, Buffers, Image, Later, wait
 from vmesh import errors
 from vmesh.guest_memory import Piece
 from vmesh.service import Runtime
-from vmesh.v1.common_pb2 import SEVERITY_ERROR, DiskError
+from vmesh.v1.common_pb2 import SEVERITY_ERROR, SEVERITY_INFO, SEVERITY_WARNING, DiskError
 from vmesh.v1.devices_pb2 import VirtioBlkState
 from vmesh.virtio.queue import Chain, Queue, cut, length_of
 from vmesh.virtio.transport import VirtioDevice
@@ -53,6 +53,8 @@ _MOST_RANGES = 16  # of one discard or write zeroes
 _MOST_DISCARDED = (1 << 22) - 1  # sectors of a range
 _MOST_ZEROED = 1 << 16  # they may have to be written
 _NOTICE_SECONDS = 10.0  # between two notices of the same error
+_SLOW_SECONDS = 10.0  # after which a request that is not answered is told
+_END_SECONDS = 2.0  # for what the host owes, when the device ends (the monitor gives it 3) or hands over
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,9 @@ class VirtioBlk(VirtioDevice):
         self._image = image
         self._options = options
         self._writeback = options.write_cache
+        self._waiting = -1  # the queue whose oldest request waits for the host; nothing else is begun meanwhile
+        self._watched = -1
+        self._slow = False
         self._told: dict[tuple[int | None, bool], float] = {}  # errors of reads and writes, and when a notice told
         self._counters = dict.fromkeys(("reads", "writes", "flushes", "bytes_read", "bytes_written", "errors"), 0)
         super().__init__(
@@ -102,24 +107,23 @@ class VirtioBlk(VirtioDevice):
             packed=options.packed,
         )
 
+    def serve(self, queue: Queue) -> bool:
+        if self._waiting >= 0 and self.queues[self._waiting] is None:
+            self._forget_request()
+        return self._waiting in (-1, queue.index) and super().serve(queue)
+
     def request(self, queue: Queue, chain: Chain) -> int:
-        header, data = cut(chain.readable, _HEADER.size)
-        room = length_of(chain.writable)
-        if not room or length_of(header) != _HEADER.size:
-            self.needs_reset(f"queue {queue.index}: expected a header of {_HEADER.size} bytes and room for a status")
-            return 0
-        kind, _, sector = _HEADER.unpack(b"".join(self.memory.gather(header)))
-        target, status = cut(chain.writable, room - 1)
+        self._begin(again=self._waiting >= 0)
         try:
-            written = self._perform(kind, sector, data, target)
-            answer = S_OK
-        except Refused as refused:
-            written, answer = 0, refused.status
-        except OSError as error:
-            self._host_error(error, write=kind != Type.IN)
-            written, answer = 0, S_IOERR
-        self.memory.write(status[0][0], bytes((answer,)))
-        return written + 1 if written == room - 1 else written
+            written = self._request(queue, chain)
+        except Later as later:
+            self._wait(queue.index, later)
+            raise
+        if self._waiting >= 0:
+            self._stop_waiting()
+            for index in range(len(self.queues)):
+                self.ring(index)
+        return written
 
     def config(self) -> bytes:
         return _CONFIG.pack(
@@ -142,6 +146,7 @@ class VirtioBlk(VirtioDevice):
             self._writeback = bool(value & 1)
 
     def reset_device(self) -> None:
+        self._forget_request()
         self._writeback = self._options.write_cache
 
     def save_device(self, state: Message) -> None:
@@ -158,6 +163,7 @@ class VirtioBlk(VirtioDevice):
 
     def load_device(self, state: Message) -> None:
         assert isinstance(state, VirtioBlkState)
+        self._forget_request()
         self._writeback = state.writeback
 
     def resume(self) -> None:
@@ -165,17 +171,103 @@ class VirtioBlk(VirtioDevice):
         super().resume()
 
     def hand_over(self) -> None:
-        if not self._options.read_only:
-            self._flush()
+        self._flush_at_last()
         self._image.release()
 
     def shutdown(self) -> None:
-        if not self._options.read_only:
-            self._flush()
+        try:
+            self._flush_at_last()
+        except errors.PeerError as error:
+            told = DiskError(write=True, reason=str(error))
+            self.runtime.notify(SEVERITY_ERROR, f"what was written last may be lost: {error}", told)
         self._image.close()
 
     def counters(self) -> dict[str, int]:
         return {**super().counters(), **self._counters}
+
+    def _request(self, queue: Queue, chain: Chain) -> int:
+        header, data = cut(chain.readable, _HEADER.size)
+        room = length_of(chain.writable)
+        if not room or length_of(header) != _HEADER.size:
+            self.needs_reset(f"queue {queue.index}: expected a header of {_HEADER.size} bytes and room for a status")
+            return 0
+        kind, _, sector = _HEADER.unpack(b"".join(self.memory.gather(header)))
+        target, status = cut(chain.writable, room - 1)
+        try:
+            written = self._perform(kind, sector, data, target)
+            answer = S_OK
+        except Refused as refused:
+            written, answer = 0, refused.status
+        except OSError as error:
+            self._host_error(error, write=kind != Type.IN)
+            written, answer = 0, S_IOERR
+        self.memory.write(status[0][0], bytes((answer,)))
+        return written + 1 if written == room - 1 else written
+
+    def _begin(self, *, again: bool = False) -> None:
+        """The image is about to be used: it may close what it had us wait for."""
+        if self._watched >= 0:
+            self.runtime.loop.watch(self._watched)
+            self._watched = -1
+        self._image.begin(again=again)
+
+    def _wait(self, index: int, later: Later) -> None:
+        """Serve the queue again when the host has answered."""
+        loop = self.runtime.loop
+        if self._waiting < 0:
+            loop.call_in("slow", _SLOW_SECONDS, self._tell_slow)
+        self._waiting = index
+
+        def ready() -> None:
+            if self._watched >= 0:
+                loop.watch(self._watched)  # it stays so until the queue is served, which a pause puts off
+                self._watched = -1
+            self.ring(index)
+
+        if later.fd < 0:
+            loop.call_in("disk", later.seconds, ready)
+        else:
+            self._watched = later.fd
+            loop.watch(later.fd, **{"write" if later.write else "read": ready})
+
+    def _stop_waiting(self) -> None:
+        self._waiting = -1
+        self.runtime.loop.cancel("disk")
+        self.runtime.loop.cancel("slow")
+        if self._slow:
+            self._slow = False
+            self.runtime.notify(SEVERITY_INFO, "the server of the disk has answered")
+
+    def _tell_slow(self) -> None:
+        self._slow = True
+        what = f"the server of the disk has not answered for {_SLOW_SECONDS:g} s: the guest waits for it"
+        self.runtime.notify(SEVERITY_WARNING, what)
+
+    def _forget_request(self) -> None:
+        """The driver has given up what it had asked for; the host may not have."""
+        if self._waiting >= 0:
+            self._stop_waiting()
+        self._begin()
+
+    def _flush_at_last(self) -> None:
+        """Wait for what the host owes, and have it keep what the guest has written. Raises PeerError."""
+        if self._options.read_only:
+            return
+        deadline = time.monotonic() + _END_SECONDS
+        self._begin()
+        try:
+            while True:
+                try:
+                    self._flush()
+                    return
+                except Later as later:
+                    if not wait(later, deadline - time.monotonic()):
+                        raise errors.PeerError(
+                            f"the server of the disk has not answered for {_END_SECONDS:g} s"
+                        ) from None
+                self._begin(again=True)
+        except OSError as error:
+            raise errors.PeerError(f"the disk could not be flushed: {error.strerror or error}") from error
 
     def _perform(self, kind: int, sector: int, data: list[Piece], target: list[Piece]) -> int:
         """Gives how many bytes of `target` were written. Raises Refused, OSError."""
@@ -183,25 +275,26 @@ class VirtioBlk(VirtioDevice):
         match kind:
             case Type.IN:
                 offset, length = self._range(sector, length_of(target))
-                counters["reads"] += 1
-                counters["bytes_read"] += length
 
                 def fill(buffers: Buffers) -> int:
                     self._image.read(offset, buffers)
                     return length
 
-                return self.memory.scatter(target, fill)
+                written = self.memory.scatter(target, fill)
+                counters["reads"] += 1
+                counters["bytes_read"] += length
+                return written
             case Type.OUT:
                 self._check_writable()
                 offset, length = self._range(sector, length_of(data))
-                counters["writes"] += 1
-                counters["bytes_written"] += length
                 if length:
                     self._image.write(offset, self.memory.gather(data))
                 self._settled()
+                counters["writes"] += 1
+                counters["bytes_written"] += length
             case Type.FLUSH:
-                counters["flushes"] += 1
                 self._flush()
+                counters["flushes"] += 1
             case Type.GET_ID:
                 if length_of(target) < ID_BYTES:
                     raise Refused(S_IOERR)

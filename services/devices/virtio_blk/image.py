@@ -5,13 +5,16 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import select
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 from services.devices.virtio_blk import lock
 from vmesh import errors
+from vmesh.virtio.transport import NotYet
 
 SECTOR = 512
 
@@ -26,10 +29,35 @@ _MOST_BUFFERS = 1024  # of one preadv or pwritev: limits.h, IOV_MAX
 _ZEROES = memoryview(bytes(1 << 20))
 
 
+class Later(NotYet):
+    """The host has not answered yet. The request is to be made again, after `begin(again=True)`, when `fd` is readable
+    (writable, if `write`), or where that is -1 after `seconds`."""
+
+    def __init__(self, fd: int = -1, *, write: bool = False, seconds: float = 0.0) -> None:
+        super().__init__("the host has not answered yet")
+        self.fd, self.write, self.seconds = fd, write, seconds
+
+
+def wait(later: Later, seconds: float) -> bool:
+    """Wait for what `later` names, at most so long; gives whether it is there."""
+    if later.fd < 0:
+        time.sleep(max(0.0, min(seconds, later.seconds)))
+        return seconds >= later.seconds
+    poller = select.poll()
+    poller.register(later.fd, select.POLLOUT if later.write else select.POLLIN)
+    return bool(poller.poll(max(0.0, seconds) * 1000))
+
+
 class Image(Protocol):
-    """A disk of `size` bytes. Every method raises OSError where the host cannot; ranges were checked by the caller."""
+    """A disk of `size` bytes. Every method raises OSError where the host cannot; ranges were checked by the caller.
+
+    Reads and what changes the disk may raise Later, and continue when they are called again.
+    """
 
     size: int
+
+    def begin(self, *, again: bool) -> None:
+        """The calls that follow are for one request. `again`: they are those of the last, which has raised Later."""
 
     def read(self, offset: int, buffers: Buffers) -> None: ...
 
@@ -77,6 +105,9 @@ class RawImage:
             raise
         # A file that ends inside a sector: the rest of that is read as zeroes.
         self.size = -(-os.lseek(self._fd, 0, os.SEEK_END) // SECTOR) * SECTOR
+
+    def begin(self, *, again: bool) -> None:
+        """Nothing: the host's files answer at once."""
 
     def read(self, offset: int, buffers: Buffers) -> None:
         for part in _parts(buffers):
