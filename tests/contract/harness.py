@@ -17,6 +17,7 @@ from pathlib import Path
 import zmq
 from google.protobuf.message import Message
 
+from tests import warm
 from tests.waiting import wait_for
 from vmesh import wire
 from vmesh.spawn import python
@@ -28,6 +29,7 @@ from vmesh.v1.packet_pb2 import Packet
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 60.0  # seconds; no test depends on how much of it is used
 RAM_BASE, RAM_SIZE = 0x8000_0000, 16 << 20
+Service = subprocess.Popen[str] | warm.Process
 
 
 @dataclass
@@ -35,30 +37,34 @@ class Machine:
     """A machine directory, the services started in it, and connections to them."""
 
     path: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="vm-", dir="/dev/shm")))
-    processes: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
+    processes: dict[str, Service] = field(default_factory=dict)
     context: zmq.Context[zmq.Socket[bytes]] = field(default_factory=zmq.Context)
 
     def __post_init__(self) -> None:
         self.lifeline, self._writer = os.pipe()
 
-    def start(self, module: str, name: str, *arguments: str, epoch: int = 1) -> subprocess.Popen[str]:
+    def start(self, module: str, name: str, *arguments: str, epoch: int = 1) -> Service:
         """Start one of our services; its standard error is kept for `failure`."""
         return self.launch(python(module), name, *arguments, epoch=epoch)
 
-    def launch(self, program: Sequence[str], name: str, *arguments: str, epoch: int = 1) -> subprocess.Popen[str]:
+    def launch(self, program: Sequence[str], name: str, *arguments: str, epoch: int = 1) -> Service:
         """Start a service of any language: `program` is how its command line begins."""
-        command = [*program, "--machine", str(self.path), "--name", name]
-        command += ["--epoch", str(epoch), "--lifeline", str(self.lifeline), *arguments]
-        process = subprocess.Popen(
-            command, cwd=ROOT, pass_fds=[self.lifeline], stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
-        )
+        arguments = ("--machine", str(self.path), "--name", name, "--epoch", str(epoch), *arguments)
+        process: Service
+        if [*program] == python(module := program[-1]) and module in warm.SERVICES:
+            process = warm.Process(module, arguments, self.lifeline)
+        else:
+            command = [*program, *arguments, "--lifeline", str(self.lifeline)]
+            process = subprocess.Popen(
+                command, cwd=ROOT, pass_fds=[self.lifeline], stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
+            )
         self.processes[name] = process
         return process
 
-    def start_memory(self, *arguments: str, ram: str = "16M") -> subprocess.Popen[str]:
+    def start_memory(self, *arguments: str, ram: str = "16M") -> Service:
         return self.start("services.memory", "memory", "--ram", ram, *arguments)
 
-    def start_cpu(self, *arguments: str, harts: int = 2) -> subprocess.Popen[str]:
+    def start_cpu(self, *arguments: str, harts: int = 2) -> Service:
         """Memory, and a cpu whose harts count in t0 and sleep between."""
         program = self.path / "program"
         # addi t0, t0, 1; wfi; j back
