@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from vmesh import errors
@@ -127,17 +128,25 @@ class Harts:
             self.hart.append(hart)
             self.address.append(base + offset)
             machine.harts[number] = base + offset
-            tlbs = mmap.mmap(-1, (2 + CONTEXTS * MODES) * Tlb.size)
-            pool = mmap.mmap(-1, (CODE_PAGES + 1) * CODE_PAGE_STRIDE)
-            table = mmap.mmap(-1, CODE_HASH * 8)
-            self._memory += [tlbs, pool, table]
-            hart.machine = base
-            hart.tlbs = _address(tlbs)
-            hart.code_pool = -(-_address(pool) // CODE_PAGE_STRIDE) * CODE_PAGE_STRIDE
-            hart.code_pages = CODE_PAGES
-            hart.code_kept = CODE_KEPT
-            hart.code_hash = _address(table)
+            self._memory += self._furnish(hart)
             hart.mhartid = number
+
+    def _furnish(self, hart: Any) -> tuple[mmap.mmap, ...]:
+        """What a hart's record points to: its own memory, which is given back, and the machine."""
+        tlbs = mmap.mmap(-1, (2 + CONTEXTS * MODES) * Tlb.size)
+        pool = mmap.mmap(-1, (CODE_PAGES + 1) * CODE_PAGE_STRIDE)
+        table = mmap.mmap(-1, CODE_HASH * 8)
+        hart.machine = self.machine_address
+        hart.tlbs = _address(tlbs)
+        hart.code_pool = -(-_address(pool) // CODE_PAGE_STRIDE) * CODE_PAGE_STRIDE
+        hart.code_pages = CODE_PAGES
+        hart.code_kept = CODE_KEPT
+        hart.code_hash = _address(table)
+        return tlbs, pool, table
+
+    def spare(self) -> SpareHart:
+        """A hart as these are that never runs, to see what its CSRs make of values."""
+        return SpareHart(self)
 
     def add_region(self, base: int, size: int, device: int, index: int, kinds: int = 0, shadow: int = 0) -> None:
         """A range of guest physical addresses that device number ``device`` answers as its region ``index``.
@@ -236,31 +245,34 @@ class Harts:
     def reset(self, pc: int) -> None:
         """All harts as at power-on (privileged specification 3.4), about to run at ``pc``; the PLIC cleared."""
         ctypes.memset(self.machine.plic, 0, Plic.size)
-        for number, hart in enumerate(self.hart):
-            for name in ("x", "f", "pmpcfg", "pmpaddr"):
-                array = getattr(hart, name)
-                ctypes.memset(ctypes.addressof(array), 0, ctypes.sizeof(array))
-            for name in (
-                "retired", "stop_at", "attention", "waiting", "exit_reason", "cause", "trap_value", "pending",
-                "fflags", "frm", "changed",
-                "medeleg", "mideleg", "mie", "mip", "mtvec", "mcounteren", "mscratch", "mepc", "mcause", "mtval",
-                "stvec", "scounteren",
-                "senvcfg", "sscratch", "sepc", "scause", "stval", "satp", "cycle_offset", "instret_offset", "lines",
-                "timers",
-                "reserved_value", "left_at", "access_state", "ring_count", "ring_since", "code_used",
-                "debug_reason", "step", "stepping", "watch_hit",
-            ):  # fmt: skip
-                setattr(hart, name, 0)
-            ctypes.memset(hart.code_hash, 0, CODE_HASH * 8)
-            hart.pc = pc
-            hart.passing = NOWHERE
-            hart.privilege = MACHINE
-            hart.mstatus = UXL | SXL
-            hart.menvcfg = ADUE if self.machine.features >> FEATURE_BIT["svadu"] & 1 else 0
-            hart.misa = self.misa
-            hart.stimecmp = hart.mtimecmp = hart.deadline = hart.reserved_address = NEVER
-            self._reset_tlbs(self.address[number])
-        self.machine.time_base = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        for hart in self.hart:
+            self._reset_hart(hart, pc)
+        self.machine.time_base, self.machine.mtime_offset = time.clock_gettime_ns(time.CLOCK_MONOTONIC), 0
+
+    def _reset_hart(self, hart: Any, pc: int) -> None:
+        for name in ("x", "f", "pmpcfg", "pmpaddr"):
+            array = getattr(hart, name)
+            ctypes.memset(ctypes.addressof(array), 0, ctypes.sizeof(array))
+        for name in (
+            "retired", "stop_at", "attention", "waiting", "exit_reason", "cause", "trap_value", "pending",
+            "fflags", "frm", "changed",
+            "medeleg", "mideleg", "mie", "mip", "mtvec", "mcounteren", "mscratch", "mepc", "mcause", "mtval",
+            "stvec", "scounteren",
+            "senvcfg", "sscratch", "sepc", "scause", "stval", "satp", "cycle_offset", "instret_offset", "lines",
+            "timers",
+            "reserved_value", "left_at", "access_state", "ring_count", "ring_since", "code_used",
+            "debug_reason", "step", "stepping", "watch_hit",
+        ):  # fmt: skip
+            setattr(hart, name, 0)
+        ctypes.memset(hart.code_hash, 0, CODE_HASH * 8)
+        hart.pc = pc
+        hart.passing = NOWHERE
+        hart.privilege = MACHINE
+        hart.mstatus = UXL | SXL
+        hart.menvcfg = ADUE if self.machine.features >> FEATURE_BIT["svadu"] & 1 else 0
+        hart.misa = self.misa
+        hart.stimecmp = hart.mtimecmp = hart.deadline = hart.reserved_address = NEVER
+        self._reset_tlbs(ctypes.addressof(hart))
 
     def state_loaded(self) -> None:
         """The harts' records were changed by Python: frees what was derived from them, and drives the PLIC's outputs
@@ -369,3 +381,26 @@ class Harts:
     @property
     def machine_address(self) -> int:
         return ctypes.addressof(self.machine)
+
+    @property
+    def instruction_alignment(self) -> int:
+        """Bytes to a multiple of which every pc is (IALIGN of the unprivileged specification, 1.5)."""
+        return 2 if self.machine.features >> FEATURE_BIT["c"] & 1 else 4
+
+
+class SpareHart:
+    """A hart's record that belongs to no machine's list of harts."""
+
+    def __init__(self, harts: Harts) -> None:
+        self._harts = harts
+        self._record = mmap.mmap(-1, Hart.size)
+        self._hart: Any = view(Hart, self._record)
+        self._memory = harts._furnish(self._hart)
+
+    def after(self, writes: Iterable[tuple[int, int]]) -> Any:
+        """The record after a reset and these writes of CSRs, each a number and a value; until the next call."""
+        self._harts._reset_hart(self._hart, 0)
+        address = ctypes.addressof(self._hart)
+        for csr, value in writes:
+            self._harts._write_csr(address, csr, value)
+        return self._hart

@@ -127,7 +127,7 @@ class Registers:
 
     def _set_pc(self, hart: int, value: int) -> None:
         record = self._harts.hart[hart]
-        record.pc, record.waiting, record.passing = value & ~1, 0, NOWHERE
+        record.pc, record.waiting, record.passing = value & -self._harts.instruction_alignment, 0, NOWHERE
 
     def _f(self, number: int, hart: int) -> int:
         return int(self._harts.hart[hart].f[number])

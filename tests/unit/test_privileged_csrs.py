@@ -17,7 +17,7 @@ from tests.models.guest import ALL, CODE, DATA, M, S, Space, U, open_pmp, put, r
 EXISTING = {
     *(0x001, 0x002, 0x003), *range(0xC00, 0xC20), 0x100, 0x104, 0x105, 0x106, 0x10A, *range(0x140, 0x145), 0x14D, 0x180,
     *range(0xF11, 0xF16), *range(0x300, 0x307), 0x30A, *range(0x340, 0x345), 0x3A0, 0x3A2, *range(0x3B0, 0x3C0),
-    0xB00, *range(0xB02, 0xB20), 0x320, *range(0x323, 0x340),
+    0xB00, *range(0xB02, 0xB20), 0x320, *range(0x323, 0x340), *range(0x7A0, 0x7A5),
 }  # fmt: skip
 COUNTERS = range(0xC00, 0xC20)
 SEIP, STIP, SSIP, MSIP, MTIP, MEIP = 1 << 9, 1 << 5, 1 << 1, 1 << 3, 1 << 7, 1 << 11
@@ -60,6 +60,13 @@ def test_all_numbers(cpu: Cpu, privilege: int) -> None:
             assert pc == (CODE + 4 if allowed else handler), (hex(number), write)
             if not allowed:
                 assert (hart.mcause, hart.mtval, hart.mepc, hart.x[10]) == (2, word, CODE, 77)
+
+
+def test_there_are_no_triggers(cpu: Cpu) -> None:
+    """As software looks for them (debug specification 1.0, 5.1): tselect stays 0, and the type there is 0."""
+    text = "li a0, 5\n csrw 0x7A0, a0\n csrr a1, 0x7A0\n csrw 0x7A1, a0\n csrr a2, 0x7A1\n csrr a3, 0x7A4\n .word END"
+    assert run(cpu, text).why == "end"
+    assert list(cpu.hart.x[11:14]) == [0, 0, 1]
 
 
 def test_floating_point_off(cpu: Cpu) -> None:

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.cpu_harness import Cpu, Stop
-from tests.models.guest import ACLINT, M, S, open_pmp, put, run, virt
+from tests.models.guest import ACLINT, CODE, M, S, open_pmp, put, run, virt
 
 MSIP, MTIMECMP, MTIME = ACLINT, ACLINT + 0x4000, ACLINT + 0xBFF8
 MTIP, STIP, MSI = 1 << 7, 1 << 5, 1 << 3
@@ -23,7 +23,7 @@ def cpu() -> Cpu:
 
 
 def test_registers(cpu: Cpu) -> None:
-    """msip keeps one bit; mtimecmp is 64 bits, in words too; mtime cannot be set; the rest is zero."""
+    """msip keeps one bit; mtimecmp is 64 bits, in words too; the rest is zero."""
     text = """
         li s0, ACLINT
         li t0, -1
@@ -34,8 +34,8 @@ def test_registers(cpu: Cpu) -> None:
         sd t0, 0(s1); ld a3, 0(s1); lw a4, 4(s1)
         sw x0, 0(s1); ld a5, 0(s1)
         li s2, ACLINT + 0xbff8
-        ld s3, 0(s2); li t0, -1; sd t0, 0(s2); ld s4, 0(s2); lw s5, 0(s2); lw s6, 4(s2)
-        ld s7, 0x10(s1); sd t0, 0x10(s1); ld s8, 0x10(s1); lw s9, 8(s0)
+        ld s3, 0(s2); ld s4, 0(s2); lw s5, 0(s2); lw s6, 4(s2)
+        li t0, -1; ld s7, 0x10(s1); sd t0, 0x10(s1); ld s8, 0x10(s1); lw s9, 8(s0)
         .word END
     """
     assert run(cpu, text).why == "end"
@@ -45,6 +45,46 @@ def test_registers(cpu: Cpu) -> None:
     assert x[21] >= x[20]
     assert x[22] == 0
     assert x[23:26] == [0, 0, 0]
+
+
+def test_mtime_can_be_written(cpu: Cpu) -> None:
+    """Whole and in words; the time CSR and the timers follow at once (ACLINT 1.0, 2)."""
+    text = """
+        li s0, ACLINT + 0xbff8
+        li s1, ACLINT + 0x4000
+        li t0, 0x123456789abc0000
+        sd t0, 0(s0); ld a0, 0(s0); csrr a1, time
+        li t1, 0x123456789abc0000 + 100000000000
+        sd t1, 0(s1); csrr a2, mip
+        li t1, 0x20000000
+        sw t1, 4(s0); lw a3, 4(s0); csrr a4, mip
+        sd x0, 0(s0); ld a5, 0(s0); csrr a6, mip
+        li t1, -16
+        sd t1, 0(s0); csrr a7, mip
+        .word END
+    """
+    assert run(cpu, text).why == "end"
+    x, minute = cpu.x(), 60 * 10_000_000
+    start = 0x1234_5678_9ABC_0000
+    assert start <= x[10] <= x[11] < start + minute
+    assert x[13] == 0x2000_0000
+    assert x[15] < minute
+    assert [value & MTIP for value in (x[12], x[14], x[16])] == [0, MTIP, 0]
+
+
+def test_a_write_of_mtime_wakes_a_hart_that_sleeps_until_then(cpu: Cpu) -> None:
+    cpu.reset()
+    sleeper = cpu.harts.hart[1]
+    put(cpu, "wfi\n .word END")
+    sleeper.mtimecmp, sleeper.mie, sleeper.pc = 1 << 60, MTIP, CODE
+    ends: list[Stop] = []
+    thread = threading.Thread(target=lambda: ends.append(cpu.run(1)))
+    thread.start()
+    put(cpu, "sd a0, 0(a1)\n .word END", CODE + 0x100)
+    cpu.set(CODE + 0x100, {10: 1 << 60, 11: MTIME})
+    assert cpu.run().why == "end"
+    thread.join()
+    assert [stop.why for stop in ends] == ["end"]
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from services.cpu.isa.riscv.encoding import encode
+from services.cpu.isa.riscv.features import FEATURES
 from tests.cpu_harness import Cpu
 from tests.models.assembler import assemble
-from tests.models.guest import CODE, DATA, M, S, Space, U, open_pmp, put, run, spin, virt
-from tests.models.tiers import INTERPRET
+from tests.models.guest import CODE, DATA, END, M, S, Space, U, open_pmp, put, run, spin, virt
+from tests.models.tiers import INTERPRET, TRANSLATE
 
 SIE, MIE, SPIE, MPIE, SPP, MPP = 1 << 1, 1 << 3, 1 << 5, 1 << 7, 1 << 8, 3 << 11
 MPRV, SUM, MXR, TVM, TW, TSR = 1 << 17, 1 << 18, 1 << 19, 1 << 20, 1 << 21, 1 << 22
@@ -475,6 +477,71 @@ def test_changed_pages_are_seen_after_a_new_mapping(cpu: Cpu, space: Space) -> N
     at = 0x40000 + (space.entry(0x30000) & 0xFFF)
     in_space(cpu, space, text, x8=0x30000, x9=at, x18=entry, x11=0, x12=0)
     assert (cpu.x()[11], cpu.x()[12]) == (1, 2)
+
+
+@pytest.fixture(scope="module", params=[INTERPRET, TRANSLATE])
+def without_c(request: pytest.FixtureRequest) -> Cpu:
+    return Cpu(features=set(FEATURES) - {"c"}, mode=request.param)
+
+
+# Unprivileged specification 2.5: the exception is at the jump, and only if it is taken; nothing is written to rd.
+JUMPS = {
+    "jal": (encode("jal", rd=1, imm=6), 6),
+    "jal back": (encode("jal", rd=1, imm=-10), -10),
+    "jal to another page": (encode("jal", rd=1, imm=0x1002), 0x1002),
+    "jal to a word": (encode("jal", rd=1, imm=8), None),
+    "jalr": (encode("jalr", rd=1, rs1=8, imm=2), 0x102),
+    "jalr to an odd address": (encode("jalr", rd=1, rs1=8, imm=3), 0x102),
+    "jalr to a word and a byte": (encode("jalr", rd=1, rs1=8, imm=1), None),
+    "beq": (encode("beq", imm=6), 6),
+    "bne": (encode("bne", imm=6), None),
+    "bgeu back": (encode("bgeu", imm=-2), -2),
+    "blt": (encode("blt", imm=-2), None),
+}
+
+
+@pytest.mark.parametrize(("word", "target"), JUMPS.values(), ids=JUMPS)
+def test_without_compressed_instructions_jumps_go_to_words(without_c: Cpu, word: int, target: int | None) -> None:
+    cpu = without_c
+    cpu.reset()
+    cpu.place(CODE, encode("addi", rd=5, rs1=5, imm=1), word, *[END] * 4)
+    cpu.place(CODE + 0x100, END)
+    cpu.set(CODE, {1: 77, 8: CODE + 0x100})
+    stop = cpu.run()
+    assert cpu.hart.x[5] == 1
+    if target is None:
+        assert stop.why == "end"
+        return
+    expected = CODE + target if word & 0x7F == 0x67 else CODE + 4 + target
+    assert (stop.why, stop.pc, stop.cause, stop.value) == ("trapped", CODE + 4, 0, expected)
+    assert cpu.hart.x[1] == 77
+
+
+@pytest.mark.parametrize("name", ["mepc", "sepc"])
+def test_without_compressed_instructions_returns_go_to_words(without_c: Cpu, name: str) -> None:
+    text = f"li a0, -1\n csrw {name}, a0\n csrr a1, {name}\n .word END"
+    assert run(without_c, text).why == "end"
+    assert without_c.hart.x[11] == (1 << 64) - 4
+
+
+def test_a_reservation_is_of_memory_not_of_an_address(cpu: Cpu, space: Space) -> None:
+    """SC fails where another frame is at the address by now, and succeeds by another address of the same memory."""
+    for page, frame in ((0x30000, 0x1000), (0x31000, 0x1000), (0x40000, 0x2000)):
+        space.map(page, DATA + frame, 0xC7)
+    cpu.write(DATA + 0x1000, bytes(0x2000))
+    space.map(0x50000, space.entry(0x40000), 0xC7)
+    text = """
+        lr.d t0, (s0); sc.d a0, s4, (s1)
+        lr.d t0, (s0); sc.d a1, s4, (s2)
+        lr.d t0, (s2); sd s5, 0(s3); sfence.vma; sc.d a2, s4, (s2)
+        ecall
+    """
+    entry = (DATA + 0x1008) >> 12 << 10 | 0xC7
+    at = 0x50000 + (space.entry(0x40000) & 0xFFF)
+    in_space(cpu, space, text, x8=0x30000, x9=0x31000, x18=0x40000, x19=at, x20=5, x21=entry)
+    assert cpu.x()[10:13] == [0, 1, 1]
+    assert cpu.read(DATA + 0x1000, 8) == (5).to_bytes(8, "little")
+    assert cpu.read(DATA + 0x2000, 8) == bytes(8)
 
 
 @pytest.mark.parametrize("handler", [CODE + 0x100, 0x4000_0000])

@@ -25,7 +25,22 @@ def host_time(hart: Hart) -> u64:
 @native
 def guest_time(hart: Hart) -> u64:
     """The value of mtime in ticks."""
-    return (host_time(hart) - at(Machine, hart.machine).time_base) // TICK
+    machine = at(Machine, hart.machine)
+    return (host_time(hart) - machine.time_base) // TICK + machine.mtime_offset
+
+
+@inline
+def hart_number(hart: Hart, number: u64) -> Hart:
+    return at(Hart, at(Machine, hart.machine).harts[number])
+
+
+@native
+def set_guest_time(hart: Hart, value: u64) -> None:
+    """Writes mtime. All harts' timers are about another time now."""
+    machine = at(Machine, hart.machine)
+    machine.mtime_offset += value - guest_time(hart)
+    for number in range(machine.hart_count):
+        raise_attention(hart_number(hart, number), ATTENTION_INTERRUPT)
 
 
 @native
@@ -46,11 +61,6 @@ def look_at_clock(hart: Hart) -> u64:
     hart.timers = timers
     hart.deadline = deadline
     return now
-
-
-@inline
-def hart_number(hart: Hart, number: u64) -> Hart:
-    return at(Hart, at(Machine, hart.machine).harts[number])
 
 
 @native
@@ -83,7 +93,7 @@ def aclint_read(hart: Hart, offset: u64, size: u64) -> u64:
 
 @native
 def aclint_write(hart: Hart, offset: u64, size: u64, value: u64) -> None:
-    """A store to the ACLINT. mtime belongs to the machine's clock: writes to it are dropped."""
+    """A store to the ACLINT; words and double words, others are refused."""
     machine = at(Machine, hart.machine)
     if size < 4:
         hart.pending = PENDING_TRAP
@@ -93,3 +103,5 @@ def aclint_write(hart: Hart, offset: u64, size: u64, value: u64) -> None:
         other = hart_number(hart, (offset - MTIMECMP_BASE) >> 3)
         other.mtimecmp = merge(other.mtimecmp, offset & 7, size, value)
         raise_attention(other, ATTENTION_INTERRUPT)
+    elif offset & ~7 == MTIME:
+        set_guest_time(hart, merge(guest_time(hart), offset & 7, size, value))

@@ -230,6 +230,11 @@ for _number, _name in ((0xF11, "mvendorid"), (0xF12, "marchid"), (0xF13, "mimpid
 field(0xF14, "mhartid", 0)
 field(0x301, "misa", 0)
 
+# triggers (debug specification 1.0, chapter 5): there are none, which software finds out by these
+for _number, _name in ((0x7A0, "tselect"), (0x7A1, "tdata1"), (0x7A2, "tdata2"), (0x7A3, "tdata3")):
+    value_of(_number, _name, 0)
+value_of(0x7A4, "tinfo", 1)
+
 # status
 
 MSTATUS_WRITABLE = SIE | MIE | SPIE | MPIE | SPP | MPP | FS | MPRV | SUM | MXR | TVM | TW | TSR
@@ -398,8 +403,28 @@ for _number, _name in (
     (0x143, "stval"),
 ):
     field(_number, _name)
-field(0x341, "mepc", ALL & ~1)
-field(0x141, "sepc", ALL & ~1)
+
+
+@inline
+def instruction_mask(hart: Hart) -> u64:
+    """Which bits an instruction's address can have: without the C extension bit 1 is 0, too (3.1.14)."""
+    return ~u64(1) if has_feature(hart, FEATURE_BIT["c"]) else ~u64(3)
+
+
+def exception_pc(number: int, name: str) -> None:
+    @inline
+    def read(hart: Hart) -> u64:
+        return getattr(hart, name)  # type: ignore[no-any-return]
+
+    @inline
+    def write(hart: Hart, value: u64) -> None:
+        setattr(hart, name, value & instruction_mask(hart))
+
+    describe(number, name, read, write)
+
+
+exception_pc(0x341, "mepc")
+exception_pc(0x141, "sepc")
 
 # environment configuration
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from ...native.lang import Table, at, i32, native, peek, ref, u8, u32, u64
 from ..description import Instruction
 from .compressed import compressed_targets, expansion_table
@@ -10,9 +12,10 @@ from .instructions import INSTRUCTIONS
 from .memory import machine_of
 from .state import CODE_PAGE_STRIDE, SINK, CodePage, Hart, Slot
 
-#: Handlers of an instruction, in order. Branches and jal: to another page, forward in the page, backward in the page.
-LONG, SHORT = 0, 1
-FAR, FORWARD, BACKWARD, SHORT_OFFSET = 0, 1, 2, 3
+#: Handlers of an instruction, in order. Branches and jal: to another page, forward in the page, backward in the page;
+#: the same for compressed ones; to no multiple of four without the C extension. jalr: one that looks for that.
+LONG, SHORT, CHECKED = 0, 1, 2
+FAR, FORWARD, BACKWARD, SHORT_OFFSET, MISALIGNED = 0, 1, 2, 3, 6
 
 FORMATS = ("raw", "imm12", "simm7", "bimm7", "uimm20", "jimm20", "shamt6", "shamt5")
 RAW, FORMAT_I, FORMAT_S, FORMAT_B, FORMAT_U, FORMAT_J, FORMAT_SHAMT6, FORMAT_SHAMT5 = range(8)
@@ -28,8 +31,19 @@ def is_relative(instruction: Instruction) -> bool:
     return instruction.result == "branch" or instruction.has("jimm20")
 
 
+def is_indirect(instruction: Instruction) -> bool:
+    """Whether it goes to an address in a register."""
+    return instruction.name == "jalr"
+
+
+def can_misalign(instruction: Instruction, target: int, features: Collection[str]) -> bool:
+    """Whether it may go to an address at which no instruction can be: 2 modulo 4 without the C extension (unprivileged
+    specification 2.5); ``target`` is where a branch or jal goes, as far as its low bits are concerned."""
+    return "c" not in features and (is_indirect(instruction) or (is_relative(instruction) and target & 2 != 0))
+
+
 def variants(instruction: Instruction) -> int:
-    return 6 if is_relative(instruction) else 2
+    return 7 if is_relative(instruction) else 3 if is_indirect(instruction) else 2
 
 
 ILLEGAL_INSTRUCTION = next(item for item in INSTRUCTIONS if item.name == "illegal")
@@ -53,6 +67,7 @@ BASE = Table(u32, tuple(HANDLER_BASE[i.name] for i in ROWS))
 FORMAT = Table(u8, tuple(format_of(i) for i in ROWS))
 FEATURE = Table(u8, tuple(FEATURE_BIT[i.extension] for i in ROWS))
 RELATIVE = Table(u8, tuple(int(is_relative(i)) for i in ROWS))
+INDIRECT = Table(u8, tuple(int(is_indirect(i)) for i in ROWS))
 WRITES_RD = Table(u8, tuple(int(i.result == "rd") for i in ROWS))
 EXPANSION = Table(u32, expansion_table())
 SHORT_TARGETS = compressed_targets()
@@ -96,9 +111,10 @@ def decode(hart: Hart, slot: Slot, insn: u32, pc: u64, local: bool) -> None:
     hart.count_decoded += 1
     word = insn
     short = insn & 3 != 3
+    compressed = (machine.features >> FEATURE_BIT["c"]) & 1 != 0
     if short:
         word = EXPANSION[((insn & 0xFFFF) >> 2) | ((insn & 3) << 14)]
-        if (machine.features >> FEATURE_BIT["c"]) & 1 == 0:
+        if not compressed:
             word = 0
     row = FIRST[(word >> 2) & 31]
     while word & MASK[row] != MATCH[row] or (machine.features >> FEATURE[row]) & 1 == 0:
@@ -114,11 +130,15 @@ def decode(hart: Hart, slot: Slot, insn: u32, pc: u64, local: bool) -> None:
     if RELATIVE[row] != 0:
         if short:
             handler += SHORT_OFFSET
-        if local and ((pc + u64(imm)) ^ pc) >> 12 == 0:
+        if not compressed and imm & 2 != 0:
+            handler += MISALIGNED
+        elif local and ((pc + u64(imm)) ^ pc) >> 12 == 0:
             handler += u32(FORWARD) if imm > 0 else u32(BACKWARD)
             imm = imm << 3
     elif short:
         handler += SHORT
+    elif not compressed and INDIRECT[row] != 0:
+        handler += CHECKED
     slot.rd = rd
     slot.rs1 = u8(word >> 15) & 31
     slot.rs2 = u8(word >> 20) & 31

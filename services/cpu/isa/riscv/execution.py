@@ -282,7 +282,7 @@ def locate(hart: Hart, pc: u64) -> u64:
         entry.tag = pc & ~OFFSET
         entry.addend = slots
     hart.bias = (pc & ~OFFSET) - (slots >> 3)
-    return slots + ((pc & OFFSET) << 3)
+    return slots + ((pc & (OFFSET - 1)) << 3)
 
 
 @native

@@ -34,19 +34,23 @@ from ...native.lang import IntType, PtrType
 from ..description import Instruction
 from .decoder import (
     BACKWARD,
+    CHECKED,
     FAR,
     FORWARD,
     HANDLER_BASE,
     HANDLER_COUNT,
+    MISALIGNED,
     RAW,
     SHORT_OFFSET,
     SHORT_TARGETS,
     format_of,
     instruction_bits,
+    is_indirect,
     is_relative,
 )  # fmt: skip
 from .execution import EXPORTS, at_breakpoint, attention, decode_slot, enter, go, single
 from .instructions import INSTRUCTIONS
+from .isa import FETCH_MISALIGNED
 from .memory import OFFSET, READ, WRITE, memory_locate, memory_read, memory_write
 from .state import EXIT_DRAIN, FETCH_ENTRIES, PENDING_EXIT, PENDING_TRAP, TLB_ENTRIES, Hart, Slot, Tlb
 
@@ -250,20 +254,23 @@ class Handler:
         pointer = b.pointer(self.locate(type_, address, WRITE), type_)
         return b.value(type_, f"atomicrmw {operation} ptr {pointer.ref}, {type_.ir} {value.ref} seq_cst")
 
+    def host_address(self, pointer: Value) -> Value:
+        return self.builder.value(U64, f"ptrtoint ptr {pointer.ref} to i64")
+
     def hook_load_reserved(self, type_: IntType, address: Value) -> Value:
         b = self.builder
         pointer = b.pointer(self.locate(type_, address, READ), type_)
         value = b.value(type_, f"load atomic {type_.ir}, ptr {pointer.ref} seq_cst, align {type_.size}")
-        self.set("reserved_address", address)
+        self.set("reserved_address", self.host_address(pointer))
         self.set("reserved_value", b.convert(value, U64))
         return value
 
     def hook_store_conditional(self, type_: IntType, address: Value, value: Value) -> Value:
         """Stores if memory still holds what LR saw (as QEMU does): ABA is not noticed, no other hart is ever
-        stopped."""
+        stopped. It is the same memory, by whatever address: a page may have another frame by now."""
         b = self.builder
         pointer = b.pointer(self.locate(type_, address, WRITE), type_)
-        valid = b.compare("==", self.get("reserved_address"), address)
+        valid = b.compare("==", self.get("reserved_address"), self.host_address(pointer))
         expected = b.convert(self.get("reserved_value"), type_)
         self.set("reserved_address", (1 << 64) - 1)
         result = b.variable(U64)
@@ -342,8 +349,11 @@ class Interpreter:
         builder.environment = handler
         return handler
 
-    def plain(self, instruction: Instruction, length: int, name: str) -> None:
-        """A handler that goes on behind the instruction or jumps; and its slow twin where it accesses memory."""
+    def plain(self, instruction: Instruction, length: int, name: str, *, checked: bool = False) -> None:
+        """A handler that goes on behind the instruction or jumps; and its slow twin where it accesses memory.
+
+        ``checked``: where it jumps to must be a multiple of four.
+        """
         for slow in (False, True):
             twin = f"{name}_slow"
             handler = self.handler(instruction=instruction, length=length, slow_twin="" if slow else f"@{twin}")
@@ -353,6 +363,14 @@ class Interpreter:
                 handler.set("retired", Value("%n", U64))
             result = handler.semantics()
             if not b.terminated:
+                if checked:
+                    assert handler.target is not None
+                    wrong = b.compare("!=", b.binary("&", handler.target, 2), 0)
+                    misaligned, on = b.fresh("misaligned"), b.fresh("on")
+                    b.branch(wrong, misaligned, on)
+                    b.block(misaligned)
+                    handler.hook_trap(FETCH_MISALIGNED, handler.target)
+                    b.block(on)
                 if result is not None and instruction.result in ("rd", "frd"):
                     b.store(handler.register(instruction.result), result)
                 if handler.target is not None and not instruction.system:
@@ -393,10 +411,12 @@ class Interpreter:
             b.block(passed)
             handler.dispatch(handler.advanced(SLOT * length // 2), handler.next_count().ref)
             b.block(taken)
-        elif result is not None:
+        elif result is not None and direction != MISALIGNED:
             b.store(handler.register("rd"), result)
         imm = b.convert(handler.slot_field("imm"), I64)
-        if direction == FAR:
+        if direction == MISALIGNED:
+            handler.hook_trap(FETCH_MISALIGNED, b.binary("+", handler.pc(), Value(imm.ref, U64)))
+        elif direction == FAR:
             handler.go_far(b.binary("+", handler.pc(), Value(imm.ref, U64)))
         else:
             ip = b.value(U64, f"getelementptr i8, ptr %ip, i64 {imm.ref}").ref
@@ -488,4 +508,10 @@ class Interpreter:
                     variant = 0 if length == 4 else 1
                     names[HANDLER_BASE[item.name] + variant] = handler_name(item, variant)
                     self.plain(item, length, handler_name(item, variant))
+            if is_relative(item):
+                names[HANDLER_BASE[item.name] + MISALIGNED] = handler_name(item, MISALIGNED)
+                self.relative(item, 4, MISALIGNED, handler_name(item, MISALIGNED))
+            elif is_indirect(item):
+                names[HANDLER_BASE[item.name] + CHECKED] = handler_name(item, CHECKED)
+                self.plain(item, 4, handler_name(item, CHECKED), checked=True)
         return self.module.text(), names

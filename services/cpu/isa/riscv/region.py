@@ -38,6 +38,7 @@ from .decoder import (
     ROWS,
     SHORT,
     SHORT_OFFSET,
+    can_misalign,
     format_of,
     is_relative,
 )  # fmt: skip
@@ -213,6 +214,8 @@ def form(
             step = step_at(page, offset)
             if step is None or not translatable(step.instruction) or not features.issuperset(step.extensions):
                 break
+            if can_misalign(step.instruction, step.target, features):
+                break  # the interpreter looks
             region.steps[offset] = step
             name = step.instruction.name
             if step.instruction.result == "branch":

@@ -249,6 +249,8 @@ class Machine(Record):
     poll: u64
     #: Host CLOCK_MONOTONIC nanoseconds at which guest time was 0 (grows while the machine is paused).
     time_base: u64
+    #: What mtime is ahead of guest time, in ticks modulo 2**64: software may write mtime.
+    mtime_offset: u64
     futex_number: u64
     plic: u64
     #: Bit number = Feature: extensions that are on.
@@ -344,7 +346,7 @@ class Hart(Record):
     timers: u64
     deadline: u64
     mtimecmp: u64
-    # reservation of LR
+    # reservation of LR: the host address, or all ones
     reserved_address: u64
     reserved_value: u64
     # the access that waits for Python

@@ -100,7 +100,7 @@ def return_from_machine(hart: Hart) -> u64:
     hart.mstatus = kept
     hart.privilege = u32(privilege)
     hart.changed = 1
-    return hart.mepc
+    return hart.mepc & ~1
 
 
 @native
@@ -113,4 +113,4 @@ def return_from_supervisor(hart: Hart) -> u64:
     hart.mstatus = kept
     hart.privilege = u32(SUPERVISOR) if status & SPP != 0 else u32(USER)
     hart.changed = 1
-    return hart.sepc
+    return hart.sepc & ~1
