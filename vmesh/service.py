@@ -123,6 +123,10 @@ class Service:
     def pause(self) -> None:
         """Begin nothing new."""
 
+    def halt(self) -> None:
+        """As `pause`, but at once, whoever is waited for."""
+        self.pause()
+
     def drain(self, updates: dict[str, int]) -> int:
         """Finish what is in flight; gives the sequence number of the last update sent (devices)."""
         return 0
@@ -375,7 +379,10 @@ class Runtime:
             case "health":
                 return self._health()
             case "pause":
-                service.pause()
+                if packet.pause.at_once:
+                    service.halt()
+                else:
+                    service.pause()
                 self.phase = lifecycle.SERVICE_PAUSED
             case "drain":
                 self._need(self.phase == lifecycle.SERVICE_PAUSED, "Drain", "Pause")

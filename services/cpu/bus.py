@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
 
+import zmq
+
 from vmesh import errors, wire
 from vmesh.loop import Loop
 from vmesh.v1 import bus_pb2 as messages
@@ -263,7 +265,7 @@ class Link:
     connection any more, the link says Hello again, learns from Welcome what was done, and sends the rest. `dial` makes
     a connection; a device that says nothing for `limit` seconds while something waits for it raises NoAnswer, and
     PeerTimeout if it is on another host: that says more of the network than of the device, and the guest is not to see
-    it. `complain` is told of what a device should not do.
+    it. While the machine `halts` nobody's patience ends. `complain` is told of what a device should not do.
     """
 
     def __init__(
@@ -274,6 +276,7 @@ class Link:
         ending: threading.Event,
         limit: float,
         complain: Callable[[str, str], None],
+        halts: Callable[[], bool] = lambda: False,
     ) -> None:
         self._dial = dial
         self.device = self._device = device
@@ -281,6 +284,7 @@ class Link:
         self._ending = ending
         self._limit = limit
         self._complain = complain
+        self._halts = halts
         self._epoch = 0
         self._done = 0  # sequence number of the last access acknowledged
         self._window = 1
@@ -427,6 +431,8 @@ class Link:
 
     def _nothing_came(self, since: float) -> None:
         now = time.monotonic()
+        if self._halts():
+            self._heard = now
         if now - max(self._heard, since) > self._limit:
             self._silent = True
             self._counters.timeouts += 1
@@ -472,8 +478,12 @@ class Link:
 
     def _rejoin(self) -> None:
         self._retry = time.monotonic() + PATIENCE
+        try:
+            peer = self._dial()
+        except zmq.ZMQError:  # no descriptors: tried again
+            return
         self._peer.abandon()
-        self._peer = self._dial()
+        self._peer = peer
         self._hello = self._peer.say_hello()
         self._counters.rejoins += 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -35,6 +36,8 @@ from .trace import Tracer
 
 #: Harts that connect to all devices before they run, which takes some milliseconds; others do when they need one.
 _CONNECTED = 8
+#: Between two looks whether all harts stand still, in seconds; one that comes to the gate is seen at once.
+STANDING_LOOK = 0.01
 
 
 class Gate:
@@ -46,15 +49,22 @@ class Gate:
         self._closed = closed
         self._parked = 0
         self._held: frozenset[int] = frozenset()
+        self._at_once = False
         self.ending = threading.Event()
 
     @property
     def closed(self) -> bool:
         return self._closed
 
-    def close(self) -> None:
+    @property
+    def halts(self) -> bool:
+        """Whether harts that wait for a device stand still, as if they were here."""
+        return self._closed and self._at_once
+
+    def close(self, *, at_once: bool = False) -> None:
         with self._condition:
             self._closed = True
+            self._at_once = at_once
 
     def open(self) -> None:
         with self._condition:
@@ -81,10 +91,15 @@ class Gate:
         self.hold(())
         self.open()
 
-    def wait_parked(self, timeout: float) -> bool:
-        """Waits until every hart is at the gate."""
+    def wait_parked(self, timeout: float, elsewhere: Callable[[], int] = lambda: 0) -> bool:
+        """Waits until every hart is at the gate, or stands still ``elsewhere``, which gives how many do."""
+        deadline = time.monotonic() + timeout
         with self._condition:
-            return self._condition.wait_for(lambda: self._parked == self._harts, timeout)
+            while self._parked + elsewhere() < self._harts:
+                if time.monotonic() > deadline:
+                    return False
+                self._condition.wait(STANDING_LOOK)
+            return True
 
     def park(self, hart: int) -> None:
         """A hart waits here until the gate opens for it."""
@@ -104,7 +119,8 @@ class Gate:
 class HartThread(threading.Thread):
     """Runs hart ``number`` of a machine with ``devices``, by their numbers. ``connect`` makes its link to one, given
     the eventfd that ends its waits; ``report`` tells the service, ``stopped`` that the hart has stopped for the
-    debugger, and ``unmapped``, which gives what an access to nothing reads, or None: all from this thread."""
+    debugger, ``stumbled`` that it has stopped for what nobody foresaw, and ``unmapped``, which gives what an access to
+    nothing reads, or None: all from this thread."""
 
     def __init__(
         self,
@@ -116,6 +132,7 @@ class HartThread(threading.Thread):
         unmapped: Callable[[int, int, int, bool], int | None],
         report: Callable[[str], None],
         stopped: Callable[[], None],
+        stumbled: Callable[[str], None],
         regions: Regions | None,
         devices: Sequence[int],
         tracer: Tracer,
@@ -132,6 +149,7 @@ class HartThread(threading.Thread):
         self._unmapped = unmapped
         self._report = report
         self._stopped = stopped
+        self._stumbled = stumbled
         self._regions = regions
         self._devices = devices
         self._tracer = tracer
@@ -152,46 +170,62 @@ class HartThread(threading.Thread):
     def run(self) -> None:
         try:
             if self._number < _CONNECTED:
-                for device in self._devices:
-                    with self._waiting_for(device):
-                        self._link(device).connect()
+                self._carry_out(self._connect_all)
             while not self._gate.ending.is_set():
-                if self._gate.bars(self._number) and self._hart.access_state == ACCESS_NONE:
-                    self._hart.left_at = 0
-                    self._drain()
-                    self._gate.park(self._number)
-                    continue
-                reason = self._harts.run(self._number)
-                if self._hart.debug_reason != DEBUG_NONE:
-                    self._gate.close_behind(self._number)
-                    self._harts.stop()
-                    self._stopped()
-                if reason == EXIT_ACCESS:
-                    self._access()
-                elif reason == EXIT_PAGE:
-                    self._wait_for_page()
-                elif reason == EXIT_REGIONS and self._regions is not None:
-                    self._regions.serve(self._number)
-                elif reason == EXIT_DRAIN:
-                    self._drain()
-                elif reason in (EXIT_FLUSH, EXIT_STOP):
-                    self._flush()
-                    for device, link in self._links.items():
-                        with self._waiting_for(device):
-                            link.look()
-        except Ending:
-            pass
-        except errors.LifelineEnded:
+                self._carry_out(self._turn)
+        except (Ending, errors.LifelineEnded):
             pass
         except errors.VmeshError as error:
             self._report(f"hart {self._number} stopped: {error}")
-        except Exception as error:  # whatever ends a hart must be heard of: nobody joins its thread
-            self._report(f"hart {self._number} stopped: {type(error).__name__}: {error}")
         finally:
             for link in self._links.values():
                 link.close()
             self.pages.close()
             self._gate.leave()
+
+    def _carry_out(self, part: Callable[[], None]) -> None:
+        """The boundary: what nobody foresaw stops the machine. This hart is between two instructions then, and tries
+        the same again when it is let go of."""
+        try:
+            part()
+        except (Ending, errors.VmeshError):
+            raise
+        except Exception as error:
+            self._gate.close_behind(self._number)
+            self._harts.stop()
+            self._stumbled(f"hart {self._number} cannot go on: {errors.said(error)}")
+            self._gate.park(self._number)
+
+    def _connect_all(self) -> None:
+        for device in self._devices:
+            with self._waiting_for(device):
+                self._link(device).connect()
+
+    def _turn(self) -> None:
+        """To the gate, or into native code once."""
+        if self._gate.bars(self._number) and self._hart.access_state == ACCESS_NONE:
+            self._hart.left_at = 0
+            self._drain()
+            self._gate.park(self._number)
+            return
+        reason = self._harts.run(self._number)
+        if self._hart.debug_reason != DEBUG_NONE:
+            self._gate.close_behind(self._number)
+            self._harts.stop()
+            self._stopped()
+        if reason == EXIT_ACCESS:
+            self._access()
+        elif reason == EXIT_PAGE:
+            self._wait_for_page()
+        elif reason == EXIT_REGIONS and self._regions is not None:
+            self._regions.serve(self._number)
+        elif reason == EXIT_DRAIN:
+            self._drain()
+        elif reason in (EXIT_FLUSH, EXIT_STOP):
+            self._flush()
+            for device, link in self._links.items():
+                with self._waiting_for(device):
+                    link.look()
 
     def _link(self, device: int) -> Link:
         link = self._links.get(device)
@@ -203,9 +237,11 @@ class HartThread(threading.Thread):
     def _waiting_for(self, device: int) -> Iterator[None]:
         """For what may wait for a device; one that does not answer has been complained of, and the hart goes on."""
         self.waits_for = str(device)
-        with suppress(NoAnswer):
-            yield
-        self.waits_for = ""
+        try:
+            with suppress(NoAnswer):
+                yield
+        finally:
+            self.waits_for = ""
 
     def _take_ring(self) -> dict[int, list[messages.Access]]:
         """The posted writes of the ring by device, in program order."""
@@ -218,6 +254,8 @@ class HartThread(threading.Thread):
                 region=entry.region, offset=entry.offset, size=entry.size, write=True, value=entry.value
             )
             posted.setdefault(entry.device, []).append(access)
+        for device in posted:
+            self._link(device)  # if there can be none now, they stay in the ring
         hart.ring_count = 0
         return posted
 
@@ -279,7 +317,7 @@ class HartThread(threading.Thread):
         access = messages.Access(
             region=hart.access_region, offset=hart.access_offset, size=hart.access_size, write=write, value=value
         )
-        hart.access_state = ACCESS_FAILED
+        state = ACCESS_FAILED
         with self._waiting_for(number):
             link = self._link(number)
             began, sequence = now_ns(), link.next_sequence + len(before)
@@ -292,6 +330,7 @@ class HartThread(threading.Thread):
                 )
             if not answer.bus_error:
                 hart.access_value = answer.value
-                hart.access_state = ACCESS_DONE
-        if hart.access_state == ACCESS_FAILED:
+                state = ACCESS_DONE
+        hart.access_state = state
+        if state == ACCESS_FAILED:
             self.counters.faults += 1

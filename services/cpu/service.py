@@ -138,6 +138,7 @@ class Cpu(Service):
                 self._unmapped,
                 partial(self._call, self._hart_failed),
                 partial(self._call, self._hart_stopped, number),
+                partial(self._call, self._hart_stumbled),
                 self._regions,
                 tuple(self._devices),
                 self._tracer,
@@ -208,6 +209,15 @@ class Cpu(Service):
             )
         self._debugger.cancel()
         self._ordered = False
+
+    def halt(self) -> None:
+        """As `pause`, but harts that wait for a device stand still there. Nothing is drained."""
+        if not self._paused_at:
+            self._paused_at = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        self._gate.close(at_once=True)
+        self._call_out()
+        if not self._gate.wait_parked(PAUSE_LIMIT, lambda: sum(bool(each.waits_for) for each in self._threads)):
+            raise errors.VmeshError(f"a hart did not stop within {PAUSE_LIMIT:g} s")
 
     def _throttle(self, percent: int) -> Message:
         if percent > MAX_THROTTLE:
@@ -510,7 +520,9 @@ class Cpu(Service):
             heed_loss=True,
         )
         complain = partial(self._call, self._complain, target.name)
-        return Link(connection, target, counters, self._gate.ending, self._plan.bus_limit, complain)
+        return Link(
+            connection, target, counters, self._gate.ending, self._plan.bus_limit, complain, lambda: self._gate.halts
+        )
 
     def _call(self, function: Callable[..., None], *args: object) -> None:
         self._calls.call(partial(function, *args))
@@ -534,6 +546,10 @@ class Cpu(Service):
     def _hart_failed(self, reason: str) -> None:
         fault = common_pb2.Fault(service=self._runtime.name, reason=reason)
         self._runtime.notify(common_pb2.SEVERITY_ERROR, reason, fault)
+
+    def _hart_stumbled(self, reason: str) -> None:
+        """A hart stands, and so do all: the monitor pauses the machine."""
+        self._runtime.notify(common_pb2.SEVERITY_ERROR, reason, common_pb2.Fault(reason=reason, stops=True))
 
     def _bus_counters(self) -> cpu_pb2.BusCounters:
         counters = cpu_pb2.BusCounters()

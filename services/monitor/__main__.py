@@ -23,7 +23,7 @@ from services.monitor.gdb.server import GdbServer
 from services.monitor.keeper import Keeper, command_argument, console_argument
 from services.monitor.migration import IncomingOptions
 from services.monitor.output import Output
-from services.monitor.supervisor import Settings, Supervisor
+from services.monitor.supervisor import Actions, Settings, Supervisor
 from vmesh import addresses
 from vmesh.errors import ConfigError, VmeshError
 from vmesh.log import Log
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     phase = _phases(log, arguments.began, show=arguments.startup)
     phase("monitor up")
     settings = Settings(
-        reboot=not arguments.no_reboot,
+        actions=Actions(**{"reboot": "shutdown" if arguments.no_reboot else "reset", **dict(arguments.action)}),
         health_interval=arguments.health_interval,
         health_limit=arguments.health_limit,
         start_limit=arguments.start_limit,
@@ -192,6 +192,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     add("--gateway", type=_remote, metavar="tcp:HOST:PORT,tls-creds=DIR", help="another door, by mutual TLS")
     add("--metrics", type=_port, metavar="HOST:PORT", help="answer Prometheus over HTTP, on the loopback interface")
+    add("--action", type=_action, action="append", default=[], metavar="EVENT=ACTION", help="as -action of vmesh run")
     add("--no-reboot", action="store_true", help="end when the guest asks for a reset")
     add("--health-interval", type=float, default=1.0, metavar="SECONDS", help="between two looks at a service")
     add("--health-limit", type=float, default=10.0, metavar="SECONDS", help="without an answer: it hangs")
@@ -209,6 +210,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--lock", type=int, default=-1, metavar="FD", help="the machine directory's lock, held already")
     add("--report", type=int, metavar="FD", help="a pipe that gets the failure, if any, that ended the machine")
     return parser.parse_args(argv)
+
+
+def _action(text: str) -> tuple[str, str]:
+    event, _, action = text.partition("=")
+    return event, action
 
 
 def _remote(text: str) -> Remote:

@@ -26,10 +26,12 @@ Done = Callable[[object], None]
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """An operation whose result is the answer; exclusive if it must have the machine for itself."""
+    """An operation whose result is the answer; exclusive if it must have the machine for itself. `mends`: it may be
+    carried out while a device is broken."""
 
     parts: Parts
     exclusive: bool = False
+    mends: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,8 @@ class Control:
             done(answer)
             return
         result: list[object] = []
-        future = self.supervisor.submit(self._operation(answer.parts, result), exclusive=answer.exclusive)
+        operation = self._operation(answer.parts, result)
+        future = self.supervisor.submit(operation, exclusive=answer.exclusive, mends=answer.mends)
         future.add_done_callback(lambda future: done(_outcome(future) or result[0]))
 
     def _operation(self, parts: Parts, result: list[object]) -> Operation:

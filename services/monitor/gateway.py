@@ -110,11 +110,11 @@ class _Machine(MachineServicer):
             refuse(context, grpc.StatusCode.UNAVAILABLE, str(error))
 
     def Pause(self, request: gateway_pb2.PauseRequest, context: grpc.ServicerContext) -> gateway_pb2.PauseReply:
-        self._do(operations.pause(self._supervisor.board), context)
+        self._do(self._supervisor.pause(), context, mends=True)
         return gateway_pb2.PauseReply()
 
     def Resume(self, request: gateway_pb2.ResumeRequest, context: grpc.ServicerContext) -> gateway_pb2.ResumeReply:
-        self._do(self._supervisor.resume(), context)
+        self._do(self._supervisor.resume(), context, mends=True)
         return gateway_pb2.ResumeReply()
 
     def Reset(self, request: gateway_pb2.ResetMachineRequest, context: grpc.ServicerContext) -> gateway_pb2.ResetReply:
@@ -162,7 +162,8 @@ class _Machine(MachineServicer):
         self, request: gateway_pb2.SwapDeviceRequest, context: grpc.ServicerContext
     ) -> gateway_pb2.SwapDeviceReply:
         reply = gateway_pb2.SwapDeviceReply()
-        self._do(swap(self._supervisor, request.name, request.command, request.directory, reply), context)
+        operation = swap(self._supervisor, request.name, request.command, request.directory, reply)
+        self._do(operation, context, mends=True)
         return reply
 
     def Migrate(self, request: gateway_pb2.MigrateRequest, context: grpc.ServicerContext) -> gateway_pb2.MigrateReply:
@@ -247,9 +248,11 @@ class _Machine(MachineServicer):
         self._do(hotplug.remove(self._supervisor, request.name), context)
         return gateway_pb2.RemoveDeviceReply()
 
-    def _do(self, operation: Operation, context: grpc.ServicerContext, *, exclusive: bool = True) -> None:
+    def _do(
+        self, operation: Operation, context: grpc.ServicerContext, *, exclusive: bool = True, mends: bool = False
+    ) -> None:
         """Carry out an operation; its error becomes the status of the call."""
-        _result(self._supervisor.submit(operation, exclusive=exclusive), context)
+        _result(self._supervisor.submit(operation, exclusive=exclusive, mends=mends), context)
 
 
 def _result(future: Future[Found], context: grpc.ServicerContext, limit: float = _CALL_LIMIT) -> Found:

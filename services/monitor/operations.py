@@ -8,7 +8,7 @@ Whatever fails in an operation, foreseen or not, what it has begun is undone: `u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -205,6 +205,16 @@ def stop(board: Board) -> Operation:
     """Stop the harts, then the devices, and drain the bus. What has stopped stays so if a part fails."""
     yield from quiesce(board)
     yield health(board)
+
+
+def halt(board: Board, missing: Set[str]) -> Operation:
+    """Stop without the devices `missing`, which are gone: harts that wait for them stand still as they are, and nothing
+    is drained."""
+    there = [name for name in board.devices if name not in missing]
+    if board.cpu:
+        yield [Request(board.cpu, lifecycle_pb2.Pause(at_once=True))]
+    yield [Request(name, lifecycle_pb2.Pause()) for name in there]
+    yield [Request(name, lifecycle_pb2.Health()) for name in (*there, board.memory, board.cpu) if name]
 
 
 def quiesce(

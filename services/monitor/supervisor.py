@@ -72,11 +72,21 @@ class StateError(Exception):
     """The machine is in no state for what was asked; the message is one line for people."""
 
 
+@dataclass(slots=True)
+class Actions:
+    """What follows when the guest resets or powers off, in QEMU's words (qapi/run-state.json, set-action), or when a
+    device does not come back or a hart cannot go on."""
+
+    reboot: str = "reset"  # or "shutdown"
+    shutdown: str = "poweroff"  # or "pause"
+    failure: str = "pause"  # or "exit-failure"
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How the machine is to be run; times in seconds."""
 
-    reboot: bool = True
+    actions: Actions = field(default_factory=Actions)
     health_interval: float = 1.0
     health_limit: float = 10.0
     start_limit: float = 60.0
@@ -84,12 +94,13 @@ class Settings:
     incoming: IncomingOptions = field(default_factory=IncomingOptions)
 
 
-@dataclass(slots=True)
-class Actions:
-    """What follows when the guest resets or powers off, in QEMU's words (qapi/run-state.json, set-action)."""
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Why the machine was stopped, though nobody asked for it, as QEMU's RunState and as one line; whether it ran."""
 
-    reboot: str = "reset"  # or "shutdown"
-    shutdown: str = "poweroff"  # or "pause"
+    run_state: str
+    why: str
+    ran: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +131,7 @@ class Service:
     was_ready: bool = False  # in this life or one before
     on_trial: bool = False  # it has yet to show that it can take its place: if it ends, the machine does not
     leaving: bool = False  # it was taken off the board
+    broken: bool = False  # it died too often, and has no next life before it is mended
     successor: Successor | None = None  # what to start when this life ends, as it was asked to
     deaths: deque[float] = field(default_factory=lambda: deque(maxlen=DEATHS))  # when it died last
 
@@ -135,6 +147,7 @@ class _Run:
     operation: Operation
     future: Future[None]
     exclusive: bool
+    mends: bool = False
     begun: bool = False
     requests: Sequence[Request] = ()
     answers: list[Packet] = field(default_factory=list)
@@ -164,7 +177,8 @@ class Supervisor:
         self.board = _board(commands)
         self.services: dict[str, Service] = {}
         self.events = EventHub()
-        self.actions = Actions(reboot="reset" if settings.reboot else "shutdown")
+        self.actions = settings.actions
+        self.stop: Stop | None = None
         self.warnings = Warnings(self.events, log)
         self.loop = Loop()
         self.loop.failed = self._unforeseen
@@ -271,12 +285,13 @@ class Supervisor:
                 end()
         return self._exit_status
 
-    def submit(self, operation: Operation, *, exclusive: bool) -> Future[None]:
-        """From any thread: carry out an operation. Exclusive ones follow each other, once the machine has started.
+    def submit(self, operation: Operation, *, exclusive: bool, mends: bool = False) -> Future[None]:
+        """From any thread: carry out an operation. Exclusive ones follow each other, once the machine has started;
+        while a device is broken only those that may mend it are begun.
 
         The future fails with RequestError or StateError.
         """
-        run = _Run(operation, Future(), exclusive)
+        run = _Run(operation, Future(), exclusive, mends)
         self.call(lambda: self._begin(run))
         return run.future
 
@@ -337,6 +352,15 @@ class Supervisor:
     def paused(self) -> bool:
         return self.state == gateway_pb2.MACHINE_PAUSED
 
+    def pause(self) -> Operation:
+        """The pause operation. A machine that was stopped already does not go on when it is mended."""
+        if self.stop is not None:
+            self.stop = replace(self.stop, ran=False)
+        if self.broken:
+            yield []
+        else:
+            yield from operations.pause(self.board)
+
     def reset(self, *, reason: str = "host-qmp-system-reset", run: bool = False) -> Operation:
         """The reset operation: a machine that is paused when it begins stays so, unless it is to `run`.
 
@@ -345,7 +369,7 @@ class Supervisor:
         if refused := self.migration.memory_refusal() or self.migration.pages_refusal():
             raise RequestError(refused, callers_fault=True)
         yield from operations.reset(self.board, stay_paused=self.paused and not run)
-        self.powered_off = False
+        self.powered_off, self.stop = False, None
         self.events.publish("RESET", {"guest": reason.startswith("guest-"), "reason": reason})
 
     def resume(self) -> Operation:
@@ -356,7 +380,9 @@ class Supervisor:
             raise RequestError("the guest has asked for a reset, which waits for its pages", callers_fault=True)
         if self.powered_off:
             raise RequestError("Resetting the Virtual Machine is required", callers_fault=True)
+        yield from self._mend()
         yield from operations.resume(self.board)
+        self.mended()
         self.migration.resumed()
 
     @property
@@ -368,6 +394,8 @@ class Supervisor:
             return "shutdown"
         if self.state == gateway_pb2.MACHINE_RUNNING:
             return "running"
+        if self.stop is not None:
+            return self.stop.run_state
         return "paused" if self.launched else "prelaunch"
 
     def mirror_warnings(self, on: bool) -> None:
@@ -385,7 +413,7 @@ class Supervisor:
             name=self.machine.name,
             state=self.state,
             uptime_seconds=self.uptime,
-            last_error=self.failure,
+            last_error=self.failure or (self.stop.why if self.stop else ""),
             run_state=self.run_state,
             warnings=self.warnings.lines,
         )
@@ -501,22 +529,25 @@ class Supervisor:
             case "power_off" if self.actions.shutdown == "pause":
                 self.powered_off = True
                 self.events.publish("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"})
-                self.submit(operations.pause(self.board), exclusive=True)
+                self.submit(self.pause(), exclusive=True)
             case "power_off":
                 self.end(min(notice.power_off.exit_code, 255), reason="guest-shutdown")
             case "reset_request" if self.actions.reboot == "shutdown":
                 self.end(0, reason="guest-reset")
             case "reset_request" if self.migration.pages_refusal():
                 self._reset_at_last = True
-                self.submit(operations.pause(self.board), exclusive=True)
+                self.submit(self.pause(), exclusive=True)
             case "reset_request":
                 self.submit(self.reset(reason="guest-reset"), exclusive=True).add_done_callback(self._reset_done)
             case "stop_request":
                 self.end(0, reason="host-signal")
             case "fault":
                 about = notice.fault.service or name
-                reason = one_line(notice.fault.reason or notice.text)
-                self.end(1, f"service '{one_line(about)}': {reason}")
+                text = f"service '{one_line(about)}': {one_line(notice.fault.reason or notice.text)}"
+                if notice.fault.stops:
+                    self._stop_for(name, text, "internal-error")
+                else:
+                    self.end(1, text)
 
     def pages_came(self) -> None:
         """All of the guest's memory is here."""
@@ -554,6 +585,8 @@ class Supervisor:
             self._shut_down()
         elif service.leaving:
             self._remove(service)
+        elif service.broken:
+            pass
         elif service.successor is not None:
             self._succeed(service)
         elif service.on_trial:
@@ -584,13 +617,81 @@ class Supervisor:
         self._loop.stop()
 
     def _fail(self, service: Service, how: str) -> None:
-        """The machine ends because of `service`: one line that says which, how, and what it said last."""
+        """The machine ends because of `service`."""
+        service.last_error = how
+        self.end(1, self._described(service, how))
+
+    def _described(self, service: Service, how: str) -> str:
+        """One line that says which service, how it has ended, and what it said last."""
         name = service.command.name
         text = f"service '{name}' {how}" if self.attached else f"service '{name}' (pid {service.child.pid}) {how}"
-        if last := self._output.last_line(name):
-            text += f"; its last words: {last}"
-        service.last_error = how
-        self.end(1, text)
+        last = self._output.last_line(name)
+        return f"{text}; its last words: {last}" if last else text
+
+    # Stopped, to be mended
+
+    @property
+    def broken(self) -> list[Service]:
+        """The devices that have died too often, and are not there before they are mended."""
+        return [service for service in self.services.values() if service.broken]
+
+    def _break(self, service: Service, how: str) -> None:
+        """A device does not come back: the machine stops, as QEMU does with werror=stop, until somebody lets it go on,
+        which starts the device's next life, or puts another program in its place."""
+        text = self._described(service, how)
+        if self.state in (gateway_pb2.MACHINE_STARTING, gateway_pb2.MACHINE_ENDING):
+            self._fail(service, how)
+            return
+        service.state, service.last_error, service.broken = "dead", how, True
+        for run in [run for run in self._runs if self._waits_for(run, service)]:
+            self._advance(run, RequestError(text))
+        self._stop_for(service.command.name, text, "io-error")
+
+    def _stop_for(self, name: str, why: str, run_state: str) -> None:
+        """The machine stops because of a service, or ends, if that is what was asked for."""
+        stops = self.actions.failure == "pause"
+        told = {"service": name, "reason": why, "action": "stop" if stops else "exit"}
+        self.events.publish("__org.vmesh_SERVICE_FAILED", told)
+        if not stops:
+            self.end(1, why)
+            return
+        self.warnings.warn(name, f"{why}; `vmesh resume` tries again, `vmesh swap` puts another program in its place")
+        if self.stop is None:
+            self.stop = Stop(run_state, why, ran=self.state == gateway_pb2.MACHINE_RUNNING)
+        self.submit(self._halt(), exclusive=True, mends=True)
+
+    def _halt(self) -> Operation:
+        return operations.halt(self.board, {service.command.name for service in self.broken})
+
+    def _mend(self) -> Operation:
+        """Give each broken device a next life; its deaths are counted afresh. RequestError if one is not there then."""
+        names = [service.command.name for service in self.broken]
+        for service in self.broken:
+            service.broken = False
+            service.deaths.clear()
+            self._start_life(service, "is mended")
+        if names:
+            yield [Request(name, lifecycle_pb2.Health()) for name in names]
+
+    def mended(self) -> None:
+        """What the machine was stopped for is no more, if it is."""
+        if not self.broken:
+            self.stop = None
+
+    def goes_on_when_mended(self) -> bool:
+        """Whether a machine that stands still does so only for what has just been mended."""
+        return self.stop is not None and self.stop.ran and not self.broken
+
+    def put_back(self, name: str, command: ServiceCommand) -> None:
+        """What was to mend a broken device has not: it is as broken as before, and `command` is its program again."""
+        service = self.services[name]
+        service.command, service.on_trial, service.broken, service.successor = command, False, True, None
+        service.state = "dead"
+        if service.alive:
+            _kill(service)
+
+    def _waits_for(self, run: _Run, service: Service) -> bool:
+        return any(run.requests[place].service == service.command.name for place in run.open)
 
     # A device's next life
 
@@ -611,7 +712,7 @@ class Supervisor:
         now = time.monotonic()
         service.deaths.append(now)
         if len(service.deaths) == DEATHS and now - service.deaths[0] < DEATHS_SECONDS:
-            self._fail(service, f"{how}, for the {DEATHS}th time within {DEATHS_SECONDS:g} s")
+            self._break(service, f"{how}, for the {DEATHS}th time within {DEATHS_SECONDS:g} s")
             return
         service.last_error = how
         self._start_life(service, how)
@@ -636,7 +737,7 @@ class Supervisor:
             self._remove(service) if service.leaving else self._failed_trial(service, failure)
             return
         if child is None:
-            self._fail(service, f"cannot be started again: {failure}")
+            self._break(service, f"cannot be started again: {failure}")
             self._maybe_ended()
             return
         service.child, service.alive = child, True
@@ -652,6 +753,7 @@ class Supervisor:
             "__org.vmesh_SERVICE_RESTARTED",
             {"service": service.command.name, "epoch": service.epoch, "reason": service.last_error},
         )
+        self.warnings.end(service.command.name)
         for run in list(self._runs):
             for place, (link, _) in list(run.open.items()):
                 if run.requests[place].service == service.command.name and link is not service.link:
@@ -666,7 +768,8 @@ class Supervisor:
         On trial, the end of the new process fails what it was asked (RequestError), and no next life follows it.
         """
         service = self.services[name]
-        service.successor, service.on_trial = successor, on_trial
+        service.successor, service.on_trial, service.broken = successor, on_trial, False
+        service.deaths.clear()
         if service.alive:
             _kill(service)
         elif service.state == "dead":
@@ -737,7 +840,8 @@ class Supervisor:
         try:
             service.successor.prepare()
         except OSError as error:
-            self._fail(service, f"cannot be started again: {error}")
+            service.successor = None
+            self._break(service, f"cannot be started again: {error}")
             return
         service.command, service.successor = service.successor.command, None
         self._output.forget(service.command.name)
@@ -753,7 +857,7 @@ class Supervisor:
         name = service.command.name
         service.state, service.last_error = "dead", how
         error = RequestError(": ".join(filter(None, (how, self.last_words(name)))))
-        for run in [run for run in self._runs if any(run.requests[place].service == name for place in run.open)]:
+        for run in [run for run in self._runs if self._waits_for(run, service)]:
             self._advance(run, error)
 
     # Time
@@ -794,7 +898,8 @@ class Supervisor:
             names = [run.requests[place].service for place in run.open]
             self._advance(run, RequestError(f"no answer from {', '.join(names)} for {self._settings.health_limit:g} s"))
         # The cpu waits for all others to start: it is the last to blame.
-        for service in sorted(self.services.values(), key=lambda each: each.command.name == self.board.cpu):
+        there = [service for service in self.services.values() if not service.broken]
+        for service in sorted(there, key=lambda each: each.command.name == self.board.cpu):
             if self.attached:
                 limit = self._settings.absence_limit if service.was_ready else self._settings.start_limit
                 if not service.ready and now - service.began > limit:
@@ -854,10 +959,16 @@ class Supervisor:
     def _next_exclusive(self) -> None:
         if self.state == gateway_pb2.MACHINE_STARTING or any(run.exclusive for run in self._runs):
             return
-        if not all(service.ready for service in self.services.values()):
+        if not all(service.ready or service.broken for service in self.services.values()):
             return  # a device comes back first
-        if self._waiting:
-            self._runs.append(run := self._waiting.popleft())
+        if not self._waiting:
+            return
+        run = self._waiting.popleft()
+        if self.broken and not run.mends:
+            why = self.stop.why if self.stop else "a device is broken"
+            self._finish(run, StateError(f"the machine is stopped: {why}; `vmesh resume` or `vmesh swap` comes first"))
+        else:
+            self._runs.append(run)
             self._advance(run, None)
 
     def _advance(self, run: _Run, error: RequestError | None) -> None:
@@ -893,7 +1004,7 @@ class Supervisor:
             how = ": ".join(filter(None, (service.last_error, self.last_words(request.service))))
             self._advance(run, RequestError(f"it has ended: {how}"))
             return False
-        comes = service.was_ready or service.on_trial
+        comes = (service.was_ready or service.on_trial) and not service.broken
         if comes and not service.ready and service.command.name in self.board.devices:
             run.open[place] = (None, 0)  # asked when it is back
             return True

@@ -4,6 +4,7 @@ The machine is paused and drained, so that nothing is under way. The device's pr
 started as its next life, which finds the state in the slot as after a kill. It must answer, take the state of its
 predecessor, and give it back. If it does not, the former program is started again on the slot that it had left: to the
 guest both ways are a pause. Two processes are never there at once, since they may need the same disk or interface.
+A device that has died too often, for which the machine was stopped, is mended so, too.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from services.monitor.output import one_line
 from services.monitor.supervisor import Successor, Supervisor
 from vmesh.errors import said
 from vmesh.spawn import ServiceCommand
-from vmesh.v1 import gateway_pb2, lifecycle_pb2
+from vmesh.v1 import gateway_pb2, lifecycle_pb2, memory_pb2
 from vmesh.v1.packet_pb2 import Packet
 
 _BY_HAND = "services.external"
@@ -41,6 +42,9 @@ def swap(
     RequestError if it cannot take it; the former one goes on then.
     """
     former = _check(supervisor, name, command, directory)
+    if supervisor.services[name].broken:
+        yield from _mend(supervisor, former, _external(former, command, directory), reply)
+        return
     board, stay_paused = supervisor.board, supervisor.paused
     began = time.monotonic()
     slot = supervisor.machine.path / f"{name}.slot"
@@ -73,6 +77,48 @@ def swap(
         left.unlink()
     yield from operations.resume_unless(stay_paused, board)
     reply.kind, reply.state_type, reply.former_version, reply.version = kind, saved.type, saved.version, version
+    reply.epoch = supervisor.services[name].epoch
+    reply.pause_seconds = time.monotonic() - began
+
+
+def _mend(
+    supervisor: Supervisor, former: ServiceCommand, new: ServiceCommand, reply: gateway_pb2.SwapDeviceReply
+) -> Operation:
+    """As `swap`, for a device that is not there any more: its state is in the slot, and nowhere else."""
+    board, name, began = supervisor.board, former.name, time.monotonic()
+    slot = supervisor.machine.path / f"{name}.slot"
+    left = slot.with_suffix(".former")
+    (packet,) = yield [Request(board.memory, memory_pb2.MapRequest())]
+    (was,) = [each for each in packet.address_map.devices if each.name == name]
+    _copy(slot, left)
+    supervisor.put_in_place(name, Successor(new, prepare=lambda: None), on_trial=True)
+    try:
+        (packet,) = yield [Request(name, lifecycle_pb2.Health())]
+        kind = packet.health_report.kind
+        *_, packet = yield [
+            Request(name, each()) for each in (lifecycle_pb2.Pause, lifecycle_pb2.Drain, lifecycle_pb2.Save)
+        ]
+        state = packet.service_state
+        if (kind, state.type) != (was.kind, was.state_type):
+            raise RequestError(f"it is {_described(kind, state)}")
+    except Exception as failure:
+        error = failure if isinstance(failure, RequestError) else said(failure)
+        supervisor.put_back(name, former)
+        os.replace(left, slot)
+        text = f"the program cannot take the place of {name} ({was.kind}, state {was.state_type}), which has died"
+        raise RequestError(f"{text}: {error}", callers_fault=True) from None
+    supervisor.accept(name)
+    with suppress(OSError):
+        left.unlink()
+    stay_paused = not supervisor.goes_on_when_mended()
+    yield from operations.resume_unless(stay_paused, board)
+    supervisor.mended()
+    reply.kind, reply.state_type, reply.former_version, reply.version = (
+        kind,
+        state.type,
+        was.state_version,
+        state.version,
+    )
     reply.epoch = supervisor.services[name].epoch
     reply.pause_seconds = time.monotonic() - began
 

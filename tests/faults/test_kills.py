@@ -12,8 +12,9 @@ from contextlib import suppress
 
 import pytest
 
-from tests.faults.conftest import Rig
+from tests.faults.conftest import DEADLINE, Rig
 from tests.waiting import wait_for
+from vmesh.client import GatewayError, MachineClient
 from vmesh.spawn import python
 
 SERVICES = ("memory", "cpu")  # nothing goes on without these
@@ -53,12 +54,43 @@ def test_device_killed_is_started_again(rig: Rig, paused: bool) -> None:
     rig.wait_clean()
 
 
-def test_device_that_dies_again_and_again_ends_the_machine(rig: Rig) -> None:
-    launcher = rig.start()
-    rig.wait_running()
-    for epoch in range(1, 6):
+def kill_again_and_again(rig: Rig, first: int = 1) -> None:
+    for epoch in range(first, first + 5):
         rig.wait_life("test", epoch)
         rig.order("test", "say \x1b[2Jthe disk is on fire\nexit 7")
+
+
+def test_device_that_dies_again_and_again_stops_the_machine(rig: Rig) -> None:
+    """Which goes on when it is told to, with as many deaths to spend."""
+    launcher = rig.start()
+    rig.wait_running()
+    for first in (1, 6):
+        kill_again_and_again(rig, first)
+        rig.wait_running("paused")
+        with MachineClient(rig.machine) as client:
+            status = client.status()
+            why = "ended with status 7, for the 5th time within 10 s; its last words: [2Jthe disk is on fire"
+            assert (status.run_state, why in status.last_error) == ("io-error", True)
+            assert any(why in warning for warning in status.warnings)
+            assert {service.name: service.state for service in status.services}["test"] == "dead"
+            with pytest.raises(GatewayError, match=r"the machine is stopped: service 'test'.*; `vmesh resume` or"):
+                client.reset()
+            client.pause()  # is no error
+            client.resume()
+            assert (client.status().run_state, client.status().warnings, client.status().last_error) == (
+                "running",
+                [],
+                "",
+            )
+    rig.order("test", "poweroff 5")
+    assert launcher.wait(DEADLINE) == 5
+    rig.wait_clean()
+
+
+def test_device_that_dies_again_and_again_ends_the_machine_if_asked_to(rig: Rig) -> None:
+    launcher = rig.start("-action", "device-failure=exit-failure")
+    rig.wait_running()
+    kill_again_and_again(rig)
     _, stderr = launcher.communicate()
     (line,) = stderr.decode().splitlines()
     assert "service 'test'" in line

@@ -89,6 +89,21 @@ def test_numbered_lines_while_devices_are_killed(rig: Rig, tmp_path: Path, round
     rig.wait_clean()
 
 
+def test_killed_too_often_the_machine_stands_still_until_it_is_told_to_go_on(rig: Rig, tmp_path: Path) -> None:
+    """A hart is in the midst of an access, or has posted some: each is made once, in the life after."""
+    output = Output(start(rig, tmp_path, programs.count(LINES)))
+    rig.wait_running()
+    lives: list[int | None] = []
+    for _ in range(5):
+        wait_for(lambda: rig.pid("uart0") not in (None, *lives), "the next life")
+        lives.append(kill(rig, "uart0"))
+    rig.wait_running("paused")
+    with MachineClient(rig.machine) as client:
+        client.resume()
+    assert output.wait() == OUTPUT
+    rig.wait_clean()
+
+
 def test_answers_that_a_hart_waits_for_while_the_device_is_killed(rig: Rig, tmp_path: Path) -> None:
     moments = chance()
     launcher = start(rig, tmp_path, programs.loop_back(6000))

@@ -123,6 +123,21 @@ def test_refused_the_former_one_goes_on(host: Host, busy: Machine) -> None:
         client.swap("copier0", ["true", "\0"], "/")
 
 
+def test_a_device_that_died_too_often_is_mended(host: Host, busy: Machine) -> None:
+    for life in range(1, 6):
+        os.kill(wait_for_life(busy, life), signal.SIGKILL)
+    with MachineClient(busy) as client:
+        wait_for(lambda: client.status().run_state == "io-error", "the machine to stop")
+        for command, reason in (("false", "ended with status 1"), (f"{RIVAL} toaster", "kind: expected copier, got")):
+            said = swap(host, command, status=1)
+            assert "cannot take the place of copier0 (copier, state vmesh.v1.CopierState), which has died: " in said
+            assert reason in said
+            assert client.status().run_state == "io-error"
+        assert "copier0 (copier) goes on in its life" in swap(host, LATER)
+        assert client.status().run_state == "running"
+    wait_used(busy)
+
+
 @pytest.mark.parametrize("busy", [5], indirect=True)
 @pytest.mark.parametrize("how", ["silent", "freezing"])
 def test_one_that_hangs_is_refused(host: Host, busy: Machine, how: str) -> None:

@@ -10,7 +10,7 @@ import difflib
 import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vmesh import endpoint, properties
@@ -28,6 +28,11 @@ _LARGEST_RAM = 1 << 50
 UART = "uart0"  # the service that is the board's serial port
 MAX_HARTS = 512  # the board's limit in QEMU's `virt` (docs/system/riscv/virt.rst)
 
+_ACTIONS: Mapping[str, tuple[str, ...]] = {
+    "reboot": ("reset", "shutdown"),
+    "shutdown": ("poweroff", "pause"),
+    "device-failure": ("pause", "exit-failure"),
+}
 LOG_ITEMS: Mapping[str, str] = {
     "startup": "how long each phase of the start took",
     "guest_errors": "the services' warnings: what the guest did wrong, what was refused",
@@ -103,6 +108,7 @@ class RunOptions:
     gateway: str = ""  # a second place where the gateway listens, see vmesh.remote
     metrics: str = ""  # HOST:PORT of the loopback interface
     reboot: bool = True
+    actions: Mapping[str, str] = field(default_factory=dict)  # what follows upon which event
     log_items: frozenset[str] = frozenset()
     log_file: Path | None = None
     print_commands: bool = False
@@ -493,6 +499,17 @@ def _no_reboot(options: RunOptions, _text: str) -> RunOptions:
     return replace(options, reboot=False)
 
 
+def _action(options: RunOptions, text: str) -> RunOptions:
+    chosen: dict[str, str] = {}
+    for part in text.split(","):
+        event, _, action = part.partition("=")
+        if action not in _ACTIONS.get(event, ()):
+            wanted = ", ".join(f"{name}={'|'.join(actions)}" for name, actions in _ACTIONS.items())
+            raise ValueError(f"expected {wanted}; got '{part}'")
+        chosen[event.replace("device-failure", "failure")] = action
+    return replace(options, actions={**options.actions, **chosen})
+
+
 def _log_items(options: RunOptions, text: str) -> RunOptions:
     if text == "help":
         raise HelpRequested("\n".join(f"{item:<14}{what}" for item, what in LOG_ITEMS.items()))
@@ -663,6 +680,13 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(("-metrics",), "[HOST]:PORT", "Answer Prometheus over HTTP at a port of the loopback interface.", _metrics),
     Option(("-no-reboot",), "", "End when the guest asks for a reset.", _no_reboot),
+    Option(
+        ("-action",),
+        "EVENT=ACTION,...",
+        "What follows when the guest resets (reboot=reset|shutdown), powers off (shutdown=poweroff|pause), or a "
+        "device's process dies again and again (device-failure=pause|exit-failure). The first of each is the default.",
+        _action,
+    ),
     Option(("-d",), "ITEMS", "Say these on stderr, comma separated; -d help lists them.", _log_items),
     Option(("-D",), "FILE", "Keep the machine's log, every line of every service, in FILE.", _log_file),
     Option(("-drive",), "file=FILE[,PROP=VALUE]", f"Add a disk: {virtio.DRIVE_USAGE}.", _drive),

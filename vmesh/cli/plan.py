@@ -96,6 +96,8 @@ def monitor_command(planned: MachinePlan, options: RunOptions, machine: Machine)
         arguments += ["--metrics", options.metrics]
     if not options.reboot:
         arguments.append("--no-reboot")
+    for event, action in options.actions.items():
+        arguments += ["--action", f"{event}={action}"]
     if options.incoming:
         adopted = options.incoming.startswith(uri.HANDOVER)
         arguments += ["--incoming", f"unix:{machine.handover}" if adopted else options.incoming]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from services.monitor import operations
 from services.monitor.control import Control, Parts, Work
 from services.monitor.operations import Operation
 from services.monitor.qmp.check import Json
@@ -17,12 +16,12 @@ def _query_status(control: Control, arguments: Json) -> object:
 
 @handles("stop")
 def _stop(control: Control, arguments: Json) -> object:
-    return Work(_nothing(operations.pause(control.board)), exclusive=True)
+    return Work(_nothing(control.supervisor.pause()), exclusive=True, mends=True)
 
 
 @handles("cont")
 def _cont(control: Control, arguments: Json) -> object:
-    return Work(_nothing(control.supervisor.resume()), exclusive=True)
+    return Work(_nothing(control.supervisor.resume()), exclusive=True, mends=True)
 
 
 @handles("system_reset")

@@ -78,6 +78,19 @@ MODULE = Module(
             ),
         ),
         Event(
+            "__org.vmesh_SERVICE_FAILED",
+            "A device does not come back, or a hart cannot go on: the machine stops (the status is io-error or "
+            "internal-error), and `cont` tries again; or it ends, as -action device-failure says.",
+            Struct(
+                "ServiceFailedEvent",
+                (
+                    Member("service", STR),
+                    Member("reason", STR, "one line"),
+                    Member("action", Enum("ServiceFailedAction", ("stop", "exit"))),
+                ),
+            ),
+        ),
+        Event(
             "__org.vmesh_SERVICE_RESTARTED",
             "A device's process had ended, and its next one has taken over.",
             Struct(
