@@ -30,7 +30,7 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
-from vmesh import endpoint, errors
+from vmesh import connecting, endpoint, errors
 from vmesh.endpoint import Endpoint, Listener, connect
 from vmesh.log import Log
 from vmesh.loop import Callback, Loop
@@ -381,7 +381,7 @@ class _Kept(Chardev):
         deadline = time.monotonic() + _KEEPER_SECONDS
         while True:
             try:
-                self._keeper.connect(str(self._path))
+                self._keeper = connecting.now(self._path, socket.SOCK_SEQPACKET)
                 break
             except OSError as error:
                 if time.monotonic() > deadline:
@@ -498,9 +498,8 @@ class _Kept(Chardev):
     def _seek(self) -> None:
         """Where somebody else starts the services, there may be another keeper soon: tell it where we are."""
         self._keeper.close()
-        self._keeper = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            self._keeper.connect(str(self._path))
+            self._keeper = connecting.now(self._path, socket.SOCK_SEQPACKET)
             self._input.clear()  # what has not been taken is sent again
             self._sent = 0
             said = ConsolePacket(version=1, position=self._position, taken=self._taken)

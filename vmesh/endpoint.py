@@ -13,13 +13,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmesh import properties
+from vmesh import connecting, properties
 from vmesh.errors import ConfigError
 
 USAGE = "unix:PATH[,server=on][,wait=off] or tcp:127.0.0.1:PORT[,server=on][,wait=off]"
 
 _BACKLOG = 8
-_CONNECT_SECONDS = 5.0
 _LOCAL_NAMES = frozenset({"localhost", "ip6-localhost"})
 
 
@@ -146,14 +145,11 @@ class Listener:
 
 def connect(where: Endpoint) -> socket.socket:
     """A connection to who listens there. Raises ConfigError, also if it is not there soon."""
-    peer = socket.socket(where.family, socket.SOCK_STREAM)
     try:
-        peer.settimeout(_CONNECT_SECONDS)
-        peer.connect(where.address)
-        peer.setblocking(False)
+        peer = connecting.connect(where.path or (where.host, where.port))
     except OSError as error:
-        peer.close()
         raise ConfigError(f"cannot connect to {where.path or where}: {error.strerror or error}") from error
+    peer.setblocking(False)
     return peer
 
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from vmesh import service
+from vmesh import connecting, service
 from vmesh.log import Log
 from vmesh.machine import Machine
 
@@ -93,11 +93,11 @@ def _stand_in(path: Path, lifeline: int, wait: float, log: Log) -> int:
 
 def _listener(path: Path) -> int | None:
     """The process that listens on a Unix socket, if one does."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except OSError:
-            return None
+    try:
+        probe = connecting.connect(path)
+    except OSError:
+        return None
+    with probe:
         pid, _, _ = _PEER_CREDENTIALS.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         return int(pid)
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
-from vmesh import errors
+from vmesh import connecting, errors
 from vmesh.migration import uri
 from vmesh.migration.uri import Place, Tcp, Unix
 
@@ -171,9 +171,8 @@ def connect(place: Place) -> Connection:
     """Raises ConfigError if nobody answers there."""
     try:
         if isinstance(place, Unix):
-            link = socket.socket(socket.AF_UNIX)
+            link = connecting.connect(place.path, CONNECT_SECONDS)
             link.settimeout(CONNECT_SECONDS)
-            link.connect(str(place.path))
         else:
             link = socket.create_connection((place.host or "localhost", place.port), CONNECT_SECONDS)
             if place.keys is not None:

@@ -21,6 +21,7 @@ from services.monitor.events import Event
 from services.monitor.feed import Feed
 from services.monitor.supervisor import Supervisor
 from services.monitor.tracing import Tracing
+from vmesh import connecting
 from vmesh.v1 import gateway_pb2, trace_pb2
 
 LIMIT = 32  # streams at once
@@ -85,13 +86,10 @@ class Streams:
         if name not in there:
             expected = f"expected one of {', '.join(there)}" if there else "this machine has none"
             refuse(context, grpc.StatusCode.NOT_FOUND, f"there is no console '{name[:80]}'; {expected}")
-        console = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            console.connect(str(machine.attached_console(name)))
+            return connecting.connect(machine.attached_console(name), kind=socket.SOCK_SEQPACKET)
         except OSError as error:
-            console.close()
             refuse(context, grpc.StatusCode.UNAVAILABLE, f"console '{name}': {error.strerror}")
-        return console
 
     @contextmanager
     def _stream(self, context: grpc.ServicerContext, end: Callable[[], None]) -> Iterator[None]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from vmesh.loop import Loop
+from vmesh.netdev import hub
 from vmesh.netdev.hub import MAX_MACHINES, QUEUE_BYTES, Hub
 from vmesh.netdev.port import MAX_FRAME
 
@@ -22,7 +23,8 @@ class Network:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.loop = Loop()
-        self.hub = Hub(self.loop, path)
+        self.said: list[str] = []
+        self.hub = Hub(self.loop, path, self.said.append)
         self.sockets: list[socket.socket] = []
 
     def join(self) -> socket.socket:
@@ -145,17 +147,32 @@ def test_a_machine_may_go_in_the_middle_of_a_frame(network: Network) -> None:
     assert network.read(second, 64) == packet(FRAME)
 
 
-def test_more_machines_than_there_is_room_for_wait(network: Network) -> None:
-    machines = [network.join() for _ in range(MAX_MACHINES)]
+def test_more_machines_than_there_is_room_for_are_refused(network: Network) -> None:
+    machines = [network.join() for _ in range(MAX_MACHINES - 1)]
+    assert network.said == []
+    last = network.join()
+    assert "full: 64 machines" in network.said[0]
     late = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     network.sockets.append(late)
-    late.connect(str(network.path))
-    late.settimeout(0)
-    for _ in range(3):
-        network.turn()
-    assert network.hub.machines == MAX_MACHINES
-    first = network.hub._machines[0]
+    with pytest.raises(ConnectionRefusedError):
+        late.connect(str(network.path))  # its link stays down
     machines[0].close()
-    network.until(lambda: network.hub._machines[0] is not first and network.hub.machines == MAX_MACHINES)
-    network.send(machines[1], packet(FRAME))
-    assert network.read(late, 64) == packet(FRAME)
+    network.until(lambda: network.hub.machines == MAX_MACHINES - 1)
+    assert len(network.said) == 2
+    again = network.join()
+    network.send(last, packet(FRAME))
+    assert network.read(again, 64) == packet(FRAME)
+
+
+def test_a_full_hub_whose_place_was_taken(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "MAX_MACHINES", 2)
+    first, second = network.join(), network.join()
+    network.path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+        other.bind(str(network.path))
+        other.listen()
+        first.close()
+        network.until(lambda: network.hub.machines == 1)
+        assert "cannot listen" in network.said[-1]
+    second.close()
+    network.until(lambda: network.hub.machines == 0)

@@ -106,6 +106,24 @@ def test_both_ways(wire: tuple[Wire, socket.socket]) -> None:
     assert made.port.got == [FRAME, bytes(MAX_FRAME)]
 
 
+def test_a_peer_that_listens_and_does_not_accept(path: Path) -> None:
+    """Its queue is full: the card does not wait for it, its link is down until there is a place."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path))
+        listener.listen(0)
+        with connect(path):
+            made = Wire(path, server=False)
+            made.netdev.start()
+            for _ in range(3):
+                made.loop.call_in("test", 0.002, lambda: None)
+                made.loop._step()
+            assert made.port.links == []
+            assert made.netdev.send([[memoryview(FRAME)]]) == 1  # lost, as with no peer at all
+            listener.accept()[0].close()
+            made.until(lambda: made.port.links == [True])
+            made.netdev.close()
+
+
 def test_byte_by_byte(wire: tuple[Wire, socket.socket]) -> None:
     made, peer = wire
     for byte in packet(FRAME) + packet(FRAME[::-1]):

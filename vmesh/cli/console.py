@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from vmesh import connecting
 from vmesh.cli.keys import Action, KeyMux, PromptWatch, key_help
 from vmesh.cli.options import Serial
 from vmesh.cli.terminal import RawTerminal, write_piece
@@ -43,14 +44,8 @@ class _Channel:
         """If somebody listens there by now."""
         if self.path is None or self.socket is not None or not self.wanted:
             return
-        candidate = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            candidate.connect(os.fspath(self.path))
-        except OSError:
-            candidate.close()
-            return
-        candidate.setblocking(False)
-        self.socket = candidate
+        with suppress(OSError):
+            self.socket = connecting.now(self.path)
 
     def close(self) -> None:
         if self.socket is not None:

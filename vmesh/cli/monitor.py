@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
@@ -19,6 +18,7 @@ from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
+from vmesh import connecting
 from vmesh.machine import Machine, MachineError, find
 
 PROMPT = "(vmesh) "
@@ -34,11 +34,9 @@ class MonitorClient:
 
     def __init__(self, machine: Machine) -> None:
         self._name = machine.name
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self._socket.connect(str(machine.qmp))
+            self._socket = connecting.connect(machine.qmp)
         except OSError as error:
-            self._socket.close()
             raise MonitorError(
                 f"machine '{machine.name}' does not answer at {machine.qmp}: {error.strerror}"
             ) from error

@@ -1,6 +1,7 @@
 """A hub: what one machine sends, all others get, over Unix stream sockets (`-netdev stream,addr.path=...`).
 
 Nobody waits for anybody. For a machine that does not read, QUEUE_BYTES are kept, and then frames are dropped, whole.
+While there are MAX_MACHINES, nobody listens: the link of another stays down, until one leaves and it tries again.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,28 +35,42 @@ class _Machine:
 
 
 class Hub:
-    """Listens at `path`. Raises ConfigError if that cannot be."""
+    """Listens at `path`. Raises ConfigError if that cannot be. `say` is told when it is full, and no longer full."""
 
-    def __init__(self, loop: Loop, path: Path) -> None:
+    def __init__(self, loop: Loop, path: Path, say: Callable[[str], None] = lambda _: None) -> None:
         self.forwarded = self.dropped = 0  # frames, counted for each receiver
         self._loop = loop
         self._path = path
         self._machines: list[_Machine] = []
-        self._listener = listen(path)
-        loop.watch(self._listener.fileno(), read=self._accept)
+        self._say = say
+        self._closed = False
+        self._listener: socket.socket | None = None
+        self._listen()
 
     @property
     def machines(self) -> int:
         return len(self._machines)
 
     def close(self) -> None:
+        self._closed = True
+        self._listen_no_more()
         for machine in list(self._machines):
             self._remove(machine)
-        self._loop.watch(self._listener.fileno())
-        self._listener.close()
         self._path.unlink(missing_ok=True)
 
+    def _listen(self) -> None:
+        """Raises ConfigError."""
+        self._listener = listen(self._path)
+        self._loop.watch(self._listener.fileno(), read=self._accept)
+
+    def _listen_no_more(self) -> None:
+        if self._listener is not None:
+            self._loop.watch(self._listener.fileno())
+            self._listener.close()
+            self._listener = None
+
     def _accept(self) -> None:
+        assert self._listener is not None
         with suppress(OSError):
             connection, _ = self._listener.accept()
             self._add(connection)
@@ -67,7 +82,8 @@ class Hub:
         self._machines.append(machine)
         self._watch(machine)
         if len(self._machines) >= MAX_MACHINES:
-            self._loop.watch(self._listener.fileno())  # the next wait
+            self._listen_no_more()
+            self._say(f"full: {MAX_MACHINES} machines are linked, no other is until one leaves")
 
     def _remove(self, machine: _Machine) -> None:
         if machine not in self._machines:
@@ -75,7 +91,16 @@ class Hub:
         self._machines.remove(machine)
         self._loop.watch(machine.frames.fileno())
         machine.frames.close()
-        self._loop.watch(self._listener.fileno(), read=self._accept)
+        if self._listener is None and not self._closed:
+            self._again()
+
+    def _again(self) -> None:
+        """Listen again. If somebody else does by now, there is no way to: say so, and link those that are there."""
+        try:
+            self._listen()
+            self._say("there is a place again")
+        except errors.ConfigError as error:
+            self._say(str(error))
 
     def _readable(self, machine: _Machine) -> None:
         try:
@@ -133,7 +158,7 @@ def run(path: Path) -> int:
         signal.signal(number, lambda _number, _frame: None)
     loop.watch(reader.fileno(), read=loop.stop)
     try:
-        hub = Hub(loop, path)
+        hub = Hub(loop, path, lambda text: print(f"vmesh hub: {text}", flush=True))
     except errors.ConfigError as error:
         print(f"vmesh hub: {error}", file=sys.stderr)
         return 1

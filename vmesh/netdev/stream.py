@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from vmesh import errors
+from vmesh import connecting, errors
 from vmesh.log import Log
 from vmesh.loop import Loop
 from vmesh.netdev import options
@@ -162,11 +162,9 @@ class StreamNetdev(SocketNetdev):
         self._connect()
 
     def _connect(self) -> None:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            connection.connect(self._asked.path)
+            connection = connecting.now(Path(self._asked.path))
         except OSError as error:
-            connection.close()
             self._lost(error.strerror or str(error))
             return
         self._say("connected")
@@ -208,11 +206,10 @@ def listen(path: Path) -> socket.socket:
 
 
 def _answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-        try:
-            probe.connect(str(path))
-        except BlockingIOError:
-            return True  # its backlog is full
-        except OSError:
-            return False
+    try:
+        connecting.now(path).close()
+    except BlockingIOError:
         return True
+    except OSError:
+        return False
+    return True

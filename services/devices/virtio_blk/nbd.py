@@ -31,7 +31,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from services.devices.virtio_blk.image import SECTOR, Buffers, Later, behind, first, wait
-from vmesh import connect, errors
+from vmesh import connecting, errors
 
 PORT = 10809
 MAX_TRANSFER = 16 << 20  # servers take 32 MiB
@@ -342,17 +342,22 @@ class NbdImage:
     def _connect(self) -> Steps:
         """Raises OSError; PeerError for a server that does not have what is wanted."""
         address = self._address
-        while True:
+        places = connecting.places(Path(address.path) if address.path else (address.host, address.port))
+        while self._socket is None:
             try:
-                self._socket = connect.begin(Path(address.path) if address.path else (address.host, address.port))
-                break
+                self._socket = connecting.begin(places[0])
+                if not address.path:
+                    yield Later(self._socket.fileno(), write=True)
+                    connecting.check(self._socket)
+                    self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             except BlockingIOError:
                 yield Later(seconds=_RETRY_SECONDS)
+            except OSError:
+                self._drop()
+                if not places[1:]:
+                    raise
+                places = places[1:]
         try:
-            if not address.path:
-                yield Later(self._socket.fileno(), write=True)
-                connect.check(self._socket)
-                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             found = yield from self._negotiate()
             if self._export is not None and (found.size, found.block) != (self._export.size, self._export.block):
                 raise errors.PeerError(f"{address} is another disk now")

@@ -18,28 +18,40 @@ _FULL_SECONDS = 0.02  # between two tries at a queue that is full
 
 Address = Path | tuple[str, int]
 """Of a Unix socket, or host and port of TCP."""
+Place = tuple[int, str | tuple[str, int] | tuple[str, int, int, int]]
+"""An address family, and the address as connect(2) takes it."""
 
 
-def begin(address: Address, kind: int = socket.SOCK_STREAM) -> socket.socket:
+def places(address: Address) -> list[Place]:
+    """Where that is, the best first. Raises OSError. A host's name is looked up, which waits for the resolver."""
+    if isinstance(address, Path):
+        return [(socket.AF_UNIX, os.fspath(address))]
+    found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
+    return [(family, place) for family, _, _, _, place in found]  # type: ignore[misc]
+
+
+def begin(place: Place, kind: int = socket.SOCK_STREAM) -> socket.socket:
     """A non-blocking socket: of Unix, connected; of TCP, connected when it is writable and `check` says nothing.
 
-    Raises OSError. A host's name is looked up, which waits for the resolver.
+    Raises OSError, BlockingIOError for a queue that is full.
     """
-    if isinstance(address, Path):
-        made = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
-    else:
-        family, _, protocol, _, place = socket.getaddrinfo(*address, type=kind)[0]
-        made = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
+    family, address = place
+    made = socket.socket(family, kind | socket.SOCK_NONBLOCK)
     try:
-        code = made.connect_ex(os.fspath(address) if isinstance(address, Path) else place)
+        code = made.connect_ex(address)
         if code == errno.EAGAIN:
-            raise BlockingIOError(code, "it does not accept connections: its queue is full")
+            raise BlockingIOError(code, "it does not accept: its queue of connections is full")
         if code not in (0, errno.EINPROGRESS):
             raise OSError(code, os.strerror(code))
     except BaseException:
         made.close()
         raise
     return made
+
+
+def now(path: Path, kind: int = socket.SOCK_STREAM) -> socket.socket:
+    """A non-blocking connection to a Unix socket. Raises OSError, BlockingIOError for a queue that is full."""
+    return begin((socket.AF_UNIX, os.fspath(path)), kind)
 
 
 def check(connection: socket.socket) -> None:
@@ -51,9 +63,20 @@ def check(connection: socket.socket) -> None:
 def connect(address: Address, seconds: float = SECONDS, kind: int = socket.SOCK_STREAM) -> socket.socket:
     """A connected, blocking socket. Raises OSError: TimeoutError after `seconds`."""
     deadline = time.monotonic() + seconds
+    found = places(address)
+    for last, place in enumerate(found, 1 - len(found)):
+        try:
+            return _wait(place, deadline, kind)
+        except OSError:
+            if last == 0 or time.monotonic() >= deadline:
+                raise
+    raise OSError(errno.EADDRNOTAVAIL, "it has no address")
+
+
+def _wait(place: Place, deadline: float, kind: int) -> socket.socket:
     while True:
         try:
-            made = begin(address, kind)
+            made = begin(place, kind)
             break
         except BlockingIOError:
             if time.monotonic() >= deadline:
@@ -63,7 +86,7 @@ def connect(address: Address, seconds: float = SECONDS, kind: int = socket.SOCK_
         poller = select.poll()
         poller.register(made, select.POLLOUT)
         if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            raise TimeoutError(errno.ETIMEDOUT, f"it has not answered for {seconds:g} s")
+            raise TimeoutError(errno.ETIMEDOUT, "it does not answer")
         check(made)
         made.setblocking(True)
     except BaseException:
