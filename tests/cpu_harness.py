@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import struct
 import threading
 import time
@@ -19,6 +20,7 @@ from functools import cache
 from typing import Any
 
 from services.cpu.core import CoreImage, load_core
+from services.cpu.harts import HostSegment
 from services.cpu.isa.riscv.encoding import encode
 from services.cpu.isa.riscv.features import FEATURES
 from services.cpu.isa.riscv.state import (
@@ -28,11 +30,11 @@ from services.cpu.isa.riscv.state import (
     EXIT_ACCESS,
     EXIT_PAGE,
     EXIT_STOP,
-    FETCH_ENTRIES,
     SINK,
-    Tlb,
 )
 from tests.models.tiers import BOTH, INTERPRET, EagerHarts, default_mode
+from vmesh.guest_memory import barrier
+from vmesh.segment import CODE_FREE, CODE_WRITTEN
 
 BASE = 0x8000_0000
 #: An address that no program under test loads from.
@@ -92,12 +94,15 @@ class Cpu:
         #: the flags dirty and present of each page, if asked for
         self.dirty = mmap.mmap(-1, size >> 12) if flags else None
         self.present = mmap.mmap(-1, size >> 12) if flags else None
+        #: what the cpu and devices say of pages of code (memory.proto: Segment)
+        self.holds_code, self.code_news = mmap.mmap(-1, size >> 12), mmap.mmap(-1, 8)
         places = [
-            ctypes.addressof(ctypes.c_char.from_buffer(each)) if each else 0 for each in (self.dirty, self.present)
+            ctypes.addressof(ctypes.c_char.from_buffer(each)) if each else 0
+            for each in (self.dirty, self.present, self.holds_code, self.code_news)
         ]
         if self.present:
             self.present[:] = b"\x01" * len(self.present)
-        self.harts = EagerHarts(core(), count, known, [(base, size, host, *places, True)])
+        self.harts = EagerHarts(core(), count, known, [HostSegment(base, size, host, True, *places)])
         if self.mode != INTERPRET:
             self.harts.be_eager(mixed=self.mode == BOTH)
         self.hart: Any = self.harts.hart[0]
@@ -113,9 +118,19 @@ class Cpu:
     # memory
 
     def write(self, address: int, data: bytes) -> None:
-        """Writes guest memory behind the harts' backs; what they had decoded is forgotten."""
+        """Writes guest memory behind the harts' backs; fetches see it."""
         self.ram[address - self.base : address - self.base + len(data)] = data
-        self.forget_code()
+        self.harts.code_written(address, len(data))
+
+    def dma(self, address: int, data: bytes) -> None:
+        """Writes guest memory as a device does that maps it, in other processes too (memory.proto: Segment)."""
+        start = address - self.base
+        self.ram[start : start + len(data)] = data
+        barrier()
+        for page in range(start >> 12, (start + len(data) - 1 >> 12) + 1):
+            if self.holds_code[page] not in (CODE_FREE, CODE_WRITTEN):
+                self.holds_code[page] = CODE_WRITTEN
+                self.code_news[:] = os.urandom(8)
 
     def read(self, address: int, size: int) -> bytes:
         return self.ram[address - self.base : address - self.base + size]
@@ -126,10 +141,8 @@ class Cpu:
         return address + 4 * len(words)
 
     def forget_code(self) -> None:
-        """What FENCE.I does, for machine mode (``forget`` does it for all)."""
-        for hart in self.harts.hart:
-            hart.code_epoch += 1
-            ctypes.memset(hart.tlbs + Tlb.offset_of("fetch"), 0xFF, FETCH_ENTRIES * 16)
+        """``ram`` was written: fetches see it."""
+        self.harts.code_written(self.base, self.size)
 
     def forget(self) -> None:
         """Empties all TLBs: after satp, PMP or page tables were changed from Python."""

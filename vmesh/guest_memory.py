@@ -6,6 +6,8 @@ OutsideGrant before anything was read or written.
 
 from __future__ import annotations
 
+import itertools
+import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -93,8 +95,10 @@ class _Mapped:
     content: memoryview
     halves: memoryview  # the content in units of two bytes, which Python reads and writes in one access
     flags: memoryview | None
-    dirty: int  # where its flags begin: "dirty", "dirty-cpu"
-    dirty_cpu: int
+    dirty: int  # where its flags begin: "dirty", "holds-code"
+    code: int
+    news: memoryview | None  # one value of eight bytes
+    mine: int  # the random half of what is stored there
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,14 +339,31 @@ def _mark(mapped: _Mapped, start: int, size: int) -> None:
     if flags is None or not size:
         return
     first, last = start // segment.PAGE, (start + size - 1) // segment.PAGE
-    dirty, dirty_cpu = mapped.dirty, mapped.dirty_cpu
+    dirty, code = mapped.dirty, mapped.code
     if first == last:
         flags[dirty + first] = 1
-        flags[dirty_cpu + first] = 1
+        barrier()
+        holds_code = flags[code + first] not in _UNTRUSTED
     else:
-        ones = b"\x01" * (last + 1 - first)
-        flags[dirty + first : dirty + last + 1] = ones
-        flags[dirty_cpu + first : dirty_cpu + last + 1] = ones
+        flags[dirty + first : dirty + last + 1] = b"\x01" * (last + 1 - first)
+        barrier()
+        holds_code = bool(flags[code + first : code + last + 1].tobytes().strip(_UNTRUSTED))
+    if holds_code:
+        _doubt(mapped, first, last)
+
+
+def _doubt(mapped: _Mapped, first: int, last: int) -> None:
+    """Code that was written is not to be trusted, and the cpu is told."""
+    assert mapped.flags is not None
+    assert mapped.news is not None
+    for place in range(mapped.code + first, mapped.code + last + 1):
+        if mapped.flags[place] not in _UNTRUSTED:
+            mapped.flags[place] = segment.CODE_WRITTEN
+    mapped.news[0] = mapped.mine | next(_NEWS) & 0xFFFF_FFFF
+
+
+_UNTRUSTED = bytes([segment.CODE_FREE, segment.CODE_WRITTEN])
+_NEWS = itertools.count(1)
 
 
 def _u64(value: int) -> int:
@@ -355,10 +376,11 @@ def _map(each: messages.Segment) -> _Mapped:
     content = memoryview(segment.attach(Path(each.path), writable=each.writable))
     if len(content) != each.size:
         raise errors.ConfigError(f"segment {each.name}", expected=f"{each.size} bytes", got=str(len(content)))
-    flags = None
+    flags = news = None
     if each.flags_path:
         flags = memoryview(segment.attach(Path(each.flags_path), writable=True))
         if len(flags) < segment.FLAG_ARRAYS * each.flags_stride or each.flags_stride < each.size // segment.PAGE:
             raise errors.ConfigError(f"page flags of {each.name} are too short: {len(flags)} bytes")
-    dirty, dirty_cpu = segment.FLAG_DIRTY * each.flags_stride, segment.FLAG_DIRTY_CPU * each.flags_stride
-    return _Mapped(each.base, content, content.cast("H"), flags, dirty, dirty_cpu)
+        news = flags[segment.CODE_NEWS * each.flags_stride :][:8].cast("Q")
+    dirty, code = segment.FLAG_DIRTY * each.flags_stride, segment.FLAG_HOLDS_CODE * each.flags_stride
+    return _Mapped(each.base, content, content.cast("H"), flags, dirty, code, news, secrets.randbits(32) << 32)

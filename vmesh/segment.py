@@ -14,9 +14,12 @@ PAGE = 4096
 # The arrays of the flags file (proto/vmesh/v1/memory.proto: Segment).
 FLAG_PRESENT = 0
 FLAG_DIRTY = 1
-FLAG_DIRTY_CPU = 2
-FLAG_HOLDS_CODE = 3
+FLAG_HOLDS_CODE = 2
+CODE_NEWS = 3  # no flags: eight bytes
 FLAG_ARRAYS = 4
+# Values of FLAG_HOLDS_CODE that devices know.
+CODE_FREE = 0
+CODE_WRITTEN = 2
 
 
 def create(path: Path, size: int) -> None:

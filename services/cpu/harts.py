@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from vmesh import errors
@@ -16,7 +17,6 @@ from .isa.riscv.features import FEATURE_BIT
 from .isa.riscv.lookup import AbsentPage, check_present, segment_at
 from .isa.riscv.plic_layout import Plic
 from .isa.riscv.state import (
-    ATTENTION_CODE,
     ATTENTION_STOP,
     CODE_HASH,
     CODE_KEPT,
@@ -34,6 +34,7 @@ from .isa.riscv.state import (
     SEGMENTS,
     Hart,
     Machine,
+    PageUse,
     Tlb,
 )  # fmt: skip
 from .native.blob import Blob
@@ -47,21 +48,36 @@ NEVER = (1 << 64) - 1
 MISA_MXL64 = 2 << 62
 
 
+PAGE = 4096
+
+
 def _address(memory: mmap.mmap) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+@dataclass(frozen=True, slots=True)
+class HostSegment:
+    """Guest memory in this process: guest base and bytes, and the host addresses of the content and (or 0) of the page
+    flags dirty, present and holds-code, and of what devices say of code (memory.proto: Segment)."""
+
+    base: int
+    size: int
+    host: int
+    writable: bool = True
+    dirty: int = 0
+    present: int = 0
+    code: int = 0
+    news: int = 0
 
 
 class Harts:
     """All harts of a machine.
 
-    ``segments``: (guest base, size, host address, host addresses of the flags dirty and present or 0, writable).
     Devices are added by ``add_region`` before the first ``run``. ``machine`` and ``hart[i]`` are the records, shared
     with native code.
     """
 
-    def __init__(
-        self, core: CoreImage, count: int, features: set[str], segments: list[tuple[int, int, int, int, int, bool]]
-    ) -> None:
+    def __init__(self, core: CoreImage, count: int, features: set[str], segments: list[HostSegment]) -> None:
         self.blob = Blob(core.image, core.symbols)
         self._records = mmap.mmap(-1, Machine.size + Plic.size + count * Hart.size)
         base = _address(self._records)
@@ -80,10 +96,17 @@ class Harts:
         machine.features = sum(1 << FEATURE_BIT[name] for name in features)
         if len(segments) > SEGMENTS:
             raise ValueError(f"expected at most {SEGMENTS} memory segments, got {len(segments)}")
-        for number, (guest, size, host, dirty, present, writable) in enumerate(segments):
+        self._memory: list[mmap.mmap] = []
+        for number, each in enumerate(segments):
             segment = machine.segments[number]
-            segment.base, segment.size, segment.host, segment.writable = guest, size, host, writable
-            segment.dirty, segment.present = dirty, present
+            segment.base, segment.size, segment.host, segment.writable = each.base, each.size, each.host, each.writable
+            segment.dirty, segment.present, segment.code, segment.news = each.dirty, each.present, each.code, each.news
+            if each.writable:
+                pages = each.size // PAGE
+                uses = mmap.mmap(-1, pages * (PageUse.size + 1))
+                self._memory.append(uses)
+                segment.uses = _address(uses)
+                segment.code = each.code or segment.uses + pages * PageUse.size
         machine.segment_count = len(segments)
         for number, name in enumerate(core.handlers):
             machine.handlers[number] = self.blob.address(name) if name else 0
@@ -104,7 +127,8 @@ class Harts:
         self._run = self.blob.function("run", 1)
         self._reset_tlbs = self.blob.function("reset_tlbs", 1, result=False)
         self._raise_attention = self.blob.function("raise_attention", 2, result=False)
-        self._install = self.blob.function("install", 7, result=False)
+        self._install = self.blob.function("install", 8, result=False)
+        self._code_written = self.blob.function("code_written", 3, result=False)
         self._debug_changed = self.blob.function("debug_changed", 1, result=False)
         self._read_csr = self.blob.function("read_csr", 2)
         self._write_csr = self.blob.function("write_csr", 3, result=False)
@@ -121,7 +145,6 @@ class Harts:
         self._withheld: dict[tuple[int, int], tuple[int, int]] = {}  # by device and region: kinds, doorbell's size
         self.hart: list[Any] = []
         self.address: list[int] = []
-        self._memory: list[mmap.mmap] = []
         for number in range(count):
             offset = Machine.size + Plic.size + number * Hart.size
             hart = view(Hart, self._records, offset)
@@ -326,10 +349,9 @@ class Harts:
         """Makes a hart look at ``bits`` (``state.ATTENTION_*``) soon."""
         self._raise_attention(self.address[number], bits)
 
-    def code_written(self) -> None:
-        """Guest memory was written by somebody who does no FENCE.I: every hart looks at its code again."""
-        for address in self.address:
-            self._raise_attention(address, ATTENTION_CODE)
+    def code_written(self, physical: int, size: int) -> None:
+        """RAM was written by somebody in this process who is no hart: fetches see it."""
+        self._code_written(self.machine_address, physical, size)
 
     def record(self, number: int) -> Any:
         """The record of a hart that somebody asks for. Raises BadRequest if it is not there."""
@@ -338,11 +360,20 @@ class Harts:
         return self.hart[number]
 
     def install(
-        self, number: int, page: int, steps: Any, step_count: int, entries: Any, entry_count: int, code: int
+        self,
+        number: int,
+        page: int,
+        version: int,
+        steps: Any,
+        step_count: int,
+        entries: Any,
+        entry_count: int,
+        code: int,
     ) -> None:
-        """Puts a region into a decoded page of a hart that is not in native code (see ``execution.install``)."""
+        """Puts a region into a decoded page of a hart that is not in native code, if the page has not changed since
+        that ``version`` (see ``execution.install``)."""
         first, second = ctypes.addressof(steps), ctypes.addressof(entries)
-        self._install(self.address[number], page, first, step_count, second, entry_count, code)
+        self._install(self.address[number], page, version, first, step_count, second, entry_count, code)
 
     def executed(self, number: int, page: int) -> bytes:
         """Which slots of a decoded page of a hart have been run (see ``execution.executed``)."""

@@ -47,7 +47,7 @@ def write(harts: Harts, request: cpu_pb2.WriteMemory) -> None:
         ctypes.memmove(segment.host + physical - segment.base, request.data[done : done + length], length)
         if segment.dirty:  # after the write, as devices do it: this thread answers no shoot-down
             ctypes.c_uint8.from_address(segment.dirty + (physical - segment.base >> 12)).value = 1
-    harts.code_written()
+        harts.code_written(physical, length)
 
 
 def _hart(harts: Harts, request: cpu_pb2.ReadMemory | cpu_pb2.WriteMemory, size: int) -> object | None:

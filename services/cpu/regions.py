@@ -28,8 +28,8 @@ _ARENA = 16 << 20
 _OFFSET = struct.Struct("<H")
 #: Bytes of a page's fingerprint, and of its digest, which begins with it.
 FINGERPRINT, DIGEST = 8, 24
-_COPY, _FINGERPRINT, _PHYSICAL, _NEXT, _ARMED = (
-    CodePage.offset_of(name) for name in ("copy", "fingerprint", "physical", "next", "armed")
+_COPY, _FINGERPRINT, _VERSION, _PHYSICAL, _NEXT, _ARMED, _FRESH = (
+    CodePage.offset_of(name) for name in ("copy", "fingerprint", "version", "physical", "next", "armed", "fresh")
 )
 
 
@@ -72,6 +72,16 @@ class Names(Protocol):
     """Where code is named for a profiler."""
 
     def region(self, address: int, size: int, physical: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What a decoded page was made of at a time. ``digest`` names it, and begins with the page's fingerprint."""
+
+    page: int
+    version: int
+    code: bytes
+    digest: bytes
 
 
 class Arena:
@@ -177,8 +187,8 @@ class Regions:
         for physical, digest, loaded in waiting:
             page = self._find(hart, physical)
             # the page may have changed since it was asked for
-            if page and self._digest(page) == digest:
-                self._install(number, page, [loaded])
+            if page and (content := self._content(page)).digest == digest:
+                self._install(number, content, [loaded])
 
     def add(self, digest: bytes, translation: Translation, microseconds: int = 0) -> None:
         """Takes a compiled region, and tells the harts that run its page. ``microseconds``: what it took to compile.
@@ -194,32 +204,46 @@ class Regions:
         for number, _ in users:
             self._harts.raise_attention(number, ATTENTION_REGIONS)
 
-    def _fresh(self, number: int, page: int) -> None:
-        digest = self._digest(page)
+    def _fresh(self, number: int, page: int) -> _Content:
+        """Puts the regions that are known of a page into it."""
+        content = self._content(page)
+        digest = content.digest
         with self._lock:
             loaded = self._known.get(digest)
             if loaded is None:
                 loaded = self._known[digest] = self._load(self._store.find(digest))
                 self._from_store += len(loaded)
             self._users[digest].add((number, _read(page + _PHYSICAL)))
-        self._install(number, page, loaded)
+        self._install(number, content, loaded)
+        return content
 
     def _hot(self, number: int, page: int, offset: int) -> None:
         if _read(page + _ARMED):
             return
-        fingerprint = _fingerprint(page)
-        if fingerprint not in self._fingerprints:
+        fingerprint, fresh = _fingerprint(page), ctypes.c_uint64.from_address(page + _FRESH)
+        if fresh.value or fingerprint not in self._fingerprints:
+            fresh.value = 0
             self._fingerprints.add(fingerprint)
-            self._fresh(number, page)
-        digest = self._digest(page)
-        code, executed = ctypes.string_at(page + _COPY, PAGE), self._harts.executed(number, page)
+            content = self._fresh(number, page)
+        else:
+            content = self._content(page)
         # asked again, it goes before what is less hot
-        if self._translator.request(digest, code, offset, executed):
-            self._asked.add((digest, offset))
+        if self._translator.request(content.digest, content.code, offset, self._harts.executed(number, page)):
+            self._asked.add((content.digest, offset))
 
-    def _install(self, number: int, page: int, loaded: list[_Loaded]) -> None:
+    def _install(self, number: int, content: _Content, loaded: list[_Loaded]) -> None:
+        page = content.page
         for each in loaded:
-            self._harts.install(number, page, each.steps, each.step_count, each.entries, each.entry_count, each.address)
+            self._harts.install(
+                number,
+                page,
+                content.version,
+                each.steps,
+                each.step_count,
+                each.entries,
+                each.entry_count,
+                each.address,
+            )
             if self._names is not None:
                 (entry,) = _OFFSET.unpack_from(each.entries)
                 self._names.region(each.address, each.size, _read(page + _PHYSICAL) + entry)
@@ -240,10 +264,13 @@ class Regions:
                 self._refused += 1
         return loaded
 
-    def _digest(self, page: int) -> bytes:
-        """Names what the regions of a decoded page are made of; begins with the page's fingerprint."""
-        content = blake2b(ctypes.string_at(page + _COPY, PAGE), digest_size=16, salt=self._salt).digest()
-        return _fingerprint(page) + content
+    def _content(self, page: int) -> _Content:
+        """What the regions of a decoded page are made of. Other harts may write to it meanwhile: then the parts do not
+        fit, and no region is installed for it."""
+        version, fingerprint = _read(page + _VERSION), _fingerprint(page)
+        code = ctypes.string_at(page + _COPY, PAGE)
+        digest = fingerprint + blake2b(code, digest_size=16, salt=self._salt).digest()
+        return _Content(page, version, code, digest)
 
     def _find(self, hart: Any, physical: int) -> int:
         """The address of a hart's decoded page, or 0."""

@@ -29,7 +29,7 @@ from .core import load_core
 from .debugger import Debugger
 from .doorbell import Doorbell, Listener
 from .hart_thread import Gate, HartThread
-from .harts import Harts
+from .harts import Harts, HostSegment
 from .perf_map import PerfMap
 from .region_store import RegionStore, store_path
 from .regions import Regions, Translation
@@ -424,16 +424,21 @@ class Cpu(Service):
             **regions,
         }
 
-    def _map(self, found: memory_pb2.Segment) -> tuple[int, int, int, int, int, bool]:
+    def _map(self, found: memory_pb2.Segment) -> HostSegment:
         memory = segment.attach(self._runtime.machine.path / found.path, writable=True)
-        dirty = present = 0
+        places = dict[str, int]()
         if found.flags_path:
             flags = segment.attach(self._runtime.machine.path / found.flags_path, writable=True)
             self._mapped.append(flags)
-            dirty = _address(flags) + segment.FLAG_DIRTY * found.flags_stride
-            present = _address(flags) + segment.FLAG_PRESENT * found.flags_stride
+            arrays = {
+                "dirty": segment.FLAG_DIRTY,
+                "present": segment.FLAG_PRESENT,
+                "code": segment.FLAG_HOLDS_CODE,
+                "news": segment.CODE_NEWS,
+            }
+            places = {name: _address(flags) + array * found.flags_stride for name, array in arrays.items()}
         self._mapped.append(memory)
-        return found.base, found.size, _address(memory), dirty, present, found.writable
+        return HostSegment(found.base, found.size, _address(memory), found.writable, **places)
 
     def _need_paused(self, request: str) -> None:
         if not (self._paused_at and self._gate.wait_parked(0.0)):

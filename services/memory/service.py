@@ -170,7 +170,7 @@ class Memory(Service):
         for each in self._segments:
             segment.clear(self._runtime.machine.path / os.path.basename(each.path))
         self._load_images()
-        for array in (segment.FLAG_PRESENT, segment.FLAG_DIRTY, segment.FLAG_DIRTY_CPU):
+        for array in (segment.FLAG_PRESENT, segment.FLAG_DIRTY):
             self._set_flags(array)
 
     def orphaned(self) -> None:

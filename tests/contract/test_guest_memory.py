@@ -93,7 +93,6 @@ def test_a_write_marks_its_pages_and_no_others(memory: GuestMemory, flags: Calla
     memory.write(RAM_BASE + 5 * segment.PAGE - 1, b"ab")
     memory.write(RAM_BASE + 9 * segment.PAGE, bytes(segment.PAGE))
     assert flags(segment.FLAG_DIRTY) == [4, 5, 9]
-    assert flags(segment.FLAG_DIRTY_CPU) == [4, 5, 9]
     assert flags(segment.FLAG_HOLDS_CODE) == []
     assert len(flags(segment.FLAG_PRESENT)) == RAM // segment.PAGE
 
@@ -127,7 +126,7 @@ def test_pieces_of_memory_are_read_and_filled_in_order(memory: GuestMemory, flag
     assert memory.scatter(pieces, fill) == 5
     assert b"".join(memory.gather(pieces)) == b"abcde\0\0\0"
     assert memory.read(RAM_BASE + 4 * segment.PAGE - 1, 3) == b"abc"
-    assert flags(segment.FLAG_DIRTY) == flags(segment.FLAG_DIRTY_CPU) == [0, 3, 4]
+    assert flags(segment.FLAG_DIRTY) == [0, 3, 4]
     outside = [(RAM_BASE, 1), (RAM_BASE + RAM, 1)]
     with pytest.raises(errors.OutsideGrant):
         memory.scatter(outside, fill)

@@ -24,7 +24,7 @@ INTERPRET, TRANSLATE, BOTH = MODES = ("interpret", "translate", "both")
 LIMIT = 16
 #: For those who try several.
 LIMITS = (16, 3, 40, 100)
-_COPY = CodePage.offset_of("copy")
+_COPY, _VERSION = CodePage.offset_of("copy"), CodePage.offset_of("version")
 #: What all machines of a test run share: code is bound to its place in a page and to nothing else.
 _arena = Arena()
 _T = TypeVar("_T")
@@ -85,10 +85,11 @@ class EagerHarts(Harts):
         offset = (slot - page) >> 3
         if self.mixed and (offset >> 1) * 0x9E37_79B1 >> 16 & 1:
             return
+        version = ctypes.c_uint64.from_address(page + _VERSION).value
         region = form(ctypes.string_at(page + _COPY, PAGE), offset, self._features, limit=self.limit, least=1)
         if region is None:
             return
         steps = (ctypes.c_uint16 * len(region.steps))(*region.steps)
         entries = (ctypes.c_uint16 * len(region.entries))(*region.entries)
-        self.install(number, page, steps, len(steps), entries, len(entries), compiled(region))
+        self.install(number, page, version, steps, len(steps), entries, len(entries), compiled(region))
         self.installed += 1

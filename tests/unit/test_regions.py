@@ -117,7 +117,7 @@ def test_what_was_never_run_is_left_out() -> None:
     ((_, translation),) = elsewhere.compile()
     assert list(struct.unpack("<4H", translation.steps)) == [0, 4, 12, 16]
     for each in [translation]:
-        machine.regions.add(machine.regions._digest(machine.regions._find(machine.cpu.hart, CODE)), each)
+        machine.regions.add(machine.regions._content(machine.regions._find(machine.cpu.hart, CODE)).digest, each)
     machine.run(2)
     assert machine.in_region()
     # what has not been run is where the region is left

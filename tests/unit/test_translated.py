@@ -334,15 +334,14 @@ def test_another_hart_changes_code(cpu: Cpu) -> None:
 
 
 def test_a_device_writes_code(cpu: Cpu) -> None:
-    """Memory that changes behind the hart's back: FENCE.I finds it, nothing else has to (``code_page``)."""
+    """What a device has written is run behind a FENCE.I, at the latest."""
     routine = CODE + 0x1000
     cpu.write(routine, assemble("addi a0, a0, 1\n nop\n nop\n ret", 0).code)
     start(cpu, "jalr ra, 0(s0)\n lw a1, 0(s1)\n fence.i\n jalr ra, 0(s0)\n .word END", {8: routine, 9: DEVICE})
     cpu.harts.add_region(DEVICE, 0x1000, 0, 0)
 
     def transfer(access: Access) -> int:
-        code = assemble("addi a0, a0, 100", 0).code
-        cpu.ram[routine - cpu.base : routine - cpu.base + 4] = code
+        cpu.dma(routine, assemble("addi a0, a0, 100", 0).code)
         return 0
 
     cpu.device = transfer

@@ -4,6 +4,7 @@
 #include <inttypes.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -13,7 +14,8 @@
 enum {
     MAX_SEGMENTS = 16,
     PAGE = 4096,
-    DIRTY = 1, DIRTY_CPU = 2,  // page flags
+    DIRTY = 1, HOLDS_CODE = 2, CODE_NEWS = 3,  // page flags, and what is behind them
+    CODE_FREE = 0, CODE_WRITTEN = 2,
 };
 
 struct segment {
@@ -92,5 +94,18 @@ void guest_memory_written(uint64_t address, uint64_t size) {
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
     uint64_t first = (address - segment->base) / PAGE, last = (address - segment->base + size - 1) / PAGE;
     memset(segment->flags + DIRTY * segment->stride + first, 1, last - first + 1);
-    memset(segment->flags + DIRTY_CPU * segment->stride + first, 1, last - first + 1);
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    bool written = false;
+    for (uint64_t page = first; page <= last; page++) {
+        uint8_t *flag = segment->flags + HOLDS_CODE * segment->stride + page;
+        uint8_t found = __atomic_load_n(flag, __ATOMIC_SEQ_CST);
+        if (found == CODE_FREE || found == CODE_WRITTEN) continue;
+        __atomic_store_n(flag, CODE_WRITTEN, __ATOMIC_SEQ_CST);
+        written = true;
+    }
+    if (!written) return;
+    static uint32_t mine, count;
+    if (count++ == 0 && getrandom(&mine, sizeof mine, 0) != sizeof mine) fail("no random number");
+    uint64_t *news = (uint64_t *)(segment->flags + CODE_NEWS * segment->stride);
+    __atomic_store_n(news, (uint64_t)mine << 32 | count, __ATOMIC_SEQ_CST);
 }

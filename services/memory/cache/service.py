@@ -87,9 +87,8 @@ class Cache(Service):
             pages = self._ram.size // PAGE
             segment.clear(Path(self._ram.path))
             self._flags[:pages] = bytes(pages)
-            for array in (segment.FLAG_DIRTY, segment.FLAG_DIRTY_CPU):
-                start = array * self._ram.flags_stride
-                self._flags[start : start + pages] = b"\x01" * pages
+            start = segment.FLAG_DIRTY * self._ram.flags_stride
+            self._flags[start : start + pages] = b"\x01" * pages
             self._take_all()
 
     def shutdown(self) -> None:

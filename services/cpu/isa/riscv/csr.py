@@ -48,8 +48,8 @@ from .csr_bits import (
     UXL,
 )  # fmt: skip
 from .features import FEATURE_BIT, has_feature
-from .memory import flush_all, select_context
 from .state import MACHINE, PMP_ENTRIES, SUPERVISOR, Hart
+from .tlb import flush_all, select_context
 from .trap import interrupts_pending
 
 ALL = (1 << 64) - 1

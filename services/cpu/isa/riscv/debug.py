@@ -9,13 +9,12 @@
 
 from __future__ import annotations
 
-from ...native.lang import at, cold, inline, native, ref, u64
+from ...native.lang import at, cold, inline, native, u64
 from .state import (
     DEBUG_BREAKPOINT,
     DEBUG_STEP,
     DEBUG_WATCH,
     EXIT_DEBUG,
-    FRESH,
     NOWHERE,
     PAGE_SLOTS,
     PENDING_STEP,
@@ -66,10 +65,10 @@ def disarm(hart: Hart, page: CodePage) -> None:
     machine = at(Machine, hart.machine)
     for i in range(PAGE_SLOTS):
         page.slots[i].handler = machine.decode_handler
+    for i in range(PAGE_SLOTS // 64):
+        page.covered[i] = 0
     page.armed = 0
-    if machine.hot_samples != 0 and hart.fresh_count < FRESH:
-        hart.fresh[hart.fresh_count] = ref(page)
-        hart.fresh_count += 1
+    page.fresh = 1
 
 
 @cold

@@ -9,7 +9,7 @@ from ..description import Instruction
 from .compressed import compressed_targets, expansion_table
 from .features import FEATURE_BIT
 from .instructions import INSTRUCTIONS
-from .memory import machine_of
+from .segments import machine_of
 from .state import CODE_PAGE_STRIDE, SINK, CodePage, Hart, Slot
 
 #: Handlers of an instruction, in order. Branches and jal: to another page, forward in the page, backward in the page;

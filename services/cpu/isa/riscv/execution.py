@@ -22,28 +22,20 @@ from ...native.lang import (
 )  # fmt: skip
 from .attention import FUTEX_WAIT_PRIVATE, raise_attention
 from .clint import NEVER, TICK, host_time, look_at_clock
+from .code_pages import forget_pages, lock_pages, unlock_pages
+from .coherence import EXPORTS as COHERENCE_EXPORTS
+from .coherence import code_page
 from .csr import csr_read, csr_write
 from .debug import arm, breaks, disarm, end_step
 from .decoder import SCRATCH_BITS, decode
 from .latch import EXPORTS as LATCH_EXPORTS
-from .memory import (
-    FETCH,
-    OFFSET,
-    code_page,
-    fault,
-    flush_all,
-    flush_fetch,
-    host_address,
-    machine_of,
-    select_context,
-    select_tlb,
-)
+from .memory import FETCH, fault, host_address
 from .plic import plic_set_level
+from .segments import machine_of
 from .shoot_down import EXPORTS as SHOOT_DOWN_EXPORTS
-from .shoot_down import answer_shoot_downs, come_in, stay_out
+from .shoot_down import answer_shoot_downs, come_in, look_at_news, stay_out
 from .state import (
     ACCESS_NONE,
-    ATTENTION_CODE,
     ATTENTION_REGIONS,
     ATTENTION_STOP,
     CODE_PAGE_STRIDE,
@@ -67,6 +59,7 @@ from .state import (
     Slot,
     Tlb,
 )  # fmt: skip
+from .tlb import OFFSET, flush_all, select_context, select_tlb
 from .trap import interrupts_pending, take_interrupt, take_trap
 
 #: Retired instructions between two looks at the clock (about 50 microseconds).
@@ -115,9 +108,6 @@ def wait(hart: Hart) -> bool:
             hart.exit_reason = EXIT_FLUSH
             return False
         bits = atomic_rmw("xchg", u32, ref(hart.attention), 0)
-        if bits & ATTENTION_CODE != 0:
-            flush_fetch(hart)
-            hart.code_epoch += 1
         if bits & ATTENTION_STOP != 0:
             hart.exit_reason = EXIT_STOP
             return False
@@ -201,10 +191,8 @@ def attention(hart: Hart, slot: u64) -> None:
         hart.exit_reason = EXIT_REGIONS
     if bits & ATTENTION_STOP != 0:
         hart.exit_reason = EXIT_STOP
-    if bits & ATTENTION_CODE != 0:
-        flush_fetch(hart)
-        hart.code_epoch += 1
     answer_shoot_downs(hart)
+    look_at_news(hart)
     now = look_at_clock(hart)
     if hart.ring_count == 0:
         hart.ring_since = now
@@ -241,8 +229,11 @@ def go(hart: Hart) -> None:
                 hart.waiting = 0
             if hart.waiting != 0 and not wait(hart):
                 return
-            if hart.stepping == STEP_NONE or (hart.step_interrupts != 0 and hart.watch_hit == 0):
-                take_interrupt(hart)
+            if (hart.stepping == STEP_NONE or (hart.step_interrupts != 0 and hart.watch_hit == 0)) and take_interrupt(
+                hart
+            ):
+                # it may be of a device that has written code
+                look_at_news(hart)
         select_tlb(hart)
         slot = u64(0)
         if hart.stepping != STEP_NONE:
@@ -277,7 +268,9 @@ def locate(hart: Hart, pc: u64) -> u64:
             return single(hart, pc)
         page = code_page(hart, hart.physical & ~OFFSET, host & ~OFFSET)
         if breakpoints != 0:
+            lock_pages(hart)
             arm(hart, page, pc & ~OFFSET)
+            unlock_pages(hart)
         slots = ref(page.slots)
         entry.tag = pc & ~OFFSET
         entry.addend = slots
@@ -333,12 +326,15 @@ def decode_slot(hart: Hart, slot: u64, pc: u64) -> None:
     base = slot & ~(CODE_PAGE_STRIDE - 1)
     page = at(CodePage, base)
     offset = (slot - base) >> 3
-    insn = peek(u32, ref(page.copy) + offset)
     machine = machine_of(hart)
+    lock_pages(hart)
+    insn = peek(u32, ref(page.copy) + offset)
     if offset == OFFSET - 1 and insn & 3 == 3:
         at(Slot, slot).handler = machine.straddle_handler
+        unlock_pages(hart)
         return
     decode(hart, at(Slot, slot), insn, pc, True)
+    unlock_pages(hart)
     if machine.eager != 0 and hart.hot_count < HOT:
         hart.hot[hart.hot_count] = slot
         hart.hot_count += 1
@@ -347,19 +343,36 @@ def decode_slot(hart: Hart, slot: u64, pc: u64) -> None:
 
 @export
 def install(
-    hart: Hart, page: CodePage, steps: Ptr[u16], step_count: u64, entries: Ptr[u16], entry_count: u64, code: u64
+    hart: Hart,
+    page: CodePage,
+    version: u64,
+    steps: Ptr[u16],
+    step_count: u64,
+    entries: Ptr[u16],
+    entry_count: u64,
+    code: u64,
 ) -> None:
-    """Puts a region into the slots of its entries; ``steps`` are the offsets of its instructions.
+    """Puts a region into the slots of its entries, if the page is still the one that it was made of; ``steps`` are the
+    offsets of its instructions.
 
     The slots of all of them are decoded, since the region may leave at any.
     """
-    if page.armed != 0:
-        return
+    lock_pages(hart)
+    if page.armed == 0 and page.version == version:
+        put_region(hart, page, steps, step_count, entries, entry_count, code)
+    unlock_pages(hart)
+
+
+@native
+def put_region(
+    hart: Hart, page: CodePage, steps: Ptr[u16], step_count: u64, entries: Ptr[u16], entry_count: u64, code: u64
+) -> None:
     machine = machine_of(hart)
     decode_handler = machine.decode_handler
     for i in range(step_count):
         offset = u64(steps[i])
         slot = page.slots[offset >> 1]
+        page.covered[offset >> 7] |= u64(1) << ((offset >> 1) & 63)
         if slot.handler == decode_handler:
             decode(hart, slot, peek(u32, ref(page.copy) + offset), offset, True)
             if machine.eager != 0:
@@ -387,7 +400,9 @@ def reset_tlbs(hart: Hart) -> None:
         hart.contexts[i].used = 7
         hart.contexts[i].satp = ~u64(0)
     flush_all(hart)
-    hart.code_epoch += 1
+    lock_pages(hart)
+    forget_pages(hart)
+    unlock_pages(hart)
     select_context(hart)
     select_tlb(hart)
 
@@ -427,5 +442,6 @@ EXPORTS = (
     raise_attention,
     plic_set_level,
     *LATCH_EXPORTS,
+    *COHERENCE_EXPORTS,
     *SHOOT_DOWN_EXPORTS,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...native.lang import fence, i8, i16, i32, i64, i128, inline, u8, u16, u32, u64, u128
 from ..semantics import Trap, drain_posted, jump, load, store
 from .isa import BREAKPOINT, ECALL_USER, ILLEGAL, instruction
-from .memory import flush_fetch
+from .shoot_down import look_at_news
 from .state import Hart
 
 BASE, MUL = "i", "m"
@@ -277,10 +277,9 @@ def fence_(insn: u64) -> None:
 
 @instruction("fence.i", "imm12 rs1 001 rd 0001111", BASE, system=True)
 def fence_i(hart: Hart) -> None:
-    fence()
-    hart.code_epoch += 1
-    flush_fetch(hart)
-    hart.changed = 1
+    # fetches see stores as they are made (see ``coherence``): only what devices have written is left to look at
+    if look_at_news(hart):
+        hart.changed = 1
 
 
 @instruction("ecall", "000000000000 00000 000 00000 1110011", BASE, system=True)

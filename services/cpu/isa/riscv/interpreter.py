@@ -51,8 +51,9 @@ from .decoder import (
 from .execution import EXPORTS, at_breakpoint, attention, decode_slot, enter, go, single
 from .instructions import INSTRUCTIONS
 from .isa import FETCH_MISALIGNED
-from .memory import OFFSET, READ, WRITE, memory_locate, memory_read, memory_write
+from .memory import READ, WRITE, memory_locate, memory_read, memory_write, settle_store
 from .state import EXIT_DRAIN, FETCH_ENTRIES, PENDING_EXIT, PENDING_TRAP, TLB_ENTRIES, Hart, Slot, Tlb
+from .tlb import OFFSET
 
 SIGNATURE = "(ptr %hart, ptr %ip, i64 %bias, ptr %tlb, i64 %n)"
 SLOT = Slot.size
@@ -252,7 +253,14 @@ class Handler:
     def hook_atomic(self, operation: str, type_: IntType, address: Value, value: Value) -> Value:
         b = self.builder
         pointer = b.pointer(self.locate(type_, address, WRITE), type_)
-        return b.value(type_, f"atomicrmw {operation} ptr {pointer.ref}, {type_.ir} {value.ref} seq_cst")
+        old = b.value(type_, f"atomicrmw {operation} ptr {pointer.ref}, {type_.ir} {value.ref} seq_cst")
+        self.settle()
+        return old
+
+    def settle(self) -> None:
+        """Behind a store that the TLB did not answer."""
+        if not self.slow_twin:
+            self.builder.call(settle_store, [HART])
 
     def host_address(self, pointer: Value) -> Value:
         return self.builder.value(U64, f"ptrtoint ptr {pointer.ref} to i64")
@@ -282,6 +290,7 @@ class Handler:
         pair = b.value(type_, f"cmpxchg ptr {pointer.ref}, {ir} {expected.ref}, {ir} {value.ref} seq_cst seq_cst")
         stored = b.value(BOOLEAN, f"extractvalue {{ {ir}, i1 }} {pair.ref}, 1")
         b.write(result, b.convert(b.value(BOOLEAN, f"xor i1 {stored.ref}, true"), U64))
+        self.settle()
         b.block(done)
         return b.read(result)
 

@@ -8,7 +8,6 @@ Privileged specification: 3.7 (physical memory protection), 12.2 to 12.6 (superv
 from __future__ import annotations
 
 from ...native.lang import (
-    Ptr,
     at,
     atomic_rmw,
     call_host,
@@ -28,12 +27,9 @@ from ...native.lang import (
     unlikely,
 )  # fmt: skip
 from .clint import aclint_read, aclint_write
+from .coherence import code_stored, may_hold_code
 from .csr_bits import (
     ADUE,
-    ASID_MASK,
-    MPP,
-    MPP_SHIFT,
-    MPRV,
     MXR,
     PBMTE,
     PMP_A_SHIFT,
@@ -54,7 +50,6 @@ from .csr_bits import (
     PTE_V,
     PTE_W,
     PTE_X,
-    SATP_ASID_SHIFT,
     SATP_MODE_SHIFT,
     SUM,
 )  # fmt: skip
@@ -71,15 +66,11 @@ from .isa import (
 )
 from .latch import clear_latch
 from .plic import plic_read, plic_write
+from .segments import machine_of, segment_of
 from .state import (
     ACCESS_FAILED,
     ACCESS_NONE,
     ACCESS_WANTED,
-    CODE_GENERATION,
-    CODE_HASH,
-    CODE_PAGE_STRIDE,
-    CODE_RETURNED,
-    CONTEXTS,
     DEVICE_ACLINT,
     DEVICE_PLIC,
     DEVICE_UNMAPPED,
@@ -87,11 +78,7 @@ from .state import (
     EXIT_ACCESS,
     EXIT_FLUSH,
     EXIT_PAGE,
-    FETCH_ENTRIES,
-    FRESH,
     MACHINE,
-    MODES,
-    PAGE_SLOTS,
     PENDING_EXIT,
     PENDING_NONE,
     PENDING_TRAP,
@@ -101,21 +88,14 @@ from .state import (
     SUPERVISOR,
     TLB_ENTRIES,
     USER,
-    CodePage,
     Hart,
-    Machine,
     Region,
     Segment,
     Tlb,
-    TlbEntry,
 )  # fmt: skip
+from .tlb import OFFSET, PAGE, TLB_MPRV, data_privilege
 
 READ, WRITE, FETCH = 0, 1, 2
-PAGE = 4096
-OFFSET = PAGE - 1
-FREE = (1 << 64) - 1
-#: TLBs that belong to no address space: machine mode, and machine mode with MPRV (which caches fetches only).
-TLB_MACHINE, TLB_MPRV, TLB_CONTEXTS = 0, 1, 2
 
 
 @cold
@@ -129,22 +109,6 @@ def fault(hart: Hart, kind: u64, address: u64, page: bool) -> u64:
         hart.cause = u64(FETCH_PAGE) if page else u64(FETCH_ACCESS)
     hart.trap_value = address
     hart.pending = PENDING_TRAP
-    return 0
-
-
-@inline
-def machine_of(hart: Hart) -> Machine:
-    return at(Machine, hart.machine)
-
-
-@native
-def segment_of(hart: Hart, physical: u64) -> u64:
-    """The host address of the :class:`Segment` that holds a physical address, or 0."""
-    machine = machine_of(hart)
-    for i in range(machine.segment_count):
-        segment = machine.segments[i]
-        if physical - segment.base < segment.size:
-            return ref(segment)
     return 0
 
 
@@ -183,15 +147,6 @@ def pmp_allows(hart: Hart, physical: u64, size: u64, kind: u64, privilege: u64) 
                     return True
                 return (config >> u8(kind)) & 1 != 0
     return privilege == MACHINE
-
-
-@inline
-def data_privilege(hart: Hart) -> u64:
-    """The privilege of loads and stores (3.1.6.3, MPRV)."""
-    privilege = u64(hart.privilege)
-    if hart.mstatus & MPRV != 0 and privilege == MACHINE:
-        privilege = (hart.mstatus & MPP) >> MPP_SHIFT
-    return privilege
 
 
 @native
@@ -250,9 +205,12 @@ def walk(hart: Hart, address: u64, kind: u64, privilege: u64) -> u64:
             if segment.writable == 0 or not pmp_allows(hart, entry_at, 8, WRITE, SUPERVISOR):
                 return fault(hart, kind, address, False)
             mark_dirty(segment, entry_at)
+            holds_code = may_hold_code(segment, entry_at)
             if compare_exchange(u64, host, entry, entry | wanted) != entry:
                 level += 1
                 continue
+            if holds_code:
+                code_stored(hart, segment, entry_at)
         hart.walk_level = level
         return ((((entry >> PTE_PPN_SHIFT) & PPN_MASK) << 12) & ~mask) | (address & mask)
     return fault(hart, kind, address, True)
@@ -285,7 +243,8 @@ def host_address(hart: Hart, address: u64, size: u64, kind: u64) -> u64:
     """The host address of a virtual one, and a TLB entry for it.
 
     0 if an exception is pending or a page is absent (then an exit is), or if no memory is there (then
-    ``hart.physical`` is the device's address). ``size`` bytes must be in one page.
+    ``hart.physical`` is the device's address). ``size`` bytes must be in one page. Whoever has stored there calls
+    ``settle_store``.
     """
     privilege = u64(hart.privilege) if kind == FETCH else data_privilege(hart)
     physical = walk(hart, address, kind, privilege)
@@ -305,10 +264,13 @@ def host_address(hart: Hart, address: u64, size: u64, kind: u64) -> u64:
         if segment.writable == 0:
             return 0
         mark_dirty(segment, physical)
+        hart.code_store = ref(segment) if may_hold_code(segment, physical) else u64(0)
     host = segment.host + (physical - segment.base)
     cached = hart.pmp_uniform != 0 and kind != FETCH and hart.tlb != hart.tlbs + TLB_MPRV * Tlb.size
     if cached and unlikely(machine_of(hart).watchpoint_count != 0):
         cached = not page_watched(hart, address)
+    if kind == WRITE and hart.code_store != 0:
+        cached = False
     if cached:
         tlb = at(Tlb, hart.tlb)
         index = (address >> 12) & (TLB_ENTRIES - 1)
@@ -319,6 +281,13 @@ def host_address(hart: Hart, address: u64, size: u64, kind: u64) -> u64:
     if level != 0:
         note_superpage(hart, address, level)
     return host
+
+
+@native
+def settle_store(hart: Hart) -> None:
+    """Behind a store to where ``host_address`` led: all fetches see it."""
+    if unlikely(hart.code_store != 0):
+        code_stored(hart, at(Segment, hart.code_store), hart.physical)
 
 
 @native
@@ -337,126 +306,6 @@ def note_superpage(hart: Hart, address: u64, level: u64) -> None:
         context.superpage_low = low
     if high > context.superpage_high:
         context.superpage_high = high
-
-
-@native
-def free_entries(first: u64, count: u64) -> None:
-    """Frees TLB entries that lie behind each other."""
-    entries = at(Ptr[TlbEntry], first)
-    for i in range(count):
-        entries[i].tag = FREE
-
-
-@native
-def flush_tlb(tlb: Tlb) -> None:
-    free_entries(ref(tlb.read), 2 * TLB_ENTRIES + FETCH_ENTRIES)
-
-
-@inline
-def tlb_number(hart: Hart, number: u64) -> Tlb:
-    return at(Ptr[Tlb], hart.tlbs)[number]
-
-
-@native
-def flush_context(hart: Hart, number: u64) -> None:
-    """Frees the TLBs of one address space."""
-    context = hart.contexts[number]
-    for mode in range(MODES):
-        if (context.used >> mode) & 1 != 0:
-            flush_tlb(tlb_number(hart, TLB_CONTEXTS + number * MODES + mode))
-    context.used = 0
-    context.superpage_low = FREE
-    context.superpage_high = 0
-    hart.count_tlb_flushes += 1
-
-
-@native
-def flush_all(hart: Hart) -> None:
-    """Frees every TLB: physical memory protection or the meaning of permissions changed."""
-    for i in range(CONTEXTS):
-        flush_context(hart, i)
-    flush_tlb(tlb_number(hart, TLB_MACHINE))
-    flush_tlb(tlb_number(hart, TLB_MPRV))
-
-
-@native
-def flush_fetch(hart: Hart) -> None:
-    """Frees all entries for fetches."""
-    for i in range(CONTEXTS):
-        context = hart.contexts[i]
-        for mode in range(MODES):
-            if (context.used >> mode) & 1 != 0:
-                free_entries(ref(tlb_number(hart, TLB_CONTEXTS + i * MODES + mode).fetch), FETCH_ENTRIES)
-    free_entries(ref(tlb_number(hart, TLB_MACHINE).fetch), FETCH_ENTRIES)
-    free_entries(ref(tlb_number(hart, TLB_MPRV).fetch), FETCH_ENTRIES)
-
-
-@inline
-def free_if(entry: TlbEntry, page: u64) -> None:
-    if entry.tag == page:
-        entry.tag = FREE
-
-
-@native
-def flush_address(hart: Hart, number: u64, address: u64) -> None:
-    """Frees the entries of one address in one address space."""
-    context = hart.contexts[number]
-    if context.used == 0:
-        return
-    if address >= context.superpage_low and address <= context.superpage_high:
-        flush_context(hart, number)
-        return
-    page = address & ~OFFSET
-    index = (address >> 12) & (TLB_ENTRIES - 1)
-    for mode in range(MODES):
-        if (context.used >> mode) & 1 != 0:
-            tlb = tlb_number(hart, TLB_CONTEXTS + number * MODES + mode)
-            free_if(tlb.read[index], page)
-            free_if(tlb.write[index], page)
-            free_if(tlb.fetch[(address >> 12) & (FETCH_ENTRIES - 1)], page)
-
-
-@native
-def fence_vma(hart: Hart, address: u64, asid: u64, any_address: bool, any_asid: bool) -> None:
-    """SFENCE.VMA (12.2.1): frees the entries it names in every context, by address and by address space."""
-    for i in range(CONTEXTS):
-        if any_asid or ((hart.contexts[i].satp >> SATP_ASID_SHIFT) & ASID_MASK) == (asid & ASID_MASK):
-            if any_address:
-                if hart.contexts[i].used != 0:
-                    flush_context(hart, i)
-            else:
-                flush_address(hart, i, address)
-
-
-@native
-def select_context(hart: Hart) -> None:
-    """Finds the TLBs of the address space in ``satp``, or takes them from the one that was made the longest ago."""
-    for i in range(CONTEXTS):
-        if hart.contexts[i].satp == hart.satp:
-            hart.context = i
-            return
-    number = hart.next_context
-    hart.next_context = (number + 1) % CONTEXTS
-    flush_context(hart, number)
-    hart.contexts[number].satp = hart.satp
-    hart.context = number
-
-
-@native
-def select_tlb(hart: Hart) -> None:
-    """Sets ``hart.tlb`` to the TLBs of the current privilege and address space."""
-    number = u64(TLB_MACHINE)
-    if hart.privilege == MACHINE:
-        if data_privilege(hart) != MACHINE:
-            number = TLB_MPRV
-    else:
-        mode = u64(0)
-        if hart.privilege == SUPERVISOR:
-            mode = u64(2) if hart.mstatus & SUM != 0 else u64(1)
-        context = hart.contexts[hart.context]
-        context.used |= u64(1) << mode
-        number = TLB_CONTEXTS + hart.context * MODES + mode
-    hart.tlb = hart.tlbs + number * Tlb.size
 
 
 # slow paths of data accesses
@@ -652,6 +501,7 @@ def write_misaligned(hart: Hart, address: u64, size: u64, value: u64) -> None:
             if host == 0:
                 return
             poke(u8, host, u8(value >> (8 * i)))
+            settle_store(hart)
 
 
 @cold
@@ -685,13 +535,15 @@ def memory_write(hart: Hart, address: u64, size: u64, value: u64) -> None:
     host = host_address(hart, address, size, WRITE)
     if host != 0:
         poke_sized(host, size, value)
+        settle_store(hart)
     elif hart.pending == PENDING_NONE:
         device_write(hart, address, hart.physical, size, value)
 
 
 @cold
 def memory_locate(hart: Hart, address: u64, size: u64, kind: u64) -> u64:
-    """The host address for an atomic access; devices and misaligned addresses are refused."""
+    """The host address for an atomic access; devices and misaligned addresses are refused. Whoever has stored there
+    calls ``settle_store``."""
     if address & (size - 1) != 0:
         return misaligned(hart, kind, address)
     if unlikely(machine_of(hart).watchpoint_count != 0):
@@ -702,143 +554,3 @@ def memory_locate(hart: Hart, address: u64, size: u64, kind: u64) -> u64:
     if host == 0 and hart.pending == PENDING_NONE:
         return fault(hart, kind, address, False)
     return host
-
-
-# code pages
-
-#: An odd number with bits all over: the golden ratio's.
-FINGERPRINT_FACTOR = 0x9E37_79B9_7F4A_7C15
-
-
-@native
-def take_fingerprint(page: CodePage) -> None:
-    """Brings a page's fingerprint up to date."""
-    fingerprint = u64(0)
-    for i in range(512):
-        fingerprint = ((fingerprint << 5) | (fingerprint >> 59)) ^ (page.copy[i] * FINGERPRINT_FACTOR)
-    page.fingerprint = fingerprint
-
-
-@native
-def reset_slots(hart: Hart, page: CodePage, host: u64) -> None:
-    """Takes a page's bytes anew; its slots are decoded when they are first run."""
-    machine = machine_of(hart)
-    decode = machine.decode_handler
-    for i in range(PAGE_SLOTS):
-        page.slots[i].handler = decode
-    page.slots[PAGE_SLOTS].handler = machine.page_end_handler
-    page.armed = 0
-    words = at(Ptr[u64], host)
-    for i in range(512):
-        page.copy[i] = words[i]
-    take_fingerprint(page)
-    if machine.hot_samples != 0 and hart.fresh_count < FRESH:
-        hart.fresh[hart.fresh_count] = ref(page)
-        hart.fresh_count += 1
-
-
-@native
-def decoded(page: CodePage, word: u64, decode_handler: u64) -> bool:
-    """Whether a slot has been decoded from a doubleword of the page, or reaches into it from before."""
-    first = word << 2
-    if word != 0:
-        first -= 1
-    found = False
-    for i in range(first, (word << 2) + 4):
-        if page.slots[i].handler != decode_handler:
-            found = True
-    return found
-
-
-@native
-def check_slots(hart: Hart, page: CodePage, host: u64) -> None:
-    """Takes a page's bytes anew where they have changed. Where that is code, all slots are, and with them the regions;
-    data beside the code costs nothing more."""
-    machine = machine_of(hart)
-    words = at(Ptr[u64], host)
-    # most have not; LLVM makes vector instructions of a loop without a way out
-    difference = u64(0)
-    for i in range(512):
-        difference |= words[i] ^ page.copy[i]
-    if difference == 0:
-        return
-    changed = False
-    for i in range(512):
-        word = words[i]
-        if word != page.copy[i]:
-            # code that runs eagerly from regions is not marked as decoded
-            if machine.eager != 0 or decoded(page, i, machine.decode_handler):
-                reset_slots(hart, page, host)
-                return
-            page.copy[i] = word
-            changed = True
-    if changed:
-        take_fingerprint(page)
-
-
-@native
-def free_page(hart: Hart) -> u64:
-    """Where a page can be decoded: in the place of one that is no longer used, in a new place, or, with no place left,
-    in the first one of all."""
-    if hart.code_used >= hart.code_kept:
-        for _ in range(hart.code_used):
-            hart.code_hand += 1
-            if hart.code_hand >= hart.code_used:
-                hart.code_hand = 0
-            place = hart.code_pool + hart.code_hand * CODE_PAGE_STRIDE
-            if at(CodePage, place).generation + 1 < hart.code_generation:
-                forget_page(hart, place)
-                return place
-    if hart.code_used == hart.code_pages:
-        flush_fetch(hart)
-        hart.code_used = 0
-        for i in range(CODE_HASH):
-            poke(u64, hart.code_hash + 8 * i, 0)
-    hart.code_used += 1
-    return hart.code_pool + (hart.code_used - 1) * CODE_PAGE_STRIDE
-
-
-@native
-def forget_page(hart: Hart, page: u64) -> None:
-    """Takes a decoded page out of the table, and remembers it."""
-    physical = at(CodePage, page).physical
-    hart.code_forgotten[(physical >> 12) & (CODE_HASH - 1)] = physical
-    place = hart.code_hash + (((physical >> 12) & (CODE_HASH - 1)) << 3)
-    while peek(u64, place) != page:
-        place = ref(at(CodePage, peek(u64, place)).next)
-    poke(u64, place, at(CodePage, page).next)
-
-
-@native
-def code_page(hart: Hart, physical: u64, host: u64) -> CodePage:
-    """The decoded page of a physical page, made or checked against memory since the last FENCE.I."""
-    bucket = hart.code_hash + (((physical >> 12) & (CODE_HASH - 1)) << 3)
-    address = peek(u64, bucket)
-    while address != 0:
-        found = at(CodePage, address)
-        if found.physical == physical:
-            if found.epoch != hart.code_epoch:
-                hart.count_code_checks += 1
-                check_slots(hart, found, host)
-                found.epoch = hart.code_epoch
-            found.generation = hart.code_generation
-            return found
-        address = found.next
-    hart.count_code_pages += 1
-    if hart.count_code_pages % CODE_GENERATION == 0:
-        # from here on what is used is looked up
-        flush_fetch(hart)
-        hart.code_generation += 1
-        if hart.code_returned > CODE_RETURNED:
-            hart.code_kept += CODE_GENERATION
-        hart.code_returned = 0
-    if hart.code_forgotten[(physical >> 12) & (CODE_HASH - 1)] == physical:
-        hart.code_returned += 1
-    page = at(CodePage, free_page(hart))
-    page.physical = physical
-    page.epoch = hart.code_epoch
-    page.generation = hart.code_generation
-    page.next = peek(u64, bucket)
-    poke(u64, bucket, ref(page))
-    reset_slots(hart, page, host)
-    return page

@@ -7,8 +7,9 @@ from ..semantics import Trap, atomic, jump, leave_if_pending, store
 from .csr import csr_allowed, csr_read, csr_stored, csr_write
 from .csr_bits import CBCFE, CBIE, CBZE, TSR, TVM, TW
 from .isa import ILLEGAL, LOAD_PAGE, STORE_ACCESS, STORE_PAGE, instruction
-from .memory import READ, fence_vma, host_address, region_of
+from .memory import READ, host_address, region_of
 from .state import MACHINE, PENDING_NONE, PENDING_TRAP, SUPERVISOR, USER, Hart, Machine
+from .tlb import fence_vma
 from .trap import return_from_machine, return_from_supervisor
 
 ZICSR, S = "zicsr", "i"

@@ -45,8 +45,8 @@ from .decoder import (
 from .encoding import immediate_of
 from .instructions import INSTRUCTIONS
 from .interpreter import HART, SIGNATURE, Handler
-from .memory import OFFSET
 from .state import CODE_PAGE_STRIDE, EXITS, Machine, Slot
+from .tlb import OFFSET
 
 PAGE = OFFSET + 1
 #: A bitmap of slots that has them all.

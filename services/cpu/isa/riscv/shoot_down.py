@@ -7,6 +7,8 @@ Whoever clears flags ``dirty`` asks for one before it copies the pages. ``Machin
   instructions, where nothing of an entry is kept: not in registers, and not by a region, which ends there. So what it
   wrote by an entry from before is in memory when it answers, and what it writes later sets the flag again.
 * Page walks that set A or D set the flag in the same instruction.
+* Entries for fetches are dropped in the same way, for ``Machine.fetch_shoot_downs`` (see ``coherence``), and when
+  devices have written to code.
 * A hart that is outside of native code, or sleeps in WFI, is not waited for. It says so in ``Hart.inside``, and looks
   at ``shoot_downs`` when it comes in again, before it does anything. Both sides store first and then load
   (sequentially consistent), so at least one of the two sees the other.
@@ -16,27 +18,37 @@ from __future__ import annotations
 
 from ...native.lang import at, atomic_load, atomic_rmw, atomic_store, call_host, export, native, ref, u32, u64
 from .attention import FUTEX_WAIT_PRIVATE, FUTEX_WAKE_PRIVATE, raise_attention
-from .memory import TLB_CONTEXTS, TLB_MACHINE, free_entries, machine_of, tlb_number
-from .state import ATTENTION_SHOOT_DOWN, CONTEXTS, MODES, TLB_ENTRIES, Hart, Machine
+from .segments import machine_of
+from .state import ATTENTION_SHOOT_DOWN, Hart, Machine
+from .tlb import flush_fetch, flush_writes
 
 #: How long ``await_shot`` waits for one hart at a time, in nanoseconds.
 WAIT = 500_000
 
 
 @native
-def flush_writes(hart: Hart) -> None:
-    """Frees all entries for writes."""
-    for i in range(CONTEXTS):
-        context = hart.contexts[i]
-        for mode in range(MODES):
-            if (context.used >> mode) & 1 != 0:
-                free_entries(ref(tlb_number(hart, TLB_CONTEXTS + i * MODES + mode).write), TLB_ENTRIES)
-    free_entries(ref(tlb_number(hart, TLB_MACHINE).write), TLB_ENTRIES)
+def look_at_news(hart: Hart) -> bool:
+    """Whether devices have written to pages that hold code; then these are looked up, and compared, when they are next
+    entered."""
+    machine = machine_of(hart)
+    news = u64(0)
+    for i in range(machine.segment_count):
+        if machine.segments[i].news != 0:
+            news += atomic_load(u64, machine.segments[i].news)
+    if news == hart.news:
+        return False
+    hart.news = news
+    flush_fetch(hart)
+    return True
 
 
 @native
 def answer_shoot_downs(hart: Hart) -> None:
     """The hart is between two instructions: does what was asked for."""
+    fetch = atomic_load(u64, ref(machine_of(hart).fetch_shoot_downs))
+    if hart.fetch_shot != fetch:
+        flush_fetch(hart)
+        atomic_store(u64, ref(hart.fetch_shot), fetch)
     wanted = atomic_load(u64, ref(machine_of(hart).shoot_downs))
     if hart.shot == wanted:
         return
@@ -53,6 +65,7 @@ def come_in(hart: Hart) -> None:
     """The hart is about to use its TLBs."""
     atomic_store(u32, ref(hart.inside), 1)
     answer_shoot_downs(hart)
+    look_at_news(hart)
 
 
 @native
@@ -62,15 +75,21 @@ def stay_out(hart: Hart) -> None:
     atomic_store(u32, ref(hart.inside), 0)
 
 
-@export
-def shoot_down(machine: Machine) -> u64:
-    """Asks all harts, from any thread; gives the number to wait for."""
+@native
+def ask_shoot_down(machine: Machine) -> u64:
+    """Asks all harts; gives the number to wait for."""
     number = atomic_rmw("add", u64, ref(machine.shoot_downs), 1) + 1
     for i in range(machine.hart_count):
         hart = at(Hart, machine.harts[i])
         if atomic_load(u32, ref(hart.inside)) != 0:
             raise_attention(hart, ATTENTION_SHOOT_DOWN)
     return number
+
+
+@export
+def shoot_down(machine: Machine) -> u64:
+    """Asks all harts, from any thread; gives the number to wait for."""
+    return ask_shoot_down(machine)
 
 
 @native

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...native.lang import Ptr, Record, array, i32, u8, u32, u64
+from ...native.lang import Ptr, Record, array, i32, u8, u16, u32, u64
 
 XLEN = 64
 #: Index in ``Hart.x`` that takes the writes to x0.
@@ -77,15 +77,33 @@ class Context(Record):
     superpage_high: u64
 
 
+class PageUse(Record):
+    """How harts use a page of RAM that may hold code (see ``coherence``)."""
+
+    #: 1: a write TLB may have an entry of it
+    entries: u32
+    #: stores to it as a page that holds code until it is to be none, and what ``left`` begins with
+    left: u16
+    patience: u16
+    #: bit n % 64: hart n may have it decoded
+    holders: u64
+    #: the shoot-down of fetches after which it holds no code
+    number: u64
+
+
 class Segment(Record):
-    """A range of guest physical addresses backed by host memory. ``dirty`` and ``present`` are the host addresses of
-    its page flags, or 0."""
+    """A range of guest physical addresses backed by host memory. ``dirty``, ``present`` and ``code`` are the host
+    addresses of its page flags, or 0, ``news`` that of the number that devices change when they have written to a page
+    that holds code, ``uses`` that of its :class:`PageUse` records."""
 
     base: u64
     size: u64
     host: u64
     dirty: u64
     present: u64
+    code: u64
+    news: u64
+    uses: u64
     writable: u64
 
 
@@ -167,16 +185,20 @@ PAGE_SLOTS = 2048
 class CodePage(Record):
     """A page of decoded guest code; ``copy`` is what was decoded. Placed at multiples of ``CODE_PAGE_STRIDE``.
 
-    The slot behind the last one leads into the next page.
+    The slot behind the last one leads into the next page. ``Hart.code_lock`` guards all but the operands of slots.
     """
 
     slots: Ptr[Slot] = array(Slot, PAGE_SLOTS + 1)
     copy: Ptr[u64] = array(u64, 512)
-    #: a hash of the copy, to tell cheaply that nothing is known of a page
+    #: a bit for each slot whose instruction is in a region
+    covered: Ptr[u64] = array(u64, PAGE_SLOTS // 64)
+    #: a hash of the copy, to tell cheaply that nothing is known of a page; and the count of the copy's changes
     fingerprint: u64
+    version: u64
     physical: u64
-    epoch: u64
     next: u64
+    #: 1: code has changed, and regions may be known of what it is now
+    fresh: u64
     #: the generation in which it was last looked up
     generation: u64
     #: 1: there are breakpoints in its slots, and regions are not
@@ -276,6 +298,9 @@ class Machine(Record):
     #: shoot-downs asked for, and a struct timespec for whoever waits for them
     shoot_downs: u64
     shot_wait: Ptr[u64] = array(u64, 2)
+    #: shoot-downs of fetches asked for; who has the lock changes what pages hold code
+    fetch_shoot_downs: u64
+    code_lock: u64
     #: what the debugger has set; changed while all harts are at the gate
     breakpoint_count: u64
     breakpoints: Ptr[u64] = array(u64, BREAKPOINTS)
@@ -377,9 +402,13 @@ class Hart(Record):
     inside: u32
     awaited: u32
     shot: u64
+    fetch_shot: u64
     #: guest physical address of the absent page that EXIT_PAGE is about
     absent_page: u64
-    code_epoch: u64
+    #: the segment of a store to a page that holds code, while it is made; the sum of ``Segment.news`` as last seen
+    code_store: u64
+    news: u64
+    code_lock: u64
     code_pool: u64
     code_pages: u64
     code_used: u64
@@ -415,6 +444,7 @@ class Hart(Record):
     count_shoot_downs: u64
     count_code_pages: u64
     count_code_checks: u64
+    count_code_stores: u64
     count_decoded: u64
     #: instructions that the looks at the clock found to be run by regions (an estimate by sampling), and ``retired``
     #: at the last look

@@ -70,21 +70,23 @@ def highest(pending: u64) -> u64:
 
 
 @native
-def take_interrupt(hart: Hart) -> None:
-    """Enters the handler of the interrupt that is pending, enabled and first, if there is one."""
+def take_interrupt(hart: Hart) -> bool:
+    """Enters the handler of the interrupt that is pending, enabled and first; False if there is none."""
     pending = interrupts_pending(hart) & hart.mie
     if pending == 0:
-        return
+        return False
     privilege = hart.privilege
     machine = pending & ~hart.mideleg
     if machine != 0 and (privilege < MACHINE or hart.mstatus & MIE != 0):
         hart.count_interrupts += 1
         take_trap(hart, INTERRUPT | highest(machine), 0)
-        return
+        return True
     supervisor = pending & hart.mideleg
     if supervisor != 0 and (privilege < SUPERVISOR or (privilege == SUPERVISOR and hart.mstatus & SIE != 0)):
         hart.count_interrupts += 1
         take_trap(hart, INTERRUPT | highest(supervisor), 0)
+        return True
+    return False
 
 
 @native

@@ -1,0 +1,153 @@
+"""A hart's TLBs: which are in use, and what frees their entries (privileged specification 12.2.1: SFENCE.VMA)."""
+
+from __future__ import annotations
+
+from ...native.lang import Ptr, at, inline, native, ref, u64
+from .csr_bits import ASID_MASK, MPP, MPP_SHIFT, MPRV, SATP_ASID_SHIFT, SUM
+from .state import CONTEXTS, FETCH_ENTRIES, MACHINE, MODES, SUPERVISOR, TLB_ENTRIES, Hart, Tlb, TlbEntry
+
+PAGE = 4096
+OFFSET = PAGE - 1
+FREE = (1 << 64) - 1
+#: TLBs that belong to no address space: machine mode, and machine mode with MPRV (which caches fetches only).
+TLB_MACHINE, TLB_MPRV, TLB_CONTEXTS = 0, 1, 2
+
+
+@inline
+def data_privilege(hart: Hart) -> u64:
+    """The privilege of loads and stores (3.1.6.3, MPRV)."""
+    privilege = u64(hart.privilege)
+    if hart.mstatus & MPRV != 0 and privilege == MACHINE:
+        privilege = (hart.mstatus & MPP) >> MPP_SHIFT
+    return privilege
+
+
+@native
+def free_entries(first: u64, count: u64) -> None:
+    """Frees TLB entries that lie behind each other."""
+    entries = at(Ptr[TlbEntry], first)
+    for i in range(count):
+        entries[i].tag = FREE
+
+
+@native
+def flush_tlb(tlb: Tlb) -> None:
+    free_entries(ref(tlb.read), 2 * TLB_ENTRIES + FETCH_ENTRIES)
+
+
+@inline
+def tlb_number(hart: Hart, number: u64) -> Tlb:
+    return at(Ptr[Tlb], hart.tlbs)[number]
+
+
+@native
+def flush_context(hart: Hart, number: u64) -> None:
+    """Frees the TLBs of one address space."""
+    context = hart.contexts[number]
+    for mode in range(MODES):
+        if (context.used >> mode) & 1 != 0:
+            flush_tlb(tlb_number(hart, TLB_CONTEXTS + number * MODES + mode))
+    context.used = 0
+    context.superpage_low = FREE
+    context.superpage_high = 0
+    hart.count_tlb_flushes += 1
+
+
+@native
+def flush_all(hart: Hart) -> None:
+    """Frees every TLB: physical memory protection or the meaning of permissions changed."""
+    for i in range(CONTEXTS):
+        flush_context(hart, i)
+    flush_tlb(tlb_number(hart, TLB_MACHINE))
+    flush_tlb(tlb_number(hart, TLB_MPRV))
+
+
+@native
+def flush_fetch(hart: Hart) -> None:
+    """Frees all entries for fetches."""
+    for i in range(CONTEXTS):
+        context = hart.contexts[i]
+        for mode in range(MODES):
+            if (context.used >> mode) & 1 != 0:
+                free_entries(ref(tlb_number(hart, TLB_CONTEXTS + i * MODES + mode).fetch), FETCH_ENTRIES)
+    free_entries(ref(tlb_number(hart, TLB_MACHINE).fetch), FETCH_ENTRIES)
+    free_entries(ref(tlb_number(hart, TLB_MPRV).fetch), FETCH_ENTRIES)
+
+
+@native
+def flush_writes(hart: Hart) -> None:
+    """Frees all entries for writes."""
+    for i in range(CONTEXTS):
+        context = hart.contexts[i]
+        for mode in range(MODES):
+            if (context.used >> mode) & 1 != 0:
+                free_entries(ref(tlb_number(hart, TLB_CONTEXTS + i * MODES + mode).write), TLB_ENTRIES)
+    free_entries(ref(tlb_number(hart, TLB_MACHINE).write), TLB_ENTRIES)
+
+
+@inline
+def free_if(entry: TlbEntry, page: u64) -> None:
+    if entry.tag == page:
+        entry.tag = FREE
+
+
+@native
+def flush_address(hart: Hart, number: u64, address: u64) -> None:
+    """Frees the entries of one address in one address space."""
+    context = hart.contexts[number]
+    if context.used == 0:
+        return
+    if address >= context.superpage_low and address <= context.superpage_high:
+        flush_context(hart, number)
+        return
+    page = address & ~OFFSET
+    index = (address >> 12) & (TLB_ENTRIES - 1)
+    for mode in range(MODES):
+        if (context.used >> mode) & 1 != 0:
+            tlb = tlb_number(hart, TLB_CONTEXTS + number * MODES + mode)
+            free_if(tlb.read[index], page)
+            free_if(tlb.write[index], page)
+            free_if(tlb.fetch[(address >> 12) & (FETCH_ENTRIES - 1)], page)
+
+
+@native
+def fence_vma(hart: Hart, address: u64, asid: u64, any_address: bool, any_asid: bool) -> None:
+    """SFENCE.VMA (12.2.1): frees the entries it names in every context, by address and by address space."""
+    for i in range(CONTEXTS):
+        if any_asid or ((hart.contexts[i].satp >> SATP_ASID_SHIFT) & ASID_MASK) == (asid & ASID_MASK):
+            if any_address:
+                if hart.contexts[i].used != 0:
+                    flush_context(hart, i)
+            else:
+                flush_address(hart, i, address)
+
+
+@native
+def select_context(hart: Hart) -> None:
+    """Finds the TLBs of the address space in ``satp``, or takes them from the one that was made the longest ago."""
+    for i in range(CONTEXTS):
+        if hart.contexts[i].satp == hart.satp:
+            hart.context = i
+            return
+    number = hart.next_context
+    hart.next_context = (number + 1) % CONTEXTS
+    flush_context(hart, number)
+    hart.contexts[number].satp = hart.satp
+    hart.context = number
+
+
+@native
+def select_tlb(hart: Hart) -> None:
+    """Sets ``hart.tlb`` to the TLBs of the current privilege and address space."""
+    number = u64(TLB_MACHINE)
+    if hart.privilege == MACHINE:
+        if data_privilege(hart) != MACHINE:
+            number = TLB_MPRV
+    else:
+        mode = u64(0)
+        if hart.privilege == SUPERVISOR:
+            mode = u64(2) if hart.mstatus & SUM != 0 else u64(1)
+        context = hart.contexts[hart.context]
+        context.used |= u64(1) << mode
+        number = TLB_CONTEXTS + hart.context * MODES + mode
+    hart.tlb = hart.tlbs + number * Tlb.size
