@@ -12,7 +12,8 @@ Chosen by a specification, in QEMU's words where QEMU has it:
                                  lost and nothing comes twice when the device is killed (proto/vmesh/v1/console.proto)
     null                         nothing in, nothing kept
 Without a client, output is lost (but for the
-history of `socket:`). A client that does not read makes the device wait; one that is gone does not.
+history of `socket:`). A client that does not read makes the guest's output wait; one that is gone does not. Nobody else
+waits for it: what is on its way is bounded, is part of the device's state, and is given up at the end after a while.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from vmesh import connecting, endpoint, errors
 from vmesh.endpoint import Endpoint, Listener, connect
 from vmesh.log import Log
 from vmesh.loop import Callback, Loop
+from vmesh.stdio import write_piece
 from vmesh.v1.console_pb2 import ConsolePacket
 
 _HISTORY_BYTES = 64 << 10
@@ -41,11 +43,16 @@ _QUEUE_BYTES = 64 << 10  # of output that a client has not taken, before the dev
 _WRITE_BYTES = 64 << 10
 _MAX_CLIENTS = 16
 _STALL_SECONDS = 2.0  # at the end: how long a client may take nothing before it is given up
+_FINISH_SECONDS = 5.0  # at the end: how long it may take, however slowly
 _PTY_LOOK_SECONDS = 0.25
 _SEEK_SECONDS = 0.2  # between two looks for the next keeper
 _KEEPER_SECONDS = 10.0  # for the keeper to listen: it starts when the device does
 _UNTAKEN_BYTES = 16 << 10  # of output, all in the slot, that the keeper has not taken, before the device waits
+#: Of that, bytes that a state may have. A device that waits gets more with every pause of the machine: up to here.
+PENDING_BYTES = 256 << 10
+_TAKING_SECONDS = 2.0  # for the keeper to take what it has given leave to send
 _PACKET_BYTES = 32 << 10
+_VERSION = 2  # of console.proto
 
 
 @dataclass(slots=True, eq=False)
@@ -101,9 +108,32 @@ class Chardev:
             self._send(client)
 
     @property
+    def waiting(self) -> int:
+        """Bytes of output that the client which is furthest behind has not taken."""
+        return max((len(client.queue) for client in self._clients), default=0)
+
+    @property
+    def room(self) -> int:
+        """Bytes of output that it takes from the device at once."""
+        return max(0, _QUEUE_BYTES - self.waiting)
+
+    @property
     def full(self) -> bool:
         """Whether a client has so much untaken output that the device should wait; room ends in a turn of the loop."""
-        return any(len(client.queue) > _QUEUE_BYTES for client in self._clients)
+        return self.waiting > _QUEUE_BYTES
+
+    def pending(self) -> bytes:
+        """Output that goes with the device's state, since it is nobody's yet: none of it leaves before `release`."""
+        return b""
+
+    def restore(self, pending: bytes) -> None:
+        """The device has taken a state with that."""
+
+    def release(self) -> None:
+        """The machine goes on."""
+
+    def hand_over(self) -> None:
+        """What was pending is another machine's, unless `release` comes."""
 
     def input_changed(self) -> None:
         """`wanted` may give another number now."""
@@ -111,10 +141,11 @@ class Chardev:
             self._watch(client)
 
     def finish(self) -> None:
-        """Wait until the clients have taken all output, unless they take nothing for a while."""
+        """Wait until the clients have taken all output, unless they take nothing for a while, or long for it."""
         progress = time.monotonic()
+        end = progress + _FINISH_SECONDS
         while waiting := [client for client in self._clients if client.queue]:
-            remaining = progress + _STALL_SECONDS - time.monotonic()
+            remaining = min(progress + _STALL_SECONDS, end) - time.monotonic()
             if remaining <= 0:
                 for client in waiting:
                     self._drop(client, "does not read")
@@ -157,7 +188,7 @@ class Chardev:
         try:
             while client.queue:
                 # Copied: a bytearray cannot shrink while a view of it is out.
-                count = os.write(client.sink, bytes(client.queue[:_WRITE_BYTES]))
+                count = self._write(client.sink, bytes(client.queue[:_WRITE_BYTES]))
                 del client.queue[:count]
         except BlockingIOError:
             pass
@@ -168,6 +199,10 @@ class Chardev:
             self._drop(client, "")
             return
         self._watch(client)
+
+    def _write(self, sink: int, data: bytes) -> int:
+        """How much of `data` was written. Raises BlockingIOError if that would have to wait, OSError."""
+        return os.write(sink, data)
 
     def _readable(self, client: _Client) -> None:
         count = self._wanted()
@@ -222,10 +257,16 @@ class _File(Chardev):
 
 
 class _Stdio(Chardev):
-    """Standard input and output. Blocking: they may be shared with a shell, which would see another mode."""
+    """Standard input and output. Their mode is that of whoever shares them, a shell say, so they are blocking: what is
+    written in small pieces, to a file that polls as writable, waits for nobody all the same."""
 
     def start(self) -> None:
         self._add(os.dup(0), os.dup(1))
+
+    def _write(self, sink: int, data: bytes) -> int:
+        if not (count := write_piece(sink, data, 0.0)):
+            raise BlockingIOError
+        return count
 
 
 class _Socket(Chardev):
@@ -363,6 +404,9 @@ class _Kept(Chardev):
         self._output = bytearray()  # that the keeper has not said it has taken
         self._position = 0  # of the first byte of it
         self._sent = 0  # bytes of it that have been sent
+        self._limit = 0  # the position before which the keeper lets it be sent
+        self._held = False  # what has not been sent is in a state that was saved
+        self._handed_over = False
         self._input = bytearray()  # that the device has no room for
         self._taken = 0  # of input
         self._told = 0  # what the keeper was last told of that
@@ -387,7 +431,7 @@ class _Kept(Chardev):
                 if time.monotonic() > deadline:
                     raise errors.ConfigError(f"cannot connect to {self._path}: {error.strerror}") from error
                 time.sleep(0.002)
-        hello = ConsolePacket(version=1, position=self._position, taken=self._taken, fresh=self._fresh)
+        hello = ConsolePacket(version=_VERSION, position=self._position, taken=self._taken, fresh=self._fresh)
         self._keeper.send(hello.SerializeToString())
 
     def wait(self, lifeline: int) -> None:
@@ -401,6 +445,29 @@ class _Kept(Chardev):
 
     def write(self, data: bytes) -> None:
         self._output += data
+        if (surplus := len(self._output) - self._sent - PENDING_BYTES) > 0:
+            del self._output[self._sent : self._sent + surplus]
+            self._lose(surplus, "the console is not read")
+
+    @property
+    def waiting(self) -> int:
+        return len(self._output)
+
+    def pending(self) -> bytes:
+        self._await_taking()
+        self._held = True
+        return bytes(self._output)
+
+    def restore(self, pending: bytes) -> None:
+        self._await_taking()
+        self._output[self._sent :] = pending
+
+    def release(self) -> None:
+        self._held = self._handed_over = False
+        self.commit()
+
+    def hand_over(self) -> None:
+        self._handed_over = True
 
     def commit(self) -> None:
         if self._greeted:
@@ -418,27 +485,49 @@ class _Kept(Chardev):
             self._loop.call_in("console input", 0, self._deliver)
 
     def finish(self) -> None:
-        """Wait until the keeper has taken all output, unless it takes nothing for a while."""
+        """Wait until the keeper has taken all output, unless it takes nothing for a while, or long for it."""
+        if self._handed_over:
+            return
+        self._held = False
         progress, before = time.monotonic(), len(self._output)
-        while self._output and self._greeted and time.monotonic() < progress + _STALL_SECONDS:
+        end = progress + _FINISH_SECONDS
+        while self._output and self._greeted and time.monotonic() < min(progress + _STALL_SECONDS, end):
             self._send_output()
-            select.select([self._keeper], [], [], 0.05)
-            self._receive_packet()
+            self._receive_within(0.05)
             if len(self._output) < before:
                 progress, before = time.monotonic(), len(self._output)
         if self._output:
-            self.lost += len(self._output)
-            self._log.warning("console output lost", bytes=len(self._output), reason="the keeper does not take it")
+            self._lose(len(self._output), "the console is not read")
+
+    def _await_taking(self) -> None:
+        """Until what was sent is the keeper's. One that is gone or hangs finds out from its number what it has."""
+        end = time.monotonic() + _TAKING_SECONDS
+        while self._sent and self._greeted and time.monotonic() < end:
+            self._receive_within(0.05)
+
+    def _receive_within(self, seconds: float) -> None:
+        poller = select.poll()  # select() has no room for descriptors from 1024 on
+        poller.register(self._keeper, select.POLLIN)
+        if poller.poll(seconds * 1000):
+            self._receive_packet()
+
+    def _lose(self, count: int, reason: str) -> None:
+        self.lost += count
+        self._log.warning("console output lost", bytes=count, reason=reason)
 
     def _send_output(self) -> None:
-        while self._sent < len(self._output):
-            piece = bytes(self._output[self._sent : self._sent + _PACKET_BYTES])
-            if not self._send_packet(ConsolePacket(position=self._position + self._sent, data=piece)):
+        while not self._held and self._sent < len(self._output):
+            position = self._position + self._sent
+            count = min(_PACKET_BYTES, self._limit - position)
+            if count <= 0:
+                return
+            piece = bytes(self._output[self._sent : self._sent + count])
+            if not self._send_packet(ConsolePacket(position=position, data=piece)):
                 return
             self._sent += len(piece)
 
     def _send_packet(self, packet: ConsolePacket) -> bool:
-        packet.version, packet.taken = 1, self._taken
+        packet.version, packet.taken = _VERSION, self._taken
         try:
             self._keeper.send(packet.SerializeToString())
         except BlockingIOError:
@@ -477,6 +566,7 @@ class _Kept(Chardev):
         del self._output[:took]
         self._position += took
         self._sent = max(0, self._sent - took)
+        self._limit = packet.limit
         known = self._taken + len(self._input)
         self._input += packet.data[max(0, known - packet.position) :] if packet.position <= known else b""
         self._deliver()
@@ -502,7 +592,7 @@ class _Kept(Chardev):
             self._keeper = connecting.now(self._path, socket.SOCK_SEQPACKET)
             self._input.clear()  # what has not been taken is sent again
             self._sent = 0
-            said = ConsolePacket(version=1, position=self._position, taken=self._taken)
+            said = ConsolePacket(version=_VERSION, position=self._position, taken=self._taken)
             self._keeper.send(said.SerializeToString())
         except OSError:
             self._loop.call_in("keeper", _SEEK_SECONDS, self._seek)
@@ -547,6 +637,12 @@ def make(
         expected="socket:PATH, unix:PATH[,server][,nowait], file:PATH, kept:PATH, pty, stdio or null",
         got=specification or "nothing",
     )
+
+
+def check_pending(name: str, output: bytes) -> None:
+    """What a device's state has of `pending`. Raises BadState."""
+    if len(output) > PENDING_BYTES:
+        raise errors.BadState(f"{name} output", expected=f"at most {PENDING_BYTES} bytes", got=str(len(output)))
 
 
 def _poll(source: socket.socket | Listener, lifeline: int) -> None:

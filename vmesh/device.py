@@ -352,9 +352,13 @@ class DeviceService(Service):
             self._send_update(everything=True)
 
     def handle(self, client: Client, packet: Packet) -> Message | None:
-        if packet.WhichOneof("body") != "access_batch":
+        kind = packet.WhichOneof("body")
+        if kind not in ("access_batch", "take_accesses"):
             return super().handle(client, packet)
         link = self._links[client.hart]
+        if kind == "take_accesses":
+            self._work(even_if_blocked=True)
+            return None
         try:
             self._check_batch(client, link, packet)
         except errors.TooMany:
@@ -369,7 +373,7 @@ class DeviceService(Service):
         elif self._device.blocked or link.queue:
             link.received = last
             link.queue.append(packet)
-            self._show_life()
+            self._say_held(link)
         else:
             link.received = last
             self._perform(link, packet)
@@ -519,7 +523,7 @@ class DeviceService(Service):
         self._write_slot()
         self._answer(link, packet.id, self._next_update())
 
-    def _answer(self, link: _Link, packet_id: int, update: messages.DeviceUpdate | None) -> None:
+    def _answer(self, link: _Link, packet_id: int, update: messages.DeviceUpdate | None, *, held: bool = False) -> None:
         done = messages.BatchDone(
             epoch=self._runtime.epoch,
             done=link.done,
@@ -527,13 +531,15 @@ class DeviceService(Service):
             bus_error=link.bus_error,
             credits=WINDOW,
             update=update,
+            held=held,
         )
         sent = self._runtime.server.send_packet(link.identity, Packet(id=packet_id, batch_done=done))
         if not sent and update is not None:
             self._take_back(update)
 
-    def _show_life(self) -> None:
-        """Now and then while batches wait: their harts are not to take a device that is blocked for dead."""
+    def _say_held(self, link: _Link) -> None:
+        """Now, and then again and again while batches wait: harts are not to take a device that is blocked for dead."""
+        self._answer(link, 0, None, held=True)
         if not self._shows_life:
             self._shows_life = True
             self._runtime.loop.call_in("life", _LIFE_SECONDS, self._say_alive)
@@ -542,8 +548,7 @@ class DeviceService(Service):
         self._shows_life = False
         for link in self._links.values():
             if link.queue:
-                self._answer(link, 0, None)
-                self._show_life()
+                self._say_held(link)
 
     def _work(self, *, even_if_blocked: bool = False) -> None:
         """Go on with the batches that wait."""

@@ -70,7 +70,7 @@ _DEBUG = (
 )  # fmt: skip
 _CPU = ("hart_registers_request", "cpu_status_request", "add_device", "remove_device", "catch_up")
 _ALLOWED: dict[str, frozenset[Role.ValueType]] = {
-    "access_batch": frozenset({common.ROLE_HART}),
+    **{name: frozenset({common.ROLE_HART}) for name in ("access_batch", "take_accesses")},
     **{name: frozenset({common.ROLE_DEVICE}) for name in ("attach", "dma_read", "dma_write")},
     "detach": frozenset({common.ROLE_DEVICE, common.ROLE_MONITOR}),
     "map_request": frozenset({common.ROLE_CPU, common.ROLE_MIGRATION, common.ROLE_MONITOR, common.ROLE_CACHE}),

@@ -265,7 +265,8 @@ class Link:
     connection any more, the link says Hello again, learns from Welcome what was done, and sends the rest. `dial` makes
     a connection; a device that says nothing for `limit` seconds while something waits for it raises NoAnswer, and
     PeerTimeout if it is on another host: that says more of the network than of the device, and the guest is not to see
-    it. While the machine `halts` nobody's patience ends. `complain` is told of what a device should not do.
+    it. While the machine `halts` nobody's patience ends. `complain` is told of what a device should not do. While the
+    hart is `wanted_still`, a device that holds accesses back, because its output is full, is told to take them.
     """
 
     def __init__(
@@ -277,6 +278,7 @@ class Link:
         limit: float,
         complain: Callable[[str, str], None],
         halts: Callable[[], bool] = lambda: False,
+        wanted_still: Callable[[], bool] = lambda: False,
     ) -> None:
         self._dial = dial
         self.device = self._device = device
@@ -285,6 +287,8 @@ class Link:
         self._limit = limit
         self._complain = complain
         self._halts = halts
+        self._wanted_still = wanted_still
+        self._held = False  # the device has said that it holds back what it was sent
         self._epoch = 0
         self._done = 0  # sequence number of the last access acknowledged
         self._window = 1
@@ -417,6 +421,7 @@ class Link:
         if packet is None:
             if self._ending.is_set():
                 raise Ending
+            self._press()
             if wait:
                 self._nothing_came(since)
             return None
@@ -457,10 +462,21 @@ class Link:
         self._done = done.done
         self._sent -= count
         self._window = max(1, min(done.credits, LARGEST_WINDOW))
+        self._held = done.held
+        self._press()
         if done.HasField("update"):
             self._device.apply(done.update)
         self._send()
         return done
+
+    def _press(self) -> None:
+        """Has a device that holds back what it was sent take it, if the hart is to stand still."""
+        if self._held and self._joined and self._wanted_still():
+            self._held = False
+            try:
+                self._peer.send_packet(Packet(take_accesses=messages.TakeAccesses()))
+            except errors.PeerError:
+                self._leave()
 
     def _refused(self, packet: Packet) -> None:
         """The device does not know this connection, or not what came on it: begin anew, not too often."""
@@ -504,6 +520,7 @@ class Link:
         else:  # a successor that does not go on where this one ended: it begins with what is not answered
             self._done = welcome.done
         self._sent = 0
+        self._held = False
         self._hello = 0
         self._joined = True
         self._send()

@@ -50,6 +50,7 @@ class Gate:
         self._parked = 0
         self._held: frozenset[int] = frozenset()
         self._at_once = False
+        self.settling = False  # the machine is to stand still: what harts have posted is taken, not waited with
         self.ending = threading.Event()
 
     @property
@@ -61,14 +62,14 @@ class Gate:
         """Whether harts that wait for a device stand still, as if they were here."""
         return self._closed and self._at_once
 
-    def close(self, *, at_once: bool = False) -> None:
+    def close(self, *, at_once: bool = False, settling: bool = False) -> None:
         with self._condition:
             self._closed = True
-            self._at_once = at_once
+            self._at_once, self.settling = at_once, settling
 
     def open(self) -> None:
         with self._condition:
-            self._closed = False
+            self._closed = self.settling = False
             self._condition.notify_all()
 
     def hold(self, harts: Iterable[int]) -> None:

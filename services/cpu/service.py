@@ -200,7 +200,7 @@ class Cpu(Service):
         """Harts stop at an instruction, with nothing of theirs on the bus. Guest time stops too."""
         if not self._paused_at:
             self._paused_at = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        self._gate.close()
+        self._gate.close(settling=True)
         self._call_out()
         if not self._gate.wait_parked(PAUSE_LIMIT):
             waiting = [self._devices[int(t.waits_for)].name for t in self._threads if t.waits_for]
@@ -228,7 +228,7 @@ class Cpu(Service):
 
     def _stand_still(self) -> None:
         if self._throttled and not self._paused_at:
-            self._gate.close()
+            self._gate.close()  # a hart that waits for a device stands still too
             self._harts.stop()
         seconds = THROTTLE_SLICE * self._throttled / (100 - self._throttled)
         self._runtime.loop.call_in("throttle", seconds, self._move_on)
@@ -382,7 +382,7 @@ class Cpu(Service):
 
     def shutdown(self) -> None:
         # Devices end next: what harts have written must have been handled, unless one of them does not answer.
-        self._gate.close()
+        self._gate.close(settling=True)
         if self._threads:
             self._call_out()
             self._gate.wait_parked(SHUTDOWN_LIMIT)
@@ -525,8 +525,9 @@ class Cpu(Service):
             heed_loss=True,
         )
         complain = partial(self._call, self._complain, target.name)
+        gate, limit = self._gate, self._plan.bus_limit
         return Link(
-            connection, target, counters, self._gate.ending, self._plan.bus_limit, complain, lambda: self._gate.halts
+            connection, target, counters, gate.ending, limit, complain, lambda: gate.halts, lambda: gate.settling
         )
 
     def _call(self, function: Callable[..., None], *args: object) -> None:

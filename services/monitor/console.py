@@ -18,6 +18,8 @@ from vmesh.v1.console_pb2 import ConsolePacket
 _PACKET_BYTES = 32 << 10
 _RECEIVE_BYTES = 64 << 10
 _INPUT_BYTES = 4096  # that the device has not taken, before no more is read
+_LEAVE_BYTES = 32 << 10  # of output: a device that may send less is told when there is room for as much
+_VERSION = 2  # of console.proto
 
 
 @dataclass(slots=True, eq=False)
@@ -28,6 +30,7 @@ class _Connection:
     hello: ConsolePacket | None = None
     answered: bool = False
     sent: int = 0  # position in the input up to which it was sent
+    limit: int = 0  # position in the output up to which it may send
 
 
 class KeptConsole:
@@ -61,8 +64,8 @@ class KeptConsole:
         for life in list(self._lives):
             if life.hello is not None and not life.answered:
                 self._answer(life)
-            elif life.answered and not self._chardev.full:
-                self._watch(life)
+            elif life.answered and life.limit - self._output < _LEAVE_BYTES <= self._chardev.room:
+                self._send(life, ConsolePacket(position=life.sent))
 
     def finish(self) -> None:
         """Wait until the other end has taken all output, unless it takes nothing for a while."""
@@ -109,15 +112,14 @@ class KeptConsole:
         if not life.answered:
             return False
         old = self._output - packet.position
-        if old < 0 or not self._taken(packet.taken):
+        beyond = packet.data and packet.position + len(packet.data) > life.limit
+        if old < 0 or beyond or not self._taken(packet.taken):
             self._log.error("console out of step", position=packet.position, taken=packet.taken)
             return False
         if fresh := packet.data[old:]:
             self._output += len(fresh)
             self._chardev.write(fresh)
             self._attached.output(fresh)
-            if self._chardev.full:
-                self._loop.watch(life.socket.fileno())  # until `look` finds room
         if packet.data:
             self._send(life, ConsolePacket(position=life.sent))
         return True
@@ -159,11 +161,13 @@ class KeptConsole:
             life.sent += len(data)
 
     def _send(self, life: _Connection, packet: ConsolePacket) -> bool:
-        packet.version, packet.taken = 1, self._output
+        packet.version, packet.taken = _VERSION, self._output
+        packet.limit = max(life.limit, self._output + self._chardev.room)
         try:
             life.socket.send(packet.SerializeToString())
         except OSError:  # it is gone, or reads nothing: what it missed is sent to its next life
             return False
+        life.limit = packet.limit
         return True
 
     def _drop(self, life: _Connection) -> None:

@@ -430,6 +430,8 @@ class Supervisor:
                 complaints=self._complaints_about(service.command.name),
                 owes_seconds=now - service.asked_at if service.asked_at is not None else 0.0,
             )
+            if waiting := service.counters.get("console_bytes_waiting"):
+                status.warnings.append(f"the console of {service.command.name} is not read: {waiting:,} bytes wait")
         return status
 
     def _complaints_about(self, name: str) -> dict[str, int]:

@@ -175,6 +175,18 @@ def test_closed_output_ends_the_machine(rig: Rig) -> None:
     rig.wait_clean()
 
 
+def test_terminal_that_is_not_read_does_not_keep_the_machine_from_ending(rig: Rig) -> None:
+    launcher = rig.start()
+    rig.wait_running()
+    rig.order("uart0", "write 0123456789")
+    wait_for(lambda: not (rig.machine.path / "uart0.do").exists(), "the guest to write")
+    rig.order("test", "poweroff 3")
+    assert launcher.wait() == 3  # the test's limit is its assertion
+    assert launcher.stderr is not None
+    assert b"bytes of the console were not read" in launcher.stderr.read()
+    rig.wait_clean()
+
+
 def test_stopped_terminal_holds_the_guest_back_and_loses_nothing(rig: Rig) -> None:
     launcher = rig.start()
     rig.wait_running()

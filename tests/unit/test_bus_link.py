@@ -113,12 +113,14 @@ class Bench:
         self.device = Device(0, description, NoBoard(), [RegisterTable(region)])
         self._pool = ThreadPoolExecutor(1)
         self.limit = 60.0
+        self.still = threading.Event()  # the hart is to stand still
 
     def link(self) -> Link:
         def make() -> Link:
             made = Link(
                 lambda: wire.Peer(self.context, self.played.endpoint, wire.hello(ROLE_HART, "cpu")),
                 self.device, self.counters, self.ending, self.limit, lambda what, text: self.complaints.append(what),
+                wanted_still=self.still.is_set,
             )  # fmt: skip
             made.connect()
             return made
@@ -292,6 +294,48 @@ def test_an_answer_without_progress_is_a_sign_of_life(bench: Bench) -> None:
     played.done, played.value = 1, 77
     played.acknowledge(sender, packet.id)
     assert access.result(PATIENCE) == 77
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("first", ["held", "still"])
+def test_device_that_holds_accesses_back_is_told_to_take_them_when_the_hart_is_to_stand_still(
+    bench: Bench, waits: bool, first: str
+) -> None:
+    link, played = bench.link(), bench.played
+    action = (
+        (lambda: link.access([write(1)], READ, 0)) if waits else (lambda: link.post([write(1)], 0) or link.settle())
+    )
+    done = bench.do(action)
+    sender, packet = played.receive()
+    held = BatchDone(epoch=1, credits=8, held=True)
+    if first == "held":
+        played.send(sender, held, 0)
+        bench.still.set()
+    else:
+        bench.still.set()
+        played.send(sender, held, 0)
+
+    _, told = played.receive()
+
+    assert told.WhichOneof("body") == "take_accesses"
+    assert not done.done()
+    last = 2 if waits else 1
+    played.send(sender, BatchDone(epoch=1, done=last, credits=8), packet.id)
+    done.result(PATIENCE)
+
+
+def test_device_that_does_not_say_that_it_holds_back_is_not_told_anything(bench: Bench) -> None:
+    """It may be of a version that does not know the message."""
+    link, played = bench.link(), bench.played
+    bench.still.set()
+    settled = bench.do(lambda: link.post([write(1)], 0) or link.settle())
+    sender, packet = played.receive()
+    played.send(sender, BatchDone(epoch=1, credits=8), 0)
+    played.router.setsockopt(zmq.RCVTIMEO, 300)
+    with pytest.raises(zmq.Again):
+        played.receive()
+    played.send(sender, BatchDone(epoch=1, done=1, credits=8), packet.id)
+    settled.result(PATIENCE)
 
 
 @pytest.mark.parametrize(

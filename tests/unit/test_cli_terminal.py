@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from vmesh.cli.terminal import RawTerminal
+from vmesh.stdio import write_piece
 
 
 @pytest.fixture
@@ -26,6 +27,16 @@ def test_it_is_as_it_was_afterwards(ends: tuple[int, int]) -> None:
     before = termios.tcgetattr(program)
     with RawTerminal(program, signals=False):
         assert termios.tcgetattr(program) != before
+    assert termios.tcgetattr(program) == before
+
+
+@pytest.mark.timeout(10)
+def test_it_is_given_back_though_nobody_reads_what_was_written(ends: tuple[int, int]) -> None:
+    _, program = ends
+    before = termios.tcgetattr(program)
+    with RawTerminal(program, signals=False):
+        while write_piece(program, b"x" * 1000, 0.0):
+            pass
     assert termios.tcgetattr(program) == before
 
 

@@ -51,6 +51,15 @@ class Kept:
     def input_changed(self) -> None:
         pass
 
+    def pending(self) -> bytes:
+        return b"pending"
+
+    def restore(self, pending: bytes) -> None:
+        self.output = pending
+
+    def release(self) -> None:
+        pass
+
 
 class Guest:
     """A console with its driver; `turn` is a turn of the loop as vmesh.device has it."""
@@ -204,6 +213,21 @@ def test_emergency_write(guest: Guest) -> None:
     guest.device.write(0, 0x108, 4, 0x41)
     guest.device.write(0, 0x100, 4, 0x42)
     assert guest.console.output == b"A"
+
+
+def test_output_that_is_nobodys_yet_goes_with_the_state_and_is_not_in_the_slot(guest: Guest) -> None:
+    state = guest.device.save()
+    assert isinstance(state, VirtioConsoleState)
+    assert state.output.data == b"pending"
+    guest.device.load(state)
+    assert guest.console.output == b"pending"
+
+    slot = guest.device.slot_state()
+    assert isinstance(slot, VirtioConsoleState)
+    assert not slot.HasField("output")
+    guest.console.output = b"of the journal"
+    guest.device.load(slot)
+    assert guest.console.output == b"of the journal"
 
 
 def test_states_that_are_refused(guest: Guest) -> None:

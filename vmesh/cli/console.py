@@ -18,14 +18,16 @@ from types import FrameType
 from vmesh import connecting
 from vmesh.cli.keys import Action, KeyMux, PromptWatch, key_help
 from vmesh.cli.options import Serial
-from vmesh.cli.terminal import RawTerminal, write_piece
+from vmesh.cli.terminal import RawTerminal
 from vmesh.machine import Machine
 from vmesh.spawn import Child
+from vmesh.stdio import write_piece
 
 STDIN, STDOUT = 0, 1
 _CONNECT_INTERVAL = 0.005  # seconds between two tries to reach the console before the device listens
 _BACKLOG = 256 << 10  # bytes not taken yet by one side, beyond which the other is not read
 _CLOSE_LIMIT = 2.0  # seconds that the console has to end after the monitor has
+_READER_LIMIT = 3.0  # seconds that who reads stdout may take nothing once the machine has ended
 _END_OF_TRANSMISSION = b"\x04"
 _SHOW_PROMPT = b"\x12"  # Ctrl-R: the monitor shows its line anew
 _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
@@ -66,6 +68,7 @@ class Console:
         self, machine: Machine, device: str, serial: Serial, door: Path | None, monitor: Child, scripted: bool
     ) -> None:
         self.ended_by = ""  # what the user did to end the machine: for one line
+        self.unread = 0  # bytes of the console that nobody took from stdout
         self._serial = serial
         self._monitor = monitor
         self._terminal = RawTerminal(STDIN, signals=not serial.mux)
@@ -83,6 +86,7 @@ class Console:
         self._guest_prompt = PromptWatch()
         self._end_requests = 0
         self._close_by = float("inf")  # when to stop waiting for the rest of the console's bytes
+        self._unread_by = float("inf")  # when to stop waiting for stdout to take them
         self._status: int | None = None
 
     def run(self) -> int:
@@ -97,6 +101,9 @@ class Console:
             with self._terminal:
                 while self._status is None or self._connected or (self._to_user and self._stdout_open):
                     self._step(reader)
+                    if time.monotonic() > self._unread_by and self._to_user:
+                        self.unread = len(self._to_user)
+                        self._stdout_open = False
                 if self._guest_prompt.mid_line and self._stdout_open and os.isatty(STDOUT):
                     os.write(STDOUT, b"\n")
         finally:
@@ -234,7 +241,10 @@ class Console:
         try:
             if events & (select.POLLERR | select.POLLHUP):
                 raise BrokenPipeError
-            del self._to_user[: write_piece(STDOUT, bytes(self._to_user[:4096]), 0.0)]
+            count = write_piece(STDOUT, bytes(self._to_user[:4096]), 0.0)
+            del self._to_user[:count]
+            if count and self._status is not None:
+                self._unread_by = time.monotonic() + _READER_LIMIT
         except OSError:
             self._stdout_open = False
             self.end("stdout was closed")
@@ -273,6 +283,7 @@ class Console:
     def _reap(self) -> None:
         _, self._status = os.waitpid(self._monitor.pid, 0)
         self._close_by = time.monotonic() + _CLOSE_LIMIT
+        self._unread_by = time.monotonic() + _READER_LIMIT
 
 
 def _noted(_number: int, _frame: FrameType | None) -> None:

@@ -26,9 +26,11 @@ from vmesh.errors import VmeshError
 from vmesh.guest import GuestError
 from vmesh.machine import Machine, MachineError
 from vmesh.spawn import Child, Task, adopt_orphans, describe_exit, start
+from vmesh.stdio import write_piece
 
 _ORPHANS_LIMIT = 1.5  # seconds for services to end by themselves after the monitor was killed
 _REPORT_LIMIT = 4096  # bytes
+_SAY_LIMIT = 1.0  # seconds for a terminal to take a line
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -71,30 +73,32 @@ def _run(options: RunOptions) -> int:
     # From now on the monitor and its services hold the lock, and this process removes only what they leave.
     os.close(machine.lock_fd)
     try:
-        status, ended_by = _run_console(machine, monitor, options)
+        status, console = _run_console(machine, monitor, options)
     finally:
         os.close(lifeline)
         _end_orphans()
         machines.reap()
     failure = _read_report(report)
-    if os.WIFSIGNALED(status) and not ended_by:
+    if console.unread:
+        _say(f"vmesh: {console.unread} bytes of the console were not read")
+    if os.WIFSIGNALED(status) and not console.ended_by:
         failure = f"the monitor (pid {monitor.pid}) {describe_exit(status)}"
     if failure:
         return _complain(f"machine '{machine.name}': {failure}", 1)
-    if ended_by:
-        print(f"vmesh: {ended_by}", file=sys.stderr)
+    if console.ended_by:
+        _say(f"vmesh: {console.ended_by}")
         return 0
     return os.waitstatus_to_exitcode(status)
 
 
-def _run_console(machine: Machine, monitor: Child, options: RunOptions) -> tuple[int, str]:
-    """Run the terminal until the machine has ended: the monitor's wait status, and what the user did to end it."""
+def _run_console(machine: Machine, monitor: Child, options: RunOptions) -> tuple[int, Console]:
+    """Run the terminal until the machine has ended: the monitor's wait status, and what it knows of the end."""
     device, serial = options.terminal
     door = machine.hmp if options.monitor == "stdio" or (options.monitor is None and serial.mux) else None
     if any(each.endpoint is None for each in options.doors):
         door = machine.terminal_monitor
     console = Console(machine, device, serial, door, monitor, scripted=options.boots_default_guest)
-    return console.run(), console.ended_by
+    return console.run(), console
 
 
 def _link_log(machine: Machine, options: RunOptions) -> None:
@@ -195,5 +199,13 @@ def _fill_standard_files() -> None:
 
 
 def _complain(error: object, status: int) -> int:
-    print(f"vmesh run: {error}", file=sys.stderr)
+    _say(f"vmesh run: {error}")
     return status
+
+
+def _say(line: str) -> None:
+    """On stderr, which may be a terminal that nobody reads."""
+    data = f"{line}\n".encode(errors="backslashreplace")
+    with suppress(OSError):
+        while data and (count := write_piece(2, data, _SAY_LIMIT)):
+            data = data[count:]

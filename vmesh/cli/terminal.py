@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-import select
 import termios
 from contextlib import suppress
 from types import TracebackType
-
-# The most that is written at once: a terminal that polls as writable takes this much without blocking.
-_PIECE = 1024
 
 
 class RawTerminal:
     """Raw mode on `fd` for a `with` block, if `fd` is a terminal.
 
     With `signals` the keys for signals (Ctrl-C, Ctrl-Z, Ctrl-\\) keep their meaning, otherwise they are mere bytes.
+    What was written is not waited for: it may never be read.
     """
 
     def __init__(self, fd: int, *, signals: bool) -> None:
@@ -51,22 +48,10 @@ class RawTerminal:
         # A terminal that was closed meanwhile needs no mode.
         with suppress(termios.error):
             termios.tcsetattr(
-                self._fd, termios.TCSADRAIN, [iflag, oflag | termios.OPOST, cflag, lflag, ispeed, ospeed, cc]
+                self._fd, termios.TCSANOW, [iflag, oflag | termios.OPOST, cflag, lflag, ispeed, ospeed, cc]
             )
 
     def restore(self) -> None:
         if self._before is not None:
             with suppress(termios.error):
-                termios.tcsetattr(self._fd, termios.TCSADRAIN, self._before)
-
-
-def write_piece(fd: int, data: bytes, timeout: float) -> int:
-    """Write some of `data` once `fd` takes it: the count, or 0 if it took none within `timeout` seconds.
-
-    Never blocks longer; `fd` cannot be made non-blocking, since it is the user's shell's too. Raises OSError if closed.
-    """
-    poll = select.poll()
-    poll.register(fd, select.POLLOUT)
-    if not poll.poll(timeout * 1000):
-        return 0
-    return os.write(fd, data[:_PIECE])
+                termios.tcsetattr(self._fd, termios.TCSANOW, self._before)

@@ -8,7 +8,7 @@ from vmesh import chardev, errors
 from vmesh.device import Device
 from vmesh.service import Runtime
 from vmesh.v1.bus_pb2 import READ_SHADOW, WRITE_POSTED, Line, Region, Register
-from vmesh.v1.devices_pb2 import Ns16550aState
+from vmesh.v1.devices_pb2 import Ns16550aState, PendingOutput
 
 SIZE = 0x100  # of the region on the board; the registers are its first eight bytes
 FIFO = 16
@@ -108,7 +108,12 @@ class Ns16550a(Device):
         self.console.input_changed()
 
     def save(self) -> Message:
-        return self._state
+        state = Ns16550aState(output=PendingOutput(data=self.console.pending()))
+        state.MergeFrom(self._state)
+        return state
+
+    def slot_state(self) -> Message:
+        return self._state  # the journal has what is under way
 
     def check(self, state: Message, version: int) -> None:
         assert isinstance(state, Ns16550aState)
@@ -121,10 +126,15 @@ class Ns16550a(Device):
         depth = FIFO if state.fcr & FCR_ENABLE else 1
         if len(state.receive) > depth:
             raise errors.BadState("ns16550a receive", expected=f"at most {depth} bytes", got=str(len(state.receive)))
+        chardev.check_pending("ns16550a", state.output.data)
 
     def load(self, state: Message) -> None:
         assert isinstance(state, Ns16550aState)
-        self._state = state
+        if state.HasField("output"):  # not in a slot
+            self.console.restore(state.output.data)
+        self._state = Ns16550aState()
+        self._state.CopyFrom(state)
+        self._state.ClearField("output")
         self._drive()
         self.console.input_changed()
 
@@ -134,13 +144,17 @@ class Ns16550a(Device):
 
     def resume(self) -> None:
         self._paused = False
+        self.console.release()
         self.console.input_changed()
+
+    def hand_over(self) -> None:
+        self.console.hand_over()
 
     def shutdown(self) -> None:
         self.console.finish()
 
     def counters(self) -> dict[str, int]:
-        return {"console_bytes_lost": self.console.lost}
+        return {"console_bytes_lost": self.console.lost, "console_bytes_waiting": self.console.waiting}
 
     def _read(self, offset: int) -> int:
         state = self._state

@@ -123,6 +123,16 @@ class VirtioConsole(VirtioDevice):
         state.input = self._input
         state.given = self._given
 
+    def save(self) -> Message:
+        state = super().save()
+        assert isinstance(state, VirtioConsoleState)
+        state.output.data = self.console.pending()
+        state.output.SetInParent()
+        return state
+
+    def slot_state(self) -> Message:
+        return super().save()  # the journal has what is under way
+
     def check_device(self, state: Message) -> None:
         assert isinstance(state, VirtioConsoleState)
         if len(state.input) > INPUT or state.given > len(state.input) or state.transmitted > 0xFFFF:
@@ -131,9 +141,12 @@ class VirtioConsole(VirtioDevice):
                 expected=f"at most {INPUT} bytes of input, of which some are given",
                 got=f"{len(state.input)} and {state.given}",
             )
+        chardev.check_pending("virtio-console", state.output.data)
 
     def load_device(self, state: Message) -> None:
         assert isinstance(state, VirtioConsoleState)
+        if state.HasField("output"):  # not in a slot
+            self.console.restore(state.output.data)
         self._forget()
         self._input, self._given, self._transmitted = state.input, state.given, state.transmitted
         self._skip = False
@@ -144,13 +157,22 @@ class VirtioConsole(VirtioDevice):
 
     def resume(self) -> None:
         super().resume()
+        self.console.release()
         self.console.input_changed()
+
+    def hand_over(self) -> None:
+        super().hand_over()
+        self.console.hand_over()
 
     def shutdown(self) -> None:
         self.console.finish()
 
     def counters(self) -> dict[str, int]:
-        return {"requests": self._requests, "console_bytes_lost": self.console.lost}
+        return {
+            "requests": self._requests,
+            "console_bytes_lost": self.console.lost,
+            "console_bytes_waiting": self.console.waiting,
+        }
 
     def _choose(self, queue: Queue) -> None:
         """A buffer of the guest for what was typed."""
