@@ -391,7 +391,10 @@ class Runtime:
                 return lifecycle.Drained(update_sequence=sequence)
             case "save":
                 self._need(self._drained, "Save", "Drain")
-                return service.save()
+                state = service.save()
+                if (size := len(state.bytes)) > wire.MAX_STATE_BYTES:
+                    raise errors.HostLimit("state", expected=f"at most {wire.MAX_STATE_BYTES} bytes", got=str(size))
+                return state
             case "load":
                 if not packet.load.check_only:
                     self._need(self.phase == lifecycle.SERVICE_PAUSED, "Load", "Pause")

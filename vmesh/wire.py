@@ -31,6 +31,7 @@ from vmesh.v1.packet_pb2 import Packet
 MAJOR = 1
 MINOR = 0
 MAX_PACKET_BYTES = 16 << 20
+MAX_STATE_BYTES = MAX_PACKET_BYTES - (64 << 10)  # of one service, which travels in a packet with what is around it
 MAX_HARTS = 4096
 
 _MAX_CLIENTS = 1024

@@ -162,9 +162,10 @@ class Incoming(Job):
         if postcopy:
             self.enter(messages.MIGRATION_POSTCOPY_ACTIVE)
         if run.stay_paused:
-            self.context.machine.stay()
+            self.context.machine.stay(reset_due=run.reset_due)
         else:
-            self.context.machine.go(time.monotonic_ns() - min(run.stopped_ns, _MOST_CAUGHT_UP))
+            since_ns = time.monotonic_ns() - min(run.stopped_ns, _MOST_CAUGHT_UP)
+            self.context.machine.go(since_ns, reset_due=run.reset_due)
         self.status.went_on = time.monotonic()
         say(channel.writer, running=messages.Running())
         ends = zip((self.status.stopped, read, loaded, told), (read, loaded, told, self.status.went_on), strict=True)

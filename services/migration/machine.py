@@ -33,6 +33,7 @@ class Stopped(NamedTuple):
     states: States
     ran: bool
     since_ns: int
+    reset_due: bool = False  # the guest has asked for a reset, which was not made
 
 
 class Machine:
@@ -67,14 +68,14 @@ class Machine:
     def hand_over(self) -> None:
         self._ask(messages.MACHINE_HAND_OVER)
 
-    def go(self, since_ns: int) -> None:
+    def go(self, since_ns: int, *, reset_due: bool = False) -> None:
         """Run, unless the machine was started to stay paused. Guest time is as if it had stood still until `since_ns`
         of time.monotonic_ns(), and no longer: a negative time, if that was before this host was switched on."""
-        self._ask(messages.MACHINE_GO, catch_up=CatchUp(since_ns=since_ns))
+        self._ask(messages.MACHINE_GO, catch_up=CatchUp(since_ns=since_ns), reset_due=reset_due)
 
-    def stay(self) -> None:
+    def stay(self, *, reset_due: bool = False) -> None:
         """It has come in, and stays paused as it was where it came from."""
-        self._ask(messages.MACHINE_STAY)
+        self._ask(messages.MACHINE_STAY, reset_due=reset_due)
 
     def go_on(self, *, catch_up: bool = False) -> None:
         """As it was before `stop`; or even, to `catch_up`, as if it had not been stopped."""
@@ -85,14 +86,21 @@ class Machine:
         self._ask(messages.MACHINE_MOVED)
 
     def _ask(
-        self, action: messages.MachineAction.ValueType, states: States | None = None, catch_up: CatchUp | None = None
+        self,
+        action: messages.MachineAction.ValueType,
+        states: States | None = None,
+        *,
+        catch_up: CatchUp | None = None,
+        reset_due: bool = False,
     ) -> Stopped:
         with self._lock:
             self._number += 1
             number = self._number
             for part, more in in_messages(states or {}):
                 self._send(
-                    messages.MachineRequest(number=number, action=action, states=part, more=more, catch_up=catch_up)
+                    messages.MachineRequest(
+                        number=number, action=action, states=part, more=more, catch_up=catch_up, reset_due=reset_due
+                    )
                 )
             return self._collect(number, messages.MachineAction.Name(action))
 
@@ -109,4 +117,4 @@ class Machine:
                 raise MachineFailed(answer.error)
             got.update((each.service, each.state) for each in answer.states)
             if not answer.more:
-                return Stopped(got, answer.ran, answer.stopped_ns)
+                return Stopped(got, answer.ran, answer.stopped_ns, answer.reset_due)

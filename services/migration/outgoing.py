@@ -53,7 +53,7 @@ class Outgoing(Job):
         self._session = os.urandom(SESSION_BYTES)
         self._number = new_link()
         self._connection: Connection | None = None
-        self._ran = False
+        self._ran = self._reset_due = False
         self._since_ns = 0  # guest time stands still, by time.monotonic_ns()
         self._stopped = False  # the machine, for the switch
         self._switched = False  # RUN was sent
@@ -289,7 +289,7 @@ class Outgoing(Job):
         self.status.state = messages.MIGRATION_DEVICE
         self._throttle(0)
         self._stopped = True
-        states, self._ran, self._since_ns = self.context.machine.save()
+        states, self._ran, self._since_ns, self._reset_due = self.context.machine.save()
         self._took("stop")
         return states
 
@@ -311,7 +311,8 @@ class Outgoing(Job):
         self.context.keep(messages.MigrationRecord(switched=True, session=session))
         try:
             stopped_ns = time.monotonic_ns() - self._since_ns
-            writer.command(run=messages.PostcopyRun(stay_paused=not self._ran, stopped_ns=stopped_ns))
+            run = messages.PostcopyRun(stay_paused=not self._ran, stopped_ns=stopped_ns, reset_due=self._reset_due)
+            writer.command(run=run)
             returned.wait("running", _LOAD_SECONDS)
         except (errors.VmeshError, OSError) as error:
             self.context.machine.moved()

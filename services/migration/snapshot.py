@@ -47,9 +47,9 @@ class Save(Job):
         with whole_file(self._path) as sink:
             writer = Writer(sink)
             machine = self.context.machine
-            states = machine.save().states
-            self.status.stopped = time.monotonic()
             try:
+                states = machine.save().states
+                self.status.stopped = time.monotonic()
                 self.enter(messages.MIGRATION_ACTIVE)
                 self._write(writer, states)
             finally:
@@ -100,6 +100,7 @@ class Load(Job):
         super().__init__(context, Status(snapshot=True, incoming=True, uri=path, state=state))
         self._path = Path(path)
         self._former = former
+        self._changing = False  # the machine's memory, which is then of no machine until all of it has come
 
     def run(self) -> None:
         try:
@@ -110,6 +111,8 @@ class Load(Job):
         except (errors.VmeshError, OSError) as error:
             if self._former is not None:
                 self._fault(error)
+            elif self._changing:
+                self.context.pager.abandon()
             raise
         self.context.pager.end()
         self.enter(messages.MIGRATION_COMPLETED)
@@ -133,17 +136,15 @@ class Load(Job):
             status.total = sum(each.content.nbytes for each in ram.segments)
             status.warnings += check_disks(file.configuration)
             machine.stop()
-            try:
-                machine.check(file.states)
-            except errors.VmeshError:
-                machine.go_on()
-                raise
+            machine.check(file.states)
             self.enter(messages.MIGRATION_ACTIVE)
             # From here on there is no way back: the machine stays paused if it fails.
             self.context.keep(messages.MigrationRecord(incoming=True, snapshot=str(self._path)))
             status.stopped = time.monotonic()
+            self._changing = True
             later = self._begin_pages(file)
             machine.load(file.states)
+            self._changing = False
             self.context.keep(messages.MigrationRecord(incoming=True, snapshot=str(self._path), loaded=True))
             machine.go_on()
             status.went_on = time.monotonic()

@@ -134,10 +134,8 @@ class _Machine(MachineServicer):
     def WriteRegisters(
         self, request: cpu_pb2.WriteRegisters, context: grpc.ServicerContext
     ) -> gateway_pb2.WriteRegistersReply:
-        if reason := self._in_loop(self._supervisor.migration.devices_refusal, context):
-            refuse(context, grpc.StatusCode.FAILED_PRECONDITION, reason)
-        board, paused = self._board_with_cpu(context), self._supervisor.paused
-        self._do(operations.write_registers(board, request, stay_paused=paused), context)
+        self._board_with_cpu(context)
+        self._do(self._supervisor.write_registers(request), context)
         return gateway_pb2.WriteRegistersReply()
 
     def ReadMemory(self, request: cpu_pb2.ReadMemory, context: grpc.ServicerContext) -> cpu_pb2.MemoryContent:
@@ -150,7 +148,8 @@ class _Machine(MachineServicer):
         return cpu_pb2.MemoryContent(data=bytes(content))
 
     def WriteMemory(self, request: cpu_pb2.WriteMemory, context: grpc.ServicerContext) -> gateway_pb2.WriteMemoryReply:
-        self._do(operations.write_memory(self._board_with_cpu(context), request), context, exclusive=False)
+        self._board_with_cpu(context)
+        self._do(self._supervisor.write_memory(request), context, exclusive=False)
         return gateway_pb2.WriteMemoryReply()
 
     def _board_with_cpu(self, context: grpc.ServicerContext) -> Board:

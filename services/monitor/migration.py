@@ -10,18 +10,19 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from services.monitor import operations
+from services.monitor import operations, run_states
 from services.monitor.keeper import Keeper
 from services.monitor.link import Link
 from services.monitor.operations import Operation, Request, RequestError
 from services.monitor.output import Output, one_line
+from services.monitor.run_states import Act, Stage
 from vmesh.errors import PeerError, from_message
 from vmesh.log import Log
 from vmesh.migration.states import in_messages
@@ -71,6 +72,18 @@ class IncomingOptions:
     stay_paused: bool = False
 
 
+@dataclass(slots=True)
+class _Held:
+    """The machine stands still for a migration or a snapshot: what it goes back to when that has ended."""
+
+    ran: bool
+    run_state: str
+    changed: bool = False  # its memory is of one machine, its services' states are of another
+
+
+_ACTS = {"outgoing": Act.LEAVE, "incoming": Act.COME_IN, "save": Act.SAVE, "load": Act.LOAD}  # of MigrationRequest
+
+
 class Migration:
     """`run_state` is the machine's, in QEMU's words, where it is more than running or paused; else empty."""
 
@@ -94,7 +107,10 @@ class Migration:
         self._open: set[Future[None]] = set()
         self._ended: list[Future[migration_pb2.MigrationStatus]] = []
         self._given: dict[str, lifecycle_pb2.ServiceState] = {}  # the states of the request under way
-        self._ran: bool | None = None  # while it is stopped for a switch: whether it ran
+        self._held: _Held | None = None
+        self._first = bool(options.load or options.incoming not in ("", DEFER))  # without it the machine ends
+        self._stays_paused = options.stay_paused  # when it has come in
+        self._hands_over = False  # the migration under way does so, or the one that has ended has
         self._deaths: deque[float] = deque(maxlen=DEATHS)  # of the process
 
     @property
@@ -150,61 +166,55 @@ class Migration:
         options = self._options
         if options.load:
             request = migration_pb2.MigrationRequest(load=options.load)
-            self._ran = not options.stay_paused
+            self._held = _Held(ran=not options.stay_paused, run_state="")
         elif options.incoming and options.incoming != DEFER:
             request = migration_pb2.MigrationRequest(incoming=options.incoming)
         else:
             return
         asked: Future[None] = Future()
         asked.add_done_callback(self._first_asked)
-        self._request(request, asked)
+        self._request(request, asked, first=True)
 
-    def refusal(self) -> str:
-        """Why the user cannot let the machine go on now; empty if they can."""
+    @property
+    def stage(self) -> Stage:
+        """What has the machine."""
         if self.run_state == "inmigrate":
-            return "the machine waits for a migration to come in"
-        if self._ran is not None:
-            return "the machine stands still for a migration or a snapshot"
-        if self.status.state == migration_pb2.MIGRATION_COMPLETED and (reason := self.memory_refusal()):
-            return reason
-        if (
-            self.under_way
-            and self.status.state
-            in (
-                migration_pb2.MIGRATION_POSTCOPY_ACTIVE,
-                migration_pb2.MIGRATION_POSTCOPY_PAUSED,
-                migration_pb2.MIGRATION_POSTCOPY_RECOVER,
-            )
-            and not self.status.incoming
-        ):
-            return "the machine runs at the destination of its migration"
-        return ""
-
-    def memory_refusal(self) -> str:
-        """Why the guest's memory must not be made anew: it may be another machine's. Empty if it may."""
-        if self.run_state == "inmigrate":
-            return "the machine waits for a migration to come in"
-        if self.run_state == "postmigrate" and self.parameters.handover:
-            return "the machine was handed over, and its memory with it"
-        return ""
-
-    def pages_refusal(self) -> str:
-        """Why the guest's memory must not be made anew yet: pages are still to come to it. Empty if it may."""
-        if self.under_way and self.status.incoming and self.run_state not in ("inmigrate", "restore-vm"):
-            return "pages of the guest's memory are still to come: try again when they are here"
-        return ""
-
-    def devices_refusal(self) -> str:
-        """Why no device can be added, taken away or swapped now, as both ends must have the same; empty if one can."""
+            return Stage.AWAITED
+        if self._held is not None:
+            return Stage.SWITCHING
+        match self.run_state:
+            case "restore-vm":
+                return Stage.LOADING
+            case "internal-error":
+                return Stage.SPOILT
+            case "postmigrate" if self._hands_over:
+                return Stage.HANDED_OVER
+            case "postmigrate":
+                return Stage.GIVEN if self.under_way else Stage.GONE
         if self.under_way:
-            return "a migration or a snapshot is under way"
-        if self.run_state:
-            return self.refusal() or self._outgoing_refusal()
-        return ""
+            return Stage.ARRIVING if self.status.incoming else Stage.MOVING
+        return Stage.NOTHING
+
+    def check(self, act: Act) -> None:
+        """Raises RequestError for what must not be done to the machine now."""
+        if reason := run_states.refusal(self.stage, act):
+            raise RequestError(reason, callers_fault=True)
+
+    def stay_paused(self) -> None:
+        """The user wants the machine to stand still, also when what it stands still for has ended."""
+        if self.stage is Stage.AWAITED:
+            self._stays_paused = True
+        elif self._held is not None:
+            self._held.ran = False
 
     def resumed(self) -> None:
         """The user let the machine go on."""
         self.run_state = ""
+
+    def was_reset(self) -> None:
+        """What was half one machine and half another is whole again."""
+        if self.run_state == "internal-error":
+            self.run_state = ""
 
     def close(self) -> None:
         """The machine ends."""
@@ -213,18 +223,17 @@ class Migration:
 
     # The process
 
-    def _request(self, request: migration_pb2.MigrationRequest, asked: Future[None]) -> None:
+    def _request(self, request: migration_pb2.MigrationRequest, asked: Future[None], *, first: bool = False) -> None:
         request.parameters.CopyFrom(self.parameters)
         request.capabilities.CopyFrom(self.capabilities)
         request.machine.CopyFrom(self._configuration())
         kind = request.WhichOneof("request")
-        reason = self._outgoing_refusal() if kind in ("outgoing", "save") else ""
-        if self._supervisor.board.cache:
+        reason = run_states.refusal(self.stage, _ACTS[kind]) if kind in _ACTS and not first else ""
+        if kind in _ACTS and self._supervisor.board.cache:
             reason = "a machine whose cpu is on another host than RAM cannot be moved or saved"
-        if kind == "load":
-            reason = self.memory_refusal()
         if kind == "outgoing":
             reason = reason or self._temporary_disk()
+            self._hands_over = self.parameters.handover
         if reason:
             asked.set_exception(RequestError(reason, callers_fault=True))
         elif self._welcomed:
@@ -239,13 +248,6 @@ class Migration:
     def _take_over(self) -> None:
         """Have another life of the process go on where the former one was killed."""
         self._request(migration_pb2.MigrationRequest(take_over=migration_pb2.TakeOver()), Future())
-
-    def _outgoing_refusal(self) -> str:
-        if self.run_state in ("inmigrate", "restore-vm"):
-            return "the machine has not come in yet"
-        if self.run_state == "postmigrate":
-            return "the machine was migrated; it runs elsewhere"
-        return ""
 
     def _temporary_disk(self) -> str:
         """Why the machine cannot leave this host's files, if so."""
@@ -324,9 +326,9 @@ class Migration:
         status.CopyFrom(self.status)
         status.error = how
         again = bool(record.session or record.snapshot)
-        step = self._go_on(None if status.snapshot else cpu_pb2.CatchUp(), outgoing=not status.incoming)
+        step = self._restore(None if status.snapshot else cpu_pb2.CatchUp(), outgoing=not status.incoming)
         if record.snapshot:
-            step = self._go_on() if record.loaded else self._stay_so()
+            step = self._restore() if record.loaded else self._stay_so()
         elif record.session:
             status.state = migration_pb2.MIGRATION_POSTCOPY_PAUSED
         elif record.running or (record.switched and record.incoming):
@@ -342,7 +344,7 @@ class Migration:
                     "; the destination may have been told to run the guest: it stays paused here, and if it does not "
                     "run there, `vmesh resume` lets it go on"
                 )
-        self._carry_out(step, lambda error: self._log.info("after its death", error=error))
+        self._carry_out(step, lambda error: self._log.info("after its death", error=error), mends=True)
         self._take(status)
         now = time.monotonic()
         self._deaths.append(now)
@@ -405,16 +407,25 @@ class Migration:
             return
         self._supervisor.events.publish("MIGRATION", {"status": state_name(status.state)})
         if status.state in _ENDED:
-            failed = status.state != migration_pb2.MIGRATION_COMPLETED
-            if failed and self.run_state == "restore-vm":
-                self._supervisor.end(1, f"-loadvm: {one_line(status.error)}")
-            elif failed and self.run_state == "inmigrate" and self._options.incoming != DEFER:
-                self._supervisor.end(1, f"the incoming migration failed: {one_line(status.error)}")
-            if not failed:
-                self._supervisor.pages_came()
-            ended, self._ended = self._ended, []
+            self._conclude(migration_pb2.MigrationStatus.FromString(status.SerializeToString()))
+
+    def _conclude(self, status: migration_pb2.MigrationStatus) -> None:
+        """It has ended. Whatever it has left, a machine that it held is as it was before."""
+        failed = status.state != migration_pb2.MIGRATION_COMPLETED
+        if failed and self._first:
+            what = "-loadvm" if self._options.load else "the incoming migration failed"
+            self._supervisor.end(1, f"{what}: {one_line(status.error)}")
+        self._first = False
+        ended, self._ended = self._ended, []
+
+        def restored(error: str) -> None:
+            if error:
+                self._log.warning("not as it was before the migration", error=error)
+            self._supervisor.try_reset()
             for future in ended:
-                future.set_result(migration_pb2.MigrationStatus.FromString(status.SerializeToString()))
+                future.set_result(status)
+
+        self._carry_out(self._restore(), restored, mends=True)
 
     def _first_asked(self, asked: Future[None]) -> None:
         if error := asked.exception():
@@ -435,29 +446,31 @@ class Migration:
             case migration_pb2.MACHINE_SAVE:
                 operation = self._stop(request.number, saved)
             case migration_pb2.MACHINE_CHECK | migration_pb2.MACHINE_LOAD:
-                check = request.action == migration_pb2.MACHINE_CHECK
-                operation = operations.load(board, given, check_only=check)
+                operation = self._load(given, check_only=request.action == migration_pb2.MACHINE_CHECK)
             case migration_pb2.MACHINE_HAND_OVER:
                 operation = operations.hand_over(board)
             case migration_pb2.MACHINE_GO:
-                operation = self._go(request.number, _catch_up(request))
+                operation = self._go(request.number, _catch_up(request), reset_due=request.reset_due)
             case migration_pb2.MACHINE_STAY:
-                operation = self._stay()
+                operation = self._stay(reset_due=request.reset_due)
             case migration_pb2.MACHINE_GO_ON:
-                operation = self._go_on(_catch_up(request))
+                operation = self._restore(_catch_up(request))
             case migration_pb2.MACHINE_MOVED:
                 operation = self._moved()
             case _:
                 self._answer(request.number, "no such action")
                 return
-        self._carry_out(operation, lambda error: self._answer(request.number, error, saved))
+        mends = request.action in (migration_pb2.MACHINE_GO_ON, migration_pb2.MACHINE_MOVED)
+        self._carry_out(operation, lambda error: self._answer(request.number, error, saved), mends=mends)
 
-    def _carry_out(self, operation: Operation, done: Callable[[str], object]) -> None:
+    def _carry_out(self, operation: Operation, done: Callable[[str], object], *, mends: bool = False) -> None:
+        """`mends`: also while a device is broken, which is no reason to keep a machine in a migration's hands."""
+
         def finished(future: Future[None]) -> None:
             error = future.exception()
             done(one_line(str(error)) if error else "")
 
-        self._supervisor.submit(operation, exclusive=True).add_done_callback(finished)
+        self._supervisor.submit(operation, exclusive=True, mends=mends).add_done_callback(finished)
 
     def _answer(
         self,
@@ -468,63 +481,94 @@ class Migration:
     ) -> None:
         if self._link is None:
             return
-        ran = bool(self._ran)
-        with suppress(PeerError):  # it hangs: the user can cancel
+        ran = self._held is not None and self._held.ran
+        try:
             for part, more in in_messages(saved if saved and not error else {}):
                 answer = migration_pb2.MachineAnswer(
-                    number=number, error=error, ran=ran, states=part, more=more, stopped_ns=stopped_ns
-                )
+                    number=number, error=error, ran=ran, states=part, more=more, stopped_ns=stopped_ns,
+                    reset_due=self._supervisor.reset_due,
+                )  # fmt: skip
+                self._link.ask(answer, lambda packet: None)
+        except PeerError as failed:  # it hangs, and the user can cancel; or the states are too long
+            with suppress(PeerError):
+                answer = migration_pb2.MachineAnswer(number=number, error=error or one_line(str(failed)))
                 self._link.ask(answer, lambda packet: None)
 
     def _stop(self, number: int, states: dict[str, lifecycle_pb2.ServiceState] | None) -> Operation:
         """For the switch. The answer is sent as soon as everything stands still."""
-        if self._ran is None:
-            self._ran = self._supervisor.state == gateway_pb2.MACHINE_RUNNING
-        if not self.run_state:
-            self.run_state = "save-vm" if self.status.snapshot else "finish-migrate"
+        if self._held is None:
+            self._held = _Held(self._supervisor.state == gateway_pb2.MACHINE_RUNNING, self.run_state)
+        if self.run_state != "inmigrate":
+            loads = "restore-vm" if self.status.incoming else "save-vm"
+            self.run_state = loads if self.status.snapshot else "finish-migrate"
         board, status = self._supervisor.board, cpu_pb2.CpuStatus()
         try:
             yield from operations.quiesce(board, states, None if states is None else status)
         except RequestError:
-            yield from operations.go_on(board)
-            self._ran, self.run_state = None, ""
+            yield from self._restore()
             raise
         self._answer(number, "", states, status.stopped_ns)
         if states:
             states.clear()  # they are on their way
         yield operations.health(board)
 
-    def _go(self, number: int, catch_up: cpu_pb2.CatchUp | None) -> Operation:
+    def _load(self, states: Mapping[str, lifecycle_pb2.ServiceState], *, check_only: bool) -> Operation:
+        yield from operations.load(self._supervisor.board, states, check_only=check_only)
+        if self._held is not None and self.run_state != "inmigrate":
+            # What was checked is loaded next, its memory first.
+            self._held.changed = check_only
+            if not check_only:
+                self._held.run_state = ""
+                self._supervisor.came_in()
+
+    def _go(self, number: int, catch_up: cpu_pb2.CatchUp | None, *, reset_due: bool = False) -> Operation:
         """An incoming machine goes, once. The answer is sent at once: the source counts the downtime to it."""
         if self.run_state != "inmigrate":
             return
-        if not self._options.stay_paused:
+        if not self._stays_paused:
             yield from operations.start(self._supervisor.board, catch_up)
-        self._ran, self.run_state = None, ""
+        self._come_in(reset_due=reset_due)
         self._answer(number, "")
         yield operations.health(self._supervisor.board)
 
-    def _stay(self) -> Operation:
+    def _stay(self, *, reset_due: bool = False) -> Operation:
         """An incoming machine has come in paused."""
-        self._ran, self.run_state = None, ""
+        self._come_in(reset_due=reset_due)
         yield []
+
+    def _come_in(self, *, reset_due: bool) -> None:
+        self._held, self.run_state, self._first = None, "", False
+        self._supervisor.came_in()
+        if reset_due:
+            self._supervisor.reset_for_guest()
 
     def _stay_so(self) -> Operation:
         """It is half one machine, half another, and goes nowhere before that is mended."""
         yield []
 
-    def _go_on(self, catch_up: cpu_pb2.CatchUp | None = None, *, outgoing: bool = False) -> Operation:
-        """As before `_stop`. `outgoing`: it may have been slowed down by who does not live to undo it."""
+    def _restore(self, catch_up: cpu_pb2.CatchUp | None = None, *, outgoing: bool = False) -> Operation:
+        """As before `_stop`, if it has not been let go since. `outgoing`: it may have been slowed down by who does not
+        live to undo it."""
         board = self._supervisor.board
         if outgoing and board.cpu:
             yield [Request(board.cpu, cpu_pb2.Throttle(percent=0))]
-        if self._ran:
-            yield from operations.resume(board, catch_up)
-        if self.run_state != "inmigrate":
-            self._ran, self.run_state = None, ""
+        held, self._held = self._held, None
+        if held is None:
+            return
+        self.run_state = "internal-error" if held.changed else held.run_state
+        if held.ran and not held.changed and self._supervisor.broken:
+            self._supervisor.go_on_when_mended()
+        elif held.ran and not held.changed:
+            try:
+                yield from operations.resume(board, catch_up)
+            except RequestError:
+                yield from operations.go_on(board)
+                raise
+        self._supervisor.try_reset()
 
     def _moved(self) -> Operation:
-        self._ran, self.run_state = None, "postmigrate"
+        self._held, self.run_state = None, "postmigrate"
+        self._supervisor.reset_due = False  # it is the destination's to make
         yield []
 
 

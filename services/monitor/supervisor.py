@@ -23,7 +23,7 @@ from typing import TypeVar
 
 import zmq
 
-from services.monitor import operations
+from services.monitor import operations, run_states
 from services.monitor.events import EventHub
 from services.monitor.keeper import KEEPER, Keeper
 from services.monitor.link import Answered, Link
@@ -31,6 +31,7 @@ from services.monitor.migration import NAME as MIGRATION
 from services.monitor.migration import IncomingOptions, Migration
 from services.monitor.operations import Board, Operation, Request, RequestError
 from services.monitor.output import Output, one_line
+from services.monitor.run_states import Act
 from services.monitor.warnings import Warnings
 from vmesh import elsewhere
 from vmesh.addresses import Addresses
@@ -39,7 +40,7 @@ from vmesh.log import Log
 from vmesh.loop import Inbox, Loop
 from vmesh.machine import RECORD, Machine, MachineRecord, ServiceRecord
 from vmesh.spawn import Child, ServiceCommand, describe_exit, start_service
-from vmesh.v1 import common_pb2, gateway_pb2, lifecycle_pb2
+from vmesh.v1 import common_pb2, cpu_pb2, gateway_pb2, lifecycle_pb2
 from vmesh.v1.packet_pb2 import Packet
 
 END_LIMIT = 3.0  # seconds for an orderly end; what then still lives is killed
@@ -183,7 +184,8 @@ class Supervisor:
         self.loop = Loop()
         self.loop.failed = self._unforeseen
         self.launched = False  # whether the harts have ever run
-        self._reset_at_last = False  # as the guest has asked for, when its pages have come
+        self.reset_due = False  # the guest has asked for a reset
+        self._reset_to_run = False  # as it did before it was paused for the reset, which must not be yet
         self.powered_off = False  # by the guest, and paused since, as `actions` says
         self.at_end: set[Callable[[], None]] = set()  # called when the loop has ended
         self.open_gateway: Callable[[], None] = lambda: None
@@ -352,31 +354,42 @@ class Supervisor:
     def paused(self) -> bool:
         return self.state == gateway_pb2.MACHINE_PAUSED
 
-    def pause(self) -> Operation:
-        """The pause operation. A machine that was stopped already does not go on when it is mended."""
-        if self.stop is not None:
-            self.stop = replace(self.stop, ran=False)
-        if self.broken:
-            yield []
-        else:
-            yield from operations.pause(self.board)
-
     def reset(self, *, reason: str = "host-qmp-system-reset", run: bool = False) -> Operation:
         """The reset operation: a machine that is paused when it begins stays so, unless it is to `run`.
 
         `reason` is QEMU's ShutdownCause.
         """
-        if refused := self.migration.memory_refusal() or self.migration.pages_refusal():
-            raise RequestError(refused, callers_fault=True)
+        self.migration.check(Act.RESET)
         yield from operations.reset(self.board, stay_paused=self.paused and not run)
-        self.powered_off, self.stop = False, None
+        self.powered_off = self.reset_due = self._reset_to_run = False
+        self.stop = None
+        self.migration.was_reset()
         self.events.publish("RESET", {"guest": reason.startswith("guest-"), "reason": reason})
+
+    def pause(self) -> Operation:
+        """The pause operation. What stands still already does so whatever becomes of it, and afterwards."""
+        self.migration.stay_paused()
+        if self.stop is not None:
+            self.stop = replace(self.stop, ran=False)
+        if self.broken:
+            yield []
+        else:
+            yield from (operations.stop if self.paused else operations.pause)(self.board)
+
+    def write_memory(self, request: cpu_pb2.WriteMemory) -> Operation:
+        """As operations.write_memory."""
+        self.migration.check(Act.WRITE)
+        yield from operations.write_memory(self.board, request)
+
+    def write_registers(self, request: cpu_pb2.WriteRegisters) -> Operation:
+        """As operations.write_registers; a machine that is paused stays so."""
+        self.migration.check(Act.WRITE)
+        yield from operations.write_registers(self.board, request, stay_paused=self.paused)
 
     def resume(self) -> Operation:
         """The resume operation, unless a migration has the machine."""
-        if reason := self.migration.refusal():
-            raise RequestError(reason, callers_fault=True)
-        if self._reset_at_last:
+        self.migration.check(Act.RESUME)
+        if self._reset_to_run:
             raise RequestError("the guest has asked for a reset, which waits for its pages", callers_fault=True)
         if self.powered_off:
             raise RequestError("Resetting the Virtual Machine is required", callers_fault=True)
@@ -536,11 +549,8 @@ class Supervisor:
                 self.end(min(notice.power_off.exit_code, 255), reason="guest-shutdown")
             case "reset_request" if self.actions.reboot == "shutdown":
                 self.end(0, reason="guest-reset")
-            case "reset_request" if self.migration.pages_refusal():
-                self._reset_at_last = True
-                self.submit(self.pause(), exclusive=True)
             case "reset_request":
-                self.submit(self.reset(reason="guest-reset"), exclusive=True).add_done_callback(self._reset_done)
+                self.reset_for_guest()
             case "stop_request":
                 self.end(0, reason="host-signal")
             case "fault":
@@ -551,12 +561,29 @@ class Supervisor:
                 else:
                     self.end(1, text)
 
-    def pages_came(self) -> None:
-        """All of the guest's memory is here."""
-        if self._reset_at_last:
-            self._reset_at_last = False
-            reset = self.reset(reason="guest-reset", run=True)
-            self.submit(reset, exclusive=True).add_done_callback(self._reset_done)
+    def reset_for_guest(self) -> None:
+        """The guest has asked for a reset. If that must not be now, it stands still until it may: `try_reset`."""
+        self.reset_due = True
+        self.try_reset()
+
+    def try_reset(self) -> None:
+        """A reset that the guest waits for may be possible by now."""
+        if self.reset_due:
+            self.submit(self._reset_for_guest(), exclusive=True).add_done_callback(self._reset_done)
+
+    def _reset_for_guest(self) -> Operation:
+        if not self.reset_due:
+            return  # another hart had asked, too
+        if not run_states.refusal(self.migration.stage, Act.RESET):
+            yield from self.reset(reason="guest-reset", run=self._reset_to_run)
+        elif not self.paused:
+            self._reset_to_run = True
+            yield from operations.pause(self.board)
+
+    def came_in(self) -> None:
+        """The machine is another one, by a migration or from a snapshot."""
+        self.launched = True
+        self.powered_off = self.reset_due = self._reset_to_run = False
 
     def _reset_done(self, future: Future[None]) -> None:
         if isinstance(error := future.exception(), RequestError):
@@ -680,6 +707,11 @@ class Supervisor:
         if not self.broken:
             self.stop = None
 
+    def go_on_when_mended(self) -> None:
+        """It ran before something else had it stand still."""
+        if self.stop is not None:
+            self.stop = replace(self.stop, ran=True)
+
     def goes_on_when_mended(self) -> bool:
         """Whether a machine that stands still does so only for what has just been mended."""
         return self.stop is not None and self.stop.ran and not self.broken
@@ -759,7 +791,10 @@ class Supervisor:
         for run in list(self._runs):
             for place, (link, _) in list(run.open.items()):
                 if run.requests[place].service == service.command.name and link is not service.link:
-                    self._ask(run, place)
+                    error = self._ask(run, place)
+                    if error is not None:
+                        self._advance(run, error)
+                        break
         self._next_exclusive()
 
     # Another program in a device's place
@@ -831,7 +866,9 @@ class Supervisor:
 
     def devices_refusal(self) -> str:
         """Why no device can come, go or be replaced now; empty if it can."""
-        return "somebody else starts this machine's services" if self.attached else self.migration.devices_refusal()
+        if self.attached:
+            return "somebody else starts this machine's services"
+        return run_states.refusal(self.migration.stage, Act.CHANGE_DEVICES)
 
     def last_words(self, name: str) -> str:
         """What the process of a service said last; empty if nothing."""
@@ -992,34 +1029,30 @@ class Supervisor:
         run.begun = True
         run.answers = [Packet()] * len(run.requests)
         run.deadline = time.monotonic() + self._settings.health_limit
-        for place in range(len(run.requests)):
-            if not self._ask(run, place):
-                return
-        if not run.requests:
-            self._advance(run, None)
+        # All are asked, whoever cannot be: those that can are to go on, for instance.
+        errors = [error for place in range(len(run.requests)) if (error := self._ask(run, place)) is not None]
+        if errors or not run.requests:
+            self._advance(run, errors[0] if errors else None)
 
-    def _ask(self, run: _Run, place: int) -> bool:
-        """Ask one service its part of a batch; if that fails, so does the operation."""
+    def _ask(self, run: _Run, place: int) -> RequestError | None:
+        """Ask one service its part of a batch; gives why it cannot be."""
         request = run.requests[place]
         service = self.services[request.service]
         if service.on_trial and service.state == "dead" and service.successor is None:
             how = ": ".join(filter(None, (service.last_error, self.last_words(request.service))))
-            self._advance(run, RequestError(f"it has ended: {how}"))
-            return False
+            return RequestError(f"it has ended: {how}")
         comes = (service.was_ready or service.on_trial) and not service.broken
         if comes and not service.ready and service.command.name in self.board.devices:
             run.open[place] = (None, 0)  # asked when it is back
-            return True
+            return None
         if not service.welcomed or not service.alive:
-            self._advance(run, RequestError(f"service '{request.service}' is {service.state}"))
-            return False
+            return RequestError(f"service '{request.service}' is {service.state}")
         try:
             number = service.link.ask(request.body, partial(self._answered, run, place))
         except Exception as error:
-            self._advance(run, RequestError(str(said(error))))
-            return False
+            return RequestError(str(said(error)))
         run.open[place] = (service.link, number)
-        return True
+        return None
 
     def _answered(self, run: _Run, place: int, packet: Packet) -> None:
         run.open.pop(place, None)

@@ -78,10 +78,10 @@ class HostileMachine(Machine):
 
     def hand_over(self) -> None: ...
 
-    def go(self, since_ns: int) -> None:
+    def go(self, since_ns: int, *, reset_due: bool = False) -> None:
         self.did.append("go")
 
-    def stay(self) -> None:
+    def stay(self, *, reset_due: bool = False) -> None:
         self.did.append("go")
 
     def go_on(self, *, catch_up: bool = False) -> None:

@@ -52,9 +52,11 @@ from ninep_driver import (
     word,
 )
 
+from services.devices.virtio_9p import server as server_module
 from services.devices.virtio_9p.folder import Folder
-from services.devices.virtio_9p.server import MAX_FIDS, MAX_MSIZE, Server
+from services.devices.virtio_9p.server import MAX_FIDS, MAX_MSIZE, MAX_NAMES, Server, check
 from vmesh import errors
+from vmesh.wire import MAX_STATE_BYTES
 
 SECRET = b"outside"
 
@@ -452,6 +454,39 @@ def test_what_the_guest_can_make_the_server_keep_is_bounded(folder: Path) -> Non
         client.ask(MKDIR, word(1), b"a" * 255, word(0o755), word(os.getgid()))
     client.walk(1, b"a" * 255, fid=1)
     refused(errno.ENAMETOOLONG, lambda: client.walk(1, b"b", fid=1))
+
+
+def test_the_paths_of_all_fids_fit_into_the_state_whatever_is_walked_created_or_renamed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert 1.5 * MAX_NAMES + 64 * MAX_FIDS < MAX_STATE_BYTES
+    most = 5000
+    monkeypatch.setattr(server_module, "MAX_NAMES", most)
+    server = Server(Folder(folder), read_only=False, most_open=3, record=lambda record: None, intend=lambda: None)
+    client = Client(lambda message: server.handle(message, MAX_MSIZE))
+    client.mount(user=os.getuid())
+    deep = [b"n"] * 50  # names of one byte: those take the most of the state
+    (folder / "/".join(map(os.fsdecode, deep))).mkdir(parents=True)
+    client.walk(1)
+    for at in range(0, len(deep), 10):
+        client.walk(1, *deep[at : at + 10], fid=1)
+    fids = range(2, 1 + most // (2 * len(deep)))
+    for fid in fids:
+        client.walk(fid, fid=1)
+    refused(errno.ENFILE, lambda: client.walk(fids[-1] + 1, fid=1))
+    assert len(server.state().SerializeToString()) < 1.5 * most + 64 * len(server.fids)
+    client.walk(9000)
+    refused(errno.ENFILE, lambda: client.ask(RENAMEAT, word(9000), b"n", word(9000), b"n" * 99))
+    assert (folder / "n").is_dir(), "nothing was done"
+    monkeypatch.setattr(server_module, "MAX_NAMES", 1 << 30)
+    long = [b"l" * 250] * 16
+    (folder / os.fsdecode(b"/".join(long))).mkdir(parents=True)
+    client.walk(9001, *long)
+    refused(errno.ENAMETOOLONG, lambda: client.ask(RENAMEAT, word(9000), b"n", word(9001), b"n"))
+    assert (folder / "n").is_dir(), "nothing was done"
+    client.ask(CLUNK, word(fids[-1]))
+    client.walk(fids[-1], fid=fids[0])
+    assert check(server.msize, server.state().fids) == ""
 
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from vmesh.migration.records import (
 )
 from vmesh.v1 import migration_pb2 as messages
 from vmesh.v1.lifecycle_pb2 import ServiceState
+from vmesh.wire import MAX_STATE_BYTES
 
 if TYPE_CHECKING:
     from vmesh.migration.pages import Counts
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 MAX_PACKAGED_BYTES = (1 << 32) - 1
 """The longest package, unless the parameter `max-package-size` says less. QEMU: MAX_VM_CMD_PACKAGED_SIZE."""
 
-MAX_STATE_BYTES = 16 << 20  # of one service: it travels in one packet inside of the machine (packet.proto)
 MAX_SECTIONS = 1024
 RAM_SECTION = 0
 

@@ -18,7 +18,7 @@ import errno
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,9 +61,14 @@ def check_name(name: bytes) -> None:
         raise OSError(errno.EINVAL, "name")
 
 
+def path_bytes(path: Iterable[bytes]) -> int:
+    """How long a path is, with what parts its names."""
+    return sum(len(name) + 1 for name in path)
+
+
 def check_path(path: Names) -> None:
     """Raises OSError for what is too long."""
-    if sum(map(len, path)) + len(path) > MAX_PATH:
+    if path_bytes(path) > MAX_PATH:
         raise OSError(errno.ENAMETOOLONG, "path")
 
 

@@ -1,8 +1,9 @@
 """The file server: 9P2000.L requests about the shared folder, one after the other, each answered when it is done.
 
 Everything in a request is the guest's and may be wrong in any way: it is answered with an error, and nothing is done.
-What the guest can make the server keep is bounded: MAX_FIDS fids with a path of at most folder.MAX_PATH bytes each,
-`most_open` files that are open, and the names of LISTINGS directories.
+What the guest can make the server keep is bounded: MAX_FIDS fids with a path of at most folder.MAX_PATH bytes each and
+MAX_NAMES bytes together, so that the state of all fits into a message; `most_open` files that are open; and the names
+of LISTINGS directories.
 
 **The server may be killed between any two instructions.** What holds then, by `redo` (see `handle`):
 
@@ -34,7 +35,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 from services.devices.virtio_9p import messages
-from services.devices.virtio_9p.folder import Attributes, Folder, Names, check_name, check_path, exists
+from services.devices.virtio_9p.folder import Attributes, Folder, Names, check_name, check_path, exists, path_bytes
 from services.devices.virtio_9p.messages import NO_FID, QID, Qid, Value
 from vmesh.v1.devices_pb2 import Virtio9pFid
 from vmesh.v1.slot_pb2 import Virtio9pRecord
@@ -42,6 +43,7 @@ from vmesh.v1.slot_pb2 import Virtio9pRecord
 VERSION = b"9P2000.L"
 MIN_MSIZE, MAX_MSIZE = 4096, 512 << 10  # Linux asks for 128 KiB, and at most for 500 KiB
 MAX_FIDS = 16384
+MAX_NAMES = 8 << 20  # bytes of the paths of all fids: at most 1.5 times as many in the state (MAX_STATE_BYTES)
 LISTINGS = 16
 
 _NONE_ID = 0xFFFF_FFFF  # no uid, or no gid
@@ -99,6 +101,7 @@ class Server:
         self._kept = False  # this request is not to be done twice
         self._limit = 0
         self.open_files = 0
+        self._names = 0  # bytes of the paths of all fids
         self._listings: OrderedDict[int, list[tuple[int, bytes]]] = OrderedDict()
         self._handlers = {number: getattr(self, f"_{form.name}") for number, form in messages.FORMS.items()}
 
@@ -152,7 +155,7 @@ class Server:
                 fid.flags = each.flags
                 if not fid.directory:
                     fid.file = self._reopen(fid)
-            self.fids[each.fid] = fid
+            self._put(each.fid, fid)
 
     def clear(self) -> None:
         """As before any request."""
@@ -206,6 +209,7 @@ class Server:
             if not qids:
                 raise
         if len(qids) == len(names):
+            self._check_names(path_bytes(path) - (path_bytes(fid.path) if new == number else 0))
             if new == number:
                 self._forget(number)
             directory = stat.S_ISDIR(attributes.mode)
@@ -294,14 +298,14 @@ class Server:
             raise OSError(errno.EINVAL, "open already")
         self._check_room()
         path = self._join_new(fid.path, name)
+        self._check_names(path_bytes(path) - path_bytes(fid.path))
         with self._hold(fid) as parent:
             again = self._once(parent, name, present=False)
             host_flags = _host_flags(flags)
             file = self._folder.create(parent, name, host_flags, mode & 0o7777, (fid.user, group), again=again)
         self.open_files += 1
         found = self._folder.attributes(file)
-        self.fids[number] = Fid(path, found.identity, False, fid.user, flags, file)
-        self._changed.add(number)
+        self._put(number, Fid(path, found.identity, False, fid.user, flags, file))
         return self._qid(found), 0
 
     def _read(self, number: int, offset: int, count: int) -> tuple[Value, ...]:
@@ -489,13 +493,24 @@ class Server:
         if len(self.fids) >= MAX_FIDS:
             raise OSError(errno.ENFILE, "fids")
 
+    def _check_names(self, more: int) -> None:
+        if more > 0 and self._names + more > MAX_NAMES:
+            raise OSError(errno.ENFILE, "names")
+
     def _new(self, number: int, fid: Fid) -> None:
         self._check_new(number)
+        self._check_names(path_bytes(fid.path))
+        self._put(number, fid)
+
+    def _put(self, number: int, fid: Fid) -> None:
+        former = self.fids.get(number)
+        self._names += path_bytes(fid.path) - (path_bytes(former.path) if former is not None else 0)
         self.fids[number] = fid
         self._changed.add(number)
 
     def _forget(self, number: int) -> None:
         fid = self.fids.pop(number)
+        self._names -= path_bytes(fid.path)
         self._listings.pop(number, None)
         self._changed.add(number)
         if fid.file >= 0:
@@ -550,14 +565,21 @@ class Server:
 
     def _move(self, path: Names, old: int, parent_fid: Fid, name: bytes) -> tuple[Value, ...]:
         target = self._join_new(parent_fid.path, name)
+        depth = len(path)
+        # What was below the old name is below the new one.
+        moved = [
+            (number, replace(fid, path=target + fid.path[depth:]))
+            for number, fid in self.fids.items()
+            if fid.path[:depth] == path
+        ]
+        for _, fid in moved:
+            check_path(fid.path)
+        self._check_names(len(moved) * (path_bytes(target) - path_bytes(path)))
         with self._hold(parent_fid) as new:
             again = self._once(old, path[-1], present=True)
             self._folder.rename(old, path[-1], new, name, again=again)
-        depth = len(path)
-        for number, fid in self.fids.items():  # what was below the old name is below the new one
-            if fid.path[:depth] == path:
-                fid.path = target + fid.path[depth:]
-                self._changed.add(number)
+        for number, fid in moved:
+            self._put(number, fid)
         return ()
 
     def _reopen(self, fid: Fid) -> int:
@@ -618,6 +640,7 @@ def check(msize: int, fids: Iterable[Virtio9pFid]) -> str:
     if msize and not MIN_MSIZE <= msize <= MAX_MSIZE:
         return f"msize {msize}"
     numbers: set[int] = set()
+    names = 0
     for each in fids:
         if each.fid in numbers or each.fid == NO_FID:
             return f"fid {each.fid} twice or not allowed"
@@ -628,6 +651,9 @@ def check(msize: int, fids: Iterable[Virtio9pFid]) -> str:
             check_path(tuple(each.path))
         except OSError as error:
             return f"path of fid {each.fid}: {error.strerror}"
+        names += path_bytes(each.path)
+    if names > MAX_NAMES:
+        return f"paths of {names} bytes"
     return "" if len(numbers) <= MAX_FIDS else f"{len(numbers)} fids"
 
 

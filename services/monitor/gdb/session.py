@@ -16,6 +16,7 @@ from services.monitor.gdb import target
 from services.monitor.gdb.actions import Action, Stepping, parse_actions, step_of
 from services.monitor.gdb.packet import LIMIT, Framer, Sign, frame
 from services.monitor.operations import Batch, Operation, Request, RequestError
+from services.monitor.run_states import Act
 from services.monitor.stream_server import Stream
 from services.monitor.supervisor import StateError, Supervisor
 from vmesh.v1 import common_pb2, cpu_pb2
@@ -305,6 +306,7 @@ class Session:
             size = each.bits // 8
             request.registers.add(name=each.name, value=int.from_bytes(data[place : place + size], "little"))
             place += size
+        self._supervisor.migration.check(Act.WRITE)
         return self._told(self._ask(request))
 
     def _told(self, operation: Operation) -> Reply:
@@ -341,7 +343,7 @@ class Session:
         if len(data) != size:
             raise Malformed
         request = cpu_pb2.WriteMemory(physical=self._physical, hart=self._hart, address=address, data=data)
-        return self._told(operations.write_memory(self._supervisor.board, request))
+        return self._told(self._supervisor.write_memory(request))
 
     def _read_features(self, text: bytes) -> bytes:
         name, _, place = text.rpartition(b":")
@@ -416,6 +418,7 @@ class Session:
 
     def _resume(self, actions: Sequence[Action], at: int | None = None) -> Reply:
         stepping = step_of(actions, self._harts, self._step_hart)
+        self._supervisor.migration.check(Act.RESUME)
         yield from self._halt()
         cpu = self._supervisor.board.cpu
         if at is not None:
