@@ -131,6 +131,22 @@ class Machine:
         """Whose time of modification says when the loop of that service ran last, if nobody has its lifeline."""
         return self.path / f"{service}.pulse"
 
+    def claim(self, service: str) -> int:
+        """The descriptor that holds the lock of a service that nobody supervises: there is one of each.
+
+        Raises MachineError.
+        """
+        try:
+            fd = os.open(self.path / f"{service}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise MachineError(f"machine directory {self.path}: {error.strerror}") from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise MachineError(f"machine '{self.name}' has a service '{service}' already, which runs") from None
+        return fd
+
     def next_epoch(self, service: str) -> int:
         """Count another life of a service that nobody counts for."""
         counted = self.path / f"{service}.epoch"

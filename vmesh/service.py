@@ -28,7 +28,7 @@ from google.protobuf.message import Message
 from vmesh import addresses, curve, errors, lifeline, wire
 from vmesh.log import Log
 from vmesh.loop import Loop
-from vmesh.machine import Machine
+from vmesh.machine import Machine, MachineError
 from vmesh.trace import Recorder
 from vmesh.v1 import common_pb2 as common
 from vmesh.v1 import lifecycle_pb2 as lifecycle
@@ -172,6 +172,12 @@ class Runtime:
         self.lifeline: int = options.lifeline
         if not self.machine.path.is_dir():
             raise errors.ConfigError("--machine", expected="a machine directory", got=str(self.machine.path))
+        self._claimed = -1
+        if self.lifeline < 0:
+            try:
+                self._claimed = self.machine.claim(self.name)
+            except MachineError as error:
+                raise errors.ConfigError(str(error)) from error
         self.epoch = epoch(options, self.machine)
         self._asked_to_end = False
         self.incoming: bool = options.incoming and self.epoch == 1
@@ -330,6 +336,8 @@ class Runtime:
         self.context.destroy(wire.LINGER_MS)
         self.log.info("ended")
         self.log.close()
+        if self._claimed >= 0:
+            os.close(self._claimed)
 
     def _greet(self, client: wire.Client) -> Welcome:
         welcome = self._service.welcome(client)
@@ -445,8 +453,8 @@ class Runtime:
         self.loop.stop()
         self._service.shutdown()
 
-    def _orphaned(self) -> None:
-        self.log.warning("the machine is gone")
+    def _orphaned(self, why: str = "the machine is gone") -> None:
+        self.log.warning(why)
         self.loop.stop()
         self._service.orphaned()
 
@@ -454,14 +462,12 @@ class Runtime:
         """Started by somebody else, without a lifeline: end when the machine directory is gone, or another is in our
         place; else show whoever looks that the loop runs."""
         try:
-            ours = os.path.samestat(self.machine.socket(self.name).stat(), self._bound)
-            if ours:
+            if os.path.samestat(self.machine.socket(self.name).stat(), self._bound):
                 self.machine.pulse(self.name).touch(0o600)
+                self.loop.call_in("socket", _LOOK_SECONDS, self._watch_socket)
+            else:
+                self._orphaned("another service is in this one's place")
         except OSError:
-            ours = False
-        if ours:
-            self.loop.call_in("socket", _LOOK_SECONDS, self._watch_socket)
-        else:
             self._orphaned()
 
     def _watch_signals(self) -> None:

@@ -39,6 +39,8 @@ def main(argv: list[str]) -> int:
     arguments = _parse(argv)
     try:
         machine = (meet if arguments.attached else adopt)(arguments.machine, arguments.lock)
+        if arguments.attached:
+            machine.claim("monitor")  # to the end of this process
     except MachineError as error:
         print(f"monitor: {error}", file=sys.stderr)
         return 2

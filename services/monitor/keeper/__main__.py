@@ -23,7 +23,12 @@ def main(argv: Sequence[str]) -> int:
     add("--service", type=command_argument, action="append", default=[], metavar="TEXT", help="as the monitor has it")
     options = parser.parse_args(argv)
     try:
-        return keep(meet(options.machine.absolute()), dict(options.console), options.service)
+        machine = meet(options.machine.absolute())
+        lock = machine.claim("keeper")
+        try:
+            return keep(machine, dict(options.console), options.service)
+        finally:
+            os.close(lock)
     except (MachineError, VmeshError) as error:
         print(f"keeper: {error}", file=sys.stderr)
         return 1
