@@ -6,7 +6,7 @@ Chosen by a specification, in QEMU's words where QEMU has it:
     unix:PATH[,server][,nowait]  one peer over a Unix stream socket (vmesh/endpoint.py); a server waits for it unless
                                  `nowait`
     file:PATH                    output only
-    pty                          a pseudo-terminal; its name is in the log
+    pty                          a pseudo-terminal; its name is in the log, and is `place`
     stdio                        this process's own standard input and output
     kept:PATH                    one of the above in the process that listens at PATH and outlives this one: nothing is
                                  lost and nothing comes twice when the device is killed (proto/vmesh/v1/console.proto)
@@ -74,6 +74,7 @@ class Chardev:
 
     def __init__(self, loop: Loop, log: Log, wanted: Callable[[], int], receive: Callable[[bytes], None]) -> None:
         self.lost = 0  # bytes of output that a client did not get
+        self.place = ""  # where it is, in QEMU's words, if the specification does not say so
         self._loop = loop
         self._log = log
         self._wanted = wanted
@@ -363,6 +364,7 @@ class _Pty(Chardev):
         except OSError as error:
             raise errors.ConfigError(f"cannot make a pseudo-terminal: {error.strerror}") from error
         tty.setraw(slave, termios.TCSANOW)
+        self.place = f"pty:{os.ttyname(slave)}"
         self._log.info("pty", path=os.ttyname(slave))
         os.close(slave)
         os.set_blocking(master, False)

@@ -20,7 +20,7 @@ from pathlib import Path
 from services.monitor import doors
 from services.monitor.control import Control
 from services.monitor.gdb.server import GdbServer
-from services.monitor.keeper import Keeper, command_argument, console_argument
+from services.monitor.keeper import Keeper, command_argument, console_argument, redirection
 from services.monitor.migration import IncomingOptions
 from services.monitor.output import Output
 from services.monitor.supervisor import Actions, Settings, Supervisor
@@ -31,6 +31,7 @@ from vmesh.machine import MachineError, adopt, meet
 from vmesh.remote import Remote
 from vmesh.remote import parse as parse_remote
 from vmesh.spawn import end_orphans
+from vmesh.stdio import Stderr
 
 
 def main(argv: list[str]) -> int:
@@ -61,11 +62,12 @@ def main(argv: list[str]) -> int:
         _tell(arguments.report, str(error))
         machine.remove()
         return 1
-    output = Output(log, sys.stderr if arguments.warnings else None)
+    output = Output(log, Stderr() if arguments.warnings else None)
     keeper = None if arguments.attached else Keeper(machine, dict(arguments.console), arguments.service)
     supervisor = Supervisor(machine, arguments.service, settings, keeper, log, output, places)
     supervisor.on_phase = phase
     control = Control(supervisor, log, dict(arguments.console))
+    supervisor.on_redirected = partial(_redirected, control)
     signals = _signal_pipe()
     try:
         opened = doors.open_all(control, arguments.door)
@@ -109,6 +111,11 @@ def main(argv: list[str]) -> int:
     if supervisor.failure:
         _tell(arguments.report, supervisor.failure)
     return status
+
+
+def _redirected(control: Control, console: str, place: str) -> None:
+    control.consoles[console] = place
+    Stderr().write(f"{redirection(console, place)}\n")
 
 
 def _open_gateway(supervisor: Supervisor, remote: Remote | None, metrics: tuple[str, int] | None) -> None:
@@ -155,7 +162,7 @@ def _phases(log: Log, began_ns: int, *, show: bool) -> Callable[[str], None]:
         log.info("start", phase=text, ms=elapsed)
         if show:
             with suppress(OSError):
-                print(f"start: {elapsed:>7} ms  {text}", file=sys.stderr, flush=True)
+                Stderr().write(f"start: {elapsed:>7} ms  {text}\n")
 
     return phase
 

@@ -57,6 +57,11 @@ class KeptConsole:
         self._attached = Attachments(attach, loop, self._room, self._typed)
         self._chardev.start()
 
+    @property
+    def place(self) -> str:
+        """Where it is, as query-chardev has it, if `specification` does not say so itself; else empty."""
+        return self._chardev.place
+
     def look(self) -> None:
         """At the end of each turn of the loop: the other end may have come, or taken something."""
         if not self._chardev.ready:

@@ -6,7 +6,7 @@ loop like everything else; nobody waits for it but the client that asked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,7 +61,7 @@ class Control:
 
     supervisor: Supervisor
     log: Log
-    consoles: Mapping[str, str]
+    consoles: dict[str, str]
     monitors: dict[str, str] = field(default_factory=dict)
     gdbserver: Callable[[str], str] | None = None
     jobs: dict[str, Job] = field(default_factory=dict)

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TextIO
 
 from vmesh.log import Log
+from vmesh.stdio import Stderr
 
 _LINE_LIMIT = 4096  # bytes
 _SHOWN_LIMIT = 300  # characters
@@ -20,7 +21,7 @@ _LOGGED = re.compile(r"\S+Z (info|warning|error) \S+ ")
 class Output:
     """Takes the services' output from their pipes, line by line; `mirror`, if any, gets a copy for the user."""
 
-    def __init__(self, log: Log, mirror: TextIO | None = None) -> None:
+    def __init__(self, log: Log, mirror: TextIO | Stderr | None = None) -> None:
         self._log = log
         self.mirror = mirror
         self._partial: dict[str, bytes] = {}

@@ -11,7 +11,6 @@ from __future__ import annotations
 import glob
 import os
 import signal
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +39,7 @@ from vmesh.log import Log
 from vmesh.loop import Inbox, Loop
 from vmesh.machine import RECORD, Machine, MachineRecord, ServiceRecord
 from vmesh.spawn import Child, ServiceCommand, describe_exit, start_service
+from vmesh.stdio import Stderr
 from vmesh.v1 import common_pb2, cpu_pb2, gateway_pb2, lifecycle_pb2
 from vmesh.v1.packet_pb2 import Packet
 
@@ -192,6 +192,7 @@ class Supervisor:
         self.on_hart_stop: Callable[[common_pb2.HartStop], None] = lambda stop: None
         self.tell_health: Callable[[Mapping[str, bool]], None] = lambda health: None
         self.on_phase: Callable[[str], None] = lambda phase: None
+        self.on_redirected: Callable[[str, str], None] = lambda console, place: None
         self._commands = commands
         self._settings = settings
         self._keeper = keeper
@@ -208,7 +209,7 @@ class Supervisor:
         self._runs: list[_Run] = []
         self._waiting: deque[_Run] = deque()
         self.migration = Migration(self, keeper, log, output, settings.incoming)
-        self._exit_status = 0
+        self.exit_status = 0  # of the machine, once it is known
         self._end_deadline = float("inf")
         self._to_shut_down: deque[tuple[str, ...]] = deque()
         self._shutting_down: tuple[str, ...] = ()
@@ -238,6 +239,7 @@ class Supervisor:
         self.watch(self._keeper.socket.fileno(), self._keeper.receive)
         self.watch(self._keeper.child.pidfd, self._keeper_dead)
         self._keeper.failed = lambda failure: self.end(1, failure)
+        self._keeper.redirected = self.on_redirected
 
     def attach(self) -> None:
         """Meet services that somebody else starts: another process, a container engine; in any order."""
@@ -285,7 +287,7 @@ class Supervisor:
         for end in self.at_end:
             with suppress(Exception):  # the machine has ended: whatever one cannot do, the others can
                 end()
-        return self._exit_status
+        return self.exit_status
 
     def submit(self, operation: Operation, *, exclusive: bool, mends: bool = False) -> Future[None]:
         """From any thread: carry out an operation. Exclusive ones follow each other, once the machine has started;
@@ -336,10 +338,10 @@ class Supervisor:
         if self.state == gateway_pb2.MACHINE_ENDING:
             return
         reason = "host-error" if failure else reason
+        self.exit_status = status
         self.events.publish("SHUTDOWN", {"guest": reason.startswith("guest-"), "reason": reason})
         self.state = gateway_pb2.MACHINE_ENDING
         self.failure = failure
-        self._exit_status = status
         self._end_deadline = time.monotonic() + (FAILED_END_LIMIT if failure else END_LIMIT)
         self._log.info("ending", status=status, failure=failure)
         error = StateError(f"the machine ends{f': {failure}' if failure else ''}")
@@ -413,7 +415,7 @@ class Supervisor:
 
     def mirror_warnings(self, on: bool) -> None:
         """Whether the services' warnings are copied to stderr."""
-        self._output.mirror = sys.stderr if on else None
+        self._output.mirror = Stderr() if on else None
 
     @property
     def other_processes(self) -> dict[str, int]:
@@ -543,6 +545,7 @@ class Supervisor:
                 pass  # another hart, before the pause reached it
             case "power_off" if self.actions.shutdown == "pause":
                 self.powered_off = True
+                self.exit_status = min(notice.power_off.exit_code, 255)
                 self.events.publish("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"})
                 self.submit(self.pause(), exclusive=True)
             case "power_off":

@@ -212,3 +212,16 @@ def test_a_client_that_reads_nothing_is_not_read_for_ever(gdb_rig: Rig, client: 
     peer.close()
     assert client().ask(b"qC") == b"QC1"
     wait_for(lambda: gdb_rig.service("cpu").state == "paused", "the machine to stand")
+
+
+@pytest.mark.parametrize("code", [0, 7, 255])
+def test_exit_code_of_the_guest_reaches_gdb(rig: Rig, tmp_path: Path, code: int) -> None:
+    (tmp_path / "guest.elf").write_bytes(programs.elf(programs.fail(code)))
+    flags = ["-bios", "none", "-kernel", str(tmp_path / "guest.elf"), "-display", "none"]
+    launcher = rig.start_real(*flags, "-S", "-gdb", f"unix:{rig.runtime / 'gdb'}")
+    rig.wait_running("paused")
+    peer = GdbClient(rig.runtime / "gdb").quiet()
+    peer.say(b"vCont;c")
+    assert peer.reply() == b"W%02x" % code
+    peer.close()
+    assert launcher.wait() == code

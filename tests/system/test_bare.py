@@ -188,11 +188,11 @@ def test_serial_on_a_socket_waits_for_its_peer(run: Run, image: Image, tmp_path:
     assert output.decode() == numbers(LINES)
 
 
-def test_serial_on_a_pseudo_terminal(run: Run, image: Image, tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    machine = run(*image(tiny.build()), "-serial", "pty", "-D", str(log), pipes=True)
-    wait_for(lambda: log.exists() and " pty path=" in log.read_text(), "the pseudo-terminal")
-    path = log.read_text().partition(" pty path=")[2].split()[0]
+def test_serial_on_a_pseudo_terminal(run: Run, host: Host, image: Image) -> None:
+    machine = run(*image(tiny.build()), "-serial", "pty", "-name", "pty", pipes=True)
+    machine.expect("char device redirected to ")
+    path = machine.expect(" (label uart0)\n")
+    assert f"uart0: filename=pty:{path}\n" in host.vmesh("monitor", "pty", stdin="info chardev\n")
 
     port = os.open(path, os.O_RDWR | os.O_NOCTTY)
     try:

@@ -26,7 +26,7 @@ from vmesh.errors import VmeshError
 from vmesh.guest import GuestError
 from vmesh.machine import Machine, MachineError
 from vmesh.spawn import Child, Task, adopt_orphans, describe_exit, start
-from vmesh.stdio import write_piece
+from vmesh.stdio import Stderr
 
 _ORPHANS_LIMIT = 1.5  # seconds for services to end by themselves after the monitor was killed
 _REPORT_LIMIT = 4096  # bytes
@@ -205,7 +205,4 @@ def _complain(error: object, status: int) -> int:
 
 def _say(line: str) -> None:
     """On stderr, which may be a terminal that nobody reads."""
-    data = f"{line}\n".encode(errors="backslashreplace")
-    with suppress(OSError):
-        while data and (count := write_piece(2, data, _SAY_LIMIT)):
-            data = data[count:]
+    Stderr(_SAY_LIMIT).write(f"{line}\n")

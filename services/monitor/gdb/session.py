@@ -467,7 +467,7 @@ class Session:
                 self._report(_stopped(SIGINT, self._hart))
             case "SHUTDOWN" if not self._over:
                 self._over = True
-                self._send(b"W00")
+                self._send(b"W%02x" % (self._supervisor.exit_status & 0xFF))
                 self._stream.finish()
 
     def _report(self, stop: bytes) -> None:

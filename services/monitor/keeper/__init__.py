@@ -28,6 +28,7 @@ from vmesh.log import Log
 from vmesh.loop import Loop
 from vmesh.machine import Machine
 from vmesh.spawn import Child, ServiceCommand
+from vmesh.stdio import Stderr
 
 if TYPE_CHECKING:
     from services.monitor.network import KeptNetwork
@@ -41,7 +42,8 @@ Spawned = Callable[[Child | None, str], None]
 
 
 class Keeper:
-    """The monitor's side. `failed` is called when the process cannot do its work, with one line."""
+    """The monitor's side. `failed` is called when the process cannot do its work, with one line; `redirected` when it
+    knows where a console is, as query-chardev has it."""
 
     def __init__(self, machine: Machine, consoles: Mapping[str, str], commands: Sequence[ServiceCommand]) -> None:
         for command in commands:
@@ -54,6 +56,7 @@ class Keeper:
         self.child = Child(-1, -1)
         self.socket, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.failed: Callable[[str], None] = lambda failure: None
+        self.redirected: Callable[[str, str], None] = lambda console, place: None
 
     @property
     def busy(self) -> bool:
@@ -104,6 +107,8 @@ class Keeper:
         answer = json.loads(data)
         if "failed" in answer:
             self.failed(answer["failed"])
+        elif "place" in answer:
+            self.redirected(answer["console"], answer["place"])
         elif spawned := self._waiting.pop(answer["number"], None):
             try:
                 spawned(_child(answer, files), "")
@@ -143,6 +148,11 @@ def keep(machine: Machine, consoles: Mapping[str, str], commands: Sequence[Servi
     for command in commands:
         _make_place(machine, command)
     return _Process(machine, None, -1, 0, commands).run(consoles)
+
+
+def redirection(console: str, place: str) -> str:
+    """A line for the user, in QEMU's words."""
+    return f"char device redirected to {place.partition(':')[2]} (label {console})"
 
 
 def console_argument(text: str) -> tuple[str, str]:
@@ -202,7 +212,10 @@ class _Process:
             for name, specification in consoles.items():
                 log = Log(name, self._machine.log)
                 path, attach = self._machine.kept_console(name), self._machine.attached_console(name)
-                self._consoles.append(KeptConsole(path, attach, specification, self._loop, log))
+                console = KeptConsole(path, attach, specification, self._loop, log)
+                self._consoles.append(console)
+                if console.place:
+                    self._redirected(name, console.place)
         except errors.VmeshError as error:
             self._failed(f"the console of {name}: {error}")
         for command in self._commands:
@@ -222,6 +235,13 @@ class _Process:
         for network in self._networks.values():
             network.close()
         return 0
+
+    def _redirected(self, console: str, place: str) -> None:
+        """Say where a console is, which nobody knew before."""
+        if self._control is None:
+            Stderr().write(f"{redirection(console, place)}\n")
+        else:
+            self._control.send(json.dumps({"console": console, "place": place}).encode())
 
     def _failed(self, reason: str) -> None:
         if self._control is None:
