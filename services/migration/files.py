@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vmesh import errors
+from vmesh.migration import snapshots
 
 _FLUSH_BYTES = 4 << 20
 
@@ -40,45 +41,55 @@ class FileSink:
 def whole_file(path: Path) -> Iterator[FileSink]:
     """A sink whose content is at `path`, and safe there, when the block has ended; if it raises, `path` is as it was.
 
-    Raises HostLimit where the file system cannot (it is full, for instance).
+    Only a snapshot is replaced: raises NotASnapshot, before the block begins, if there is something else. Raises
+    HostLimit where the file system cannot (it is full, for instance).
     """
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fd, named = _open(fresh)
-        try:
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise errors.HostLimit(f"cannot write {path}: {error.strerror}") from error
+    try:
+        former = snapshots.identify(folder, path.name)
+        with _unnamed(folder) as (fd, fresh):
             sink = FileSink(fd)
             yield sink
             sink.flush()
             os.fsync(fd)
-            if not named:
-                # With a folder's descriptor Python follows the link to the file, as it says it does without one too.
-                os.link(f"/proc/self/fd/{fd}", fresh, src_dir_fd=fd, follow_symlinks=True)
-            os.replace(fresh, path)
-            _sync_folder(path.parent)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(fresh)
-            raise
-        finally:
-            os.close(fd)
+            _name(folder, fd, fresh)
+            if snapshots.identify(folder, path.name) != former:
+                raise OSError(errno.EEXIST, "another file has come there meanwhile")
+            os.replace(fresh, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+            os.fsync(folder)
+    except snapshots.NotASnapshot as error:
+        error.text = f"cannot write {path}"
+        raise
     except OSError as error:
         raise errors.HostLimit(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        os.close(folder)
 
 
-def _open(fresh: Path) -> tuple[int, bool]:
-    """A new file, and whether it has its name already: without one, a killed process leaves nothing behind."""
+@contextmanager
+def _unnamed(folder: int) -> Iterator[tuple[int, str]]:
+    """A new file in a folder, and the name that it has, or may be given, for as long as the block: without one, as most
+    file systems can, a killed process leaves nothing behind."""
+    fresh = f".vmesh-{os.urandom(8).hex()}"
     try:
-        return os.open(fresh.parent, os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o600), False
+        fd = os.open(".", os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o600, dir_fd=folder)
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
             raise
-        return os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), True
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
     try:
-        os.fsync(fd)
+        yield fd, fresh
     finally:
         os.close(fd)
+        with suppress(OSError):  # it has got its own
+            os.unlink(fresh, dir_fd=folder)
+
+
+def _name(folder: int, fd: int, fresh: str) -> None:
+    with suppress(FileExistsError):  # it had one from the beginning
+        # Given a folder's descriptor, Python follows the link to the file, as it says it does without one too.
+        os.link(f"/proc/self/fd/{fd}", fresh, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=True)

@@ -209,10 +209,7 @@ class SnapshotFile:
 
     def __init__(self, path: Path, mine: messages.Configuration) -> None:
         self._path = path
-        try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise errors.HostLimit(f"cannot read {path}: {error.strerror}") from error
+        self._fd = snapshots.open_file(path)
         try:
             self._source = snapshots.FileSource(self._fd)
             self._sizes = [each.size // 4096 for each in mine.segments]
@@ -276,6 +273,8 @@ class SnapshotFile:
                     raise unexpected(record, "RAM first")
         if (record := reader.next()).kind != messages.RECORD_END:
             raise unexpected(record, "the end behind the description")
+        if (behind := os.fstat(self._fd).st_size - self._source.offset) > 0:
+            raise StreamError("snapshot", expected="nothing behind its end", got=f"{behind} bytes")
         self.states: States = states.finish()
 
     def _index(self, record: Record, offset: int) -> None:

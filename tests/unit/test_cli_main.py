@@ -47,6 +47,9 @@ def test_help_imports_nothing_that_takes_time() -> None:
         (["status"], "NAME", 2),
         (["status", "there-is-none"], "no machine 'there-is-none' is running", 1),
         (["registers", "x", "--hart", "y"], "invalid int value", 2),
+        (["migrate", "--postcopy", "there-is-none", "unix:/x"], "no machine 'there-is-none' is running", 1),
+        (["migrate", "there-is-none", "--postcopy", "2", "unix:/x"], "no machine 'there-is-none' is running", 1),
+        (["migrate", "there-is-none", "unix:/x", "--postcopy"], "no machine 'there-is-none' is running", 1),
         (["guest", "frobnicate"], "invalid choice", 2),
     ],
 )

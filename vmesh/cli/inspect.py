@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -41,21 +42,26 @@ def inspect(path: Path, *, as_json: bool) -> int:
     """Print it. Returns the exit status: 1 for a stream that is damaged or cut off."""
     contents = Contents()
     try:
-        with path.open("rb") as file:
-            _read(records.Reader(snapshots.FileSource(file.fileno())), contents)
+        with open(snapshots.open_file(path), "rb") as file:
+            source = snapshots.FileSource(file.fileno())
+            _read(records.Reader(source), contents)
+            if behind := os.fstat(file.fileno()).st_size - source.offset:
+                contents.problem, contents.whole = f"{behind} bytes are behind its end", False
     except OSError as error:
-        print(f"vmesh migration inspect: {path}: {error.strerror}", file=sys.stderr)
-        return 1
+        contents.problem = f"{path}: {error.strerror}"
     except VmeshError as error:
         contents.problem = str(error)
-    if as_json:
+    if contents.problem and not contents.records and not as_json:
+        pass  # there is nothing to show
+    elif as_json:
         made = {each.name: getattr(contents, each.name) for each in fields(contents)}
         made["configuration"] = json_format.MessageToDict(contents.configuration)
         print(json.dumps(made, indent=1))
     else:
         _print(contents)
     if contents.problem:
-        print(f"vmesh migration inspect: {path}: {contents.problem}", file=sys.stderr)
+        of = "" if str(path) in contents.problem else f"{path}: "
+        print(f"vmesh migration inspect: {of}{contents.problem}", file=sys.stderr)
     return 0 if contents.whole else 1
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import NoReturn
+
+_AT_ONCE = 0.0  # --postcopy without a number of seconds
 
 
 class _Parser(argparse.ArgumentParser):
@@ -402,7 +406,7 @@ def _migrate(arguments: Sequence[str]) -> int:
     add = parser.add_argument
     add("name", metavar="NAME", help="the machine, as `vmesh ps` lists it")
     add("uri", metavar="URI", nargs="?", help=f"where to: {migrate.USAGE}")
-    add("--postcopy", nargs="?", type=float, const=0.0, metavar="SECONDS",
+    add("--postcopy", nargs="?", type=float, const=_AT_ONCE, metavar="SECONDS",
         help="switch over at once (or after so many seconds) and let pages follow")  # fmt: skip
     add("--bandwidth", type=migrate.rate, metavar="SIZE", help="bytes a second, with K, M or G; 0: no limit")
     add("--downtime", type=int, metavar="MS", help="how long the guest may stand still at the switch (300)")
@@ -417,11 +421,21 @@ def _migrate(arguments: Sequence[str]) -> int:
     actions.add_argument("--incoming", metavar="URI", help="have a machine of -incoming defer listen")
     actions.add_argument("--recover", metavar="URI", help="have the destination of a broken post-copy listen again")
     add("--json", action="store_true", help="with --status: print JSON for programs")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(_with_seconds(arguments))
     controls = (options.status, options.cancel, options.start_postcopy, options.pause)
     if (options.uri is None) != bool(any(controls) or options.incoming or options.recover):
         parser.error("expected URI, or one of --status, --cancel, --start-postcopy, --pause, --incoming, --recover")
     return migrate.migrate(options)
+
+
+def _with_seconds(arguments: Sequence[str]) -> list[str]:
+    """`--postcopy` with what is meant: a word behind it that is no number is the machine's name, which argparse would
+    take for its value."""
+    found: list[str] = []
+    for word, follows in zip_longest(arguments, arguments[1:], fillvalue=""):
+        number = re.fullmatch(r"[0-9.]+", follows)
+        found.append(f"{word}={_AT_ONCE}" if word == "--postcopy" and not number else word)
+    return found
 
 
 def _upgrade(arguments: Sequence[str]) -> int:

@@ -65,13 +65,8 @@ def show(*, as_json: bool) -> int:
 def delete(snapshot: str) -> int:
     """Delete a snapshot, if it is one."""
     try:
-        path = snapshots.path_of(snapshot)
-        found = snapshots.describe(path)
-        if found.configuration is None:
-            print(f"vmesh snapshot delete: {path}: {found.problem}", file=sys.stderr)
-            return 1
-        path.unlink()
-    except (VmeshError, OSError) as error:
+        snapshots.delete(snapshots.path_of(snapshot))
+    except VmeshError as error:
         print(f"vmesh snapshot delete: {error}", file=sys.stderr)
         return 1
     return 0

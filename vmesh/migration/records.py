@@ -114,10 +114,13 @@ class Reader:
         self.bytes = 0
 
     def magic(self) -> None:
-        found = memoryview(bytearray(len(MAGIC)))
-        self._fill(found)
+        found = bytearray(len(MAGIC))
+        try:
+            self._fill(memoryview(found))
+        except StreamError:
+            raise StreamError("no migration stream", expected=f"'{MAGIC.decode()}' first", got="its end") from None
         if found != MAGIC:
-            raise StreamError("no migration stream", expected=repr(MAGIC.decode()), got=repr(bytes(found)))
+            raise StreamError("no migration stream", expected=f"'{MAGIC.decode()}' first", got=repr(bytes(found)))
 
     def next(self) -> Record:
         """The next record, its checksum compared."""

@@ -6,8 +6,10 @@ with a slash in its path. The folder is $VMESH_SNAPSHOTS, else vmesh/snapshots i
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,14 +68,91 @@ def found() -> Iterator[Snapshot]:
 def describe(path: Path) -> Snapshot:
     """What the beginning of a file says; no more of it is read."""
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            reader = records.Reader(FileSource(file.fileno()))
-            return Snapshot(path, size, read_head(reader))
+        fd = open_file(path)
+    except errors.HostLimit as error:
+        return Snapshot(path, 0, None, str(error))
+    try:
+        return Snapshot(path, os.fstat(fd).st_size, read_head(records.Reader(FileSource(fd))))
     except OSError as error:
         return Snapshot(path, 0, None, error.strerror or str(error))
     except errors.VmeshError as error:
         return Snapshot(path, 0, None, str(error))
+    finally:
+        os.close(fd)
+
+
+def open_file(path: Path) -> int:
+    """A descriptor to read a regular file by: nothing else is waited for. Raises HostLimit."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise errors.HostLimit(f"cannot read {path}: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise errors.HostLimit(f"cannot read {path}", expected="a file", got=_kind(os.stat(path)))
+    return fd
+
+
+def identify(folder: int, name: str) -> tuple[int, int] | None:
+    """Device and inode of the snapshot that is at a name in the folder of this descriptor; None if nothing is there.
+
+    Whatever else it is must neither be replaced nor deleted as if it were one: raises NotASnapshot, also for a link,
+    which is not followed. Raises OSError.
+    """
+    try:
+        found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(found.st_mode):
+        raise NotASnapshot(_kind(found))
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        found = os.fstat(fd)
+        reader = records.Reader(FileSource(fd))
+        reader.magic()
+        if reader.next().kind != messages.RECORD_HEADER:
+            raise NotASnapshot("a file that is none")
+    except records.StreamError:
+        raise NotASnapshot("a file that is none") from None
+    finally:
+        os.close(fd)
+    return found.st_dev, found.st_ino
+
+
+def delete(path: Path) -> None:
+    """Remove a snapshot. Raises NotASnapshot for what is none, HostLimit."""
+    try:
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if identify(folder, path.name) is None:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            os.unlink(path.name, dir_fd=folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise errors.HostLimit(f"cannot delete {path}: {error.strerror}") from error
+    except NotASnapshot as error:
+        error.text = f"cannot delete {path}"
+        raise
+
+
+class NotASnapshot(errors.VmeshError):
+    """What is at a path is no snapshot; it was left as it is."""
+
+    def __init__(self, got: str) -> None:
+        super().__init__("path of a snapshot", expected="a snapshot, or nothing that is there", got=got)
+
+
+def _kind(found: os.stat_result) -> str:
+    kinds = {
+        stat.S_IFDIR: "a folder",
+        stat.S_IFLNK: "a symbolic link",
+        stat.S_IFIFO: "a FIFO",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
+    return kinds.get(stat.S_IFMT(found.st_mode), "another file")
 
 
 def read_head(reader: records.Reader) -> messages.Configuration:

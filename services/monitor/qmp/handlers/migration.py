@@ -16,7 +16,7 @@ from services.monitor.operations import RequestError
 from services.monitor.qmp.check import Json
 from services.monitor.qmp.errors import QmpError
 from services.monitor.qmp.handlers.registry import handles
-from vmesh.errors import ConfigError
+from vmesh.errors import ConfigError, VmeshError
 from vmesh.migration import snapshots
 from vmesh.v1 import gateway_pb2
 from vmesh.v1.migration_pb2 import MigrationRequest, MigrationStatus
@@ -168,9 +168,7 @@ def snapshot_path(tag: str) -> Path:
 
 def save(control: Control, tag: str) -> Future[MigrationStatus]:
     """Begin to save; the future has the status of the end."""
-    path = snapshot_path(tag)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return control.supervisor.migration.request_to_end(MigrationRequest(save=str(path)))
+    return control.supervisor.migration.request_to_end(MigrationRequest(save=str(snapshot_path(tag))))
 
 
 def load(control: Control, tag: str) -> Future[MigrationStatus]:
@@ -180,11 +178,10 @@ def load(control: Control, tag: str) -> Future[MigrationStatus]:
 
 def delete(control: Control, tag: str) -> None:
     """Forget a snapshot. Raises QmpError."""
-    path = snapshot_path(tag)
     try:
-        path.unlink()
-    except OSError as error:
-        raise QmpError(f"Snapshot '{tag[:80]}' cannot be deleted: {error.strerror}") from error
+        snapshots.delete(snapshot_path(tag))
+    except VmeshError as error:
+        raise QmpError(str(error)) from error
 
 
 @handles("snapshot-save")
