@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import queue
+import socket
 import time
 from collections.abc import Callable
 
@@ -116,6 +117,21 @@ class Loop:
         if self.failed is None:
             raise error
         self.failed(error)
+
+    def accept(self, listener: socket.socket) -> socket.socket | None:
+        """Who has come to a listening socket, not blocking; None if nobody is there. Without a descriptor for them the
+        listener rests, and they wait."""
+        try:
+            connection, _ = listener.accept()
+        except (BlockingIOError, ConnectionError):
+            return None
+        except OSError as error:
+            self._rest(listener.fileno())
+            if self.failed is not None:
+                self.failed(error)
+            return None
+        connection.setblocking(False)
+        return connection
 
     def _rest(self, source: object) -> None:
         """Do not look at a source for a while."""

@@ -45,9 +45,11 @@ def serve(connection: socket.socket, writer: RegionWriter | None) -> None:
     """Answers requests until the other side is gone; ``writer`` keeps the translations."""
     # by digest and entry, the newest last: asked again, a request is newer
     waiting: dict[bytes, bytes] = {}
+    poller = select.poll()
+    poller.register(connection, select.POLLIN)
     done: set[bytes] = set()
     while True:
-        while not waiting or select.select([connection], [], [], 0)[0]:
+        while not waiting or poller.poll(0):
             message = receive(connection)
             if not message:
                 return
@@ -64,8 +66,9 @@ def serve(connection: socket.socket, writer: RegionWriter | None) -> None:
         began = time.monotonic_ns()
         try:
             translation = translate(request)
-        except BuildError as problem:
-            print(f"vmesh: a region cannot be compiled: {problem}", file=sys.stderr)
+        except Exception as problem:  # the boundary: this region stays interpreted
+            why = problem if isinstance(problem, BuildError) else f"{type(problem).__name__}: {problem}"
+            print(f"vmesh: a region cannot be compiled: {why}", file=sys.stderr)
             continue
         if translation is None:
             continue

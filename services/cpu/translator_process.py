@@ -11,7 +11,9 @@ import os
 import socket
 import struct
 import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,8 @@ KEY = DIGEST + 2
 _LARGEST = 1 << 20
 #: How often the process is started, before it is taken to fail always.
 MOST_STARTS = 16
+#: After the host could not start it.
+RETRY_SECONDS = 1.0
 
 #: Takes a digest, a translation, and the microseconds that it took.
 Answer = Callable[[bytes, Translation, int], None]
@@ -84,6 +88,7 @@ class TranslatorProcess:
         self._keep = keep
         self._features = features
         self.starts = 0
+        self._not_before = 0.0
         self._answer = answer
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: socket.socket | None = None
@@ -123,20 +128,36 @@ class TranslatorProcess:
             self._process.wait()
 
     def _start(self) -> None:
-        if self._connection is not None or self.starts == MOST_STARTS:
+        """Unless it is there. What the host cannot give now is asked for again later; till then code is interpreted."""
+        if self._connection is not None or self.starts == MOST_STARTS or time.monotonic() < self._not_before:
             return
-        self.starts += 1
+        try:
+            with contextlib.ExitStack() as failed:
+                self._spawn(failed)
+                failed.pop_all()
+        except (OSError, RuntimeError) as error:  # the latter: no thread
+            self._not_before = time.monotonic() + RETRY_SECONDS
+            print(f"vmesh: the translator cannot be started now: {error}", file=sys.stderr)
+        else:
+            self.starts += 1
+
+    def _spawn(self, failed: contextlib.ExitStack) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        failed.callback(ours.close)
+        with theirs:
+            self._process = self._run(theirs)
+        failed.callback(self._process.kill)
+        threading.Thread(target=self._read, args=(ours,), name="translations", daemon=True).start()
+        self._connection = ours
+
+    def _run(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
         command = python("services.cpu.translator", str(theirs.fileno()), *(["--keep"] if self._keep else []))
         root = str(Path(__file__).resolve().parents[2])
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),
         }
-        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL)
-        theirs.close()
-        self._connection = ours
-        threading.Thread(target=self._read, args=(ours,), name="translations", daemon=True).start()
+        return subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL)
 
     def _read(self, connection: socket.socket) -> None:
         """Hands on answers until the process ends, or says what cannot be one: then it is ended."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,16 +57,16 @@ class Attachments:
             self._watch(client)
 
     def _accept(self) -> None:
-        with suppress(OSError):
-            connection, _ = self._listener.accept()
-            if len(self._clients) == _CLIENTS:
-                connection.close()
-                return
-            connection.setblocking(False)
-            client = _Client(connection)
-            self._clients.append(client)
-            self._add(client, bytes(self._history[-_HISTORY:]))
-            self._watch(client)
+        connection = self._loop.accept(self._listener)
+        if connection is None:
+            return
+        if len(self._clients) == _CLIENTS:
+            connection.close()
+            return
+        client = _Client(connection)
+        self._clients.append(client)
+        self._add(client, bytes(self._history[-_HISTORY:]))
+        self._watch(client)
 
     def _add(self, client: _Client, data: bytes) -> None:
         client.backlog += data

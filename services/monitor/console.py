@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from vmesh.v1.console_pb2 import ConsolePacket
 
 _PACKET_BYTES = 32 << 10
 _RECEIVE_BYTES = 64 << 10
+_LIVES = 8  # connections at once: of the device, and of those that are about to be its next life
 _INPUT_BYTES = 4096  # that the device has not taken, before no more is read
 _LEAVE_BYTES = 32 << 10  # of output: a device that may send less is told when there is room for as much
 _VERSION = 2  # of console.proto
@@ -88,12 +88,15 @@ class KeptConsole:
         self._send_input()
 
     def _accept(self) -> None:
-        with suppress(OSError):
-            connection, _ = self._listener.accept()
-            connection.setblocking(False)
-            life = _Connection(connection)
-            self._lives.append(life)
-            self._watch(life)
+        connection = self._loop.accept(self._listener)
+        if connection is None:
+            return
+        if len(self._lives) == _LIVES:
+            connection.close()
+            return
+        life = _Connection(connection)
+        self._lives.append(life)
+        self._watch(life)
 
     def _watch(self, life: _Connection) -> None:
         self._loop.watch(life.socket.fileno(), read=lambda: self._read(life))

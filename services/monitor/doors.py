@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from services.monitor.control import Control
-from services.monitor.stream_server import Session, Stream, StreamServer
-from vmesh import endpoint
+from services.monitor.stream_server import MOST_CLIENTS, Session, Stream, StreamServer
+from vmesh import descriptors, endpoint
 from vmesh.endpoint import Endpoint
 from vmesh.errors import ConfigError
 
@@ -41,8 +41,9 @@ def open_all(control: Control, doors: Sequence[Door]) -> list[StreamServer]:
     machine = control.supervisor.machine
     own = [Door("control", Endpoint(path=machine.qmp), "qmp"), Door("readline", Endpoint(path=machine.hmp), "hmp")]
     opened = []
+    most = descriptors.for_clients(len(control.board.all), MOST_CLIENTS)
     for number, door in enumerate([*own, *doors]):
-        server = StreamServer(control.supervisor.loop, door.where, partial(_session, control, door))
+        server = StreamServer(control.supervisor.loop, door.where, partial(_session, control, door), most)
         control.monitors[door.label or f"compat_monitor{number - len(own)}"] = str(door.where)
         opened.append(server)
     return opened

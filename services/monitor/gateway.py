@@ -25,6 +25,7 @@ from services.monitor.status import machine_status
 from services.monitor.streams import Streams, refuse
 from services.monitor.supervisor import StateError, Supervisor
 from services.monitor.swap import swap
+from vmesh import descriptors
 from vmesh.remote import Remote
 from vmesh.v1 import cpu_pb2, gateway_pb2, migration_pb2, trace_pb2
 from vmesh.v1.gateway_pb2_grpc import MachineServicer, add_MachineServicer_to_server
@@ -36,6 +37,8 @@ _MEMORY_BYTES = 1 << 20  # of one ReadMemory or WriteMemory
 _MESSAGE_BYTES = _MEMORY_BYTES + (64 << 10)  # of what a client sends
 # An operation fails by itself when a service owes an answer too long; this only bounds a chain of slow ones.
 _CALL_LIMIT = 60.0
+_CONNECTIONS = 64  # at once, to each socket, whether they have shown a key or not
+_HANDSHAKE_MS = 5000  # until a connection has done TLS's and HTTP/2's; then it is cut
 _SERVING = {True: health_pb2.HealthCheckResponse.SERVING, False: health_pb2.HealthCheckResponse.NOT_SERVING}
 _SNAPSHOT_LIMIT = 3600.0  # a large machine on a slow disk
 
@@ -50,7 +53,12 @@ def serve(supervisor: Supervisor, socket: Path, remote: Remote | None = None) ->
     server = grpc.server(
         ThreadPoolExecutor(_THREADS, thread_name_prefix="gateway"),
         maximum_concurrent_rpcs=_THREADS,
-        options=[("grpc.max_receive_message_length", _MESSAGE_BYTES), ("grpc.so_reuseport", 0)],
+        options=[
+            ("grpc.max_receive_message_length", _MESSAGE_BYTES),
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_allowed_incoming_connections", descriptors.for_clients(len(supervisor.board.all), _CONNECTIONS)),
+            ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
+        ],
     )
     add_MachineServicer_to_server(_Machine(supervisor), server)
     state = health.HealthServicer(experimental_non_blocking=True)

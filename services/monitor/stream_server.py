@@ -9,7 +9,6 @@ from __future__ import annotations
 import select
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Protocol
 
 from vmesh.endpoint import Endpoint, Listener, connect
@@ -18,7 +17,7 @@ from vmesh.loop import Loop
 HIGH_WATER = 64 << 10  # bytes that a client has not taken, beyond which it is not read
 LIMIT = 8 << 20  # beyond which it is given up
 _PIECE = 64 << 10
-_MAX_CLIENTS = 32
+MOST_CLIENTS = 32
 
 
 class Session(Protocol):
@@ -36,7 +35,8 @@ class Session(Protocol):
 class Stream:
     """A connected client, read until it ends or `close`."""
 
-    def __init__(self, loop: Loop, connection: socket.socket, gone: Callable[[Stream], None]) -> None:
+    def __init__(self, loop: Loop, connection: socket.socket, gone: Callable[[Stream], object]) -> None:
+        self.spoke = False  # the client has said something
         connection.setblocking(False)
         if connection.family != socket.AF_UNIX:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -111,6 +111,7 @@ class Stream:
         if not data:
             self.close()
         elif (session := self._session) is not None and not self._closing:
+            self.spoke = True
             self.attempt(lambda: session.received(data))
 
     def attempt(self, work: Callable[[], None]) -> None:
@@ -149,14 +150,18 @@ class Stream:
 class StreamServer:
     """Listens at (or connects to) `where`, and makes a session for each client.
 
-    Raises ConfigError where that cannot be.
+    Of `most` clients the one that has longest said nothing makes room for another; if all have said something, that one
+    is turned away. Raises ConfigError where that cannot be.
     """
 
-    def __init__(self, loop: Loop, where: Endpoint, session: Callable[[Stream], Session]) -> None:
+    def __init__(
+        self, loop: Loop, where: Endpoint, session: Callable[[Stream], Session], most: int = MOST_CLIENTS
+    ) -> None:
         self.where = where
+        self._most = most
         self._loop = loop
         self._session = session
-        self._streams: set[Stream] = set()
+        self._streams: dict[Stream, None] = {}  # in the order in which they came
         self._listener: Listener | None = None
         if where.server:
             self._listener = Listener(where)
@@ -199,14 +204,18 @@ class StreamServer:
     def _accept(self) -> None:
         if self._listener is None:
             return
-        with suppress(OSError):
-            connection = self._listener.accept()
-            if len(self._streams) >= _MAX_CLIENTS:
-                connection.close()
-            else:
-                self._take(connection)
+        connection = self._loop.accept(self._listener.socket)
+        if connection is None:
+            return
+        silent = [stream for stream in self._streams if not stream.spoke]
+        if len(self._streams) >= self._most and silent:
+            silent[0].close()
+        if len(self._streams) >= self._most:
+            connection.close()
+        else:
+            self._take(connection)
 
     def _take(self, connection: socket.socket) -> None:
-        stream = Stream(self._loop, connection, self._streams.discard)
-        self._streams.add(stream)
-        stream.begin(self._session(stream))
+        stream = Stream(self._loop, connection, lambda gone: self._streams.pop(gone, None))
+        self._streams[stream] = None
+        stream.attempt(lambda: stream.begin(self._session(stream)))

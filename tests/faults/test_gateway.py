@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import secrets
+import signal
 import socket
 import threading
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.faults.conftest import Rig
+from tests.faults.conftest import DEADLINE, Rig
 from tests.waiting import wait_for
 from vmesh.client import MachineClient
 from vmesh.v1 import gateway_pb2
@@ -103,4 +104,29 @@ def test_floods_and_slow_readers_leave_memory_bounded(rig: Rig) -> None:
         assert set(names) <= {"STOP", "RESUME"}
         client.quit()
     assert launcher.wait() == 0
+    rig.wait_clean()
+
+
+def test_silent_connections_leave_the_machine_its_descriptors(rig: Rig) -> None:
+    """Whoever connects and says nothing, wherever: a bounded number is kept, and what needs descriptors is done."""
+    launcher = rig.start()
+    rig.wait_running()
+    with MachineClient(rig.machine) as client, ExitStack() as open_ones:
+        monitor = next(each.pid for each in client.status(usage=True).others if each.name == "monitor")
+
+        def files() -> int:
+            return len(os.listdir(f"/proc/{monitor}/fd"))
+
+        before = files()
+        for path in (rig.machine.gateway, rig.machine.qmp, rig.machine.hmp):
+            for _ in range(150):
+                silent = open_ones.enter_context(socket.socket(socket.AF_UNIX))
+                silent.connect(str(path))
+        assert files() < before + 64 + 2 * 32 + 40
+        client.pause()
+        os.kill(rig.service("uart0").pid, signal.SIGKILL)
+        rig.wait_life("uart0", 2)
+        client.resume()
+        client.quit()
+    assert launcher.wait(DEADLINE) == 0
     rig.wait_clean()

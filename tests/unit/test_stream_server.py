@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from services.monitor.stream_server import HIGH_WATER, LIMIT, Stream, StreamServer
+from services.monitor.stream_server import HIGH_WATER, LIMIT, MOST_CLIENTS, Stream, StreamServer
 from vmesh import endpoint
 from vmesh.endpoint import Endpoint
 from vmesh.loop import Loop
@@ -155,3 +155,45 @@ def test_stream_over_tcp_on_loopback() -> None:
     peer.sendall(b"hello")
     rig.until(lambda: session.data == b"hello")
     rig.server.close()
+
+
+def test_stream_of_many_clients_the_silent_ones_make_room(rig: Rig) -> None:
+    peers = [rig.client()[0] for _ in range(MOST_CLIENTS)]
+    peers[0].sendall(b"1")
+    rig.until(lambda: rig.sessions[0].data == b"1")
+    peers.append(rig.client()[0])
+    assert [session.gone for session in rig.sessions] == [False, True] + [False] * (MOST_CLIENTS - 1)
+    assert peers[1].recv(1) == b""
+
+
+def test_stream_of_many_clients_that_all_speak_one_more_is_turned_away(rig: Rig) -> None:
+    peers = [rig.client()[0] for _ in range(MOST_CLIENTS)]
+    for peer in peers:
+        peer.sendall(b"1")
+    rig.until(lambda: all(session.data == b"1" for session in rig.sessions))
+    assert rig.server.where.path is not None
+    late = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    late.connect(str(rig.server.where.path))
+    late.setblocking(False)
+    ends: list[bytes] = []
+
+    def ended() -> bool:
+        with contextlib.suppress(BlockingIOError):
+            ends.append(late.recv(1))
+        return bool(ends)
+
+    rig.until(ended)
+    assert ends == [b""]
+    assert len(rig.server.streams) == MOST_CLIENTS
+
+
+def test_stream_what_fails_for_a_client_costs_that_client(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Exception] = []
+    rig.loop.failed = told.append
+    peer, session = rig.client()
+    monkeypatch.setattr(session, "received", lambda data: 1 // 0)
+    other, its = rig.client()
+    peer.sendall(b"1")
+    other.sendall(b"2")
+    rig.until(lambda: session.gone and its.data == b"2")
+    assert [type(error) for error in told] == [ZeroDivisionError]

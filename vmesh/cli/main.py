@@ -76,6 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has gone; nothing may be written at the interpreter's exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
+    except Exception as error:  # the boundary: whatever a command did not foresee is one line
+        from vmesh.errors import said
+
+        print(f"vmesh {arguments[0]}: {said(error)}", file=sys.stderr)
+        return 1
 
 
 def _usage() -> str:
@@ -90,8 +95,9 @@ def _run(arguments: Sequence[str]) -> int:
 
         print(usage())
         return 0
-    from vmesh import standby
+    from vmesh import descriptors, standby
 
+    descriptors.raise_limit()
     standby.prepare(standby.MACHINE)  # before everything else is imported: it imports beside us
     from vmesh.cli.run import run
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from vmesh import descriptors
 from vmesh import machine as machines
 from vmesh.board import cpu_model
 from vmesh.board.errors import BoardError
@@ -62,6 +63,7 @@ def _run(options: RunOptions) -> int:
     adopt_orphans()
     try:
         planned = plan(options, machine)
+        descriptors.check(len(planned.services), options.harts)
         planned.write(machine)
         for note in planned.notes:
             print(f"vmesh: {note}", file=sys.stderr)

@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from vmesh import descriptors
 from vmesh import machine as machines
 from vmesh.board.errors import BoardError
 from vmesh.cli import options as flags
@@ -41,6 +42,7 @@ def serve(service: str, name: str, arguments: Sequence[str], placement: Placemen
     for number in (signal.SIGTERM, signal.SIGINT):  # the first process of a container has no default for them
         signal.signal(number, lambda number, _frame: sys.exit(0))
     try:
+        descriptors.raise_limit()
         if service in (MEMORY, HOST):
             return _own(service, name, arguments, placement)
         machine = Machine(machines.runtime_root() / name)

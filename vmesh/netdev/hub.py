@@ -11,7 +11,6 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,8 +70,8 @@ class Hub:
 
     def _accept(self) -> None:
         assert self._listener is not None
-        with suppress(OSError):
-            connection, _ = self._listener.accept()
+        connection = self._loop.accept(self._listener)
+        if connection is not None:
             self._add(connection)
 
     def _add(self, connection: socket.socket) -> None:
