@@ -64,6 +64,8 @@ class Tracer:
             if not kinds & size or hart.ring_count == RING_ENTRIES:
                 return False
             value = hart.access_value
+            if not hart.ring_count:
+                hart.ring_since = hart.stop_at = 0  # it goes out at the next look
             entry = hart.ring[hart.ring_count]
             entry.device, entry.region, entry.offset, entry.size, entry.value = number, region, offset, size, value
             hart.ring_count += 1

@@ -15,11 +15,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from services.cpu.isa.riscv.execution import POSTED_SLICE, SLICE
 from services.cpu.isa.riscv.state import (
     ATTENTION_INTERRUPT,
     ATTENTION_STOP,
     EXIT_ACCESS,
     EXIT_DRAIN,
+    EXIT_FLUSH,
     EXIT_STOP,
     RING_ENTRIES,
 )
@@ -191,6 +193,25 @@ def test_a_fence_waits_for_what_was_posted(cpu: Cpu) -> None:
     assert written + hart.ring_count == 1000
     assert hart.ring_count < RING_ENTRIES
     assert hart.retired - before == 3000
+
+
+def test_a_posted_write_does_not_wait_for_the_end_of_a_slice(cpu: Cpu) -> None:
+    """It makes the hart look, at once and then often, until it has waited for POSTED_AGE (``attention``)."""
+    hart = cpu.hart
+    kinds, values = bytearray(b"\x0f" * 0x1000), bytearray(0x1000)
+    hosts = [ctypes.addressof(ctypes.c_char.from_buffer(each)) for each in (kinds, values)]
+    cpu.harts.add_region(POSTED, 0x1000, 0, 0, *hosts)
+    start(cpu, "loop: addi a2, a2, 1\n bltu a2, a3, loop\n sw a1, 0(a0)\n .word END", {10: POSTED, 13: 100})
+    assert cpu.run().why == "end"
+    assert hart.ring_count == 1
+    assert hart.stop_at <= hart.retired + POSTED_SLICE
+    start(cpu, "loop: addi a2, a2, 1\n j loop", {})
+    assert cpu.harts.run(0) == EXIT_FLUSH
+    assert hart.ring_count == 1
+    assert 0 < hart.stop_at - hart.retired <= POSTED_SLICE
+    hart.ring_count, hart.attention, hart.stop_at = 0, ATTENTION_STOP, 0
+    assert cpu.harts.run(0) == EXIT_STOP
+    assert POSTED_SLICE < hart.stop_at - hart.retired <= SLICE
 
 
 # code that changes

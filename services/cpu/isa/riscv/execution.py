@@ -64,8 +64,10 @@ from .trap import interrupts_pending, take_interrupt, take_trap
 
 #: Retired instructions between two looks at the clock (about 50 microseconds).
 SLICE = 20_000
-#: How long a posted write may wait for company, in ticks of guest time (1 ms).
-POSTED_AGE = 10_000
+#: How long a posted write may wait for company, in ticks of guest time (0.1 ms): an interrupt may be behind it.
+POSTED_AGE = 1_000
+#: And while one waits, retired instructions between two looks: some take a hundred times as long as others.
+POSTED_SLICE = 1_000
 #: The longest sleep in WFI, in nanoseconds.
 LONGEST_SLEEP = 1_000_000_000
 
@@ -180,9 +182,9 @@ def sample(hart: Hart, slot: u64, hot: u64) -> None:
 @native
 def attention(hart: Hart, slot: u64) -> None:
     """The hart, about to run ``slot``, looks up: clock, requests of others, the age of posted writes, hot code."""
-    hart.stop_at = hart.retired + SLICE
+    hart.stop_at = hart.retired + (u64(SLICE) if hart.ring_count == 0 else u64(POSTED_SLICE))
     hot = machine_of(hart).hot_samples
-    if hot != 0:
+    if hot != 0 and (hart.ring_count == 0 or hart.retired - hart.looked >= SLICE):
         sample(hart, slot, hot)
         if hart.hot_count != 0 or hart.fresh_count != 0:
             hart.exit_reason = EXIT_REGIONS
@@ -194,9 +196,7 @@ def attention(hart: Hart, slot: u64) -> None:
     answer_shoot_downs(hart)
     look_at_news(hart)
     now = look_at_clock(hart)
-    if hart.ring_count == 0:
-        hart.ring_since = now
-    elif now - hart.ring_since > POSTED_AGE:
+    if hart.ring_count != 0 and now - hart.ring_since > POSTED_AGE:
         hart.exit_reason = EXIT_FLUSH
     if atomic_load(u32, ref(hart.attention)) != 0:
         atomic_store(u64, ref(hart.stop_at), 0)

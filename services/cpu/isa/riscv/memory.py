@@ -10,6 +10,7 @@ from __future__ import annotations
 from ...native.lang import (
     at,
     atomic_rmw,
+    atomic_store,
     call_host,
     cold,
     compare_exchange,
@@ -26,7 +27,7 @@ from ...native.lang import (
     u64,
     unlikely,
 )  # fmt: skip
-from .clint import aclint_read, aclint_write
+from .clint import aclint_read, aclint_write, guest_time
 from .coherence import code_stored, may_hold_code
 from .csr_bits import (
     ADUE,
@@ -406,6 +407,10 @@ def device_write(hart: Hart, address: u64, physical: u64, size: u64, value: u64)
             hart.exit_reason = EXIT_FLUSH
             hart.pending = PENDING_EXIT
             return
+        if hart.ring_count == 0:
+            # how long it waits is looked at from now on
+            hart.ring_since = guest_time(hart)
+            atomic_store(u64, ref(hart.stop_at), 0)
         posted = hart.ring[hart.ring_count]
         posted.device = region.device
         posted.region = region.index
