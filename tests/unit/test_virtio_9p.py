@@ -257,7 +257,75 @@ def test_an_open_file_outlives_its_name(client: Client) -> None:
     client.ask(UNLINKAT, word(ROOT), b"file", word(0))
     assert client.read(1) == b"content"
     assert client.attributes(1)["links"] == 0
+    assert client.attributes(2) == client.attributes(1)
+    client.ask(CLUNK, word(1))
     refused(errno.ENOENT, lambda: client.attributes(2))
+
+
+def replace_by_the_guest(client: Client, folder: Path) -> None:
+    client.create(8, b"new")
+    client.write(8, b"something else")
+    client.ask(RENAMEAT, word(ROOT), b"new", word(ROOT), b"file")
+
+
+def replace_by_the_host(_client: Client, folder: Path) -> None:
+    (folder / "new").write_bytes(b"something else")
+    (folder / "new").rename(folder / "file")
+
+
+@pytest.mark.parametrize("change", [replace_by_the_guest, replace_by_the_host])
+def test_fstat_of_an_open_file_that_was_replaced(
+    client: Client, folder: Path, change: Callable[[Client, Path], None]
+) -> None:
+    """A driver asks by any fid that it has of the file, not by the open one."""
+    client.walk(1, b"file")
+    client.walk(2, fid=1)
+    client.ask(LOPEN, word(2), word(RDWR))
+    before = client.attributes(1)
+    change(client, folder)
+    for fid in (1, 2):
+        assert client.attributes(fid)["path"] == before["path"]
+        assert (client.attributes(fid)["size"], client.attributes(fid)["links"]) == (7, 0)
+    client.set_attributes(1, 0x8, size=3)
+    assert client.read(2) == b"con"
+    client.walk(3, b"file")
+    assert client.attributes(3)["size"] == 14
+    refused(errno.ENOENT, lambda: client.ask(REMOVE, word(1)))
+    assert (folder / "file").read_bytes() == b"something else"
+
+
+def test_an_open_directory_that_is_gone(client: Client, folder: Path) -> None:
+    client.open(1, b"directory")
+    client.walk(2, b"directory")
+    client.ask(UNLINKAT, word(2), b"inner", word(0))
+    client.ask(UNLINKAT, word(ROOT), b"directory", word(REMOVEDIR))
+    for fid in (1, 2):
+        assert stat.S_ISDIR(client.attributes(fid)["mode"])
+    assert client.readdir(1) == []
+    client.walk(4, fid=1)
+    assert client.attributes(4) == client.attributes(1)
+    (folder / "directory").mkdir()  # another one
+    (folder / "directory" / "inner").touch()
+    for call in (
+        lambda: client.walk(5, b"inner", fid=1),
+        lambda: client.ask(UNLINKAT, word(1), b"inner", word(0)),
+        lambda: client.ask(MKDIR, word(1), b"new", word(0o755), word(0)),
+        lambda: client.ask(RENAMEAT, word(ROOT), b"file", word(1), b"file"),
+    ):
+        refused(errno.ENOENT, call)
+    client.ask(CLUNK, word(1))
+    refused(errno.ENOENT, lambda: client.attributes(2))
+    assert os.listdir(folder / "directory") == ["inner"]
+
+
+def test_directories_that_are_open_are_counted(folder: Path) -> None:
+    client = serve(folder, most_open=2)
+    client.mount(user=os.getuid())
+    client.open(1, b"directory")
+    client.open(2, b"directory")
+    refused(errno.EMFILE, lambda: client.open(3, b"directory"))
+    client.ask(CLUNK, word(1))
+    client.open(4, b"directory")
 
 
 def test_the_rest_of_the_messages(client: Client) -> None:

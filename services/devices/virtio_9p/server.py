@@ -30,7 +30,7 @@ import time
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 
@@ -64,8 +64,8 @@ _DIRECTORY_ENTRY = 13 + 8 + 1 + 2  # bytes in front of the name
 
 @dataclass(slots=True)
 class Fid:
-    """A file as the guest holds it. `flags`: how it was opened, None if it was not; `file` is then a descriptor, or -1
-    for a directory and for what could not be opened again."""
+    """A file as the guest holds it. `flags`: how it was opened, None if it was not; `file` is then a descriptor (of a
+    directory one that opens nothing, O_PATH), or -1 for what could not be opened again."""
 
     path: Names
     identity: tuple[int, int]
@@ -153,8 +153,7 @@ class Server:
             fid = Fid(tuple(each.path), (each.device, each.inode), each.directory, each.user)
             if each.open:
                 fid.flags = each.flags
-                if not fid.directory:
-                    fid.file = self._reopen(fid)
+                fid.file = self._reopen(fid)
             self._put(each.fid, fid)
 
     def clear(self) -> None:
@@ -196,7 +195,7 @@ class Server:
         if new != number:
             self._check_new(new)
         qids: list[Qid] = []
-        with self._hold(fid) as held:
+        with self._at_path(fid) if names else self._hold(fid) as held:
             attributes = self._folder.attributes(held)
         path = fid.path
         try:
@@ -282,12 +281,11 @@ class Server:
             if stat.S_ISDIR(found.mode):
                 if host_flags & os.O_ACCMODE:
                     raise OSError(errno.EISDIR, "write")
-            elif stat.S_ISREG(found.mode):
-                self._check_room()
-                fid.file = self._folder.open(held, host_flags)
-                self.open_files += 1
-            else:
+            elif not stat.S_ISREG(found.mode):
                 raise OSError(errno.ELOOP if stat.S_ISLNK(found.mode) else errno.ENXIO, "neither file nor directory")
+            self._check_room()
+            fid.file = os.dup(held) if fid.directory else self._folder.open(held, host_flags)
+            self.open_files += 1
         fid.flags = flags
         self._changed.add(number)
         return self._qid(found), 0
@@ -299,7 +297,7 @@ class Server:
         self._check_room()
         path = self._join_new(fid.path, name)
         self._check_names(path_bytes(path) - path_bytes(fid.path))
-        with self._hold(fid) as parent:
+        with self._at_path(fid) as parent:
             again = self._once(parent, name, present=False)
             host_flags = _host_flags(flags)
             file = self._folder.create(parent, name, host_flags, mode & 0o7777, (fid.user, group), again=again)
@@ -396,7 +394,7 @@ class Server:
         self._join_new(parent_fid.path, name)
         if fid.directory:
             raise OSError(errno.EPERM, "a directory")
-        with self._hold(parent_fid) as parent, self._hold(fid) as held:
+        with self._at_path(parent_fid) as parent, self._hold(fid) as held:
             again = self._once(parent, name, present=False)
             self._folder.link(held, parent, name, again=again)
         return ()
@@ -406,7 +404,7 @@ class Server:
             raise OSError(errno.EINVAL, "flags")
         fid = self._fid(number)
         self._join_new(fid.path, name)
-        with self._hold(fid) as parent:
+        with self._at_path(fid) as parent:
             again = self._once(parent, name, present=True)
             self._folder.unlink(parent, name, directory=bool(flags), again=again)
         return ()
@@ -437,7 +435,7 @@ class Server:
 
     def _renameat(self, old_number: int, old_name: bytes, new_number: int, new_name: bytes) -> tuple[Value, ...]:
         old_fid, new_fid = self._fid(old_number), self._fid(new_number)
-        with self._hold(old_fid) as old:
+        with self._at_path(old_fid) as old:
             return self._move(self._join_new(old_fid.path, old_name), old, new_fid, new_name)
 
     def _xattrwalk(self, number: int, _new: int, _name: bytes) -> tuple[Value, ...]:
@@ -469,12 +467,28 @@ class Server:
 
     @contextmanager
     def _hold(self, fid: Fid) -> Iterator[int]:
-        """A descriptor of the file that the fid is for; ENOENT if there is another one in its place."""
+        """A descriptor of the file that the fid is for, wherever it is by now if the guest has it open; otherwise
+        ENOENT if it is not at its path any more."""
+        if fid.flags is not None and fid.file < 0 and not fid.directory:
+            raise OSError(errno.ESTALE, "it could not be opened again")
         if fid.file >= 0:
             yield fid.file
             return
-        if fid.flags is not None and not fid.directory:
-            raise OSError(errno.ESTALE, "it could not be opened again")
+        with ExitStack() as stack:
+            try:
+                held = stack.enter_context(self._at_path(fid))
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                    raise
+                # A driver asks for the attributes of a file that is open by another fid that it has of it.
+                same = (each.file for each in self.fids.values() if each.file >= 0 and each.identity == fid.identity)
+                if (held := next(same, -1)) < 0:
+                    raise
+            yield held
+
+    @contextmanager
+    def _at_path(self, fid: Fid) -> Iterator[int]:
+        """A descriptor of the file that the fid is for; ENOENT if there is another one at its path."""
         with self._folder.hold(fid.path) as held:
             host = os.stat(held)
             if (host.st_dev, host.st_ino) != fid.identity:
@@ -484,7 +498,7 @@ class Server:
     def _confirm(self, fid: Fid) -> None:
         """Its file has to be where the fid says, unless an earlier life may have taken it away from there."""
         if not self._redo:
-            with self._hold(replace(fid, flags=None, file=-1)):
+            with self._at_path(fid):
                 pass
 
     def _check_new(self, number: int) -> None:
@@ -558,7 +572,7 @@ class Server:
         """Something new called `name` in the directory of the fid; gives its qid."""
         fid = self._fid(number)
         path = self._join_new(fid.path, name)
-        with self._hold(fid) as parent:
+        with self._at_path(fid) as parent:
             make(parent, self._once(parent, name, present=False), (fid.user, group))
         with self._folder.hold(path) as held:
             return (self._qid(self._folder.attributes(held)),)
@@ -575,7 +589,7 @@ class Server:
         for _, fid in moved:
             check_path(fid.path)
         self._check_names(len(moved) * (path_bytes(target) - path_bytes(path)))
-        with self._hold(parent_fid) as new:
+        with self._at_path(parent_fid) as new:
             again = self._once(old, path[-1], present=True)
             self._folder.rename(old, path[-1], new, name, again=again)
         for number, fid in moved:
@@ -591,7 +605,8 @@ class Server:
                 host = os.stat(held)
                 if (host.st_dev, host.st_ino) != fid.identity or fid.flags is None:
                     return -1
-                file = self._folder.open(held, _host_flags(fid.flags) & ~(os.O_TRUNC | os.O_EXCL))
+                flags = _host_flags(fid.flags) & ~(os.O_TRUNC | os.O_EXCL)
+                file = os.dup(held) if fid.directory else self._folder.open(held, flags)
         except OSError:
             return -1
         self.open_files += 1
@@ -606,8 +621,12 @@ class Server:
         with self._hold(fid) as held:
             here = self._qid(self._folder.attributes(held))
             found = self._folder.entries(held)
-            device = os.stat(held).st_dev
-        with self._folder.hold(fid.path[:-1]) as held:
+            host = os.stat(held)
+        if not host.st_nlink:  # removed: not even . and .. are there
+            self._listings[number] = []
+            return
+        device, above = host.st_dev, here
+        with suppress(FileNotFoundError, NotADirectoryError), self._folder.hold(fid.path[:-1]) as held:
             above = self._qid(self._folder.attributes(held))
         listing = [(1, _entry(here, 1, _DT_DIRECTORY, b".")), (2, _entry(above, 2, _DT_DIRECTORY, b".."))]
         for name, inode, kind in found:
