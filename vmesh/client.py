@@ -71,6 +71,11 @@ class MachineClient:
     ) -> None:
         self.close()
 
+    @property
+    def name(self) -> str:
+        """The machine's, or its address."""
+        return self._name
+
     def close(self) -> None:
         self._channel.close()
 

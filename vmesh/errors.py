@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from vmesh.v1 import common_pb2
-from vmesh.v1.common_pb2 import ErrorCode
+if TYPE_CHECKING:  # the command line has errors too, and no time to import messages
+    from vmesh.v1 import common_pb2
 
 _SHOWN = 300  # characters of what an error says that is none of these
 
@@ -14,7 +14,7 @@ _SHOWN = 300  # characters of what an error says that is none of these
 class VmeshError(Exception):
     """`text` says what failed; `expected` and `got`, where given, what would have been right and what came instead."""
 
-    code: ClassVar[ErrorCode.ValueType] = common_pb2.ERROR_INTERNAL
+    code: ClassVar[str] = "ERROR_INTERNAL"  # its name in common.proto
 
     def __init__(self, text: str, *, expected: str = "", got: str = "") -> None:
         super().__init__(text)
@@ -31,55 +31,58 @@ class VmeshError(Exception):
         return " ".join(line.split())
 
     def message(self) -> common_pb2.Error:
-        return common_pb2.Error(code=self.code, text=self.text, expected=self.expected, got=self.got)
+        from vmesh.v1 import common_pb2
+
+        code = common_pb2.ErrorCode.Value(self.code)
+        return common_pb2.Error(code=code, text=self.text, expected=self.expected, got=self.got)
 
 
 class BadRequest(VmeshError):
     """Not a request this service knows, or its fields are out of range."""
 
-    code = common_pb2.ERROR_BAD_REQUEST
+    code = "ERROR_BAD_REQUEST"
 
 
 class NotAllowed(VmeshError):
     """Not for the role that the peer stated."""
 
-    code = common_pb2.ERROR_NOT_ALLOWED
+    code = "ERROR_NOT_ALLOWED"
 
 
 class StaleEpoch(VmeshError):
     """The batch is for another life of the device."""
 
-    code = common_pb2.ERROR_STALE_EPOCH
+    code = "ERROR_STALE_EPOCH"
 
 
 class TooMany(VmeshError):
     """More unacknowledged accesses than the window, or more connections than a service takes."""
 
-    code = common_pb2.ERROR_TOO_MANY
+    code = "ERROR_TOO_MANY"
 
 
 class Overlap(VmeshError):
     """A region lies over memory or over another region."""
 
-    code = common_pb2.ERROR_OVERLAP
+    code = "ERROR_OVERLAP"
 
 
 class Duplicate(VmeshError):
     """A name or an interrupt line is taken."""
 
-    code = common_pb2.ERROR_DUPLICATE
+    code = "ERROR_DUPLICATE"
 
 
 class OutsideGrant(VmeshError):
     """Guest memory that this device may not use, or that is not there."""
 
-    code = common_pb2.ERROR_OUTSIDE_GRANT
+    code = "ERROR_OUTSIDE_GRANT"
 
 
 class BadState(VmeshError):
     """A state that cannot be loaded; nothing was changed."""
 
-    code = common_pb2.ERROR_BAD_STATE
+    code = "ERROR_BAD_STATE"
 
 
 class HostLimit(VmeshError):
@@ -114,7 +117,7 @@ class LifelineEnded(VmeshError):
     """The process that started this one is gone."""
 
 
-_BY_CODE: dict[int, type[VmeshError]] = {
+_BY_CODE: dict[str, type[VmeshError]] = {
     kind.code: kind
     for kind in (BadRequest, NotAllowed, StaleEpoch, TooMany, Overlap, Duplicate, OutsideGrant, BadState)
 }
@@ -122,7 +125,10 @@ _BY_CODE: dict[int, type[VmeshError]] = {
 
 def from_message(error: common_pb2.Error) -> VmeshError:
     """The error that a peer's Error packet stands for."""
-    return _BY_CODE.get(error.code, PeerError)(error.text, expected=error.expected, got=error.got)
+    from vmesh.v1 import common_pb2
+
+    code = dict(zip(common_pb2.ErrorCode.values(), common_pb2.ErrorCode.keys(), strict=True)).get(error.code, "")
+    return _BY_CODE.get(code, PeerError)(error.text, expected=error.expected, got=error.got)
 
 
 def said(error: BaseException) -> VmeshError:

@@ -296,10 +296,16 @@ def meet(path: Path, lock_fd: int = -1) -> Machine:
 
 
 def find(name: str) -> Machine:
-    """The running machine of that name. Raises MachineError, with the names there are, if there is none."""
+    """The running machine of that name, or without one the only one.
+
+    Raises MachineError, with the names there are, if there is none.
+    """
     for machine in (running := machines()):
-        if machine.name == name:
+        if machine.name == name or (not name and len(running) == 1):
             return machine
+    if not name:
+        several = f"expected NAME, several machines run: {', '.join(each.name for each in running)}"
+        raise MachineError(several if running else "no machine is running")
     there = ", ".join(machine.name for machine in running)
     raise MachineError(f"no machine '{name}' is running; " + (f"running: {there}" if there else "none is running"))
 

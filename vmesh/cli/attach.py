@@ -98,7 +98,7 @@ def attach(name: str, device: str, *, read_only: bool) -> int:
             attached = _Attached(client, device, read_only=read_only)
             if os.isatty(STDIN):
                 leave = "Ctrl-C" if read_only else "Ctrl-A d"
-                print(f"attached to '{name}'; {leave} detaches", file=sys.stderr)
+                print(f"attached to '{client.name}'; {leave} detaches", file=sys.stderr)
             with RawTerminal(STDIN, signals=read_only):
                 attached.run()
     except (MachineError, GatewayError) as error:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
+
+from google.protobuf import json_format
 
 from vmesh.cli import show
 from vmesh.client import GatewayError, MachineClient, connect
@@ -12,11 +15,14 @@ from vmesh.machine import MachineError
 _START_LIMIT = 60.0  # seconds for a new device
 
 
-def control(verb: str, name: str, hart: int) -> int:
+def control(verb: str, name: str, hart: int = 0, *, as_json: bool = False) -> int:
     """Carry out one verb. Returns the exit status; errors are one line on stderr."""
 
     def call(client: MachineClient) -> None:
         match verb:
+            case "status" if as_json:
+                found = json_format.MessageToDict(client.status(), always_print_fields_with_no_presence=True)
+                print(json.dumps(found, indent=1))
             case "status":
                 print(show.machine(client.status()))
             case "registers":

@@ -86,7 +86,8 @@ def show(kind: str, arguments: Sequence[str], image: str, ram: str) -> int:
 
 def _failed(error: Exception) -> int:
     if isinstance(error, ImportError):
-        print(f"vmesh deploy: no package '{error.name}': pip install 'vmesh[deploy]'", file=sys.stderr)
+        how = "make dev, in vmesh's checkout, installs what --on docker, --on swarm and --print need"
+        print(f"vmesh deploy: no package '{error.name}': {how}", file=sys.stderr)
     else:
         print(f"vmesh deploy: {error}", file=sys.stderr)
     return 1

@@ -89,12 +89,26 @@ def _usage() -> str:
     return "\n".join([*lines, "", "`vmesh COMMAND --help` says more of each."])
 
 
+_HOSTS = ("x86_64", "amd64")  # the native code's registers and calling conventions are of these
+
+
+def _check_host(command: str) -> bool:
+    """Says so where machines cannot run."""
+    kind = os.uname().machine.lower()
+    if kind in _HOSTS:
+        return True
+    print(f"vmesh {command}: machines run on x86-64 hosts only so far, this is {kind}", file=sys.stderr)
+    return False
+
+
 def _run(arguments: Sequence[str]) -> int:
     if {"-h", "-help", "--help"} & set(arguments):
         from vmesh.cli.options import usage
 
         print(usage())
         return 0
+    if not _check_host("run"):
+        return 1
     from vmesh import descriptors, standby
 
     descriptors.raise_limit()
@@ -115,14 +129,15 @@ def _ps(arguments: Sequence[str]) -> int:
 
 def _control(name: str, text: str) -> Callable[[Sequence[str]], int]:
     def run(arguments: Sequence[str]) -> int:
-        parser = _Parser(prog=f"vmesh {name}", description=text)
-        parser.add_argument("name", metavar="NAME", help="the machine, as `vmesh ps` lists it")
+        parser = _machine_parser(name, text)
+        if name == "status":
+            parser.add_argument("--json", action="store_true", help="print JSON for programs")
         if name == "registers":
             parser.add_argument("--hart", type=int, default=0, metavar="N", help="which hart (default: 0)")
-        options = parser.parse_args(arguments)
+        options = parser.parse_intermixed_args(arguments)
         from vmesh.cli.control import control
 
-        return control(name, options.name, getattr(options, "hart", 0))
+        return control(name, options.name, getattr(options, "hart", 0), as_json=getattr(options, "json", False))
 
     return run
 
@@ -160,10 +175,10 @@ def _health(arguments: Sequence[str]) -> int:
         "container engine, which asks again and again: with --hold it answers at once until it is well for the first "
         "time, then stays so long with the question, and answers early if it is no longer well.",
     )
-    parser.add_argument("name", metavar="NAME", help="the machine, as `vmesh ps` lists it")
+    _add_machine(parser)
     parser.add_argument("service", metavar="SERVICE", nargs="?", default="", help="default: the monitor itself")
     parser.add_argument("--hold", type=float, default=0.0, metavar="SECONDS", help="how long to stay")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     from vmesh.cli.health import health
 
     return health(options.name, options.service, options.hold)
@@ -213,6 +228,8 @@ def _serve(arguments: Sequence[str]) -> int:
         places = placement.parse(options.place, options.keys)
     except OptionError as error:
         parser.error(str(error))
+    if not _check_host("serve"):
+        return 1
     return serve(options.service, options.name, options.flags, places)
 
 
@@ -241,7 +258,7 @@ def _device_add(arguments: Sequence[str]) -> int:
         description="Add a device to a machine that runs, in the words of `vmesh run`. A Linux guest is told to look: "
         "echo 10008000.virtio_mmio >/sys/bus/platform/drivers/virtio-mmio/bind",
     )
-    parser.add_argument("name", metavar="NAME", help="the machine, as `vmesh ps` lists it")
+    _add_machine(parser)
     parser.add_argument("device", metavar="DEVICE", help="as behind -device: virtio-blk-device,id=disk1,drive=d1")
     for flag, example in (
         ("drive", "file=/tmp/disk,format=raw,if=none,id=d1"),
@@ -251,7 +268,7 @@ def _device_add(arguments: Sequence[str]) -> int:
         parser.add_argument(
             f"-{flag}", f"--{flag}", action="append", default=[], metavar="TEXT", help=f"what it stands on: {example}"
         )
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     from vmesh.cli.control import device_add
 
     return device_add(options.name, options.device, options.drive, options.netdev, options.fsdev)
@@ -259,9 +276,9 @@ def _device_add(arguments: Sequence[str]) -> int:
 
 def _device_del(arguments: Sequence[str]) -> int:
     parser = _Parser(prog="vmesh device_del", description="Take a device away from a machine that runs.")
-    parser.add_argument("name", metavar="NAME", help="the machine, as `vmesh ps` lists it")
+    _add_machine(parser)
     parser.add_argument("id", metavar="ID", help="the device, as `vmesh ps` lists it")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     from vmesh.cli.control import device_del
 
     return device_del(options.name, options.id)
@@ -273,7 +290,7 @@ def _attach(arguments: Sequence[str]) -> int:
     parser = _machine_parser("attach", text)
     parser.add_argument("device", nargs="?", default="", metavar="DEVICE", help="which console (default: uart0)")
     parser.add_argument("--read-only", action="store_true", help="only look; Ctrl-C ends that")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     from vmesh.cli.attach import attach
 
     return attach(options.name, options.device, read_only=options.read_only)
@@ -282,7 +299,7 @@ def _attach(arguments: Sequence[str]) -> int:
 def _events(arguments: Sequence[str]) -> int:
     parser = _machine_parser("events", "Print what happens to a machine (QMP's events), until it ends or Ctrl-C.")
     parser.add_argument("--json", action="store_true", help="print JSON, an object a line, as QMP has it")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     from vmesh.cli.events import events
 
     return events(options.name, as_json=options.json)
@@ -294,7 +311,7 @@ def _top(arguments: Sequence[str]) -> int:
     parser = _machine_parser("top", text)
     parser.add_argument("--interval", type=_seconds, default=1.0, metavar="SECONDS", help="between two looks (1)")
     parser.add_argument("--once", action="store_true", help="print it once, also on a terminal")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     from vmesh.cli.top import top
 
     return top(options.name, options.interval, once=options.once)
@@ -308,7 +325,7 @@ def _trace(arguments: Sequence[str]) -> int:
     parser.add_argument("-o", dest="output", type=Path, metavar="FILE", help="write Chrome trace JSON to FILE")
     parser.add_argument("--lines", action="store_true", help="with -o: write readable lines instead")
     parser.add_argument("--seconds", type=_seconds, default=0.0, metavar="N", help="how long (default: until Ctrl-C)")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     from vmesh.cli.trace import trace
 
     return trace(options.name, options.output, options.seconds, lines=options.lines)
@@ -318,15 +335,32 @@ def _memory(arguments: Sequence[str]) -> int:
     text = "Show guest memory: virtual addresses as a hart would translate them, or physical ones."
     parser = _machine_parser("memory", text)
     parser.add_argument("address", type=_number, metavar="ADDRESS", help="0x80200000")
-    parser.add_argument("length", type=_number, nargs="?", default=256, metavar="LENGTH", help="bytes (256)")
+    parser.add_argument("length", type=_number, nargs="?", metavar="LENGTH", help="bytes (256)")
     parser.add_argument("--physical", action="store_true", help="ADDRESS is a physical one")
     parser.add_argument("--hart", type=int, default=0, metavar="N", help="whose translation (default: 0)")
     parser.add_argument("-o", dest="output", type=Path, metavar="FILE", help="write the bytes to FILE")
     parser.add_argument("--json", action="store_true", help="print JSON, the bytes in hexadecimal")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
+    if options.length is None:
+        # Two words are NAME and ADDRESS, or ADDRESS and LENGTH.
+        options.length = 256
+        if options.name.isascii() and options.name[:1].isdecimal() and not _runs(options.name):
+            try:
+                options.name, options.address, options.length = "", _number(options.name), options.address
+            except argparse.ArgumentTypeError as error:
+                parser.error(str(error))
     from vmesh.cli.memory import memory
 
     return memory(options)
+
+
+def _runs(name: str) -> bool:
+    from vmesh.machine import MachineError, find
+
+    try:
+        return find(name).name == name
+    except MachineError:
+        return False
 
 
 def _number(text: str) -> int:
@@ -341,7 +375,7 @@ def _number(text: str) -> int:
 
 def _metrics(arguments: Sequence[str]) -> int:
     parser = _machine_parser("metrics", "Print a machine's counters in Prometheus's text format.")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     from vmesh.cli.control import control
 
     return control("metrics", options.name, 0)
@@ -359,8 +393,14 @@ def _seconds(text: str) -> float:
 
 def _machine_parser(command: str, text: str) -> _Parser:
     parser = _Parser(prog=f"vmesh {command}", description=text)
-    parser.add_argument("name", metavar="NAME", help="the machine, as `vmesh ps` lists it, or its -gateway address")
+    _add_machine(parser)
     return parser
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    """A machine's name, which is "" where it is left out: the one that runs (vmesh.machine.find)."""
+    text = "the machine, as `vmesh ps` lists it, or its -gateway address; needless where one runs"
+    parser.add_argument("name", metavar="NAME", nargs="?", default="", help=text)
 
 
 def _guest(arguments: Sequence[str]) -> int:
@@ -388,7 +428,7 @@ def _snapshot(arguments: Sequence[str]) -> int:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     for action, text in (("save", "write a running machine into a snapshot"), ("load", "take a machine back to one")):
         added = actions.add_parser(action, help=text, description=text.capitalize() + ".")
-        added.add_argument("name", metavar="NAME", help="the machine, as `vmesh ps` lists it")
+        _add_machine(added)
         added.add_argument("snapshot", metavar="TAG|FILE", help="a tag, or a file with '/' in its path")
     actions.add_parser("list", help="list the snapshots that have tags").add_argument("--json", action="store_true")
     delete = actions.add_parser("delete", help="delete a snapshot")
@@ -410,7 +450,7 @@ def _migrate(arguments: Sequence[str]) -> int:
 
     parser = _Parser(prog="vmesh migrate", description="Move a running machine to where one waits with -incoming.")
     add = parser.add_argument
-    add("name", metavar="NAME", help="the machine, as `vmesh ps` lists it")
+    _add_machine(parser)
     add("uri", metavar="URI", nargs="?", help=f"where to: {migrate.USAGE}")
     add("--postcopy", nargs="?", type=float, const=_AT_ONCE, metavar="SECONDS",
         help="switch over at once (or after so many seconds) and let pages follow")  # fmt: skip
@@ -429,6 +469,8 @@ def _migrate(arguments: Sequence[str]) -> int:
     add("--json", action="store_true", help="with --status: print JSON for programs")
     options = parser.parse_intermixed_args(_with_seconds(arguments))
     controls = (options.status, options.cancel, options.start_postcopy, options.pause)
+    if options.uri is None and not (any(controls) or options.incoming or options.recover):
+        options.name, options.uri = "", options.name or None  # a URI alone
     if (options.uri is None) != bool(any(controls) or options.incoming or options.recover):
         parser.error("expected URI, or one of --status, --cancel, --start-postcopy, --pause, --incoming, --recover")
     return migrate.migrate(options)
@@ -473,12 +515,11 @@ def _migration(arguments: Sequence[str]) -> int:
 
 def _monitor(arguments: Sequence[str]) -> int:
     text = "A machine's monitor prompt (QEMU's HMP), with completion and history; Ctrl-D ends it, not the machine."
-    parser = _Parser(prog="vmesh monitor", description=text)
-    parser.add_argument("name", metavar="NAME", help="the machine, as `vmesh ps` lists it")
+    parser = _machine_parser("monitor", text)
     parser.add_argument(
         "-c", dest="commands", action="append", default=[], metavar="COMMAND", help="carry this out, and end"
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     from vmesh.cli.monitor import monitor
 
     return monitor(options.name, options.commands)

@@ -39,6 +39,7 @@ def migrate(options: argparse.Namespace) -> int:
     """Do what the options say. Returns the exit status; errors are one line on stderr."""
     try:
         with MachineClient(find(options.name)) as client:
+            options.name = client.name
             if options.uri is not None:
                 uri.parse(options.uri)
                 return _move(client, options)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from vmesh import endpoint, properties
 from vmesh.board.external import External
-from vmesh.cli import external, gdb, monitors, net, share, virtio
+from vmesh.cli import external, gdb, monitors, net, qemu, share, virtio
 from vmesh.endpoint import Endpoint
 from vmesh.errors import VmeshError
 
@@ -82,6 +82,7 @@ class RunOptions:
     translate: bool = True
     external: tuple[External, ...] = ()
     virtio_devices: tuple[virtio.Device, ...] = ()
+    objects: tuple[str, ...] = ()  # sources of random numbers, which are all the host's
     drives: tuple[virtio.Drive, ...] = ()
     netdevs: tuple[net.Netdev, ...] = ()
     snapshot: bool = False
@@ -111,6 +112,7 @@ class RunOptions:
     actions: Mapping[str, str] = field(default_factory=dict)  # what follows upon which event
     log_items: frozenset[str] = frozenset()
     log_file: Path | None = None
+    pid_file: Path | None = None
     print_commands: bool = False
     cpu_apart: bool = False
     health_interval: float = 1.0  # seconds between two looks at a service's health
@@ -182,7 +184,7 @@ def parse(arguments: Sequence[str]) -> RunOptions:
                 f"unexpected argument '{argument}': expected a flag; a disk is -drive file=FILE,format=raw"
             )
         name = argument[1:] if argument.startswith("--") else argument
-        option = _BY_NAME.get(name)
+        option = _BY_NAME.get(name) or _anyway(name)
         if option is None:
             raise OptionError(_unknown(name))
         value = ""
@@ -221,6 +223,8 @@ def usage() -> str:
         else:
             lines.append(head)
         lines += [" " * 28 + line for line in text]
+    taken = f"Of QEMU's flags these are taken too, for what holds anyway: {', '.join(qemu.ANYWAY)}."
+    lines += ["", *textwrap.wrap(taken, 116, break_on_hyphens=False)]
     lines += [
         "",
         "With the serial port on a terminal (the default), Ctrl-A h lists the keys, Ctrl-A x ends the machine.",
@@ -235,8 +239,11 @@ def memory_bytes(text: str) -> int:
     fraction, or hexadecimal; rounded up to 8 KiB.
     """
     found = properties.parse(text, "size")
+    found.pop("slots", "")  # as on QEMU's board: nothing can be put into them
+    if most := found.pop("maxmem", ""):
+        memory_bytes(most)
     if extra := [key for key in found if key != "size"]:
-        raise ValueError(f"expected only a size, got '{extra[0]}': memory cannot be added while the machine runs")
+        raise ValueError(f"expected a size, got '{extra[0]}'")
     size = _SIZE.fullmatch(found.get("size", ""))
     if size is None or (size["suffix"].upper() == "B" and size["fraction"]):
         raise ValueError("expected a size such as 512M, 1.5G or 0x200")
@@ -264,8 +271,8 @@ def hart_count(text: str) -> int:
         product *= numbers.get(key, 1)
     topology = bool(numbers.keys() - {"cpus", "maxcpus"})
     cpus = numbers.get("cpus", product if topology else numbers.get("maxcpus", 1))
-    if numbers.get("maxcpus", cpus) != cpus:
-        raise ValueError("expected maxcpus equal to cpus: harts cannot be added while the machine runs")
+    if numbers.get("maxcpus", cpus) < cpus:  # more than there are: as on QEMU's board, none can be added
+        raise ValueError(f"expected maxcpus of at least cpus, {cpus}")
     if topology and cpus % product:
         raise ValueError(f"expected cpus to be a multiple of sockets*cores*threads, {cpus} is none of {product}")
     if cpus > MAX_HARTS:
@@ -286,9 +293,23 @@ def _machine(options: RunOptions, text: str) -> RunOptions:
                 options = replace(options, dumpdtb=_path(value))
             case "accel":
                 options = _accel(options, value)
+            case _ if value in _AS_IT_IS.get(key, ()):
+                pass
             case _:
                 raise ValueError(f"expected virt[,dumpdtb=FILE], got '{key}'")
     return options
+
+
+_OFF = ("off", "no", "false", "n")
+_AS_IT_IS: Mapping[str, Sequence[str]] = {  # properties of QEMU's board that ask for what this one has
+    "aclint": _OFF,
+    "aia": ("none",),
+    "acpi": _OFF,
+    "usb": _OFF,
+    "graphics": _OFF,
+    "mem-merge": ("on", "off"),
+    "dump-guest-core": ("on", "off"),
+}
 
 
 def _accel(options: RunOptions, text: str) -> RunOptions:
@@ -499,15 +520,31 @@ def _no_reboot(options: RunOptions, _text: str) -> RunOptions:
     return replace(options, reboot=False)
 
 
+_NEVER: Mapping[str, Sequence[str]] = {  # what this board, as QEMU's, has no device to tell of
+    "panic": ("none", "pause", "shutdown", "exit-failure"),
+    "watchdog": ("reset", "shutdown", "poweroff", "pause", "debug", "none", "inject-nmi"),
+}
+
+
 def _action(options: RunOptions, text: str) -> RunOptions:
     chosen: dict[str, str] = {}
     for part in text.split(","):
         event, _, action = part.partition("=")
+        if action in _NEVER.get(event, ()):
+            continue
         if action not in _ACTIONS.get(event, ()):
             wanted = ", ".join(f"{name}={'|'.join(actions)}" for name, actions in _ACTIONS.items())
             raise ValueError(f"expected {wanted}; got '{part}'")
         chosen[event.replace("device-failure", "failure")] = action
     return replace(options, actions={**options.actions, **chosen})
+
+
+def _no_shutdown(options: RunOptions, _text: str) -> RunOptions:
+    return _action(options, "shutdown=pause")
+
+
+def _pid_file(options: RunOptions, text: str) -> RunOptions:
+    return replace(options, pid_file=_path(text))
 
 
 def _log_items(options: RunOptions, text: str) -> RunOptions:
@@ -547,6 +584,16 @@ def _drive(options: RunOptions, text: str) -> RunOptions:
     return replace(options, drives=(*options.drives, virtio.parse_drive(properties.parse(text, "file"))))
 
 
+def _disk(options: RunOptions, text: str, *, read_only: bool = False) -> RunOptions:
+    """-hda and the like: a -drive whose value is nothing but the file."""
+    more = {"readonly": "on"} if read_only else {}
+    return replace(options, drives=(*options.drives, virtio.parse_drive({"file": text, **more})))
+
+
+def _cdrom(options: RunOptions, text: str) -> RunOptions:
+    return _disk(options, text, read_only=True)
+
+
 def _netdev(options: RunOptions, text: str) -> RunOptions:
     return replace(options, netdevs=(*options.netdevs, net.parse_netdev(text)))
 
@@ -578,6 +625,16 @@ def _global(options: RunOptions, text: str) -> RunOptions:
     if _on_off("force-legacy", found["virtio-mmio.force-legacy"]):
         raise ValueError("expected force-legacy=off, the transport is that of virtio 1 (version 2) only")
     return options
+
+
+def _object(options: RunOptions, text: str) -> RunOptions:
+    found = properties.parse(text, "qom-type")
+    kind, name = found.pop("qom-type", ""), found.pop("id", "")
+    if kind not in ("rng-random", "rng-builtin"):
+        raise ValueError("expected rng-random or rng-builtin: RAM is -m, keys are where they are used, threads its own")
+    if not name or found.pop("filename", "/dev/urandom") not in ("/dev/urandom", "/dev/random", "/dev/hwrng") or found:
+        raise ValueError(f"expected {kind},id=NAME, the host's random numbers")
+    return replace(options, objects=(*options.objects, name))
 
 
 def _snapshot(options: RunOptions, _text: str) -> RunOptions:
@@ -687,9 +744,13 @@ OPTIONS: tuple[Option, ...] = (
         "device's process dies again and again (device-failure=pause|exit-failure). The first of each is the default.",
         _action,
     ),
+    Option(("-no-shutdown",), "", "-action shutdown=pause", _no_shutdown),
+    Option(("-pidfile",), "FILE", "Write the number of this process into FILE, which ends with it.", _pid_file),
     Option(("-d",), "ITEMS", "Say these on stderr, comma separated; -d help lists them.", _log_items),
     Option(("-D",), "FILE", "Keep the machine's log, every line of every service, in FILE.", _log_file),
     Option(("-drive",), "file=FILE[,PROP=VALUE]", f"Add a disk: {virtio.DRIVE_USAGE}.", _drive),
+    Option(("-hda", "-hdb", "-hdc", "-hdd"), "FILE", "-drive file=FILE", _disk),
+    Option(("-cdrom",), "FILE", "-drive file=FILE,readonly=on", _cdrom),
     Option(("-netdev",), "KIND[,PROP=VALUE]", f"What a network card is plugged into: {net.NETDEV_USAGE}.", _netdev),
     Option(
         ("-nic",),
@@ -702,6 +763,12 @@ OPTIONS: tuple[Option, ...] = (
         "virtio-mmio.force-legacy=off",
         "Accepted because guests' instructions for QEMU have it: the virtio transport is never the legacy one.",
         _global,
+    ),
+    Option(
+        ("-object",),
+        "rng-random|rng-builtin,id=NAME",
+        "Accepted for -device virtio-rng-device,rng=NAME, whose bytes are the host's anyway.",
+        _object,
     ),
     Option(("-snapshot",), "", "Write to temporary files instead of the disks' images.", _snapshot),
     Option(
@@ -752,6 +819,8 @@ OPTIONS: tuple[Option, ...] = (
     ),
 )
 
+_SIMILAR = 0.75  # of 1: another name than what was meant would mislead
+
 _BY_NAME: Mapping[str, Option] = {name: option for option in OPTIONS for name in option.names}
 
 
@@ -762,6 +831,10 @@ def _check_together(options: RunOptions) -> None:
     except ValueError as error:
         raise OptionError(str(error)) from error
     _check_consoles(options)
+    for device in options.virtio_devices:
+        source = (device.properties or {}).get("rng", "")
+        if source and source not in options.objects:
+            raise OptionError(f"-device virtio-rng-device: expected rng=NAME of an -object, there is no '{source}'")
     if options.initrd is not None and options.kernel is None:
         raise OptionError("-initrd: expected -kernel with it")
     if options.append is not None and options.kernel is None and not options.boots_default_guest:
@@ -814,8 +887,23 @@ def _check_monitors(options: RunOptions, used: Sequence[str]) -> None:
         seen.add(name)
 
 
+def _anyway(name: str) -> Option | None:
+    """A flag of QEMU's that asks for what holds anyway."""
+    flag = qemu.ANYWAY.get(name)
+    if flag is None:
+        return None
+
+    def apply(options: RunOptions, text: str) -> RunOptions:
+        flag.check(text)
+        return options
+
+    return Option((name,), flag.expected, "", apply)
+
+
 def _unknown(name: str) -> str:
-    close = difflib.get_close_matches(name, _BY_NAME, n=2)
+    if hint := qemu.HINTS.get(name):
+        return f"no flag '{name}': {hint}"
+    close = difflib.get_close_matches(name, _BY_NAME, n=2, cutoff=_SIMILAR)
     hint = f"did you mean {' or '.join(close)}?" if close else "vmesh run --help lists the flags"
     return f"unknown flag '{name}': {hint}"
 

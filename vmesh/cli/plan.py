@@ -24,6 +24,7 @@ _FILES = {"the device tree": "dtb", "the reset vector": "reset"}  # blobs of the
 _START_SECONDS = 60.0  # for a machine to start that does not wait for anybody
 _DEFAULT_RAM = 128 * MEBIBYTE  # QEMU's default for `virt`
 _DEFAULT_GUEST_RAM = 512 * MEBIBYTE
+_LEAST_GUEST_RAM = 128 * MEBIBYTE  # QEMU's default; with 104 Debian's kernel panics
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,11 @@ def plan(options: RunOptions, machine: Machine) -> MachinePlan:
 def board_of(options: RunOptions) -> Board:
     """The board as the flags describe it. Raises BoardError."""
     ram = options.memory_bytes or (_DEFAULT_GUEST_RAM if options.boots_default_guest else _DEFAULT_RAM)
+    if options.boots_default_guest and ram < _LEAST_GUEST_RAM and guest.find() is not None:
+        least = f"{_LEAST_GUEST_RAM >> 20}M"
+        raise BoardError(
+            f"-m: Debian's kernel, which is the default guest, needs {least} at least; -kernel boots others"
+        )
     external_devices.check(options.external, ram)
     return Board(ram, options.harts, cpu_model.parse(options.cpu or "rv64"), options.external)
 

@@ -68,6 +68,8 @@ def _run(options: RunOptions) -> int:
         for note in planned.notes:
             print(f"vmesh: {note}", file=sys.stderr)
         _link_log(machine, options)
+        if options.pid_file is not None:
+            _write_pid(options.pid_file)
         monitor, report, lifeline = _fork_monitor(machine, planned, options)
     except BaseException:
         machine.remove()
@@ -80,6 +82,8 @@ def _run(options: RunOptions) -> int:
         os.close(lifeline)
         _end_orphans()
         machines.reap()
+        if options.pid_file is not None:
+            options.pid_file.unlink(missing_ok=True)
     failure = _read_report(report)
     if console.unread:
         _say(f"vmesh: {console.unread} bytes of the console were not read")
@@ -101,6 +105,14 @@ def _run_console(machine: Machine, monitor: Child, options: RunOptions) -> tuple
         door = machine.terminal_monitor
     console = Console(machine, device, serial, door, monitor, scripted=options.boots_default_guest)
     return console.run(), console
+
+
+def _write_pid(path: Path) -> None:
+    """Raises OptionError."""
+    try:
+        path.write_text(f"{os.getpid()}\n")
+    except OSError as error:
+        raise OptionError(f"-pidfile {path}: {error.strerror}") from error
 
 
 def _link_log(machine: Machine, options: RunOptions) -> None:

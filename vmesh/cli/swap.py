@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from vmesh.client import GatewayError, MachineClient
-from vmesh.machine import Machine, MachineError, find, machines
+from vmesh.machine import MachineError, find
 
 _LIMIT = 60.0  # seconds: the new program may be slow to start
 
@@ -15,7 +15,7 @@ _LIMIT = 60.0  # seconds: the new program may be slow to start
 def swap(names: Sequence[str], command: Sequence[str]) -> int:
     """`names` are those of the machine, which may be left out if only one runs, and of the device."""
     try:
-        machine = find(names[0]) if len(names) > 1 else _only()
+        machine = find(names[0] if len(names) > 1 else "")
         with MachineClient(machine, timeout=_LIMIT) as client:
             reply = client.swap(names[-1], command, os.getcwd())
     except (MachineError, GatewayError) as error:
@@ -27,11 +27,3 @@ def swap(names: Sequence[str], command: Sequence[str]) -> int:
     print(f"{names[-1]} ({reply.kind}) goes on in its life {reply.epoch}, with {taken}")
     print(f"the guest stood still for {reply.pause_seconds * 1e3:.0f} ms")
     return 0
-
-
-def _only() -> Machine:
-    running = machines()
-    if len(running) != 1:
-        there = ", ".join(machine.name for machine in running) or "none"
-        raise MachineError(f"expected a machine before the device, as not exactly one runs: {there}")
-    return running[0]

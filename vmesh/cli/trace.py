@@ -49,7 +49,7 @@ def trace(name: str, output: Path | None, seconds: float, *, lines: bool) -> int
             if seconds:
                 timer.start()
             with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as ends:
-                write = ends.enter_context(_lines(file) if lines else _chrome(file, name))
+                write = ends.enter_context(_lines(file) if lines else _chrome(file, client.name))
                 for records in stream:
                     total, dropped = total + len(records.records), dropped + records.dropped
                     write(records)

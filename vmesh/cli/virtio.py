@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
-from vmesh import elsewhere
 from vmesh.board import virt
 from vmesh.cli import net, share
 from vmesh.spawn import ServiceCommand
@@ -30,6 +29,13 @@ SERIAL = "virtio-serial-device"
 _OURS = ("monitor", "gateway", "memory", "cache", "cpu", "uart0", "rtc", "test")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,30}")
 _BUS = re.compile(r"virtio-mmio-bus\.([0-7])")
+_CACHES = {  # of QEMU's kinds, whether the guest is told of a cache; the host's file cache is always used
+    "writeback": "writeback",
+    "none": "writeback",
+    "writethrough": "writethrough",
+    "directsync": "writethrough",
+    "unsafe": "unsafe",
+}
 _SERVERS = ("nbd:", "nbd://", "nbd+tcp://", "nbd+unix://")
 _NOT_RAW = {b"QFI\xfb": "qcow2", b"KDMV": "vmdk", b"vhdxfile": "vhdx", b"conectix": "vpc", b"QED\0": "qed"}
 
@@ -89,13 +95,27 @@ class Driver:
 
 def parse_drive(properties: Mapping[str, str]) -> Drive:
     """The disk of a -drive. Raises ValueError."""
-    known = ("file", "format", "if", "id", "readonly", "read-only", "snapshot", "cache", "discard", "media", "index")
+    known = (
+        "file",
+        "format",
+        "if",
+        "id",
+        "media",
+        "index",
+        "readonly",
+        "read-only",
+        "snapshot",
+        "cache",
+        "aio",
+        "discard",
+    )
     if unknown := [key for key in properties if key not in known]:
         raise ValueError(f"no property '{unknown[0]}'; expected {DRIVE_USAGE}")
     if not properties.get("file"):
         raise ValueError("expected file=FILE, the disk's image")
     interface = _one_of(properties, "if", "virtio", "virtio", "none") if "if" in properties else ""
-    _one_of(properties, "media", "disk", "disk")
+    disc = _one_of(properties, "media", "disk", "disk", "cdrom") == "cdrom"
+    _one_of(properties, "aio", "threads", "threads", "native", "io_uring")  # requests are done one after the other
     format_ = _one_of(properties, "format", "raw", "raw", "qcow2")
     name = properties.get("id", "")
     if name and not _NAME.fullmatch(name):
@@ -113,9 +133,9 @@ def parse_drive(properties: Mapping[str, str]) -> Drive:
         name,
         format_,
         interface,
-        _on(properties, "readonly") or _on(properties, "read-only"),
+        disc or _on(properties, "readonly") or _on(properties, "read-only"),
         _on(properties, "snapshot") if "snapshot" in properties else None,
-        _one_of(properties, "cache", "writeback", "writeback", "writethrough", "unsafe"),
+        _CACHES[_one_of(properties, "cache", "writeback", *_CACHES)],
         _one_of(properties, "discard", "ignore", "ignore", "unmap", "off", "on") in ("unmap", "on"),
     )
 
@@ -231,6 +251,8 @@ def _block(properties: Mapping[str, str], backends: Backends) -> list[str]:
     arguments += ["--discard", "unmap" if drive.discard else "ignore"]
     arguments += ["--read-only"] * drive.read_only
     if drive.snapshot and not drive.read_only:
+        from vmesh import elsewhere  # here: what it imports no other start needs
+
         arguments += ["--snapshot", str(elsewhere.default_place())]
     return arguments + (["--serial", serial] if serial else [])
 
@@ -280,7 +302,7 @@ DRIVERS: Mapping[str, Driver] = {
         "virtio-blk", "blk", ("drive", "serial", "num-queues"), ",drive=NAME[,serial=TEXT][,num-queues=N]", _block
     ),
     net.DRIVER: Driver("virtio-net", "net", net.CARD_PROPERTIES, net.CARD_USAGE, _net),
-    "virtio-rng-device": Driver("virtio-rng", "rng", (), "", lambda _properties, _backends: []),
+    "virtio-rng-device": Driver("virtio-rng", "rng", ("rng",), "[,rng=NAME]", lambda _properties, _backends: []),
     SERIAL: Driver("virtio-console", "console", (), "", _console),
     "virtio-9p-device": Driver("virtio-9p", "share", ("fsdev", "mount_tag"), ",fsdev=NAME,mount_tag=TAG", _share),
 }

@@ -98,6 +98,11 @@ def _start_services(engine: docker.DockerClient, machine: Deployment, name: str)
     options = DriverConfig("local", tmpfs(machine.ram))
     labels = {LABEL: name}
     swarm: Any = engine.services  # its methods have no type information
+    if not any(node.attrs["Spec"].get("Labels", {}).get(NODE_LABEL) == "true" for node in engine.nodes.list()):
+        how = f"docker node update --label-add {NODE_LABEL}=true NODE"
+        raise DeployError(
+            f"no node of the Swarm has the label {NODE_LABEL}=true, which says where machines may be: {how}"
+        )
     services = [
         swarm.create(
             machine.image,

@@ -1,0 +1,148 @@
+"""NAME may be left out where one machine runs; `vmesh ps` on terminals of any width; hosts that cannot run machines."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from vmesh import machine
+from vmesh.cli import control, main, ps
+from vmesh.cli import memory as memory_command
+from vmesh.cli import migrate as migrate_command
+from vmesh.machine import Machine, MachineError, MachineRecord, ServiceRecord
+from vmesh.v1 import gateway_pb2
+
+
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="vmesh-") as directory:
+        monkeypatch.setenv("VMESH_RUNTIME", directory + "/run")
+        yield Path(directory)
+
+
+@contextmanager
+def machines(*names: str) -> Iterator[list[Machine]]:
+    made = [machine.create(name) for name in names]
+    yield made
+    for each in made:
+        each.remove()
+        os.close(each.lock_fd)
+
+
+def test_without_a_name_it_is_the_only_one(runtime: Path) -> None:
+    with pytest.raises(MachineError, match="no machine is running"):
+        machine.find("")
+    with machines("a"):
+        assert machine.find("").name == "a"
+        with machines("b"):
+            with pytest.raises(MachineError, match="expected NAME, several machines run: a, b"):
+                machine.find("")
+            assert machine.find("b").name == "b"
+
+
+def parsed(monkeypatch: pytest.MonkeyPatch, module: Any, function: str, words: list[str]) -> Any:
+    """The options that the command is called with."""
+    found: list[Any] = []
+    monkeypatch.setattr(module, function, lambda *given, **more: found.append((given, more)) or 0)
+    assert main.main(words) == 0
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "address", "length"),
+    [
+        ("0x1000", "", 0x1000, 256),
+        ("0x1000 64", "", 0x1000, 64),
+        ("m 0x1000", "m", 0x1000, 256),
+        ("m 0x1000 64 --physical", "m", 0x1000, 64),
+        ("--hart 1 m 0x1000", "m", 0x1000, 256),
+        ("7 0x1000", "7", 0x1000, 256),  # a machine of that name runs
+    ],
+)
+def test_words_of_memory(
+    runtime: Path, monkeypatch: pytest.MonkeyPatch, words: str, name: str, address: int, length: int
+) -> None:
+    with machines("7"):
+        ((options,), _) = parsed(monkeypatch, memory_command, "memory", ["memory", *words.split()])
+    assert (options.name, options.address, options.length) == (name, address, length)
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "uri"),
+    [
+        ("tcp:127.0.0.1:4444", "", "tcp:127.0.0.1:4444"),
+        ("m tcp:127.0.0.1:4444 --detach", "m", "tcp:127.0.0.1:4444"),
+        ("--downtime 20 m unix:/x", "m", "unix:/x"),
+        ("--status", "", None),
+        ("--status m", "m", None),
+    ],
+)
+def test_words_of_migrate(monkeypatch: pytest.MonkeyPatch, words: str, name: str, uri: str | None) -> None:
+    ((options,), _) = parsed(monkeypatch, migrate_command, "migrate", ["migrate", *words.split()])
+    assert (options.name, options.uri) == (name, uri)
+
+
+@pytest.mark.parametrize(
+    ("words", "function", "given"),
+    [
+        ("registers --hart 1 m", "control", ("registers", "m", 1)),
+        ("registers", "control", ("registers", "", 0)),
+        ("device_add m d -drive x -drive y", "device_add", ("m", "d", ["x", "y"], [], [])),
+        ("device_add -drive x d", "device_add", ("", "d", ["x"], [], [])),
+        ("device_del d", "device_del", ("", "d")),
+    ],
+)
+def test_words_of_others(monkeypatch: pytest.MonkeyPatch, words: str, function: str, given: tuple[object, ...]) -> None:
+    assert parsed(monkeypatch, control, function, words.split())[0] == given
+
+
+def test_status_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    status = gateway_pb2.MachineStatus(name="m", state=gateway_pb2.MACHINE_RUNNING)
+
+    @contextmanager
+    def connected(name: str, limit: float) -> Iterator[object]:
+        yield SimpleNamespace(status=lambda: status)
+
+    monkeypatch.setattr(control, "connect", connected)
+    assert main.main(["status", "--json"]) == 0
+    assert '"state": "MACHINE_RUNNING"' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [30, 40, 60, 80, 100, 200])
+def test_a_list_for_terminals_of_any_width(
+    runtime: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], width: int
+) -> None:
+    """What there is room for is whole; what is left out is named."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(ps.sys.stdout, "isatty", lambda: True)
+    services = [ServiceRecord("virtio-blk-0", "virtio-blk", 1234567, 1, "running")]
+    with machines("machine-1") as (made,):
+        made.write_record(MachineRecord("machine-1", 1234566, 0.0, "running", tuple(services)))
+        assert ps.ps(as_json=False) == 0
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert max(map(len, lines)) <= width
+    if width >= 60:
+        (line,) = [line for line in lines if "virtio-blk-0" in line]
+        assert "1234567" in line
+        assert "running" in line
+    assert any("not shown here" in line for line in lines) == (width < 100)
+
+
+def test_another_host_is_refused_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine="aarch64"))
+    for words in (["run", "-nographic"], ["serve", "cpu"]):
+        assert main.main(words) == 1
+        assert (
+            capsys.readouterr().err == f"vmesh {words[0]}: machines run on x86-64 hosts only so far, this is aarch64\n"
+        )
+    assert main.main(["run", "--help"]) == 0
