@@ -13,7 +13,8 @@ NATIVE_BUILD ?= services.cpu.core
 RUN_FLAGS    ?=
 # Further flags for pytest, for example PYTEST_FLAGS="-k board".
 PYTEST_FLAGS ?=
-PYTEST_JOBS  ?= 2
+# One more than there are cores, as many tests wait.
+PYTEST_JOBS  ?= $(shell echo $$(($$(nproc) + 1)))
 
 # The container image, and what it stands on: any image with the Python of .venv.
 IMAGE      ?= vmesh
@@ -25,7 +26,7 @@ NATIVE_SOURCES := $(shell find services/cpu -name '*.py' 2>/dev/null)
 
 .DEFAULT_GOAL := setup
 .DELETE_ON_ERROR:
-.PHONY: help setup dev guest run image test test-modes test-peers lint bench lock clean
+.PHONY: help setup dev guest run image test pytest test-modes test-peers lint bench lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,7 +45,10 @@ image: guest ## build the container image IMAGE upon IMAGE_BASE, with docker or 
 	@$(RUN) tools/image.py
 	$(DOCKER) build --network none --build-arg BASE=$(IMAGE_BASE) --file deploy/Dockerfile --tag $(IMAGE) .
 
-test: lint guest ## lint, types, and every test
+test: dev guest ## lint, types, and every test
+	@$(MAKE) --no-print-directory --jobs 2 lint pytest
+
+pytest: dev
 	$(RUN) -m pytest -n $(PYTEST_JOBS) $(PYTEST_FLAGS)
 
 test-modes: dev ## the cpu's tests in each mode: all code translated, about half of it

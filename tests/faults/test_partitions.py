@@ -28,6 +28,7 @@ from vmesh.v1 import common_pb2
 
 DISK = "blk0"
 WHERE = {MONITOR: "door", "uart0": "a", "rtc": "b", "test": "c", DISK: "d", CPU: "e", CACHE: "e"}
+BLOCK = 65536  # of the disk, which a step writes
 DOWN_SECONDS, BUS_LIMIT = 1.0, 10  # the latter: what a hart waits for a device before the machine ends
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -146,9 +147,9 @@ def _check_nothing_was_seen(machine: Machine) -> None:
     disk = machine.disk.read_bytes()
     steps = range(1, machine.progress.steps)
     secrets = {f"step {step} right".encode() for step in steps} | {b"work begins", b"Linux version", b"vmesh.run=work"}
-    secrets |= {disk[place : place + 16] for place in range(0, len(disk), 4096)} - {bytes(16)}
+    secrets |= {disk[place : place + 16] for place in range(0, len(disk), BLOCK)} - {bytes(16)}
     assert len(secrets) > 50
-    assert sum(map(len, carried)) > len(steps) * 65536 * 2, "the links have carried less than the disk's content"
+    assert sum(map(len, carried)) > len(steps) * BLOCK * 2, "the links have carried less than the disk's content"
     assert any(b"CURVE" in each for each in carried), "no greeting of CURVE: this is not what went through"
     seen = [secret for secret in secrets if any(secret in each for each in carried)]
     assert not seen

@@ -24,7 +24,7 @@ from tests.models.litmus import (
     start,
 )
 
-MILLION = 1_000_000
+ROUNDS = 200_000
 
 
 @pytest.fixture(scope="module")
@@ -34,18 +34,18 @@ def cpu() -> Cpu:
 
 @pytest.mark.parametrize("name", COUNTERS)
 def test_atomic_counters(cpu: Cpu, name: str) -> None:
-    assert count(cpu, COUNTERS[name], HARTS, MILLION) == MILLION
+    assert count(cpu, COUNTERS[name], HARTS, ROUNDS) == ROUNDS
 
 
 @pytest.mark.parametrize("name", LOCKS)
 def test_locks(cpu: Cpu, name: str) -> None:
-    assert count(cpu, locked(LOCKS[name]), LOCKS[name].harts, MILLION) == MILLION
+    assert count(cpu, locked(LOCKS[name]), LOCKS[name].harts, ROUNDS) == ROUNDS
 
 
 @pytest.mark.parametrize("name", TESTS)
 def test_litmus(cpu: Cpu, name: str) -> None:
     test = TESTS[name]
-    seen = {result for _ in range(MILLION // SLOTS) for result in outcomes(cpu, test)}
+    seen = {result for _ in range(ROUNDS // SLOTS) for result in outcomes(cpu, test)}
     assert not any(map(test.forbidden, seen))
     # somebody did run: results other than zeros
     assert len(seen) > 1
