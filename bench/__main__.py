@@ -28,6 +28,7 @@ from bench import (
     harness,
     harts,
     hosts,
+    jit,
     kills,
     memory,
     migration,
@@ -51,6 +52,7 @@ BENCHMARKS: Mapping[str, tuple[Callable[[int], Report], int]] = {  # what measur
     "gdb": (gdb.measure, 3),
     "harts": (harts.measure, 3),
     "hosts": (hosts.measure, 5),
+    "jit": (jit.measure, 3),
     "kills": (kills.measure, 200),  # kills in all
     "memory": (memory.measure, 1),
     "migration": (migration.measure, 5),

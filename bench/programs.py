@@ -91,12 +91,13 @@ def measure(runs: int, only: Sequence[str] = (), vmesh_flags: Sequence[str] = ()
     return report(names, ours, theirs)
 
 
-def guest_flags(scratch: Path, passes: int, jobs: Sequence[str]) -> list[str]:
-    """The flags of a guest that does each job (see programs/main.c) `passes` times and powers off."""
+def guest_flags(scratch: Path, passes: int, jobs: Sequence[str], program: Path | None = None) -> list[str]:
+    """The flags of a guest that does each job (see programs/main.c) `passes` times and powers off; ``program`` does
+    them instead of those of this benchmark."""
     guest = harness.debian()
     assert guest.initrd is not None
     archive = scratch / "programs.cpio"
-    archive.write_bytes(with_programs(guest.initrd.read_bytes(), build()))
+    archive.write_bytes(with_programs(guest.initrd.read_bytes(), program or build()))
     command = f'quiet vmesh.run="programs {passes} {" ".join(jobs)}"'
     return harness.guest_flags(replace(guest, initrd=archive), command)
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from .digest import blake2b
 from .harts import Harts
-from .isa.riscv.state import ATTENTION_REGIONS, CODE_HASH, CODE_PAGE_STRIDE, EXITS, CodePage
+from .isa.riscv.state import ATTENTION_REGIONS, CODE_HASH, CODE_PAGE_STRIDE, EXITS, KNOWN, CodePage
 from .native.blob import map_executable
 
 PAGE = 4096
@@ -127,8 +127,12 @@ class Regions:
         self._translator = translator
         self._store = store
         self._names = names
-        #: of the pages that regions are known of or asked for
-        self._fingerprints = store.fingerprints()
+        #: of the pages that regions are known of or asked for; native code looks at a bit for each
+        self._fingerprints = set[bytes]()
+        self._known_bits = (ctypes.c_uint8 * (KNOWN // 8))()
+        harts.machine.known = ctypes.addressof(self._known_bits)
+        for fingerprint in store.fingerprints():
+            self._know(fingerprint)
         self._arena = Arena()
         self._lock = threading.Lock()
         self._known: dict[bytes, list[_Loaded]] = {}
@@ -136,7 +140,7 @@ class Regions:
         self._waiting: list[list[tuple[int, bytes, _Loaded]]] = [[] for _ in harts.hart]
         self._users: dict[bytes, set[tuple[int, int]]] = defaultdict(set)
         self._compile_us = 0
-        self._installed = self._from_store = self._translated = self._pages = self._refused = 0
+        self._installed = self._from_store = self._translated = self._refused = 0
         # the extensions that are on shape the code too
         self._salt = harts.machine.features.to_bytes(16, "little")
         self._python_ns = 0
@@ -155,7 +159,7 @@ class Regions:
             "region_bytes": self._arena.bytes,
             "regions_asked": len(self._asked),
             "regions_refused": self._refused,
-            "code_pages": self._pages,
+            "code_pages": sum(hart.count_code_pages for hart in harts),
             "region_compile_us": self._compile_us,
             "region_service_us": self._python_ns // 1000,
             "longest_pause_us": max(hart.longest_pause for hart in harts) // 1000,
@@ -173,7 +177,6 @@ class Regions:
     def _serve(self, number: int) -> None:
         hart = self._harts.hart[number]
         for index in range(hart.fresh_count):
-            self._pages += 1
             if _fingerprint(hart.fresh[index]) in self._fingerprints:
                 self._fresh(number, hart.fresh[index])
         hart.fresh_count = 0
@@ -204,6 +207,11 @@ class Regions:
         for number, _ in users:
             self._harts.raise_attention(number, ATTENTION_REGIONS)
 
+    def _know(self, fingerprint: bytes) -> None:
+        self._fingerprints.add(fingerprint)
+        number = int.from_bytes(fingerprint, "little") % KNOWN
+        self._known_bits[number // 8] |= 1 << number % 8
+
     def _fresh(self, number: int, page: int) -> _Content:
         """Puts the regions that are known of a page into it."""
         content = self._content(page)
@@ -223,7 +231,7 @@ class Regions:
         fingerprint, fresh = _fingerprint(page), ctypes.c_uint64.from_address(page + _FRESH)
         if fresh.value or fingerprint not in self._fingerprints:
             fresh.value = 0
-            self._fingerprints.add(fingerprint)
+            self._know(fingerprint)
             content = self._fresh(number, page)
         else:
             content = self._content(page)

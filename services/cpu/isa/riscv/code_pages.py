@@ -38,6 +38,8 @@ FINGERPRINT_FACTOR = 0x9E37_79B9_7F4A_7C15
 WORDS = 512
 #: Doublewords that are changed one by one; of a page with more all is taken anew.
 FEW = 32
+#: What ``check_page`` finds of a page's code.
+UNCHANGED, CHANGED, REWRITTEN = 0, 1, 2
 SCHED_YIELD = 24
 #: Spins until a host core is offered to whoever is waited for.
 SPINS = 256
@@ -142,25 +144,25 @@ def refresh(hart: Hart, page: CodePage, index: u64, host: u64) -> bool:
 
 
 @native
-def check_page(hart: Hart, page: CodePage, host: u64) -> bool:
-    """Brings a page up to date; whether there was code in what had changed. Data beside the code costs little."""
+def check_page(hart: Hart, page: CodePage, host: u64) -> u64:
+    """Brings a page up to date; gives whether there was code in what had changed. Data beside the code costs little."""
     # most have not changed; LLVM makes vector instructions of a loop without a way out
     difference = u64(0)
     words = at(Ptr[u64], host)
     for i in range(WORDS):
         difference |= words[i] ^ page.copy[i]
     if difference == 0:
-        return False
-    changed = False
+        return UNCHANGED
+    changed = u64(UNCHANGED)
     count = u64(0)
     for i in range(WORDS):
         if words[i] != page.copy[i]:
             count += 1
             if count > FEW:
                 reset_slots(hart, page, host)
-                return True
+                return REWRITTEN
             if refresh(hart, page, i, host):
-                changed = True
+                changed = u64(CHANGED)
     return changed
 
 

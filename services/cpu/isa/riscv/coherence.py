@@ -30,8 +30,9 @@ Harts change the flag with ``Machine.code_lock``, devices without. Why no store 
   compared again. (A guest that polls the device's ring and runs at once what came, without FENCE.I, may run what was
   there until the next look at the clock.)
 
-Code and data may share a page: stores beside code cost the slow path. After ``PageUse.left`` of them the page leaves;
-if code of it runs again, twice as many are borne the next time.
+Code and data may share a page: stores beside code cost the slow path (and a TLB entry that is ``WATCHED``, which keeps
+its translation). After ``PageUse.left`` of them the page leaves; if code of it runs again, and is for the most part
+what it was, twice as many are borne the next time.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ from ...native.lang import (
     fence,
     inline,
     native,
+    peek,
     ref,
     u8,
     u16,
@@ -55,10 +57,20 @@ from ...native.lang import (
     u64,
 )  # fmt: skip
 from .attention import raise_attention
-from .code_pages import add_page, check_page, find_page, lock_pages, refresh, relax, unlock_pages
+from .code_pages import (
+    REWRITTEN,
+    UNCHANGED,
+    add_page,
+    check_page,
+    find_page,
+    lock_pages,
+    refresh,
+    relax,
+    unlock_pages,
+)  # fmt: skip
 from .segments import segment_of
 from .shoot_down import answer_shoot_downs, ask_shoot_down, has_answered
-from .state import ATTENTION_SHOOT_DOWN, FRESH, CodePage, Hart, Machine, PageUse, Segment
+from .state import ATTENTION_SHOOT_DOWN, FRESH, KNOWN, CodePage, Hart, Machine, PageUse, Segment
 from .tlb import OFFSET
 
 FREE, TRUSTED, WRITTEN, CHECKING, LEAVING = range(5)
@@ -82,7 +94,12 @@ def may_hold_code(segment: Segment, physical: u64) -> bool:
     use = use_of(segment, physical)
     if atomic_load(u32, ref(use.entries)) == 0:
         atomic_store(u32, ref(use.entries), 1)
-    return atomic_load(u8, flag_of(segment, physical)) != FREE
+    return not is_free(segment, physical)
+
+
+@inline
+def is_free(segment: Segment, physical: u64) -> bool:
+    return atomic_load(u8, flag_of(segment, physical)) == FREE
 
 
 @native
@@ -203,13 +220,16 @@ def trust(hart: Hart, segment: Segment, physical: u64, host: u64) -> u64:
             for i in range(machine.hart_count):
                 if (holders >> (i & 63)) & 1 != 0:
                     other = at(Hart, machine.harts[i])
-                    changed = False
+                    changed = u64(0)
                     lock_pages(other)
                     place = find_page(other, physical)
                     if place != 0:
                         changed = check_page(other, at(CodePage, place), host)
                     unlock_pages(other)
-                    if changed and ref(other) != ref(hart):
+                    if changed == REWRITTEN:
+                        use.left = u16(FEWEST)
+                        use.patience = u16(FEWEST)
+                    if changed != UNCHANGED and ref(other) != ref(hart):
                         look_up(other)
         if own == 0:
             atomic_rmw("or", u64, ref(use.holders), u64(1) << (hart.mhartid & 63))
@@ -233,11 +253,22 @@ def code_page(hart: Hart, physical: u64, host: u64) -> CodePage:
         address = trust(hart, segment, physical, host)
     page = at(CodePage, address)
     page.generation = hart.code_generation
-    if page.fresh != 0 and at(Machine, hart.machine).hot_samples != 0 and hart.fresh_count < FRESH:
-        page.fresh = 0
-        hart.fresh[hart.fresh_count] = address
-        hart.fresh_count += 1
+    if page.fresh != 0:
+        tell_fresh(hart, page)
     return page
+
+
+@native
+def tell_fresh(hart: Hart, page: CodePage) -> None:
+    """Python is told of new code, if it may know a region of it."""
+    machine = at(Machine, hart.machine)
+    if machine.known == 0 or hart.fresh_count == FRESH:
+        return
+    page.fresh = 0
+    number = page.fingerprint & (KNOWN - 1)
+    if (peek(u64, machine.known + ((number >> 6) << 3)) >> (number & 63)) & 1 != 0:
+        hart.fresh[hart.fresh_count] = ref(page)
+        hart.fresh_count += 1
 
 
 @export

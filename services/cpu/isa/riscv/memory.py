@@ -28,7 +28,7 @@ from ...native.lang import (
     unlikely,
 )  # fmt: skip
 from .clint import aclint_read, aclint_write, guest_time
-from .coherence import code_stored, may_hold_code
+from .coherence import code_stored, is_free, may_hold_code
 from .csr_bits import (
     ADUE,
     MXR,
@@ -94,7 +94,7 @@ from .state import (
     Segment,
     Tlb,
 )  # fmt: skip
-from .tlb import OFFSET, PAGE, TLB_MPRV, data_privilege
+from .tlb import OFFSET, PAGE, TLB_MPRV, WATCHED, data_privilege
 
 READ, WRITE, FETCH = 0, 1, 2
 
@@ -270,13 +270,13 @@ def host_address(hart: Hart, address: u64, size: u64, kind: u64) -> u64:
     cached = hart.pmp_uniform != 0 and kind != FETCH and hart.tlb != hart.tlbs + TLB_MPRV * Tlb.size
     if cached and unlikely(machine_of(hart).watchpoint_count != 0):
         cached = not page_watched(hart, address)
-    if kind == WRITE and hart.code_store != 0:
-        cached = False
     if cached:
         tlb = at(Tlb, hart.tlb)
         index = (address >> 12) & (TLB_ENTRIES - 1)
         entry = tlb.write[index] if kind == WRITE else tlb.read[index]
         entry.tag = address & ~OFFSET
+        if kind == WRITE and hart.code_store != 0:
+            entry.tag |= WATCHED
         entry.addend = host - address
         hart.count_tlb_fills += 1
     if level != 0:
@@ -526,6 +526,22 @@ def memory_read(hart: Hart, address: u64, size: u64) -> u64:
     return device_read(hart, address, hart.physical, size)
 
 
+@native
+def watched_store(hart: Hart, host: u64, size: u64, value: u64) -> bool:
+    """A store to a page of which the TLB says that it holds code; False if it holds none any more."""
+    machine = machine_of(hart)
+    for i in range(machine.segment_count):
+        segment = machine.segments[i]
+        if host - segment.host < segment.size:
+            physical = segment.base + (host - segment.host)
+            if is_free(segment, physical):
+                return False
+            poke_sized(host, size, value)
+            code_stored(hart, segment, physical)
+            return True
+    return False
+
+
 @cold
 def memory_write(hart: Hart, address: u64, size: u64, value: u64) -> None:
     """A store that its TLB entry did not answer."""
@@ -536,6 +552,9 @@ def memory_write(hart: Hart, address: u64, size: u64, value: u64) -> None:
         return
     if address & (size - 1) != 0:
         write_misaligned(hart, address, size, value)
+        return
+    entry = at(Tlb, hart.tlb).write[(address >> 12) & (TLB_ENTRIES - 1)]
+    if entry.tag == (address & ~OFFSET) | WATCHED and watched_store(hart, address + entry.addend, size, value):
         return
     host = host_address(hart, address, size, WRITE)
     if host != 0:

@@ -218,6 +218,8 @@ class Sample(Record):
 CODE_GENERATION, CODE_KEPT, CODE_RETURNED = 128, 512, 96
 #: Slots counted at a time; hot slots and new pages that wait for Python.
 SAMPLES, HOT, FRESH = 256, 16, 64
+#: Bits of ``Machine.known``.
+KNOWN = 1 << 20
 #: Functions of the core that regions may call.
 FUNCTIONS = 128
 
@@ -288,6 +290,8 @@ class Machine(Record):
     attention_handler: u64
     #: Samples that make a slot hot; 0: there is no translator.
     hot_samples: u64
+    #: The host address of a bit for each fingerprint (modulo ``KNOWN``) of pages that regions may be known of, or 0.
+    known: u64
     #: Where the core's code is: handlers elsewhere are regions.
     core: u64
     core_size: u64

@@ -9,6 +9,8 @@ from .state import CONTEXTS, FETCH_ENTRIES, MACHINE, MODES, SUPERVISOR, TLB_ENTR
 PAGE = 4096
 OFFSET = PAGE - 1
 FREE = (1 << 64) - 1
+#: In the tag of a write entry, which no access then finds: stores to the page take the slow path, which knows it.
+WATCHED = 1 << 11
 #: TLBs that belong to no address space: machine mode, and machine mode with MPRV (which caches fetches only).
 TLB_MACHINE, TLB_MPRV, TLB_CONTEXTS = 0, 1, 2
 
@@ -87,7 +89,7 @@ def flush_writes(hart: Hart) -> None:
 
 @inline
 def free_if(entry: TlbEntry, page: u64) -> None:
-    if entry.tag == page:
+    if entry.tag & ~WATCHED == page:
         entry.tag = FREE
 
 
