@@ -1,9 +1,10 @@
 // jit PASSES JOB...: what compilers in the guest do, PASSES times each, and print for every pass
 //     program JOB PASS NANOSECONDS CHECKSUM
-// A job is NAME:SPINNERS: so many threads of the process spin meanwhile, so that fences concern their harts too. The
+// A job is NAME:SPINNERS: so many threads of the process spin meanwhile, each on a hart of its own. The
 // lines are between `programs begin NANOSECONDS` and `programs end NANOSECONDS`.
 #define _GNU_SOURCE
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -162,8 +163,18 @@ static const struct job {
     {"compiler", work_compiler}, {"beside", work_beside},
 };
 
+static void stay_on(unsigned hart)
+{
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(hart, &set);
+    if (sched_setaffinity(0, sizeof set, &set))
+        fail("sched_setaffinity");
+}
+
 static void *spin(void *number)
 {
+    stay_on(1 + (uintptr_t)number);
     while (!atomic_load_explicit(&ending, memory_order_relaxed))
         atomic_fetch_add_explicit(&turns[(uintptr_t)number], 1, memory_order_relaxed);
     return NULL;
@@ -181,6 +192,7 @@ static void repeat(const char *name, int passes)
         fprintf(stderr, "jit: expected NAME:SPINNERS, got %s\n", name);
         exit(2);
     }
+    stay_on(0);
     pthread_t threads[MOST_SPINNERS];
     atomic_store(&ending, 0);
     for (int i = 0; i < spinners; i++) {
