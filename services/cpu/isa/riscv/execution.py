@@ -22,7 +22,7 @@ from ...native.lang import (
 )  # fmt: skip
 from .attention import FUTEX_WAIT_PRIVATE, raise_attention
 from .clint import NEVER, TICK, host_time, look_at_clock
-from .code_pages import forget_pages, lock_pages, unlock_pages
+from .code_pages import SCHED_YIELD, forget_pages, lock_pages, unlock_pages
 from .coherence import EXPORTS as COHERENCE_EXPORTS
 from .coherence import code_page
 from .csr import csr_read, csr_write
@@ -180,6 +180,22 @@ def sample(hart: Hart, slot: u64, hot: u64) -> None:
 
 
 @native
+def let_others_run(hart: Hart, asked: bool) -> None:
+    """Offers the host's core once to a hart that may be waiting for one, where there are more harts than cores: to one
+    that has not looked up since it was asked for something (an IPI, a fence for all harts), or to whoever had ``asked``
+    this one, which has done it by now."""
+    machine = machine_of(hart)
+    offered = hart.was_asked != 0 and not asked
+    hart.was_asked = u32(asked)
+    for i in range(machine.hart_count):
+        other = at(Hart, machine.harts[i])
+        if other.attention != 0 and other.inside != 0 and ref(other) != ref(hart):
+            offered = True
+    if offered:
+        call_host(machine.syscall, SCHED_YIELD, 0, 0, 0, 0, 0, 0)
+
+
+@native
 def attention(hart: Hart, slot: u64) -> None:
     """The hart, about to run ``slot``, looks up: clock, requests of others, the age of posted writes, hot code."""
     hart.stop_at = hart.retired + (u64(SLICE) if hart.ring_count == 0 else u64(POSTED_SLICE))
@@ -195,6 +211,8 @@ def attention(hart: Hart, slot: u64) -> None:
         hart.exit_reason = EXIT_STOP
     answer_shoot_downs(hart)
     look_at_news(hart)
+    if machine_of(hart).hart_count > 1:
+        let_others_run(hart, bits != 0)
     now = look_at_clock(hart)
     if hart.ring_count != 0 and now - hart.ring_since > POSTED_AGE:
         hart.exit_reason = EXIT_FLUSH

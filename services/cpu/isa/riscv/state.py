@@ -329,6 +329,8 @@ class Hart(Record):
     attention: u32
     #: 1 while the hart is in WFI
     waiting: u32
+    #: 1: when it last looked up, somebody had asked it for something
+    was_asked: u32
     privilege: u32
     exit_reason: u32
     # exception in flight
