@@ -165,6 +165,15 @@ def test_features_that_are_not_offered_are_not_accepted(guest: Guest, features: 
     assert bool(guest.negotiate(features) & FEATURES_OK) == accepted
 
 
+def test_what_is_not_offered_is_not_negotiated_by_a_driver_that_does_not_ask(guest: Guest) -> None:
+    for half in (0, 1):
+        guest.write(Offset.DRIVER_FEATURES_SEL, half)
+        guest.write(Offset.DRIVER_FEATURES, 0xFFFF_FFFF)
+    guest.write(Offset.STATUS, ACKNOWLEDGE | DRIVER | DRIVER_OK)
+    assert guest.device.negotiated(FEATURE)  # type: ignore[attr-defined]
+    assert not guest.device.negotiated(1 << 4)  # type: ignore[attr-defined]
+
+
 def test_features_are_settled_when_accepted(guest: Guest) -> None:
     guest.negotiate(F_VERSION_1)
     guest.write(Offset.DRIVER_FEATURES_SEL, 0)

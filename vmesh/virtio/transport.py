@@ -188,7 +188,7 @@ class VirtioDevice(Device):
         return self._state.status & (DRIVER_OK | NEEDS_RESET) == DRIVER_OK and not self.paused
 
     def negotiated(self, feature: int) -> bool:
-        return bool(self._state.driver_features & feature)
+        return bool(self._state.driver_features & self.offered & feature)
 
     def ring(self, index: int) -> None:
         """Serve a queue when this turn of the loop ends; from a callback of the loop."""
@@ -285,6 +285,8 @@ class VirtioDevice(Device):
             )
         packed = bool(virtio.driver_features & F_RING_PACKED)
         for index, queue in enumerate(virtio.queues):
+            if queue.ready and not virtio.status & FEATURES_OK:
+                raise errors.BadState(f"queue {index} of {name}: ready before the features are accepted")
             if queue.ready and (reason := self._size_error(index, queue.size, packed)):
                 raise errors.BadState(f"queue {index} of {name}: {reason}")
             if queue.position > 0xFFFF or (packed and queue.ready and queue.position & ~WRAP >= queue.size):

@@ -121,8 +121,8 @@ class Ns16550a(Device):
         for name, limit in limits.items():
             if getattr(state, name) > limit:
                 raise errors.BadState(f"ns16550a {name}", expected=f"at most {limit:#x}", got=hex(getattr(state, name)))
-        if state.fcr & ~FCR_KEPT:
-            raise errors.BadState("ns16550a fcr", expected="bits 0, 3, 6 and 7", got=hex(state.fcr))
+        if state.fcr & ~FCR_KEPT or (state.fcr and not state.fcr & FCR_ENABLE):
+            raise errors.BadState("ns16550a fcr", expected="bits 0, 3, 6 and 7, or none", got=hex(state.fcr))
         depth = FIFO if state.fcr & FCR_ENABLE else 1
         if len(state.receive) > depth:
             raise errors.BadState("ns16550a receive", expected=f"at most {depth} bytes", got=str(len(state.receive)))
