@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +15,11 @@ from typing import Any
 import pytest
 
 from vmesh import machine
-from vmesh.cli import control, main, ps
+from vmesh.board.errors import BoardError
+from vmesh.cli import control, main, plan, ps
 from vmesh.cli import memory as memory_command
 from vmesh.cli import migrate as migrate_command
+from vmesh.cli.options import parse
 from vmesh.machine import Machine, MachineError, MachineRecord, ServiceRecord
 from vmesh.v1 import gateway_pb2
 
@@ -146,3 +149,30 @@ def test_another_host_is_refused_with_one_line(
             capsys.readouterr().err == f"vmesh {words[0]}: machines run on x86-64 hosts only so far, this is aarch64\n"
         )
     assert main.main(["run", "--help"]) == 0
+
+
+def test_the_default_guest_has_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With less its kernel panics, and the machine runs until it is killed."""
+    monkeypatch.setattr(plan.guest, "find", object)
+    for words, enough in (("-m 64M", False), ("-m 127M", False), ("-m 128M", True), ("-m 1M -bios none", True)):
+        options = parse(words.split())
+        if enough:
+            assert plan.board_of(options).ram_size == options.memory_bytes
+        else:
+            with pytest.raises(BoardError, match="the default guest, Debian's kernel, needs 128M at least"):
+                plan.board_of(options)
+    monkeypatch.setattr(plan.guest, "find", lambda: None)  # the small one of ours is content with less
+    assert plan.board_of(parse(["-m", "64M"])).ram_size == 64 << 20
+
+
+def test_a_package_that_is_not_there_is_not_taken_from_an_index(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "docker", None)
+    monkeypatch.delitem(sys.modules, "vmesh.deploy.engines", raising=False)
+    monkeypatch.delattr("vmesh.deploy.engines", raising=False)
+    assert main.main(["deploy", "--on", "docker", "m"]) == 1
+    said = capsys.readouterr().err
+    assert "make dev" in said
+    assert "pip install" not in said
+    assert len(said.splitlines()) == 1

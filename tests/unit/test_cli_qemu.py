@@ -17,7 +17,7 @@ _BY_NAME = {name for option in OPTIONS for name in option.names}
     [
         "-nodefaults -no-user-config --nodefaults",
         "-boot c -boot menu=off,strict=on -boot order=c,menu=off",
-        "-parallel none -vga none -vnc none -k de",
+        "-net none -parallel none -vga none -vnc none -k de",
         "-rtc base=utc -rtc base=utc,clock=host -rtc utc",
         "-msg timestamp=on -sandbox off -overcommit mem-lock=off -overcommit mem-lock=off,cpu-pm=off",
         "-uuid 12345678-1234-1234-1234-123456789abc -watchdog-action reset",
@@ -34,7 +34,8 @@ def test_what_holds_anyway_changes_nothing(line: str) -> None:
     [
         ("-boot once=d", "what is booted, -kernel and -bios say"),
         ("-rtc base=localtime", "base=utc"),
-        ("-sandbox on,obsolete=deny", "no system call filter"),
+        ("-sandbox on,obsolete=deny", "no filter of system calls"),
+        ("-net nic,model=virtio", "-nic user"),
         ("-uuid x", "expected a UUID"),
         ("-overcommit mem-lock=on", "mem-lock=off"),
         ("-vnc :7", "no display"),

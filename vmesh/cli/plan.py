@@ -68,9 +68,7 @@ def board_of(options: RunOptions) -> Board:
     ram = options.memory_bytes or (_DEFAULT_GUEST_RAM if options.boots_default_guest else _DEFAULT_RAM)
     if options.boots_default_guest and ram < _LEAST_GUEST_RAM and guest.find() is not None:
         least = f"{_LEAST_GUEST_RAM >> 20}M"
-        raise BoardError(
-            f"-m: Debian's kernel, which is the default guest, needs {least} at least; -kernel boots others"
-        )
+        raise BoardError(f"-m: the default guest, Debian's kernel, needs {least} at least; -kernel boots another")
     external_devices.check(options.external, ram)
     return Board(ram, options.harts, cpu_model.parse(options.cpu or "rv64"), options.external)
 

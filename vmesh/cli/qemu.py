@@ -38,11 +38,12 @@ ANYWAY: Mapping[str, Anyway] = {
     "-no-user-config": Anyway(None),
     "-boot": _anyway(f"({_BOOT})(,({_BOOT}))*", "nothing but the default order: what is booted, -kernel and -bios say"),
     "-k": _anyway(".+", "a keyboard's layout"),
+    "-net": _anyway("none", "none; a card and its network are -nic user"),
     "-msg": _anyway(r"(timestamp|guest-name)(=\w+)?", "timestamp=on|off"),
     "-overcommit": _anyway(f"(mem-lock|cpu-pm)={_OFF}(,(mem-lock|cpu-pm)={_OFF})*", "mem-lock=off: RAM can be swapped"),
     "-parallel": _anyway("none", "none, the board has no parallel port"),
     "-rtc": _anyway("(base=)?utc(,clock=host)?|clock=host(,base=utc)?", "base=utc,clock=host, the clock is the host's"),
-    "-sandbox": _anyway(f"{_OFF}.*", "off: vmesh has no system call filter, see docs/architecture.md for what it has"),
+    "-sandbox": _anyway(f"{_OFF}.*", "off: there is no filter of system calls"),
     "-uuid": _anyway(_UUID, "a UUID, which nothing shows to the guest"),
     "-vga": _anyway("none", "none, the board has no display"),
     "-vnc": _anyway("none", "none, the board has no display"),
@@ -57,7 +58,6 @@ _DRIVES = "the board has no such drive; a disk is -drive file=FILE,format=raw"
 _NOT_HERE = "the board has none, as QEMU's `virt` for RISC-V"
 
 HINTS: Mapping[str, str] = {
-    "-net": "a card and its network are -nic user, and -nic none for none",
     "-redir": "ports are forwarded by -nic user,hostfwd=tcp::PORT-:PORT",
     "-usb": _USB,
     "-usbdevice": _USB,
