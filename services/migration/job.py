@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from services.migration.machine import Machine
@@ -84,12 +84,22 @@ def check_same_machine(mine: messages.Configuration, theirs: messages.Configurat
         raise errors.BadState("board", expected=mine.board, got=repr(theirs.board[:64]))
     if list(theirs.segments) != list(mine.segments):
         raise errors.BadState("memory", expected=_memory(mine), got=_memory(theirs))
-    here = {each.name: each.kind for each in mine.services}
-    there = {each.name: each.kind for each in theirs.services}
+    here = {each.name: each for each in mine.services}
+    there = {each.name: each for each in theirs.services}
     for name in sorted(here.keys() | there.keys()):
-        if here.get(name) != there.get(name):
-            wanted, got = (repr(kinds[name][:64]) if name in kinds else "none" for kinds in (here, there))
-            raise errors.BadState(f"device '{name[:64]}'", expected=wanted, got=got)
+        what = f"service '{name[:64]}'"
+        if name not in here or name not in there or here[name].kind != there[name].kind:
+            wanted, got = (repr(side[name].kind[:64]) if name in side else "none" for side in (here, there))
+            raise errors.BadState(what, expected=wanted, got=got)
+        if there[name].seen:
+            _check_seen(what, here[name].seen, there[name].seen)
+
+
+def _check_seen(what: str, mine: Mapping[str, str], theirs: Mapping[str, str]) -> None:
+    for name in sorted(mine.keys() | theirs.keys()):
+        if mine.get(name) != theirs.get(name):
+            wanted, got = (side[name][:400] if name in side else "none" for side in (mine, theirs))
+            raise errors.BadState(f"{what}: {name[:64]}", expected=wanted, got=got)
 
 
 def _memory(configuration: messages.Configuration) -> str:

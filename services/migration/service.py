@@ -18,7 +18,7 @@ from services.migration.outgoing import Outgoing
 from services.migration.pager import Pager
 from services.migration.ram import GuestRam
 from services.migration.snapshot import Load, Save
-from services.migration.status import Status
+from services.migration.status import ENDED, Status
 from vmesh import errors, wire
 from vmesh.service import Runtime, Service
 from vmesh.slot import Slot
@@ -103,6 +103,8 @@ class Migration(Service):
                 self._take_over(request.machine)
             case "adjust":
                 pass
+            case "start_postcopy" | "cancel" if job is None and self._status.state in ENDED:
+                pass  # whoever asks could not know that it has ended
             case other if job is None:
                 raise errors.BadRequest(f"migration {other}", expected="a migration under way")
             case "cancel":

@@ -103,7 +103,13 @@ class Control:
         flags[name] = text
 
     def carry_out(self, command: Callable[[], object], done: Done) -> None:
-        """Run a handler; `done` gets its answer, or the QmpError that it failed with, now or in a later turn."""
+        """Run a handler; `done` gets its answer, or the QmpError that it failed with, now or in a later turn.
+
+        As with QEMU, whoever has an answer of a machine with -incoming can migrate to it.
+        """
+        self.supervisor.migration.when_reachable(lambda: self._carry_out(command, done))
+
+    def _carry_out(self, command: Callable[[], object], done: Done) -> None:
         try:
             answer = command()
         except QmpError as error:

@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from services.monitor import operations, run_states
@@ -81,6 +82,8 @@ class _Held:
     changed: bool = False  # its memory is of one machine, its services' states are of another
 
 
+_NO_ERRORS = ("start_postcopy", "cancel")  # behind the end of a migration, as whoever asks cannot know that it has come
+_SEEN = ("--base", "--irq", "--harts", "--features")  # options whose values the guest can see
 _ACTS = {"outgoing": Act.LEAVE, "incoming": Act.COME_IN, "save": Act.SAVE, "load": Act.LOAD}  # of MigrationRequest
 
 
@@ -109,6 +112,9 @@ class Migration:
         self._given: dict[str, lifecycle_pb2.ServiceState] = {}  # the states of the request under way
         self._held: _Held | None = None
         self._first = bool(options.load or options.incoming not in ("", DEFER))  # without it the machine ends
+        self._waiting_for_place: list[Callable[[], None]] | None = None  # until an incoming machine can be connected to
+        if options.incoming not in ("", DEFER):
+            self._waiting_for_place = []
         self._stays_paused = options.stay_paused  # when it has come in
         self._hands_over = False  # the migration under way does so, or the one that has ended has
         self._deaths: deque[float] = deque(maxlen=DEATHS)  # of the process
@@ -147,7 +153,8 @@ class Migration:
         switches = {field.name for field in self.capabilities.DESCRIPTOR.fields}
         if unknown := set(settings.names) - known - switches:
             raise RequestError(f"no migration parameter or capability '{min(unknown)}'", callers_fault=True)
-        if self.under_way and switches & set(settings.names):
+        listens = self.status.incoming and self.status.state == migration_pb2.MIGRATION_SETUP  # nobody has connected
+        if self.under_way and not listens and switches & set(settings.names):
             raise RequestError("capabilities cannot change while a migration is under way", callers_fault=True)
         for name in settings.names:
             given = settings.parameters if name in known else settings.capabilities
@@ -160,6 +167,18 @@ class Migration:
         return gateway_pb2.MigrateInformation(
             status=self.status, parameters=self.parameters, capabilities=self.capabilities
         )
+
+    def prepare(self) -> None:
+        """The services are being started: what the command line asks for will need the process soon."""
+        if self._options.load or self._waiting_for_place is not None:
+            self._spawn()
+
+    def when_reachable(self, work: Callable[[], None]) -> None:
+        """Call `work` now, or, of a machine that is told where to come in, as soon as it listens there."""
+        if self._waiting_for_place is None:
+            work()
+        else:
+            self._waiting_for_place.append(work)
 
     def machine_started(self) -> None:
         """Every service is there: what was on the command line begins."""
@@ -234,8 +253,12 @@ class Migration:
         if kind == "outgoing":
             reason = reason or self._temporary_disk()
             self._hands_over = self.parameters.handover
+        if kind == "start_postcopy" and not self.capabilities.postcopy_ram:
+            reason = "start-postcopy: expected the capability postcopy-ram before the migration"
         if reason:
             asked.set_exception(RequestError(reason, callers_fault=True))
+        elif kind in _NO_ERRORS and self.status.state in _ENDED[1:] and not self.status.snapshot:
+            asked.set_result(None)
         elif self._welcomed:
             self._ask(request, asked)
         elif self.under_way and self._child is None and not self._spawning and kind != "take_over":
@@ -380,8 +403,9 @@ class Migration:
     def _configuration(self) -> migration_pb2.Configuration:
         made = migration_pb2.Configuration(board="virt", machine=self._supervisor.machine.name)
         for command in [service.command for service in self._supervisor.services.values()]:
-            made.services.add(name=command.name, kind=command.kind)
             arguments = command.arguments
+            seen = {option[2:]: value for option, value in pairwise(arguments) if option in _SEEN}
+            made.services.add(name=command.name, kind=command.kind, seen=seen)
             if command.kind == "virtio-blk" and "--file" in arguments:
                 path = arguments[arguments.index("--file") + 1]
                 made.disks.add(service=command.name, path=path)
@@ -419,7 +443,7 @@ class Migration:
         ended, self._ended = self._ended, []
 
         def restored(error: str) -> None:
-            if error:
+            if error and self._supervisor.state != gateway_pb2.MACHINE_ENDING:
                 self._log.warning("not as it was before the migration", error=error)
             self._supervisor.try_reset()
             for future in ended:
@@ -430,6 +454,10 @@ class Migration:
     def _first_asked(self, asked: Future[None]) -> None:
         if error := asked.exception():
             self._supervisor.end(1, f"{'-loadvm' if self._options.load else '-incoming'}: {error}")
+            return
+        waiting, self._waiting_for_place = self._waiting_for_place or [], None
+        for work in waiting:
+            work()
 
     # What it wants done
 

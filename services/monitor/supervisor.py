@@ -239,6 +239,7 @@ class Supervisor:
         self.watch(self._keeper.socket.fileno(), self._keeper.receive)
         self.watch(self._keeper.child.pidfd, self._keeper_dead)
         self._keeper.failed = lambda failure: self.end(1, failure)
+        self.migration.prepare()
         self._keeper.redirected = self.on_redirected
 
     def attach(self) -> None:
@@ -501,8 +502,8 @@ class Supervisor:
             return
         self._observe_state()
         self.on_phase("machine " + _MACHINE_STATES[self.state])
-        self._open_gateway()
         self.migration.machine_started()
+        self.migration.when_reachable(self._open_gateway)
         self._next_exclusive()
 
     def _open_gateway(self) -> None:

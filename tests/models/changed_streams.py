@@ -161,7 +161,10 @@ def _change_field(message: Any, chance: random.Random) -> None:
     value = getattr(message, described.name)
     repeated = described.is_repeated
     if described.type == FieldDescriptor.TYPE_MESSAGE:
-        if not repeated:
+        if described.message_type.GetOptions().map_entry:
+            key, content = described.message_type.fields
+            value[_value(key.type, chance)] = _value(content.type, chance)
+        elif not repeated:
             value.SetInParent()
             if value.DESCRIPTOR.fields:
                 _change_field(value, chance)

@@ -35,7 +35,7 @@ Body = Any
 class World:
     """A supervisor, with services that do what they are asked; `fails` names a service and a request that it fails."""
 
-    def __init__(self, folder: Path, options: IncomingOptions, *, paused: bool) -> None:
+    def __init__(self, folder: Path, options: IncomingOptions, *, paused: bool, starts: bool) -> None:
         log = Log("monitor", folder / "log")
         commands = [ServiceCommand(name, kind, f"services.{kind}", ()) for name, kind in KINDS.items()]
         self.supervisor = Supervisor(
@@ -59,8 +59,9 @@ class World:
         self.supervisor.launched = not paused
         self.migration._link = cast(Any, _Link("migration", self._ask))
         self.migration._welcomed = True
-        self.migration.machine_started()
-        self.run()
+        if starts:
+            self.migration.machine_started()
+            self.run()
 
     @staticmethod
     def _unforeseen(error: Exception) -> None:
@@ -177,10 +178,10 @@ Make = Callable[..., World]
 def make(tmp_path: Path) -> Make:
     made: list[World] = []
 
-    def world(*, paused: bool = False, **options: Any) -> World:
+    def world(*, paused: bool = False, starts: bool = True, **options: Any) -> World:
         folder = tmp_path / str(len(made))
         folder.mkdir()
-        made.append(World(folder, IncomingOptions(**options), paused=paused))
+        made.append(World(folder, IncomingOptions(**options), paused=paused, starts=starts))
         return made[-1]
 
     return world
@@ -359,6 +360,46 @@ def test_incoming_machine_goes_back_to_waiting_if_it_is_told_where_and_ends_if_i
     ended = make(incoming="unix:/x", paused=True)
     ended.report(messages.MIGRATION_FAILED, incoming=True, error="of the test")
     assert ended.supervisor.failure == "the incoming migration failed: of the test"
+
+
+def test_commands_wait_until_an_incoming_machine_can_be_connected_to(make: Make) -> None:
+    world = make(incoming="unix:/x", paused=True, starts=False)
+    told: list[str] = []
+    world.migration.when_reachable(lambda: told.append("early"))
+    world.migration.machine_started()
+    assert not told
+    world.run()
+    assert told == ["early"], "the migration service has answered that it listens"
+    world.migration.when_reachable(lambda: told.append("late"))
+    assert told == ["early", "late"]
+    for options in ({}, {"incoming": "defer"}, {"load": "/x"}):
+        make(paused=True, starts=False, **options).migration.when_reachable(lambda: told.append("at once"))
+    assert told[2:] == ["at once"] * 3
+
+
+def test_post_copy_is_no_error_behind_the_end_of_what_it_was_meant_for(make: Make) -> None:
+    world = make()
+    world.migration.capabilities.postcopy_ram = True
+    world.report(messages.MIGRATION_ACTIVE)
+    world.report(messages.MIGRATION_COMPLETED)
+    world.migration._welcomed = False  # nobody is asked
+    world.ask(start_postcopy=messages.StartPostcopy())
+    world.ask(cancel=messages.CancelMigration())
+    world.migration.capabilities.postcopy_ram = False
+    with pytest.raises(RequestError, match="the capability postcopy-ram before"):
+        world.ask(start_postcopy=messages.StartPostcopy())
+
+
+def test_capabilities_can_be_set_until_somebody_has_connected(make: Make) -> None:
+    world = make(incoming="unix:/x", paused=True)
+    settings = gateway_pb2.MigrateSettings(names=["postcopy_ram"])
+    settings.capabilities.postcopy_ram = True
+    world.report(messages.MIGRATION_SETUP, incoming=True)
+    world.migration.set(settings)
+    assert world.migration.capabilities.postcopy_ram
+    world.report(messages.MIGRATION_ACTIVE, incoming=True)
+    with pytest.raises(RequestError, match="while a migration is under way"):
+        world.migration.set(settings)
 
 
 def test_machine_with_a_guest_takes_no_other_one_in(make: Make) -> None:

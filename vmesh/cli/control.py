@@ -11,8 +11,14 @@ from google.protobuf import json_format
 from vmesh.cli import show
 from vmesh.client import GatewayError, MachineClient, connect
 from vmesh.machine import MachineError
+from vmesh.v1 import migration_pb2
 
 _START_LIMIT = 60.0  # seconds for a new device
+_POSTCOPY = (
+    migration_pb2.MIGRATION_POSTCOPY_ACTIVE,
+    migration_pb2.MIGRATION_POSTCOPY_PAUSED,
+    migration_pb2.MIGRATION_POSTCOPY_RECOVER,
+)
 
 
 def control(verb: str, name: str, hart: int = 0, *, as_json: bool = False) -> int:
@@ -36,6 +42,10 @@ def control(verb: str, name: str, hart: int = 0, *, as_json: bool = False) -> in
             case "reset":
                 client.reset()
             case "stop" | "quit":
+                status = client.query_migrate().status
+                if status.state in _POSTCOPY and not status.incoming:
+                    text = "the guest runs at the destination of its post-copy, which needed what was here: it is lost"
+                    print(f"vmesh {verb}: {text}", file=sys.stderr)
                 client.quit()
 
     return _call(verb, name, call)

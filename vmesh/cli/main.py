@@ -473,6 +473,10 @@ def _migrate(arguments: Sequence[str]) -> int:
         options.name, options.uri = "", options.name or None  # a URI alone
     if (options.uri is None) != bool(any(controls) or options.incoming or options.recover):
         parser.error("expected URI, or one of --status, --cancel, --start-postcopy, --pause, --incoming, --recover")
+    if options.detach and options.postcopy:
+        parser.error(
+            "--postcopy SECONDS: expected no --detach, as somebody has to wait; --start-postcopy does it later"
+        )
     return migrate.migrate(options)
 
 

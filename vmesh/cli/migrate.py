@@ -112,6 +112,8 @@ def _move(client: MachineClient, options: argparse.Namespace) -> int:
     began = time.monotonic()
     client.migrate(options.uri, resume=options.resume)
     if options.detach:
+        if options.postcopy is not None:
+            client.migrate_start_postcopy()
         return 0
 
     def look() -> MigrationStatus:

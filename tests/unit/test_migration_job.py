@@ -1,0 +1,48 @@
+"""Which machine can go on as which other one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from services.migration.job import check_same_machine
+from vmesh.errors import BadState
+from vmesh.v1.migration_pb2 import Configuration
+
+
+def machine(change: Callable[[Configuration], object] = lambda made: None) -> Configuration:
+    made = Configuration(board="virt")
+    made.services.add(name="cpu", kind="cpu", seen={"harts": "1", "features": "i,m,a"})
+    made.services.add(name="blk0", kind="virtio-blk", seen={"base": "0x10008000", "irq": "8"})
+    made.services.add(name="memory", kind="memory")
+    made.segments.add(name="ram", base=1 << 31, size=1 << 26, writable=True)
+    change(made)
+    return made
+
+
+def test_machine_goes_on_as_one_like_it_also_from_a_stream_that_says_less() -> None:
+    check_same_machine(machine(), machine())
+    check_same_machine(machine(), machine(lambda made: [each.seen.clear() for each in made.services]))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda made: made.services[0].seen.update(harts="2"), "service 'cpu': harts: expected 1, got 2"),
+        (lambda made: made.services[0].seen.update(features="i,m"), "service 'cpu': features: expected i,m,a, got i,m"),
+        (lambda made: made.services[0].seen.pop("harts"), "service 'cpu': harts: expected 1, got none"),
+        (lambda made: made.services[0].seen.update(new="x"), "service 'cpu': new: expected none, got x"),
+        (lambda made: made.services[1].seen.update(base="0x1"), "service 'blk0': base: expected 0x10008000, got 0x1"),
+        (lambda made: made.services[1].seen.update(irq="7"), "service 'blk0': irq: expected 8, got 7"),
+        (lambda made: setattr(made.services[1], "kind", "x"), "service 'blk0': expected 'virtio-blk', got 'x'"),
+        (lambda made: made.services.pop(), "service 'memory': expected 'memory', got none"),
+        (lambda made: made.services.add(name="more"), "service 'more': expected none, got ''"),
+        (lambda made: setattr(made.segments[0], "size", 4096), "memory: expected ram 0x80000000"),
+        (lambda made: setattr(made, "board", "other"), "board: expected virt, got 'other'"),
+    ],
+)
+def test_what_differs_is_named(change: Callable[[Configuration], object], reason: str) -> None:
+    with pytest.raises(BadState) as refused:
+        check_same_machine(machine(), machine(change))
+    assert str(refused.value).startswith(reason)
