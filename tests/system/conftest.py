@@ -140,6 +140,15 @@ class Host:
         assert done.returncode == status, done.stderr
         return done.stdout if status == 0 else done.stderr
 
+    def script(self, *flags: str, stdin: str, status: int = 0) -> str:
+        """What `vmesh run` prints, given `stdin`; it ends with `status`."""
+        done = subprocess.run(
+            _vmesh("run", *flags), input=stdin.encode(), capture_output=True, env=self.environment, timeout=LIMIT,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == status, (done.stdout, done.stderr)
+        return done.stdout.decode().replace("\r\n", "\n")
+
     def ps(self) -> dict[str, dict[str, Any]]:
         """The machines by name, as `vmesh ps --json` has them."""
         return {machine["name"]: machine for machine in json.loads(self.vmesh("ps", "--json"))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import time
 from collections.abc import Callable
@@ -62,9 +63,30 @@ def test_paging_is_as_the_cpu_model_says(run: Run, debian: Guest, cpu: str, mode
 
 
 def test_commands_from_a_pipe(host: Host, debian: Guest) -> None:
-    answer = host.vmesh("run", "-append", "loglevel=1", stdin="uname -m\necho $((6*7))\n")
+    """With the last one not even ended, and its status for the machine's."""
+    answer = host.script("-append", "loglevel=1", stdin="uname -m\necho $((6*7)); exit 3", status=3)
 
     assert "\nriscv64\n" in answer
+    assert "\n42\n" in answer
+
+
+def test_quiet_shows_what_the_script_writes_and_nothing_else(host: Host, debian: Guest) -> None:
+    text = random.Random(7).randbytes(15_000).hex()  # more than the guest's terminal holds, in one line
+    script = f"echo {text} | wc -c\ncat <<'X'\n\ttab \x03\x04\x7f\\n\nX\nfalse\n"
+
+    assert host.script("-quiet", stdin=script, status=1) == "30001\n\ttab \x03\x04\x7f\\n\n"
+    assert host.script("-quiet", "-append", "vmesh.run=cat", stdin="to cat") == "to cat\n"
+
+
+def test_commands_from_a_pipe_for_a_snapshot_at_a_prompt(host: Host, run: Run, debian: Guest, tmp_path: Path) -> None:
+    machine = run("-append", "loglevel=1", "-name", "first")
+    machine.expect(PROMPT)
+    host.vmesh("snapshot", "save", "first", str(tmp_path / "saved"))
+    machine.type("\x04")
+    assert machine.wait() == 0
+
+    answer = host.script("-loadvm", str(tmp_path / "saved"), stdin="echo $((6*7))\n")
+
     assert "\n42\n" in answer
 
 

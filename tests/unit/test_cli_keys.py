@@ -1,11 +1,11 @@
-"""The Ctrl-A multiplexer, and the watch for a guest's prompt."""
+"""The Ctrl-A multiplexer."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmesh.cli.keys import SILENCE, Action, KeyMux, PromptWatch, key_help
+from vmesh.cli.keys import Action, KeyMux, key_help
 
 
 def test_plain_bytes_pass() -> None:
@@ -42,17 +42,3 @@ def test_pieces_do_not_depend_on_how_the_bytes_arrive(typed: bytes, cut: int) ->
 
 def test_help_names_every_key() -> None:
     assert all(f"Ctrl-A {key}" in key_help() for key in ("h", "x", "c", "Ctrl-A"))
-
-
-def test_guest_at_a_prompt_waits_once_it_is_silent() -> None:
-    watch = PromptWatch()
-    assert watch.due is None
-    watch.output(b"[    1.0] booting\r\n", 1.0)
-    assert watch.due is None, "a whole line is no prompt"
-    watch.output(b"~ # ", 2.0)
-    watch.output(b"\x1b[6n", 3.0)
-    assert watch.due == 3.0 + SILENCE
-    watch.answered()
-    assert watch.due is None
-    watch.output(b"\x1b[6n\r", 4.0)
-    assert watch.due is None, "nothing of it is seen"

@@ -6,6 +6,7 @@ One thread, one poll. It ends when the monitor has ended and every byte that the
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import socket
@@ -16,8 +17,9 @@ from pathlib import Path
 from types import FrameType
 
 from vmesh import connecting
-from vmesh.cli.keys import Action, KeyMux, PromptWatch, key_help
+from vmesh.cli.keys import Action, KeyMux, key_help
 from vmesh.cli.options import Serial
+from vmesh.cli.script import Form, Script
 from vmesh.cli.terminal import RawTerminal
 from vmesh.machine import Machine
 from vmesh.spawn import Child
@@ -28,7 +30,8 @@ _CONNECT_INTERVAL = 0.005  # seconds between two tries to reach the console befo
 _BACKLOG = 256 << 10  # bytes not taken yet by one side, beyond which the other is not read
 _CLOSE_LIMIT = 2.0  # seconds that the console has to end after the monitor has
 _READER_LIMIT = 3.0  # seconds that who reads stdout may take nothing once the machine has ended
-_END_OF_TRANSMISSION = b"\x04"
+_TAIL_BYTES = 256
+_UNSEEN = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x1f\x7f]")  # control sequences (ECMA-48, 5.4) and characters
 _SHOW_PROMPT = b"\x12"  # Ctrl-R: the monitor shows its line anew
 _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 
@@ -59,13 +62,11 @@ class Console:
     """Runs the terminal until the machine has ended.
 
     `monitor` is its process, and `door` the socket where it speaks HMP (behind Ctrl-A c) or QMP, if the terminal has
-    that too. `scripted` says that the guest is known to give a prompt and to power off at Ctrl-D. Then,
-    where stdin is no terminal, what is to be read from it waits for the first prompt, and its end becomes a Ctrl-D at
-    every later one. Other guests are sent what comes when it comes, and nothing at its end, as by QEMU.
+    that too. What is between the guest's console and pipes is `script`'s; a terminal types straight to the guest.
     """
 
     def __init__(
-        self, machine: Machine, device: str, serial: Serial, door: Path | None, monitor: Child, scripted: bool
+        self, machine: Machine, device: str, serial: Serial, door: Path | None, monitor: Child, script: Script | None
     ) -> None:
         self.ended_by = ""  # what the user did to end the machine: for one line
         self.unread = 0  # bytes of the console that nobody took from stdout
@@ -81,9 +82,8 @@ class Console:
         self._stdin_open = has_guest or door is not None
         self._stdout_open = True
         self._from_terminal = os.isatty(STDIN)
-        self._scripted = scripted and has_guest and not self._from_terminal
-        self._held = self._scripted
-        self._guest_prompt = PromptWatch()
+        self._script = script or Script(Form.RAW)
+        self._tail = b""  # of what the guest has shown
         self._end_requests = 0
         self._close_by = float("inf")  # when to stop waiting for the rest of the console's bytes
         self._unread_by = float("inf")  # when to stop waiting for stdout to take them
@@ -104,7 +104,7 @@ class Console:
                     if time.monotonic() > self._unread_by and self._to_user:
                         self.unread = len(self._to_user)
                         self._stdout_open = False
-                if self._guest_prompt.mid_line and self._stdout_open and os.isatty(STDOUT):
+                if self._mid_line and self._stdout_open and os.isatty(STDOUT):
                     os.write(STDOUT, b"\n")
         finally:
             signal.set_wakeup_fd(former_fd)
@@ -119,8 +119,8 @@ class Console:
         poll.register(signals, select.POLLIN)
         if self._status is None:
             poll.register(self._monitor.pidfd, select.POLLIN)
-        room = len(self._focus.outgoing) < _BACKLOG
-        reads_input = self._stdin_open and not self._held and room and self._foreground()
+        room = len(self._focus.outgoing) + self._script.waiting < _BACKLOG
+        reads_input = self._stdin_open and room and self._foreground()
         if reads_input:
             poll.register(STDIN, select.POLLIN)
         if self._stdout_open:  # without output too: poll tells when it was closed
@@ -147,7 +147,12 @@ class Console:
                 channel.close()
             if self._status is None:
                 channel.connect()
-        self._answer_prompt()
+        self._give()
+
+    @property
+    def _mid_line(self) -> bool:
+        """Whether the cursor stands behind something that the guest has shown."""
+        return bool(_UNSEEN.sub(b"", self._tail.rpartition(b"\n")[2]))
 
     @property
     def _focus(self) -> _Channel:
@@ -163,9 +168,7 @@ class Console:
         missing = [each for each in (self._guest, self._door) if each.path and each.wanted and each.socket is None]
         if missing and self._status is None:
             return _CONNECT_INTERVAL
-        if self._answers_prompt and (due := self._guest_prompt.due) is not None:
-            return max(0.0, due - time.monotonic())
-        return 1.0
+        return min(1.0, max(0.0, self._script.due - time.monotonic()))
 
     # The machine's side
 
@@ -179,28 +182,20 @@ class Console:
                 data = channel.socket.recv(65536)
                 if not data:
                     raise ConnectionResetError
-                self._to_user += data
                 if channel is self._guest:
-                    self._guest_prompt.output(data, time.monotonic())
+                    data = self._script.output(data, time.monotonic())
+                    self._tail = (self._tail + data)[-_TAIL_BYTES:]
+                self._to_user += data
         except BlockingIOError:
             pass
         except OSError:
             # The other end is gone: a restarted device is dialled again, otherwise the machine ends.
             channel.close()
 
-    @property
-    def _answers_prompt(self) -> bool:
-        """Whether there is something to do here when the guest waits for input."""
-        return self._scripted and (self._held or not (self._stdin_open or self._guest.outgoing))
-
-    def _answer_prompt(self) -> None:
-        due = self._guest_prompt.due
-        if not self._answers_prompt or due is None or time.monotonic() < due:
-            return
-        if not self._held:
-            self._guest.outgoing += _END_OF_TRANSMISSION
-            self._guest_prompt.answered()
-        self._held = False
+    def _give(self) -> None:
+        """What was piped in, as the guest wants it."""
+        if self._guest.socket is not None and not self._guest.outgoing and not self._from_terminal:
+            self._guest.outgoing += self._script.give(time.monotonic())
 
     # The user's side
 
@@ -213,6 +208,7 @@ class Console:
             return  # see RawTerminal: no end, but nothing to read
         if not data:
             self._stdin_open = False
+            self._script.typed(b"")
             return
         for piece in self._mux.feed(data) if self._serial.mux else [data]:
             match piece:
@@ -222,8 +218,10 @@ class Console:
                     self._say(key_help())
                 case Action.SWITCH:
                     self._switch()
-                case bytes():
+                case bytes() if self._at_prompt or self._from_terminal:
                     self._focus.outgoing += piece
+                case bytes():
+                    self._script.typed(piece)
 
     def _switch(self) -> None:
         if self._door.path is None or not self._serial.mux:

@@ -5,16 +5,11 @@ The keys are those of QEMU's -nographic (qemu-system-riscv64(1), "Keys in the ch
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
 ESCAPE = 0x01  # Ctrl-A
-SILENCE = 0.2  # seconds without output after which a guest at a prompt waits for input
-
-_TAIL_BYTES = 256
-_UNSEEN = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x1f\x7f]")  # control sequences (ECMA-48, 5.4) and characters
 
 
 class Action(Enum):
@@ -75,33 +70,3 @@ class KeyMux:
         if plain:
             pieces.append(bytes(plain))
         return pieces
-
-
-@dataclass(slots=True)
-class PromptWatch:
-    """Whether the guest waits for input: it has begun a line, not ended it, and been silent for a while.
-
-    A guess, made where somebody types without looking: what comes before the guest has opened its serial port is lost.
-    """
-
-    _tail: bytes = b""
-    _last: float = 0.0
-
-    def output(self, data: bytes, now: float) -> None:
-        """The guest wrote `data` at `now`, in seconds of a monotonic clock."""
-        self._tail = (self._tail + data)[-_TAIL_BYTES:]
-        self._last = now
-
-    def answered(self) -> None:
-        """It was given what it waits for."""
-        self._tail = b""
-
-    @property
-    def mid_line(self) -> bool:
-        """Whether the cursor stands behind something."""
-        return bool(_UNSEEN.sub(b"", self._tail.rpartition(b"\n")[2]))
-
-    @property
-    def due(self) -> float | None:
-        """When it waits, if it writes nothing before; None if it is at no prompt."""
-        return self._last + SILENCE if self.mid_line else None

@@ -95,6 +95,8 @@ class RunOptions:
     initrd: Path | None = None
     append: str | None = None
     dtb: Path | None = None
+    stdin: str = ""  # of the default guest: prompts or script, see vmesh/guest/initramfs.py
+    quiet: bool = False
     nographic: bool = False
     display: str | None = None
     serial: Serial | None = None
@@ -373,6 +375,10 @@ def _dtb(options: RunOptions, text: str) -> RunOptions:
 
 def _append(options: RunOptions, text: str) -> RunOptions:
     return replace(options, append=text)
+
+
+def _quiet(options: RunOptions, _text: str) -> RunOptions:
+    return replace(options, quiet=True)
 
 
 def _nographic(options: RunOptions, _text: str) -> RunOptions:
@@ -687,6 +693,12 @@ OPTIONS: tuple[Option, ...] = (
     Option(("-initrd",), "FILE", "The initial RAM disk.", _initrd),
     Option(("-append",), "TEXT", "The kernel's command line.", _append),
     Option(("-dtb",), "FILE", "A device tree to use instead of the board's own.", _dtb),
+    Option(
+        ("-quiet",),
+        "",
+        "Of the default guest, show only what its commands write; what is piped in is a script for its shell.",
+        _quiet,
+    ),
     Option(("-nographic",), "", "Serial port and monitor prompt on this terminal; the default.", _nographic),
     Option(
         ("-display",),
@@ -848,6 +860,10 @@ def _check_together(options: RunOptions) -> None:
         raise OptionError(
             "-monitor stdio -serial stdio: expected one of them; -serial mon:stdio puts both on the terminal"
         )
+    if options.quiet and (not options.boots_default_guest or options.incoming or options.load_snapshot is not None):
+        raise OptionError("-quiet: expected the default guest: no -kernel, -bios, -incoming or -loadvm")
+    if options.quiet and options.terminal[1].kind != "stdio":
+        raise OptionError("-quiet: expected the serial port on this terminal")
     if options.incoming and options.load_snapshot is not None:
         raise OptionError("-incoming -loadvm: expected one of them")
     if options.cpu_apart and (options.incoming or options.load_snapshot is not None):

@@ -126,7 +126,9 @@ def _boot_files(options: RunOptions, scratch: Path) -> tuple[BootFiles, Sequence
     """What to boot, and where else `-bios default` may be found."""
     if options.boots_default_guest:
         default = guest.default(scratch)
-        append = " ".join(text for text in (default.append, options.append) if text)
+        told = f"vmesh.stdin={options.stdin}" if options.stdin else ""
+        quiet = "loglevel=1" if options.quiet else ""
+        append = " ".join(text for text in (default.append, quiet, told, options.append) if text)
         return BootFiles(default.bios, default.kernel, default.initrd, append, options.dtb), ()
     bios = options.bios or "default"
     fetched = guest.find() if bios == "default" else None

@@ -13,9 +13,10 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
-from vmesh import descriptors
+from vmesh import descriptors, guest
 from vmesh import machine as machines
 from vmesh.board import cpu_model
 from vmesh.board.errors import BoardError
@@ -23,6 +24,7 @@ from vmesh.cli import options as flags
 from vmesh.cli.console import Console
 from vmesh.cli.options import HelpRequested, OptionError, RunOptions
 from vmesh.cli.plan import MachinePlan, device_tree, monitor_command, plan
+from vmesh.cli.script import Form, Script
 from vmesh.errors import VmeshError
 from vmesh.guest import GuestError
 from vmesh.machine import Machine, MachineError
@@ -56,6 +58,8 @@ def _run(options: RunOptions) -> int:
         return _dump_device_tree(options, options.dumpdtb)
     if options.print_commands:
         return _print_commands(options)
+    script = _script(options)
+    options = replace(options, stdin=_stdin(options, script))
     # Until the terminal is run, which has its own ways with signals: end, and remove what was made.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _frame: sys.exit(128 + number))
@@ -77,7 +81,7 @@ def _run(options: RunOptions) -> int:
     # From now on the monitor and its services hold the lock, and this process removes only what they leave.
     os.close(machine.lock_fd)
     try:
-        status, console = _run_console(machine, monitor, options)
+        status, console = _run_console(machine, monitor, options, script)
     finally:
         os.close(lifeline)
         _end_orphans()
@@ -87,6 +91,8 @@ def _run(options: RunOptions) -> int:
     failure = _read_report(report)
     if console.unread:
         _say(f"vmesh: {console.unread} bytes of the console were not read")
+    if left := script.end() if script else b"":
+        Stderr(_SAY_LIMIT).write(left.decode(errors="replace"))
     if os.WIFSIGNALED(status) and not console.ended_by:
         failure = f"the monitor (pid {monitor.pid}) {describe_exit(status)}"
     if failure:
@@ -94,16 +100,40 @@ def _run(options: RunOptions) -> int:
     if console.ended_by:
         _say(f"vmesh: {console.ended_by}")
         return 0
-    return os.waitstatus_to_exitcode(status)
+    ended = os.waitstatus_to_exitcode(status)
+    return script.status if script and script.status is not None and not ended else ended
 
 
-def _run_console(machine: Machine, monitor: Child, options: RunOptions) -> tuple[int, Console]:
+def _script(options: RunOptions) -> Script | None:
+    """How the default guest gets what is piped in; None for other guests, and where the console is elsewhere."""
+    if not options.boots_default_guest or options.terminal[1].kind != "stdio":
+        return None
+    words = (options.append or "").split()
+    if options.incoming or any(word.startswith(("root=", "init=", "rdinit=")) for word in words):
+        form = Form.RAW  # another system's console
+    elif options.load_snapshot is not None or guest.find() is None:
+        form = Form.TYPED
+    elif options.quiet and not any(word.startswith("vmesh.run=") for word in words):
+        form = Form.PIECES
+    else:
+        form = Form.AT_PROMPT
+    return Script(form, options.quiet and form in (Form.AT_PROMPT, Form.PIECES))
+
+
+def _stdin(options: RunOptions, script: Script | None) -> str:
+    """What the default guest's /init is told of its input: nothing where somebody types and sees all."""
+    if script is None or (os.isatty(0) and not options.quiet):
+        return ""
+    return "script" if options.quiet and not os.isatty(0) else "prompts"
+
+
+def _run_console(machine: Machine, monitor: Child, options: RunOptions, script: Script | None) -> tuple[int, Console]:
     """Run the terminal until the machine has ended: the monitor's wait status, and what it knows of the end."""
     device, serial = options.terminal
     door = machine.hmp if options.monitor == "stdio" or (options.monitor is None and serial.mux) else None
     if any(each.endpoint is None for each in options.doors):
         door = machine.terminal_monitor
-    console = Console(machine, device, serial, door, monitor, scripted=options.boots_default_guest)
+    console = Console(machine, device, serial, door, monitor, script)
     return console.run(), console
 
 

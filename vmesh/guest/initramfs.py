@@ -1,9 +1,17 @@
 """The initramfs of the Debian guest: busybox, drivers, and an /init that hands over to a disk or gives a shell.
 
 With root=DEVICE on the kernel's command line (and, as for any Linux, rootfstype=, init= and rw) /init mounts that and
-the system on it goes on. Else it gives a shell and powers the machine off after it. The shell ends at Ctrl-D, so
-whoever types for the user sends that when the input ends. Linux drops what comes before it opens the port: send it
-again, about once a second, until the machine ends.
+the system on it goes on. Else it gives a shell and powers the machine off after it.
+
+Linux drops what comes before it opens the port, so with vmesh.stdin= there, /init tells whoever types without looking
+when input is wanted, in control strings on the console (APC: ECMA-48, 8.3.2), which terminals do not show:
+    vmesh:ready      now: a command begins, or the shell shows its prompt
+    vmesh:more:K     (vmesh.stdin=script) the K-th piece, from 0: SOH, its size in decimal, newline, as many bytes; 0 is
+                     the end of the input. Asked for again every two seconds. A line without SOH is taken as it is, EOT
+                     at the begin of one is the end too.
+    vmesh:status:N   of the command, the shell or the script, before the power is turned off
+vmesh.stdin=prompts gives the shell on a terminal; vmesh.stdin=script has it read commands, without prompts and echo,
+or vmesh.run's command its input without echo.
 The archive is not compressed, since unpacking it costs the guest more than reading it. Source for the format: Linux
 Documentation/driver-api/early-userspace/buffer-format.rst ("newc").
 """
@@ -21,6 +29,28 @@ INIT = """\
 # Process 1: the system on root=DEVICE of the kernel's command line; without that a shell, or what vmesh.run=COMMAND or
 # vmesh.run="COMMAND ..." there says, then off.
 export PATH=/bin HOME=/root
+tell() {
+    [ -z "$stdin" ] || printf '\\033_vmesh:%s\\033\\\\' "$1"
+}
+# The pieces of the input, of which it asks for one after the other: the terminal holds no more.
+pieces() {
+    soh=$(printf '\\001') eot=$(printf '\\004') piece=0
+    while :; do
+        tell more:$piece >&3
+        until IFS= read -r -n 1 -t 2 first; do tell more:$piece >&3; done
+        [ "$first" != "$eot" ] || break
+        rest=
+        [ -z "$first" ] || IFS= read -r rest
+        case $first in
+        "$soh")
+            [ "$rest" -gt 0 ] || break
+            dd bs="$rest" count=1 iflag=fullblock 2>/dev/null || break
+            piece=$((piece + 1))
+            ;;
+        *) printf '%s\\n' "$first$rest" ;;
+        esac
+    done
+}
 /bin/busybox mount -t proc proc /proc
 mount -t devtmpfs dev /dev
 mount -t sysfs sys /sys
@@ -30,13 +60,14 @@ for bus in platform virtio; do
     modprobe -qa $(cat /sys/bus/$bus/devices/*/modalias 2>/dev/null) 2>/dev/null
 done
 read -r line </proc/cmdline
-root= type=ext4 mode=ro init=/sbin/init
+root= type=ext4 mode=ro init=/sbin/init stdin=
 set -f
 for word in $line; do
     case $word in
     root=*) root=${word#*=} ;;
     rootfstype=*) type=${word#*=} ;;
     init=*) init=${word#*=} ;;
+    vmesh.stdin=*) stdin=${word#*=} ;;
     ro | rw) mode=$word ;;
     esac
 done
@@ -58,15 +89,28 @@ case "$line" in
 esac
 cd /root
 if [ -n "$command" ]; then
+    [ "$stdin" != script ] || stty -echo
+    tell ready
     sh -c "$command"
     status=$?
-    [ $status -eq 0 ] || echo "vmesh.run: exit status $status"
+    [ $status -eq 0 ] || [ "$stdin" = script ] || echo "vmesh.run: exit status $status"
+elif [ "$stdin" = script ]; then
+    stty raw -echo
+    mkfifo /tmp/input
+    exec 3>&1 4<&0
+    pieces <&4 >/tmp/input &
+    sh </tmp/input
+    status=$?
+    kill $! 2>/dev/null
 else
     echo
     echo "Linux $(uname -r) on vmesh, $(nproc) hart(s). Ctrl-D or 'exit' powers off."
+    [ -z "$stdin" ] || export PS1='\\[\\033_vmesh:ready\\033\\\\\\\\\\]\\w \\$ '  # ash takes two as one
     # The end of the session's leader throws away what is still to be written: it waits for that (stty does) first.
-    setsid cttyhack sh -c 'sh -i; stty sane'
+    setsid cttyhack sh -c 'sh -i; echo $? >/tmp/status; stty sane'
+    read -r status </tmp/status
 fi
+tell status:$status
 stty sane
 poweroff -f
 """
