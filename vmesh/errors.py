@@ -101,6 +101,10 @@ class PeerError(VmeshError):
     """The other side of a connection: refused us, sent something wrong, or is gone."""
 
 
+class OutsideLimits(PeerError):
+    """The other side has said what no message may say (proto/vmesh/v1/limits.proto)."""
+
+
 class PeerTimeout(PeerError):
     """No answer in time."""
 

@@ -25,7 +25,7 @@ from typing import NoReturn
 import zmq
 from google.protobuf.message import Message
 
-from vmesh import addresses, curve, errors, lifeline, wire
+from vmesh import addresses, curve, errors, lifeline, limits, wire
 from vmesh.log import Log
 from vmesh.loop import Loop
 from vmesh.machine import Machine, MachineError
@@ -166,7 +166,7 @@ class Runtime:
     Raises VmeshError if it cannot listen in the machine directory.
     """
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace, unread: int) -> None:
         self.machine = Machine(options.machine.absolute())
         self.name: str = options.name
         self.lifeline: int = options.lifeline
@@ -204,6 +204,8 @@ class Runtime:
             self._greeted,
             address=options.listen or "",
             keys=keys,
+            broken=self._broken,
+            unread=unread,
         )
 
     @property
@@ -300,6 +302,10 @@ class Runtime:
         told = [self.server.send(client, notice) for client in monitors]
         if not any(told):
             self._notices.append(notice)
+
+    def _broken(self, client: wire.Client, how: str) -> None:
+        if client.role == common.ROLE_DEVICE:
+            self.complain(client.name, limits.BROKEN, how)
 
     def complain(self, about: str, what: str, text: str) -> None:
         """Another service did what it should not: count it for the monitor, and log it.
@@ -489,12 +495,12 @@ class Runtime:
         self.loop.watch(reader, read=signalled)
 
 
-def run(options: argparse.Namespace, build: Callable[[Runtime], Service]) -> int:
-    """Run the service that `build` makes, to its end; gives the exit status."""
+def run(options: argparse.Namespace, build: Callable[[Runtime], Service], *, unread: int = wire.QUEUE_MESSAGES) -> int:
+    """Run the service that `build` makes, to its end; gives the exit status. `unread`: see `wire.Server`."""
     os.umask(0o077)
     began = time.monotonic()
     try:
-        runtime = Runtime(options)
+        runtime = Runtime(options, unread)
     except Exception as error:
         Log(options.name).error("cannot start", reason=errors.said(error))
         return 1

@@ -21,7 +21,7 @@ from pathlib import Path
 import zmq
 from google.protobuf.message import DecodeError, Message
 
-from vmesh import errors
+from vmesh import errors, limits
 from vmesh.curve import Keys
 from vmesh.log import Log
 from vmesh.v1 import common_pb2 as common
@@ -32,11 +32,12 @@ MAJOR = 1
 MINOR = 0
 MAX_PACKET_BYTES = 16 << 20
 MAX_STATE_BYTES = MAX_PACKET_BYTES - (64 << 10)  # of one service, which travels in a packet with what is around it
+MAX_DEVICE_BYTES = 1 << 20  # from a device to a hart or the irqchip: longer, and the connection is cut unread
 MAX_HARTS = 4096
 
 _MAX_CLIENTS = 1024
 # Above any window of single-access batches, so that a peer that keeps to its credits never loses a message.
-_QUEUE_MESSAGES = 4096
+QUEUE_MESSAGES = 4096
 _RECONNECT_MS = 4  # services start at the same time: whoever binds last is met this soon
 LINGER_MS = 200  # for the last answer of a service that ends
 _RECEIVE_BUDGET = 64
@@ -167,9 +168,10 @@ class Server:
     """The ROUTER that a service binds. It answers Hello itself, refuses what is not allowed, and hands on the rest.
 
     `greet` makes the Welcome for a new client (major, minor and name are filled in here), or raises a VmeshError to
-    refuse it; `greeted` is called when the Welcome is on its way. `counters` counts what was refused, by cause. With
-    `keys` it listens at `address` too, over TCP, and answers their holders only: `authenticate` goes before. Raises
-    ConfigError if a socket cannot be bound.
+    refuse it; `greeted` is called when the Welcome is on its way, `broken` when a client has said what no message may
+    say (vmesh/limits.py). `counters` counts what was refused, by cause. With `keys` it listens at `address` too, over
+    TCP, and answers their holders only: `authenticate` goes before. Of each client at most `unread` messages wait to be
+    read, in this process. Raises ConfigError if a socket cannot be bound.
     """
 
     def __init__(
@@ -183,6 +185,8 @@ class Server:
         *,
         address: str = "",
         keys: Keys | None = None,
+        broken: Callable[[Client, str], None] = lambda client, how: None,
+        unread: int = QUEUE_MESSAGES,
     ) -> None:
         self.counters: Counter[str] = Counter()
         self.clients: dict[bytes, Client] = {}
@@ -190,14 +194,15 @@ class Server:
         self._machine = path.parent.name
         self._greet = greet
         self._greeted = greeted
+        self._broken = broken
         self._log = log
         self._tcp = bool(address)
         self.socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self.socket.setsockopt(zmq.LINGER, LINGER_MS)
         self.socket.setsockopt(zmq.MAXMSGSIZE, MAX_PACKET_BYTES)
-        self.socket.setsockopt(zmq.SNDHWM, _QUEUE_MESSAGES)
-        self.socket.setsockopt(zmq.RCVHWM, _QUEUE_MESSAGES)
+        self.socket.setsockopt(zmq.SNDHWM, unread)
+        self.socket.setsockopt(zmq.RCVHWM, QUEUE_MESSAGES)
         former = os.umask(0o077)
         try:
             path.unlink(missing_ok=True)  # of an earlier life
@@ -265,6 +270,9 @@ class Server:
                 continue
             elif client is None:
                 self._refuse(identity, packet.id, "no hello", "Hello first", kind)
+            elif wrong := limits.broken(getattr(packet, kind)):
+                self.fail(client, packet.id, f"{kind} outside its limits", errors.BadRequest(f"{kind}.{wrong}"))
+                self._broken(client, f"{kind}.{wrong}")
             elif client.role not in _ALLOWED.get(kind, ()):
                 role = Role.Name(client.role)
                 if kind in _ALLOWED:
@@ -325,6 +333,8 @@ class Server:
             self._refuse(identity, packet.id, "machine", f"machine {self._machine}", repr(said.machine[:80]))
         elif said.hart >= MAX_HARTS:
             self._refuse(identity, packet.id, "hart", f"a hart below {MAX_HARTS}", str(said.hart))
+        elif wrong := limits.broken(said):
+            self._refuse(identity, packet.id, "limits", "a Hello within its limits", wrong)
         elif user and not may_say(user, said):
             got = f"{Role.Name(said.role)} {said.name}"
             self._refuse(identity, packet.id, "key", f"what the key of {user} stands for", got)
@@ -412,9 +422,10 @@ class Peer:
         self.socket = self._context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, LINGER_MS)
         self.socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
-        self.socket.setsockopt(zmq.MAXMSGSIZE, MAX_PACKET_BYTES)
-        self.socket.setsockopt(zmq.SNDHWM, _QUEUE_MESSAGES)
-        self.socket.setsockopt(zmq.RCVHWM, _QUEUE_MESSAGES)
+        of_device = self.said.role in (common.ROLE_HART, common.ROLE_IRQCHIP)
+        self.socket.setsockopt(zmq.MAXMSGSIZE, MAX_DEVICE_BYTES if of_device else MAX_PACKET_BYTES)
+        self.socket.setsockopt(zmq.SNDHWM, QUEUE_MESSAGES)
+        self.socket.setsockopt(zmq.RCVHWM, QUEUE_MESSAGES)
         if self.remote and self._identify is not None:
             set_tcp_options(self.socket, self.address)
             self._identify(self.socket)
@@ -512,7 +523,8 @@ class Peer:
             raise errors.PeerError(f"{self.address} takes no more messages") from None
 
     def receive(self, timeout: float = 0.0) -> Packet | None:
-        """The next packet, or None after `timeout` seconds. Raises PeerError for what is no packet, LifelineEnded."""
+        """The next packet, or None after `timeout` seconds. Raises PeerError for what is no packet,
+        OutsideLimits, LifelineEnded."""
         ready = self._poller.poll(None if timeout == math.inf else max(0, int(timeout * 1000 + 0.999)))
         if any(where == self._lifeline for where, _ in ready):
             raise errors.LifelineEnded("the process that started this one is gone")
@@ -527,9 +539,13 @@ class Peer:
             self.socket.recv_multipart(zmq.NOBLOCK)
             raise errors.PeerError(f"{self.address} sent several frames", expected="one")
         try:
-            return parse(frame)
+            packet = parse(frame)
         except errors.BadRequest as error:
             raise errors.PeerError(f"{self.address}: {error}") from None
+        body = body_of(packet)
+        if body is not None and (wrong := limits.broken(body)):
+            raise errors.OutsideLimits(f"{self.address}: {packet.WhichOneof('body')}.{wrong}")
+        return packet
 
     def _take_losses(self) -> None:
         assert self.losses is not None

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import zmq
 
-from vmesh import errors, wire
+from vmesh import errors, limits, wire
 from vmesh.loop import Loop
 from vmesh.v1 import bus_pb2 as messages
 from vmesh.v1 import common_pb2 as common
@@ -26,9 +26,11 @@ _LATCH_SIZE = 4
 _MASK32 = (1 << 32) - 1
 #: How long a hart waits before it looks whether the machine is ending, and says Hello again, in seconds.
 PATIENCE = 0.1
+_OTHER_LIFE_SECONDS = 0.005
 GREETING_LIMIT = 30.0
-#: A device that sends more updates in this time is not listened to for as long: the cpu has other things to do.
-FLOOD_UPDATES, FLOOD_SECONDS = 2000, 0.1
+#: A device that sends more in this time is not listened to for as long: the cpu has other things to do. What a packet
+#: costs, in values that it may have.
+FLOOD_VALUES, FLOOD_SECONDS, _PACKET_VALUES = 8000, 0.1, 4
 _AT_ONCE = 64
 
 
@@ -70,9 +72,13 @@ class RegisterTable:
         """The shadow value of a register."""
         return int.from_bytes(bytes(self._values[offset : offset + size]), "little")
 
+    def has(self, offset: int, size: int) -> bool:
+        """Whether the description calls that a shadow."""
+        return (offset, size) in self._shadow_kinds
+
     def set(self, offset: int, size: int, value: int | None) -> None:
         """Takes a shadow value, or withdraws it; what the description does not call a shadow is ignored."""
-        if (offset, size) not in self._shadow_kinds:
+        if not self.has(offset, size):
             return
         if value is None:
             self._kinds[offset] &= ~(size << 4)
@@ -107,8 +113,9 @@ class Device:
     """A device on the bus: its description, and the lines and shadows as it last drove them.
 
     Updates come by the harts' links and by the irqchip's connection; each value keeps the sequence number that set it.
-    Latches are the board's. `epoch` is that of the life last met, by whichever connection: links that are of another
-    connect anew. Its regions are on the board before it.
+    Latches are the board's. `epoch` is that of the life that the irqchip has met last: its connection is one pipe, so
+    the last Welcome in it is of the last life, whatever number that says. Links that are of another connect anew. Its
+    regions are on the board before it.
     """
 
     def __init__(
@@ -135,16 +142,15 @@ class Device:
         self._lock = threading.Lock()
 
     def begin(self, epoch: int) -> None:
-        """The device has said Welcome with this epoch. Of another life the shadows are not known yet."""
+        """The device has said Welcome to the irqchip with this epoch. Of another life the shadows are not known yet."""
         with self._lock:
             self._begin(epoch)
 
     def apply(self, update: messages.DeviceUpdate) -> None:
         """Takes what is newer than what is known: shadows first, so that a hart that takes the interrupt reads them."""
         with self._lock:
-            if update.epoch < self.epoch:
+            if update.epoch != self.epoch:  # of a former life
                 return
-            self._begin(update.epoch)
             if self.seen is not None:
                 self.seen(self, update)
             sequence = update.sequence
@@ -153,7 +159,7 @@ class Device:
                 if latch is not None:
                     change = self._board.latch_raise if shadow.raised else self._board.latch_set
                     change(latch, sequence, shadow.value & _MASK32)
-                elif shadow.region < len(self.tables) and self._newer((shadow.region, shadow.offset), sequence):
+                elif self._is_shadow(shadow) and self._newer((shadow.region, shadow.offset), sequence):
                     value = None if shadow.withdrawn else shadow.value
                     self.tables[shadow.region].set(shadow.offset, shadow.size, value)
             for line in update.lines:
@@ -166,8 +172,11 @@ class Device:
     def _is_latch(self, shadow: messages.ShadowValue) -> bool:
         return (shadow.region, shadow.offset) in self._latch_at
 
+    def _is_shadow(self, value: messages.ShadowValue) -> bool:
+        return value.region < len(self.tables) and self.tables[value.region].has(value.offset, value.size)
+
     def _begin(self, epoch: int) -> None:
-        if epoch > self.epoch:
+        if epoch != self.epoch:
             self.epoch = epoch
             self._seen.clear()
             self.last_update = 0
@@ -416,7 +425,7 @@ class Link:
             self._leave()
             return None
         except errors.PeerError as error:
-            self._complain("nonsense", str(error))
+            self._complain(_cause(error), str(error))
             return None
         if packet is None:
             if self._ending.is_set():
@@ -464,7 +473,9 @@ class Link:
         self._window = max(1, min(done.credits, LARGEST_WINDOW))
         self._held = done.held
         self._press()
-        if done.HasField("update"):
+        if done.HasField("update") and done.update.epoch != done.epoch:
+            self._complain(limits.BROKEN, f"an update of epoch {done.update.epoch} in an answer of {done.epoch}")
+        elif done.HasField("update"):
             self._device.apply(done.update)
         self._send()
         return done
@@ -504,7 +515,10 @@ class Link:
         self._counters.rejoins += 1
 
     def _welcomed(self, welcome: common.Welcome) -> None:
-        self._device.begin(welcome.epoch)
+        if welcome.epoch != self._device.epoch:  # a life that has ended, or the irqchip has yet to meet the next one
+            self._leave()
+            self._retry = time.monotonic() + _OTHER_LIFE_SECONDS
+            return
         if welcome.epoch != self._epoch:
             self._epoch = welcome.epoch
             self._heard, self._silent = time.monotonic(), False
@@ -546,7 +560,7 @@ class Irqchip:
         self._revived = revived
         self._complain = complain
         self._window = 0.0  # when the present one began
-        self._taken = 0  # updates in it
+        self._taken = 0  # packets and values in it
         self._connected = peer.watch_connected()
         self._hello = peer.say_hello()  # the first connection may have been there before the watch
         loop.watch(self._connected, read=self._greet)
@@ -575,9 +589,10 @@ class Irqchip:
         for _ in range(_AT_ONCE):
             if not self._take(0.0):
                 return
-            self._taken += 1
-        if self._taken > FLOOD_UPDATES:
-            self._complain("floods updates", f"more than {FLOOD_UPDATES} within {FLOOD_SECONDS:g} s")
+            if self._taken > FLOOD_VALUES:
+                break
+        if self._taken > FLOOD_VALUES:
+            self._complain("floods updates", f"{self._taken} values and more within {FLOOD_SECONDS:g} s")
             self._loop.watch(self._peer.socket)
             self._loop.call_in(f"flood {self._device.name}", FLOOD_SECONDS, self._listen)
 
@@ -588,19 +603,31 @@ class Irqchip:
         try:
             packet = self._peer.receive(timeout)
         except errors.PeerError as error:
-            self._complain("nonsense", str(error))
+            self._complain(_cause(error), str(error))
+            self._taken += _PACKET_VALUES
             return True
         if packet is None:
             return False
         kind = packet.WhichOneof("body")
+        self._taken += _PACKET_VALUES
         if kind == "device_update":
-            self._device.apply(packet.device_update)
-        elif kind == "welcome" and packet.id == self._hello:
+            update = packet.device_update
+            self._taken += len(update.shadows) + len(update.lines)
+            if update.epoch > self._device.epoch:  # before the Welcome of that life, which comes by the same pipe
+                self._complain(limits.BROKEN, f"an update of epoch {update.epoch}; its own is {self._device.epoch}")
+            else:
+                self._device.apply(update)
+        elif kind == "welcome":
             self._device.begin(packet.welcome.epoch)
-            self._revived()
+            if packet.id == self._hello:
+                self._revived()
         elif kind == "refused" and packet.id == self._hello:
             self._complain("refused Hello", packet.refused.reason)
         return True
+
+
+def _cause(error: errors.PeerError) -> str:
+    return limits.BROKEN if isinstance(error, errors.OutsideLimits) else "nonsense"
 
 
 def now_ns() -> int:

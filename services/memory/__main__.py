@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from services.memory.answers import UNREAD
 from services.memory.layout import image_argument, place_argument, range_argument, reservation_argument
 from services.memory.service import Memory, Plan
 from vmesh import service
@@ -65,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
         cached=options.cached,
         adopt=options.adopt,
     )
-    return service.run(options, lambda runtime: Memory(runtime, plan))
+    return service.run(options, lambda runtime: Memory(runtime, plan), unread=UNREAD)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 from google.protobuf.message import DecodeError, Message
 
 from services.memory.address_map import AddressMap
+from services.memory.answers import Answers
 from services.memory.away import Away
 from services.memory.layout import ADDRESS_LIMIT, Image, Place, Range, check_disjoint, copy_image, place_images
 from services.memory.presence import NEEDED_AT_ONCE, Presence
@@ -60,6 +61,7 @@ class Memory(Service):
         self._waiting: list[tuple[Client, int]] = []  # MapRequests to be answered when all are attached
         self._grants: dict[bytes, list[messages.Grant]] = {}  # by identity of the connection
         self._dma_bytes = 0
+        self._answers = Answers(runtime)
 
         ram = Range("RAM", plan.ram_base, plan.ram_size)
         memory = [ram] if plan.rom is None else [ram, replace(plan.rom, name="ROM")]
@@ -284,10 +286,10 @@ class Memory(Service):
         address, size = request.address, request.size
 
         def answer(data: bytes) -> None:
-            self._answer(client, messages.DmaDone(data=data), packet_id)
+            self._answers.send(client, packet_id, lambda: messages.DmaDone(data=data))
 
         def read() -> None:
-            answer(self._guest.read(address, size))
+            self._answers.send(client, packet_id, lambda: messages.DmaDone(data=self._guest.read(address, size)))
 
         if self._away is not None:
             self._away.read(address, size, answer)
@@ -299,7 +301,7 @@ class Memory(Service):
         address, data = request.address, request.data
 
         def answer() -> None:
-            self._answer(client, messages.DmaDone(), packet_id)
+            self._answers.send(client, packet_id, messages.DmaDone)
 
         def write() -> None:
             self._guest.write(address, data)
@@ -316,11 +318,7 @@ class Memory(Service):
         if client.role == ROLE_DEVICE:
             for address in addresses:
                 check(self._grants.get(client.identity, []), address, 1, write=False)
-        self._presence.need(client, addresses, lambda: self._answer(client, Done(), packet_id))
-
-    def _answer(self, client: Client, answer: Message, packet_id: int) -> None:
-        if packet_id:
-            self._runtime.server.send(client, answer, packet_id)
+        self._presence.need(client, addresses, lambda: self._answers.send(client, packet_id, Done))
 
     def _check_dma(self, client: Client, address: int, size: int, *, write: bool) -> None:
         if size > MAX_TRANSFER:

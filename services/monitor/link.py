@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 
 from vmesh import wire
 from vmesh.addresses import Addresses
-from vmesh.errors import PeerError, PeerLost
+from vmesh.errors import OutsideLimits, PeerError, PeerLost
 from vmesh.loop import Loop
 from vmesh.v1 import common_pb2
 from vmesh.v1.packet_pb2 import Packet
@@ -18,14 +18,20 @@ Answered = Callable[[Packet], None]
 
 
 class Link:
-    """Questions to one service. `unasked` gets the packets with id 0: its notices.
+    """Questions to one service. `unasked` gets the packets with id 0, its notices; `broke` is told of what no message
+    may say.
 
     When a connection over TCP is lost, the next one says Hello and asks again what is not answered: a service that gets
     a question twice does what it did.
     """
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], addresses: Addresses, service: str, unasked: Answered
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        addresses: Addresses,
+        service: str,
+        unasked: Answered,
+        broke: Callable[[str], None],
     ) -> None:
         hello = wire.hello(common_pb2.ROLE_MONITOR, "monitor", machine=addresses.machine.name)
         self._peer = addresses.dial(context, service, hello, heed_loss=True)
@@ -33,6 +39,7 @@ class Link:
         self.malformed = 0  # packets that did not parse
         self.reconnects = 0
         self._unasked = unasked
+        self._broke = broke
         self._open: dict[int, tuple[Message, Answered]] = {}
         self._loop: Loop | None = None
         self._unwatch_loss: Callable[[], None] = lambda: None
@@ -95,6 +102,9 @@ class Link:
             except PeerLost:
                 self._reconnect()
                 return
+            except OutsideLimits as error:
+                self._broke(str(error))
+                continue
             except PeerError:
                 self.malformed += 1
                 continue

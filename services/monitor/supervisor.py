@@ -35,6 +35,7 @@ from services.monitor.warnings import Warnings
 from vmesh import elsewhere
 from vmesh.addresses import Addresses
 from vmesh.errors import PeerError, from_message, said
+from vmesh.limits import BROKEN
 from vmesh.log import Log
 from vmesh.loop import Inbox, Loop
 from vmesh.machine import RECORD, Machine, MachineRecord, ServiceRecord
@@ -46,6 +47,7 @@ from vmesh.v1.packet_pb2 import Packet
 END_LIMIT = 3.0  # seconds for an orderly end; what then still lives is killed
 FAILED_END_LIMIT = 1.0  # the same after a failure
 DEATHS, DEATHS_SECONDS = 5, 10.0  # a device that dies so often within so long is not started again
+MOST_LIVES = 1000  # by how much the number of a life may be above the one that was given: a device started by hand
 _TICK = 0.2  # seconds between two looks at the deadlines
 _GATEWAY_DELAY = 2.0  # seconds after which the gateway opens though the machine is not ready
 _PULSE_SECONDS = 5.0  # without its pulse, a service is not well
@@ -252,7 +254,7 @@ class Supervisor:
 
     def _link(self, name: str) -> Link:
         assert self._context is not None
-        return Link(self._context, self.addresses, name, partial(self._notice, name))
+        return Link(self._context, self.addresses, name, partial(self._notice, name), partial(self._broke, name))
 
     def _meet(self, service: Service) -> None:
         """A process of a service has been started, or somebody else will: watch it, and say Hello."""
@@ -267,7 +269,7 @@ class Supervisor:
     def connect(self, name: str, unasked: Answered) -> Link:
         """A connection to a service that is not one of the board's; its packets are received in the loop."""
         assert self._context is not None
-        link = Link(self._context, self.addresses, name, unasked)
+        link = Link(self._context, self.addresses, name, unasked, partial(self._broke, name))
         link.watch(self._loop)
         return link
 
@@ -469,7 +471,8 @@ class Supervisor:
                 self._fail(service, how)
             return
         service.welcomed = service.alive = True
-        service.epoch = packet.welcome.epoch
+        if not self._is_life(service, packet.welcome.epoch):
+            return
         self.on_phase(f"{service.command.name} answers")
         if service.was_ready and self._stopped:
             with suppress(PeerError):  # it will then be found hung
@@ -483,19 +486,40 @@ class Supervisor:
             return
         report = packet.health_report
         was_ready = service.ready
-        service.epoch = report.epoch
+        if not self._is_life(service, report.epoch):
+            return
         service.state = _STATES.get(report.phase, "starting")
         service.counters = dict(report.counters)
-        service.complaints = {}
+        former, service.complaints = service.complaints, {}
         for complaint in report.complaints:
             service.complaints.setdefault(complaint.service, {})[one_line(complaint.what)] = complaint.count
         service.ask_at = time.monotonic() + (self._settings.health_interval if service.ready else 0.0)
+        if service.command.name not in self.board.devices:
+            for name, causes in service.complaints.items():
+                if causes.get(BROKEN, 0) > former.get(name, {}).get(BROKEN, 0):
+                    self._broke(name, f"as {service.command.name} says")
         if service.ready and not was_ready:
             self.on_phase(f"{service.command.name} {service.state}")
             if service.was_ready or service.on_trial:
                 self._back(service)
             service.was_ready = True
             self._maybe_started()
+
+    def _is_life(self, service: Service, epoch: int) -> bool:
+        """Take the life that a service says it is; a number far from the one that it was given costs it its life."""
+        if service.epoch <= epoch <= service.epoch + MOST_LIVES:
+            service.epoch = epoch
+            return True
+        self._broke(service.command.name, f"it says it is life {epoch}, and is {service.epoch}")
+        return False
+
+    def _broke(self, name: str, how: str) -> None:
+        """A service has said what no message may say. A device is ended, as one that hangs; others are of this project,
+        and their own loops have refused it."""
+        self._log.warning("broke the protocol", cause=f"{name} {BROKEN}", service=name, how=how)
+        service = self.services.get(name)
+        if name in self.board.devices and service is not None and service.alive and service.state != "hung":
+            self._hung(service, f"{BROKEN}: {how}")
 
     def _maybe_started(self) -> None:
         if self.state != gateway_pb2.MACHINE_STARTING or not all(service.ready for service in self.services.values()):
@@ -531,7 +555,7 @@ class Supervisor:
                 self._give_up(self.services[name], one_line(notice.fault.reason or notice.text))
             return
         match notice.WhichOneof("event"):
-            case "hart_stop":
+            case "hart_stop" if name == self.board.cpu:
                 self.on_hart_stop(notice.hart_stop)
             case "disk_error":
                 told = {
@@ -555,15 +579,25 @@ class Supervisor:
                 self.end(0, reason="guest-reset")
             case "reset_request":
                 self.reset_for_guest()
-            case "stop_request":
+            case "stop_request" if name not in self.board.devices:
                 self.end(0, reason="host-signal")
             case "fault":
-                about = notice.fault.service or name
-                text = f"service '{one_line(about)}': {one_line(notice.fault.reason or notice.text)}"
-                if notice.fault.stops:
-                    self._stop_for(name, text, "internal-error")
-                else:
-                    self.end(1, text)
+                self._fault(name, notice.fault, one_line(notice.fault.reason or notice.text))
+            case "hart_stop" | "stop_request":
+                self._broke(name, f"a notice that is not a device's to give: {notice.WhichOneof('event')}")
+
+    def _fault(self, name: str, fault: common_pb2.Fault, reason: str) -> None:
+        """A service cannot go on, or the cpu or memory saw a device misbehave. A device speaks of itself only."""
+        about = fault.service or name
+        text = f"service '{one_line(about)}': {reason}"
+        if name in self.board.devices and about != name:
+            self._broke(name, f"it blames '{one_line(about)}': {reason}")
+        elif fault.stops:
+            self._stop_for(name, text, "internal-error")
+        elif about in self.board.devices and self.services[about].was_ready:
+            self._hung(self.services[about], reason)
+        else:
+            self.end(1, text)
 
     def reset_for_guest(self) -> None:
         """The guest has asked for a reset. If that must not be now, it stands still until it may: `try_reset`."""

@@ -11,7 +11,7 @@ from google.protobuf.wrappers_pb2 import UInt32Value
 
 from vmesh import device, errors, service
 from vmesh.v1 import bus_pb2, memory_pb2
-from vmesh.v1.common_pb2 import ROLE_DEVICE
+from vmesh.v1.common_pb2 import ROLE_DEVICE, SEVERITY_ERROR, Fault
 from vmesh.v1.packet_pb2 import Packet
 from vmesh.wire import Client
 
@@ -46,6 +46,10 @@ class RogueService(device.DeviceService):
         match os.environ["ROGUE"]:
             case "silent" if packet.WhichOneof("body") == "access_batch":
                 return None
+            case "limits" if packet.WhichOneof("body") == "access_batch" and self._runtime.epoch == 1:
+                self._runtime.server.send(client, bus_pb2.BatchDone(epoch=1, done=(1 << 64) - 1), packet.id)
+            case "blame" if packet.WhichOneof("body") == "access_batch" and self._runtime.epoch == 1:
+                self._runtime.notify(SEVERITY_ERROR, "the cpu has failed", Fault(service="cpu", reason="says a device"))
             case "nonsense" if packet.WhichOneof("body") == "access_batch":
                 self._runtime.server.send(client, bus_pb2.BatchDone(epoch=9, done=1 << 60), packet.id)
                 self._runtime.server.socket.send_multipart([client.identity, b"\xff" * 50])

@@ -44,6 +44,13 @@ def finish(rig: Rig, launcher: subprocess.Popen[bytes]) -> None:
     rig.wait_clean()
 
 
+def _life(rig: Rig, name: str) -> int:
+    """Which life of a service runs; 0: none does."""
+    record = rig.record()
+    services = record.services if record is not None else ()
+    return next((each.epoch for each in services if each.name == name and each.state == "running"), 0)
+
+
 def test_a_hart_gets_an_access_fault_from_a_device_that_says_nothing(rig: Rig, tmp_path: Path) -> None:
     launcher = start(rig, tmp_path, "silent", programs.touch(BASE), "-bus-limit", "0.3")
     assert launcher.wait(DEADLINE) == LOAD_ACCESS_FAULT
@@ -65,6 +72,20 @@ def test_what_others_see_is_counted(rig: Rig, tmp_path: Path, misdeed: str, comp
     launcher = start(rig, tmp_path, misdeed, programs.sleep(0))
     wait_for(lambda: complaints(rig).get(complaint, 0) > 0, complaint)
     finish(rig, launcher)
+
+
+@pytest.mark.parametrize("misdeed", ["limits", "blame"])
+def test_what_breaks_the_protocol_costs_a_device_its_life(rig: Rig, tmp_path: Path, misdeed: str) -> None:
+    """And nobody else."""
+    launcher = start(rig, tmp_path, misdeed, programs.peek(BASE))
+    wait_for(lambda: _life(rig, "rogue") == 2, "the next life of the device")
+    with MachineClient(rig.machine) as client:
+        services = {service.name: service for service in client.status().services}
+        assert "breaks the protocol" in services["rogue"].last_error
+        assert all(service.epoch == 1 for name, service in services.items() if name != "rogue")
+        client.quit()
+    assert launcher.wait(DEADLINE) == 0
+    rig.wait_clean()
 
 
 @pytest.mark.parametrize("misdeed", ["silent", "nonsense", "flood", "interrupts", "dma"])

@@ -14,6 +14,7 @@ import zmq
 
 from services.cpu.bus import Counters, Device, Ending, Link, NoAnswer, RegisterTable
 from vmesh import wire
+from vmesh.limits import BROKEN
 from vmesh.v1.bus_pb2 import (
     READ_SHADOW,
     Access,
@@ -339,22 +340,24 @@ def test_device_that_does_not_say_that_it_holds_back_is_not_told_anything(bench:
 
 
 @pytest.mark.parametrize(
-    "nonsense",
+    ("nonsense", "cause"),
     [
-        wire.make(BatchDone(epoch=1, done=2)).SerializeToString(),
-        wire.make(BatchDone(epoch=9, done=1)).SerializeToString(),
-        wire.make(BatchDone(epoch=1, done=1 << 63)).SerializeToString(),
-        b"\xff" * 40,
+        (wire.make(BatchDone(epoch=1, done=2)).SerializeToString(), "nonsense"),
+        (wire.make(BatchDone(epoch=9, done=1)).SerializeToString(), "nonsense"),
+        (wire.make(BatchDone(epoch=1, done=1 << 63)).SerializeToString(), BROKEN),
+        (wire.make(BatchDone(epoch=1, done=1, credits=1 << 31)).SerializeToString(), BROKEN),
+        (wire.make(Welcome(major=1, epoch=(1 << 64) - 1, done=(1 << 64) - 1)).SerializeToString(), BROKEN),
+        (b"\xff" * 40, "nonsense"),
     ],
 )
-def test_nonsense_is_counted_and_ignored(bench: Bench, nonsense: bytes) -> None:
+def test_nonsense_is_counted_and_ignored(bench: Bench, nonsense: bytes, cause: str) -> None:
     link, played = bench.link(), bench.played
     access = bench.do(lambda: link.access([], READ, 0).value)
     sender, packet_id = played.execute()
     played.router.send_multipart([sender, nonsense])
     played.acknowledge(sender, packet_id)
     assert access.result(PATIENCE) == 1
-    assert bench.complaints == ["nonsense"]
+    assert bench.complaints == [cause]
 
 
 def test_the_end_of_the_machine_ends_a_wait(bench: Bench) -> None:
@@ -377,3 +380,39 @@ def test_shadows_of_a_former_life_are_not_believed(bench: Bench) -> None:
     assert kinds[0] == 0
     device.apply(DeviceUpdate(epoch=2, sequence=1, shadows=[ShadowValue(size=4, value=8)]))
     assert kinds[0] == 4 << 4
+
+
+def test_the_number_of_a_life_is_what_the_irqchip_was_told(bench: Bench) -> None:
+    """Not what an update says; and after a life that has lied, the next one is believed with a lower number."""
+    device = bench.device
+    device.apply(DeviceUpdate(epoch=(1 << 32) - 1, sequence=1, shadows=[ShadowValue(size=4, value=7)]))
+    assert device.epoch == 1
+    assert device.tables[0]._kinds[0] == 0
+    device.begin(1 << 31)
+    device.begin(2)
+    device.apply(DeviceUpdate(epoch=2, sequence=1, shadows=[ShadowValue(size=4, value=8)]))
+    assert device.tables[0].value(0, 4) == 8
+
+
+def test_a_hart_waits_for_the_life_that_the_irqchip_has_met(bench: Bench) -> None:
+    link, played = bench.link(), bench.played
+    access = bench.do(lambda: link.access([], READ, 0).value)
+    played.receive()
+    played.die()
+    played.born()
+    bench.device.begin(2)
+    sender, packet = played.receive()
+    played.send(sender, Welcome(major=1, epoch=1 << 31, window=8, done=1 << 40), packet.id)
+    played.welcome()
+    played.answer()
+    assert access.result(PATIENCE) == 1
+    assert bench.device.epoch == 2
+
+
+def test_what_is_no_shadow_is_not_remembered(bench: Bench) -> None:
+    device = bench.device
+    for offset in range(0, 4000, 4):
+        device.apply(
+            DeviceUpdate(epoch=1, sequence=2, shadows=[ShadowValue(region=0, offset=1 << 40 | offset, size=4)])
+        )
+    assert not device._seen
