@@ -8,10 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
 os.umask(0o022)  # whatever the user's is: what others may write is not trusted
+# No test depends on speed: hypothesis allows an example 0.2 s, and the making of one a second, unless it is told.
+settings.register_profile("any host", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any host")
 _FOLDERS = ("system", "faults", "peers", "contract", "unit")  # those first whose tests take longest
 
 

@@ -91,11 +91,15 @@ def _privilege(state: cpu.CpuState) -> None:
     state.harts[1].values["privilege"] = 2
 
 
+def _odd_mepc(state: cpu.CpuState) -> None:
+    state.harts[1].values["mepc"] |= 1
+
+
 def _plic(state: cpu.CpuState) -> None:
     state.plic.enable.append(1)
 
 
-@pytest.mark.parametrize("damage", [_no_harts, _feature, _value, _registers, _privilege, _plic])
+@pytest.mark.parametrize("damage", [_no_harts, _feature, _value, _registers, _privilege, _odd_mepc, _plic])
 def test_a_state_that_does_not_fit_changes_nothing(monitor: Monitor, damage: Callable[[cpu.CpuState], None]) -> None:
     wait_for(lambda: sleeping(monitor), "both harts to sleep in WFI")
     saved = monitor.save()
