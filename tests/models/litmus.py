@@ -8,9 +8,10 @@ than processors.
 from __future__ import annotations
 
 import struct
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from tests.cpu_harness import Cpu, Stop
 
@@ -38,20 +39,12 @@ def start(cpu: Cpu, text: str, harts: int, rounds: int) -> list[Stop]:
     cpu.reset()
     cpu.write(CODE, bytes(len(cpu.ram) - 0x1000))
     put(cpu, text)
-    stops: list[Stop | None] = [None] * harts
-
-    def body(number: int) -> None:
-        stops[number] = cpu.run(number, seconds=100)
-
-    threads = [threading.Thread(target=body, args=(number,)) for number in range(harts)]
     for number in range(harts):
         hart = cpu.harts.hart[number]
         hart.pc, hart.x[10], hart.x[11] = CODE, number, rounds
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    return [stop for stop in stops if stop is not None]
+    with ThreadPoolExecutor(harts) as pool:
+        # all of them end: results of one that still runs are none
+        return list(pool.map(partial(cpu.run, seconds=100), range(harts)))
 
 
 # locks
