@@ -24,6 +24,7 @@ from bench import (
     cpu,
     crashes,
     doors,
+    failing_operations,
     gdb,
     harness,
     harts,
@@ -49,6 +50,7 @@ BENCHMARKS: Mapping[str, tuple[Callable[[int], Report], int]] = {  # what measur
     "cpu": (cpu.measure, 3),
     "crashes": (crashes.measure, 20),  # machines in all
     "doors": (doors.measure, 5),
+    "failing_operations": (failing_operations.measure, 200),  # operations that fail, at least
     "gdb": (gdb.measure, 3),
     "harts": (harts.measure, 3),
     "hosts": (hosts.measure, 5),

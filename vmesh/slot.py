@@ -32,14 +32,11 @@ class Slot:
         self._allocated = _ALLOCATED
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (os.O_TRUNC if fresh else 0)
-            fd = os.open(path, flags, 0o600)
-            try:
-                size = 2 * CAPACITY + 8 * MARKS
-                os.ftruncate(fd, size)
-                _allocate(fd, _ALLOCATED)
-                self._map = mmap.mmap(fd, size)
-            finally:
-                os.close(fd)
+            self._file = open(os.open(path, flags, 0o600), "rb+", buffering=0)  # noqa: SIM115
+            size = 2 * CAPACITY + 8 * MARKS
+            self._file.truncate(size)
+            _allocate(self._file.fileno(), _ALLOCATED)
+            self._map = mmap.mmap(self._file.fileno(), size)
         except OSError as error:
             raise errors.ConfigError(f"cannot open the slot {path}: {error.strerror}") from error
 
@@ -81,11 +78,7 @@ class Slot:
         """Have room for records of that size, and of twice that for those to come."""
         wanted = min(2 * size, CAPACITY)
         try:
-            fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
-            try:
-                _allocate(fd, wanted)
-            finally:
-                os.close(fd)
+            _allocate(self._file.fileno(), wanted)
         except OSError as error:
             what = f"slot {self._path.name}: {error.strerror}"
             raise errors.HostLimit(what, expected=f"room for {wanted} bytes") from error

@@ -24,7 +24,7 @@ from services.monitor.link import Link
 from services.monitor.operations import Operation, Request, RequestError
 from services.monitor.output import Output, one_line
 from services.monitor.run_states import Act, Stage
-from vmesh.errors import PeerError, from_message
+from vmesh.errors import PeerError, from_message, said
 from vmesh.log import Log
 from vmesh.migration.states import in_messages
 from vmesh.slot import Slot
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 NAME = "migration"
 DEATHS, DEATHS_SECONDS = 5, 10.0  # a process that dies so often within so long is started again only when asked for
 DEFER = "defer"
+_START_SECONDS = 30.0
 DEFAULT_PARAMETERS = migration_pb2.MigrationParameters(
     max_bandwidth=128 << 20,
     downtime_limit_ms=300,
@@ -289,7 +290,17 @@ class Migration:
         self._epoch += 1
         machine = self._supervisor.machine
         command = ServiceCommand(NAME, NAME, "services.migration", ("--machine", str(machine.path)))
+        self._supervisor.loop.call_in("migration starts", _START_SECONDS, self._late)
         self._keeper.spawn(command, ["--epoch", str(self._epoch)], self._spawned)
+
+    def _late(self) -> None:
+        """Whoever waits for the process has waited long enough."""
+        if self._welcomed:
+            return
+        if self._child is not None:
+            signal.pidfd_send_signal(self._child.pidfd, signal.SIGKILL)
+        elif self._spawning:
+            self._spawned(None, f"the keeper has not started it within {_START_SECONDS:g} s")
 
     def _spawned(self, child: Child | None, failure: str) -> None:
         self._spawning = False
@@ -300,7 +311,11 @@ class Migration:
         self._child = child
         supervisor.watch(child.pidfd, self._dead)
         supervisor.watch(child.output, partial(self._output.drain, NAME, child.output))
-        self._connect()
+        try:
+            self._connect()
+        except Exception as error:  # no descriptors: whoever waits for it hears of its end
+            self._log.info("cannot connect", service=NAME, reason=said(error))
+            signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
         if supervisor.state == gateway_pb2.MACHINE_ENDING:
             self.close()
 

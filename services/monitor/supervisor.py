@@ -34,7 +34,7 @@ from services.monitor.run_states import Act
 from services.monitor.warnings import Warnings
 from vmesh import elsewhere
 from vmesh.addresses import Addresses
-from vmesh.errors import PeerError, from_message, said
+from vmesh.errors import HostLimit, PeerError, from_message, said
 from vmesh.limits import BROKEN
 from vmesh.log import Log
 from vmesh.loop import Inbox, Loop
@@ -258,12 +258,12 @@ class Supervisor:
 
     def _meet(self, service: Service) -> None:
         """A process of a service has been started, or somebody else will: watch it, and say Hello."""
+        if not self.attached:
+            self.watch(service.child.pidfd, partial(self._dead, service))
+            self.watch(service.child.output, partial(self._drain, service))
         service.link.watch(self._loop)
         if self.attached:
             service.link.watch_loss(self._loop, partial(self._lost, service))
-        else:
-            self.watch(service.child.pidfd, partial(self._dead, service))
-            self.watch(service.child.output, partial(self._drain, service))
         service.link.hello(partial(self._welcome, service))
 
     def connect(self, name: str, unasked: Answered) -> Link:
@@ -325,8 +325,12 @@ class Supervisor:
         """How an operation that has raised `error` has failed: what was not foreseen is in the log, too."""
         if isinstance(error, RequestError | StateError):
             return error
-        self._log.error("an operation failed in a way that was not foreseen", reason=said(error), error=repr(error))
-        return RequestError(one_line(str(said(error))))
+        reason = said(error)
+        write = (
+            self._log.info if isinstance(reason, HostLimit) else self._log.error
+        )  # the host refuses, or we are wrong
+        write("an operation failed in a way that was not foreseen", reason=reason, error=repr(error))
+        return RequestError(one_line(str(reason)))
 
     def _unforeseen(self, error: Exception) -> None:
         """The loop's boundary."""
@@ -794,8 +798,12 @@ class Supervisor:
         service.state, service.welcomed, service.asked_at = "restarting", False, None
         service.began = time.monotonic()
         service.epoch += 1
-        service.link.close()
-        service.link = self._link(service.command.name)
+        try:
+            former, service.link = service.link, self._link(service.command.name)
+            former.close()
+        except Exception as error:  # no descriptors
+            self._spawned(service, None, str(said(error)))
+            return
         if self._keeper is None:
             self._log.info("waiting for the next life", service=service.command.name, how=how)
             self._meet(service)
@@ -812,10 +820,29 @@ class Supervisor:
             self._break(service, f"cannot be started again: {failure}")
             self._maybe_ended()
             return
+        if service.broken or self.services.get(service.command.name) is not service:
+            self._reap(child)  # it is not waited for any more
+            return
         service.child, service.alive = child, True
-        self._meet(service)
+        try:
+            self._meet(service)
+        except Exception as error:  # no descriptors, and its end is one of its deaths
+            self._unforeseen(error)
+            _kill(service)
         if self.state == gateway_pb2.MACHINE_ENDING or service.successor is not None or service.leaving:
             _kill(service)
+
+    def _reap(self, child: Child) -> None:
+        """Have a process end that is nobody's."""
+
+        def ended() -> None:
+            os.waitpid(child.pid, 0)
+            self.unwatch(child.pidfd)
+            os.close(child.pidfd)
+
+        signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+        os.close(child.output)
+        self.watch(child.pidfd, ended)
 
     def _back(self, service: Service) -> None:
         """The next life is ready: what its former one was asked and had not answered is asked again."""
@@ -983,6 +1010,14 @@ class Supervisor:
                     self._fail(service, f"{service.last_error or 'did not come'}, for {limit:g} s")
                     return
             limit = self._settings.health_limit if service.was_ready else self._settings.start_limit
+            if (
+                not self.attached
+                and service.state == "restarting"
+                and not service.alive
+                and now - service.began > limit
+            ):
+                self._spawned(service, None, f"the keeper has not started it within {limit:g} s")
+                return
             if not self.attached and service.alive and not service.ready and now - service.began > limit:
                 self._hung(service, f"is not ready {limit:g} s after its start")
                 return

@@ -110,10 +110,12 @@ class Keeper:
         elif "place" in answer:
             self.redirected(answer["console"], answer["place"])
         elif spawned := self._waiting.pop(answer["number"], None):
+            child, failure = None, ""
             try:
-                spawned(_child(answer, files), "")
+                child = _child(answer, files)
             except OSError as error:
-                spawned(None, error.strerror or str(error))
+                failure = error.strerror or str(error)
+            spawned(child, failure)
 
     def close(self) -> None:
         """Have it bring out what the consoles still hold, and end."""
