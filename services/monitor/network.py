@@ -50,6 +50,7 @@ class KeptNetwork:
     """passt for what `asked`, listening in the folder `place`, from now on until `close`."""
 
     def __init__(self, asked: User, place: Path, loop: Loop, log: Log) -> None:
+        self._asked = asked
         self._words = user.command(asked, "--socket", user.SOCKET)
         self._place = place
         self._loop = loop
@@ -86,6 +87,9 @@ class KeptNetwork:
         self._errors.seek(0)
         self._errors.truncate()
         self._tries += 1
+        if reason := user.taken(self._asked):
+            self._loop.call_in(f"passt {self._place}", 0.0, lambda: self._failed(reason))
+            return
         try:
             self._passt = subprocess.Popen(
                 self._words, stdin=subprocess.DEVNULL, stdout=self._errors, stderr=self._errors, cwd=self._place
@@ -122,6 +126,10 @@ class KeptNetwork:
         self._errors.seek(0)
         reason = user.end_of_passt(self._passt.returncode, self._errors.read(_ERROR_BYTES))
         self._passt = None
+        self._failed(reason)
+
+    def _failed(self, reason: str) -> None:
+        """It has ended, or cannot begin: again, unless it has never been there."""
         self._serves = self._serves or (self._place / user.SOCKET).exists()
         if not self._serves and self._tries == _TRIES:
             self._tell(reason)

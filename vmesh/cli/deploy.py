@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
@@ -104,6 +105,9 @@ def _described(arguments: Sequence[str], image: str, ram: str) -> Deployment:
 def _start_here(name: str, arguments: Sequence[str]) -> None:
     """`vmesh run` of its own session, without a terminal; its console is there for `vmesh attach`."""
     flags.parse(arguments)
+    with suppress(MachineError):
+        find(name)
+        raise VmeshError(f"'{name}' runs already (vmesh deploy --down {name} ends it)")
     with TemporaryFile() as said:
         command = python("vmesh.cli", "run", "-name", name, "-serial", "null", *arguments)
         quiet = subprocess.DEVNULL

@@ -13,6 +13,7 @@ import struct
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 
 from vmesh import errors
 from vmesh.log import Log
@@ -46,6 +47,36 @@ def command(asked: options.User, *where: str) -> list[str]:
         address = f"{each.address}/" if each.address else ""
         made += ["-t" if each.protocol == "tcp" else "-u", f"{address}{each.port}:{each.guest_port}"]
     return made
+
+
+def taken(asked: options.User) -> str:
+    """Which forwarded port somebody else has, in one line; empty if none is. passt is content with half of one: where
+    127.0.0.1 is taken it listens at [::] alone."""
+    for each in asked.forwards:
+        kind = socket.SOCK_STREAM if each.protocol == "tcp" else socket.SOCK_DGRAM
+        for family, address in _addresses(each.address):
+            with socket.socket(family, kind) as probe:
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                if kind == socket.SOCK_STREAM:  # connections that have ended are nobody's
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((address, each.port))
+                except OSError as error:
+                    where = f"[{address}]" if ":" in address else address
+                    return f"hostfwd={each.protocol}:{each.address}:{each.port}: cannot have {where}: {error.strerror}"
+    return ""
+
+
+def _addresses(given: str) -> list[tuple[socket.AddressFamily, str]]:
+    """Where passt listens for a forward."""
+    if given:
+        return [(socket.AF_INET, given)]
+    found = [(socket.AF_INET, "0.0.0.0")]
+    with suppress(OSError), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+        probe.bind(("::", 0))  # a host without IPv6 has none to listen at
+        found.append((socket.AF_INET6, "::"))
+    return found
 
 
 class UserNetdev(SocketNetdev):
@@ -84,6 +115,8 @@ class UserNetdev(SocketNetdev):
 
     def _begin(self) -> str:
         """Start passt; gives why it is not there."""
+        if reason := taken(self._asked):
+            return reason
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _PASST_BYTES)
         self._errors.seek(0)
