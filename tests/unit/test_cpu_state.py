@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -17,9 +18,10 @@ from services.cpu.isa.riscv.csr import CSRS
 from services.cpu.isa.riscv.encoding import encode
 from services.cpu.isa.riscv.features import FEATURES
 from services.cpu.isa.riscv.state import ACCESS_FAILED, EXIT_ACCESS, EXIT_STOP
+from services.cpu.registers import Registers
 from tests.models.tiers import BOTH, INTERPRET, TRANSLATE
 from vmesh import errors
-from vmesh.v1.cpu_pb2 import CpuState, HartRecord
+from vmesh.v1.cpu_pb2 import CpuState, HartRecord, RegisterValue, WriteRegisters
 
 U64 = (1 << 64) - 1
 HARTS = 2
@@ -176,3 +178,18 @@ def test_any_message_is_refused_or_runs(
     state.load(cpu.harts, message)
     run_a_little(cpu)
     state.check(cpu.harts, state.save(cpu.harts, cpu.harts.machine.time_base + 10**9))
+
+
+@settings(max_examples=40)
+@given(st.sampled_from([FEATURES, WITHOUT_C]), st.data())
+def test_whatever_a_debugger_writes_the_state_is_legal(features: tuple[str, ...], data: st.DataObject) -> None:
+    cpu = machine(features)
+    fresh(cpu)
+    registers = Registers(cpu.harts)
+    names = [each.name for each in registers.describe().registers]
+    written = data.draw(st.lists(st.tuples(st.sampled_from(["pc", "priv", *names]), words), max_size=8))
+    wanted = WriteRegisters(hart=1, registers=[RegisterValue(name=name, value=value) for name, value in written])
+    with suppress(errors.BadRequest):  # no privilege of that number
+        registers.write(wanted)
+    state.check(cpu.harts, state.save(cpu.harts, cpu.harts.machine.time_base + 10**9))
+    run_a_little(cpu)
