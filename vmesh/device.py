@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NoReturn
 
@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError, Message
 from vmesh import errors, service, trace
 from vmesh.doorbell import Bell, Raiser
 from vmesh.guest_memory import GuestMemory, LocalGuestMemory, RemoteGuestMemory
+from vmesh.privileges import Capability
 from vmesh.service import Runtime, Service
 from vmesh.slot import MARKS, Slot
 from vmesh.trace import MemoryTrace, identity, now_ns
@@ -676,10 +677,11 @@ class DeviceService(Service):
         return state
 
 
-def run(options: argparse.Namespace, build: Callable[[Runtime], Device]) -> int:
-    """Serve the device that `build` makes, to its end; gives the exit status."""
-
-    return service.run(options, lambda runtime: DeviceService(runtime, build(runtime)))
+def run(
+    options: argparse.Namespace, build: Callable[[Runtime], Device], *, capabilities: Set[Capability] | None = None
+) -> int:
+    """Serve the device that `build` makes, to its end; gives the exit status. For `capabilities` see `service.run`."""
+    return service.run(options, lambda runtime: DeviceService(runtime, build(runtime)), capabilities=capabilities)
 
 
 def main(kind: str, build: Callable[[Runtime, int, int], Device]) -> NoReturn:

@@ -18,17 +18,18 @@ import sys
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from typing import NoReturn
 
 import zmq
 from google.protobuf.message import Message
 
-from vmesh import addresses, curve, errors, lifeline, limits, wire
+from vmesh import addresses, curve, errors, lifeline, limits, privileges, wire
 from vmesh.log import Log
 from vmesh.loop import Loop
 from vmesh.machine import Machine, MachineError
+from vmesh.privileges import Capability
 from vmesh.trace import Recorder
 from vmesh.v1 import common_pb2 as common
 from vmesh.v1 import lifecycle_pb2 as lifecycle
@@ -67,6 +68,7 @@ def parser(kind: str, description: str | None) -> Parser:
     for name, text in (("--listen", "be there for other hosts, with --keys"), ("--endpoint", "where they find it")):
         made.add_argument(name, type=addresses.tcp, metavar=addresses.TCP, help=text)
     addresses.add_options(made)
+    made.add_argument("--monitor", type=int, default=0, metavar="PID", help="the one process that is the monitor")
     made.add_argument("--lifeline", type=int, default=-1, metavar="FD", help="a pipe at whose end this process ends")
     return made
 
@@ -166,7 +168,7 @@ class Runtime:
     Raises VmeshError if it cannot listen in the machine directory.
     """
 
-    def __init__(self, options: argparse.Namespace, unread: int) -> None:
+    def __init__(self, options: argparse.Namespace, unread: int = wire.QUEUE_MESSAGES) -> None:
         self.machine = Machine(options.machine.absolute())
         self.name: str = options.name
         self.lifeline: int = options.lifeline
@@ -206,6 +208,7 @@ class Runtime:
             keys=keys,
             broken=self._broken,
             unread=unread,
+            monitor=options.monitor,
         )
 
     @property
@@ -495,8 +498,20 @@ class Runtime:
         self.loop.watch(reader, read=signalled)
 
 
-def run(options: argparse.Namespace, build: Callable[[Runtime], Service], *, unread: int = wire.QUEUE_MESSAGES) -> int:
-    """Run the service that `build` makes, to its end; gives the exit status. `unread`: see `wire.Server`."""
+def run(
+    options: argparse.Namespace,
+    build: Callable[[Runtime], Service],
+    *,
+    unread: int = wire.QUEUE_MESSAGES,
+    capabilities: Set[Capability] | None = None,
+) -> int:
+    """Run the service that `build` makes, to its end; gives the exit status.
+
+    `unread`: see `wire.Server`. `capabilities` are those that it needs where root starts it: all others are given up,
+    unless this is None.
+    """
+    if capabilities is not None:
+        privileges.drop(capabilities)
     os.umask(0o077)
     began = time.monotonic()
     try:

@@ -71,7 +71,7 @@ _DEBUG = (
     "run_harts",
 )  # fmt: skip
 _CPU = ("hart_registers_request", "cpu_status_request", "add_device", "remove_device", "catch_up")
-_ALLOWED: dict[str, frozenset[Role.ValueType]] = {
+ALLOWED: dict[str, frozenset[Role.ValueType]] = {
     **{name: frozenset({common.ROLE_HART}) for name in ("access_batch", "take_accesses")},
     **{name: frozenset({common.ROLE_DEVICE}) for name in ("attach", "dma_read", "dma_write")},
     "detach": frozenset({common.ROLE_DEVICE, common.ROLE_MONITOR}),
@@ -154,7 +154,8 @@ def may_say(user: str, said: Hello) -> bool:
 
 @dataclass(slots=True, eq=False)
 class Client:
-    """A connection that has said Hello. `user` is the name that its key stands for, empty on this host's sockets."""
+    """A connection that has said Hello. `user` is the name that its key stands for, empty on this host's sockets, whose
+    kernel says which `process` has connected."""
 
     identity: bytes
     role: Role.ValueType
@@ -162,6 +163,7 @@ class Client:
     hart: int
     user: str = ""
     connection: int = 0
+    process: int = 0
 
 
 class Server:
@@ -171,7 +173,8 @@ class Server:
     refuse it; `greeted` is called when the Welcome is on its way, `broken` when a client has said what no message may
     say (vmesh/limits.py). `counters` counts what was refused, by cause. With `keys` it listens at `address` too, over
     TCP, and answers their holders only: `authenticate` goes before. Of each client at most `unread` messages wait to be
-    read, in this process. Raises ConfigError if a socket cannot be bound.
+    read, in this process. On this host's socket only the process `monitor` (0: any) is the monitor. Raises ConfigError
+    if a socket cannot be bound.
     """
 
     def __init__(
@@ -187,6 +190,7 @@ class Server:
         keys: Keys | None = None,
         broken: Callable[[Client, str], None] = lambda client, how: None,
         unread: int = QUEUE_MESSAGES,
+        monitor: int = 0,
     ) -> None:
         self.counters: Counter[str] = Counter()
         self.clients: dict[bytes, Client] = {}
@@ -195,6 +199,7 @@ class Server:
         self._greet = greet
         self._greeted = greeted
         self._broken = broken
+        self._monitor = monitor
         self._log = log
         self._tcp = bool(address)
         self.socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
@@ -241,9 +246,10 @@ class Server:
             except zmq.Again:
                 return None
             user: str | None = ""
-            if self._tcp:
+            process = 0
+            if self._tcp or identity not in self.clients:
                 whole = self.socket.recv(zmq.NOBLOCK, copy=False)
-                frame, user = whole.bytes, _user(whole)
+                frame, user, process = whole.bytes, _user(whole), _process(whole)
             else:
                 frame = self.socket.recv(zmq.NOBLOCK)
             if self.socket.rcvmore:
@@ -265,7 +271,7 @@ class Server:
                 del self.clients[identity]
                 client = None
             if kind == "hello":
-                self._hello(identity, packet, user)
+                self._hello(identity, packet, user, process or (client.process if client else 0))
             elif kind is None:
                 continue
             elif client is None:
@@ -273,9 +279,9 @@ class Server:
             elif wrong := limits.broken(getattr(packet, kind)):
                 self.fail(client, packet.id, f"{kind} outside its limits", errors.BadRequest(f"{kind}.{wrong}"))
                 self._broken(client, f"{kind}.{wrong}")
-            elif client.role not in _ALLOWED.get(kind, ()):
+            elif client.role not in ALLOWED.get(kind, ()):
                 role = Role.Name(client.role)
-                if kind in _ALLOWED:
+                if kind in ALLOWED:
                     refusal: errors.VmeshError = errors.NotAllowed(f"{kind} is not for {role}")
                 else:
                     refusal = errors.BadRequest(f"{kind} is not a request")
@@ -318,7 +324,7 @@ class Server:
     def close(self) -> None:
         self.socket.close()
 
-    def _hello(self, identity: bytes, packet: Packet, user: str) -> None:
+    def _hello(self, identity: bytes, packet: Packet, user: str, process: int) -> None:
         said = packet.hello
         self.clients.pop(identity, None)
         if said.major != MAJOR:
@@ -335,13 +341,15 @@ class Server:
             self._refuse(identity, packet.id, "hart", f"a hart below {MAX_HARTS}", str(said.hart))
         elif wrong := limits.broken(said):
             self._refuse(identity, packet.id, "limits", "a Hello within its limits", wrong)
+        elif said.role == common.ROLE_MONITOR and not user and self._monitor not in (0, process):
+            self._refuse(identity, packet.id, "role", "the process of the monitor", f"process {process}")
         elif user and not may_say(user, said):
             got = f"{Role.Name(said.role)} {said.name}"
             self._refuse(identity, packet.id, "key", f"what the key of {user} stands for", got)
         elif len(self.clients) >= _MAX_CLIENTS and not self._sweep():
             self._refuse(identity, packet.id, "connections", f"at most {_MAX_CLIENTS} connections", "one more")
         else:
-            client = Client(identity, said.role, said.name, said.hart, user, said.connection)
+            client = Client(identity, said.role, said.name, said.hart, user, said.connection, process)
             self._supersede(client)
             try:
                 welcome = self._greet(client)
@@ -589,6 +597,12 @@ def _user(frame: zmq.Frame) -> str | None:
         return str(frame.get("User-Id")) or None
     except zmq.ZMQError:
         return "" if str(frame.get("Peer-Address")).startswith(_UNIX_PEER) else None
+
+
+def _process(frame: zmq.Frame) -> int:
+    """The process that has connected to the Unix socket, as the kernel says (SO_PEERCRED); 0 if it came otherwise."""
+    where = str(frame.get("Peer-Address"))  # localhost:USER:GROUP:PROCESS
+    return int(where.rpartition(":")[2]) if where.startswith(_UNIX_PEER) else 0
 
 
 def mismatch(address: str, expected: str, answer: Message | None) -> errors.PeerError:

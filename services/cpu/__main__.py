@@ -105,7 +105,7 @@ def main(argv: Sequence[str]) -> int:
         memory=options.memory,
         transports=options.transports,
     )
-    return service.run(options, lambda runtime: Cpu(runtime, plan))
+    return service.run(options, lambda runtime: Cpu(runtime, plan), capabilities=frozenset())
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from services.memory.answers import UNREAD
 from services.memory.layout import image_argument, place_argument, range_argument, reservation_argument
 from services.memory.service import Memory, Plan
 from vmesh import service
+from vmesh.privileges import FILES
 
 
 def main(argv: Sequence[str]) -> int:
@@ -66,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
         cached=options.cached,
         adopt=options.adopt,
     )
-    return service.run(options, lambda runtime: Memory(runtime, plan), unread=UNREAD)
+    return service.run(options, lambda runtime: Memory(runtime, plan), unread=UNREAD, capabilities=FILES)
 
 
 if __name__ == "__main__":

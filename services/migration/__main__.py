@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from vmesh import service
+from vmesh.privileges import FILES, Capability
 
 
 def main(argv: Sequence[str]) -> int:
@@ -13,7 +14,7 @@ def main(argv: Sequence[str]) -> int:
     from services.migration.service import Migration  # here: numpy, which only a machine that migrates needs
 
     parser = service.parser("migration", "Carries the machine to another process or into a file.")
-    return service.run(parser.parse_args(argv), Migration)
+    return service.run(parser.parse_args(argv), Migration, capabilities=FILES | {Capability.NET_BIND_SERVICE})
 
 
 if __name__ == "__main__":

@@ -230,7 +230,9 @@ class Supervisor:
             last = command.name == self.board.memory
             keep = [] if last else [self.machine.lock_fd]
             death_signal = 0 if last else signal.SIGKILL
-            children.append(start_service(command, lifeline=lifeline, keep=keep, death_signal=death_signal))
+            monitor = ["--monitor", str(os.getpid())]
+            child = start_service(command, lifeline=lifeline, more=monitor, keep=keep, death_signal=death_signal)
+            children.append(child)
         self._keeper.start(lifeline)
         self.on_phase("services forked")
         self._context = zmq.Context()

@@ -27,6 +27,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--kind", required=True)
     parser.add_argument("--epoch", type=int, default=1)
     parser.add_argument("--lifeline", type=int)
+    parser.add_argument("--monitor", type=int)
     parser.add_argument("--paused", action="store_true")
     parser.add_argument("--never-ready", action="store_true")
     arguments = parser.parse_args(argv)

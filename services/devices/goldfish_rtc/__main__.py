@@ -15,7 +15,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--base", type=service.number, default=0x10_1000, metavar="ADDRESS")
     parser.add_argument("--irq", type=service.number, default=11, metavar="N")
     options = parser.parse_args(argv)
-    return device.run(options, lambda runtime: GoldfishRtc(runtime, options.base, options.irq))
+    return device.run(
+        options, lambda runtime: GoldfishRtc(runtime, options.base, options.irq), capabilities=frozenset()
+    )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from services.devices.ns16550a.device import Ns16550a
 from vmesh import device, service
+from vmesh.privileges import FILES, Capability
 
 
 def main(argv: Sequence[str]) -> int:
@@ -16,7 +17,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--irq", type=service.number, default=10, metavar="N")
     parser.add_argument("--chardev", default="null", metavar="SPEC", help="socket:PATH, unix:, file:, pty, stdio, null")
     options = parser.parse_args(argv)
-    return device.run(options, lambda runtime: Ns16550a(runtime, options.base, options.irq, options.chardev))
+    return device.run(
+        options,
+        lambda runtime: Ns16550a(runtime, options.base, options.irq, options.chardev),
+        capabilities=FILES | {Capability.NET_BIND_SERVICE},
+    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ def main(argv: Sequence[str]) -> int:
     parser = service.parser("sifive-test", "Switches the machine off, or resets it.")
     parser.add_argument("--base", type=service.number, default=0x10_0000, metavar="ADDRESS")
     options = parser.parse_args(argv)
-    return device.run(options, lambda runtime: SifiveTest(runtime, options.base))
+    return device.run(options, lambda runtime: SifiveTest(runtime, options.base), capabilities=frozenset())
 
 
 if __name__ == "__main__":

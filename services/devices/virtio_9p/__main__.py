@@ -10,6 +10,7 @@ from pathlib import Path
 from services.devices.virtio_9p.device import Virtio9p
 from services.devices.virtio_9p.folder import Folder
 from vmesh import device, service
+from vmesh.privileges import FILES, Capability
 
 _FILES = 4096  # that the process may have open, if the host allows it
 _OWN_FILES = 96  # of these are not the guest's
@@ -39,6 +40,7 @@ def main(argv: Sequence[str]) -> int:
             most_open=most_open,
             packed=options.packed,
         ),
+        capabilities=FILES | {Capability.FSETID, Capability.MKNOD, Capability.SETFCAP},
     )
 
 

@@ -15,6 +15,7 @@ from services.devices.virtio_blk.nbd import NbdImage
 from services.devices.virtio_blk.overlay import Overlay
 from services.devices.virtio_blk.qemu_nbd import ServedImage
 from vmesh import device, elsewhere, service
+from vmesh.privileges import FILES
 from vmesh.service import Runtime
 
 
@@ -33,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--num-queues", type=int, default=1, metavar="N")
     parser.add_argument("--packed", action="store_true", help="offer the packed ring")
     options = parser.parse_args(argv)
-    return device.run(options, lambda runtime: _build(runtime, options))
+    return device.run(options, lambda runtime: _build(runtime, options), capabilities=FILES)
 
 
 def _build(runtime: Runtime, options: argparse.Namespace) -> VirtioBlk:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from services.devices.virtio_console.device import VirtioConsole
 from vmesh import device, service
+from vmesh.privileges import FILES, Capability
 
 
 def main(argv: Sequence[str]) -> int:
@@ -31,6 +32,7 @@ def main(argv: Sequence[str]) -> int:
             f"kept:{runtime.machine.kept_console(runtime.name)}" if options.chardev == "kept" else options.chardev,
             packed=options.packed,
         ),
+        capabilities=FILES | {Capability.NET_BIND_SERVICE},
     )
 
 

@@ -11,6 +11,7 @@ from vmesh.netdev import USAGE
 from vmesh.netdev import options as netdev
 from vmesh.netdev.make import make
 from vmesh.netdev.port import mac_address
+from vmesh.privileges import FILES, Capability
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
             packed=options.packed,
         )
 
-    return device.run(options, build)
+    return device.run(options, build, capabilities=FILES | {Capability.NET_BIND_SERVICE, Capability.NET_ADMIN})
 
 
 if __name__ == "__main__":

@@ -16,7 +16,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--irq", type=service.number, default=1, metavar="N")
     parser.add_argument("--packed", action="store_true", help="offer the packed ring")
     options = parser.parse_args(argv)
-    return device.run(options, lambda runtime: VirtioRng(runtime, options.base, options.irq, packed=options.packed))
+    return device.run(
+        options,
+        lambda runtime: VirtioRng(runtime, options.base, options.irq, packed=options.packed),
+        capabilities=frozenset(),
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from vmesh import service
 def main(argv: Sequence[str]) -> int:
     """Run the cache; gives the exit status."""
     parser = service.parser("cache", "Has the pages of RAM that a cpu on another host uses.")
-    return service.run(parser.parse_args(argv), Cache)
+    return service.run(parser.parse_args(argv), Cache, capabilities=frozenset())
 
 
 if __name__ == "__main__":

@@ -330,7 +330,7 @@ class _Process:
             child = spawn.start_service(
                 command,
                 lifeline=self._lifeline,
-                more=more,
+                more=[*more, "--monitor", str(self._monitor)],
                 keep=[self._machine.lock_fd],
                 parent=self._monitor,
             )

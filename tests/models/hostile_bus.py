@@ -1,0 +1,256 @@
+"""Random messages for a service, of every type that a packet can have, from peers that remember what they were told.
+
+`Talker` plays whoever dials a service: device, hart, irqchip, migration, cache, monitor. `Device` plays a device in
+front of the cpu and of memory. Values are drawn from what was heard, from the limits of the fields and from around
+them. One seed gives the same choices again; when the answers come is not up to it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import zmq
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import DecodeError, Message
+
+from vmesh import wire
+from vmesh.v1 import bus_pb2, common_pb2, limits_pb2, memory_pb2
+from vmesh.v1.packet_pb2 import Packet
+
+RAM_BASE = 0x8000_0000
+BODIES: dict[str, Descriptor] = {
+    field.name: field.message_type
+    for field in Packet.DESCRIPTOR.oneofs_by_name["body"].fields
+    if field.message_type is not None
+}
+ROLES = tuple(common_pb2.Role.values())
+_LIMIT = limits_pb2.limit
+_WIDTH = {
+    FieldDescriptor.CPPTYPE_UINT32: (0, (1 << 32) - 1),
+    FieldDescriptor.CPPTYPE_UINT64: (0, (1 << 64) - 1),
+    FieldDescriptor.CPPTYPE_INT32: (-(1 << 31), (1 << 31) - 1),
+    FieldDescriptor.CPPTYPE_INT64: (-(1 << 63), (1 << 63) - 1),
+    FieldDescriptor.CPPTYPE_ENUM: (0, 9),
+    FieldDescriptor.CPPTYPE_BOOL: (0, 1),
+}
+# The monitor's orders that end a service, or let go of what it has: obeyed, as they should be.
+_ORDERS = frozenset({"shutdown", "hand_over"})
+
+
+class Inventor:
+    """Makes messages; `heard` has numbers by the names of fields, from what was received."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.heard: dict[str, list[int]] = {}
+
+    def listen(self, message: Message) -> None:
+        """Remember the numbers in a message."""
+        for field, value in message.ListFields():
+            if field.is_repeated:
+                continue
+            if field.message_type is not None:
+                self.listen(value)
+            elif isinstance(value, int):
+                self.heard.setdefault(field.name, [0]).append(value)
+                del self.heard[field.name][:-8]
+
+    def body(self, name: str) -> Packet:
+        """A packet with this body."""
+        packet = Packet(id=self.random.choice((0, 1, self.random.getrandbits(64))))
+        body = getattr(packet, name)
+        body.SetInParent()
+        self._fill(body, depth=0)
+        return packet
+
+    def _fill(self, message: Any, depth: int) -> None:
+        for field in message.DESCRIPTOR.fields:
+            if self.random.random() < 0.25:
+                continue
+            if field.is_repeated:
+                self._fill_row(message, field, depth)
+            elif field.message_type is not None:
+                if depth < 4:
+                    getattr(message, field.name).SetInParent()
+                    self._fill(getattr(message, field.name), depth + 1)
+            else:
+                setattr(message, field.name, self._value(field))
+
+    def _fill_row(self, message: Any, field: FieldDescriptor, depth: int) -> None:
+        most = field.GetOptions().Extensions[_LIMIT].items or 1 << 16
+        count = self.random.choice((0, 1, 1, 2, 3, 17, min(most, 300), min(most + 1, 5000)))
+        row = getattr(message, field.name)
+        entry = field.message_type
+        if entry is not None and entry.GetOptions().map_entry:
+            for _ in range(count):
+                key, value = (self._value(entry.fields_by_name[each]) for each in ("key", "value"))
+                row[key] = value
+        elif entry is None:
+            row.extend(self._value(field) for _ in range(count))
+        elif depth < 4:
+            for _ in range(min(count, 40)):
+                self._fill(row.add(), depth + 1)
+            for _ in range(count - 40):
+                row.add()
+
+    def _value(self, field: FieldDescriptor) -> Any:
+        limit = field.GetOptions().Extensions[_LIMIT]
+        if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
+            longest = min(limit.bytes or 1 << 16, 1 << 17)
+            length = self.random.choice((0, 1, 5, longest, longest + 1)) if self.random.random() < 0.5 else 5
+            if field.type == FieldDescriptor.TYPE_BYTES:
+                return self.random.randbytes(length)
+            return self.random.choice(("h0", "uart0", "cpu", "../x", "\0", "é\n\x1b[2J", "x" * length))
+        low, high = _WIDTH.get(field.cpp_type, (0, 1))
+        if self.random.random() < 0.4 and field.name in self.heard:
+            known = self.random.choice(self.heard[field.name])
+            return max(low, min(high, known + self.random.choice((0, 0, 0, 1, -1, 1000))))
+        near = (RAM_BASE, RAM_BASE + 4095, RAM_BASE + (16 << 20), 0x400_0000, 0x1000_0000)
+        ends = (0, 1, 2, 3, 4, 8, 63, 64, 4096, low, high, high - 1, limit.max, limit.max + 1, high >> 1, *near)
+        chosen = self.random.choice(ends) if self.random.random() < 0.9 else self.random.randint(low, high)
+        return max(low, min(high, chosen))
+
+
+class Talker:
+    """Dials the service at `path` again and again, as anybody. `sent` counts what it has sent, by type."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], path: Path, machine: str, seed: int) -> None:
+        self._context, self._path, self._machine = context, path, machine
+        self.inventor = Inventor(seed)
+        self.sent: Counter[str] = Counter()
+        self.failures: set[str] = set()  # what the service says has failed in it, which nothing from a peer should
+        self._open: list[tuple[zmq.Socket[bytes], int]] = []  # and the role that it has said
+
+    def step(self) -> None:
+        """Do something."""
+        rng = self.inventor.random
+        if not self._open or (len(self._open) < 8 and rng.random() < 0.1):
+            self._dial()
+        place = rng.randrange(len(self._open))
+        socket, role = self._open[place]
+        with suppress(zmq.Again):
+            match rng.random():
+                case chance if chance < 0.02:
+                    socket.send(rng.randbytes(rng.choice((0, 1, 50, 5000))), zmq.NOBLOCK)
+                    self.sent["no packet"] += 1
+                case chance if chance < 0.03:
+                    socket.send_multipart([b"x", b"y"], zmq.NOBLOCK)
+                    self.sent["several frames"] += 1
+                case chance if chance < 0.05:
+                    socket.close(0)
+                    del self._open[place]
+                    self.sent["closed"] += 1
+                    return
+                case _:
+                    self._say(socket, role)
+        self._hear(socket)
+
+    def close(self) -> None:
+        for socket, _ in self._open:
+            socket.close(0)
+        self._open.clear()
+
+    def _dial(self) -> None:
+        rng = self.inventor.random
+        socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.SNDHWM, 1000)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.connect(wire.endpoint(self._path))
+        role = rng.choice(ROLES)
+        name = rng.choice(("h0", "uart0", "cpu", "monitor", "x" * 64, "x" * 65, ""))
+        said = wire.hello(role, name, machine=rng.choice(("", self._machine)), hart=rng.choice((0, 0, 1, 4095, 4096)))
+        socket.send(wire.make(said, 1).SerializeToString())
+        self._open.append((socket, role))
+        self.sent["hello"] += 1
+
+    def _say(self, socket: zmq.Socket[bytes], role: int) -> None:
+        allowed = [name for name, roles in wire.ALLOWED.items() if role in roles] if self._mostly() else list(BODIES)
+        name = self.inventor.random.choice(allowed or list(BODIES))
+        if name in _ORDERS:
+            return
+        frame = self.inventor.body(name).SerializeToString()
+        if len(frame) <= wire.MAX_PACKET_BYTES:
+            socket.send(frame, zmq.NOBLOCK)
+            self.sent[name] += 1
+
+    def _mostly(self) -> bool:
+        return self.inventor.random.random() < 0.85
+
+    def _hear(self, socket: zmq.Socket[bytes]) -> None:
+        with suppress(zmq.Again, DecodeError):
+            for _ in range(self.inventor.random.choice((0, 1, 4, 64))):
+                packet = Packet.FromString(socket.recv(zmq.NOBLOCK))
+                self.inventor.listen(packet)
+                if packet.error.code == common_pb2.ERROR_INTERNAL:
+                    self.failures.add(packet.error.text)
+
+
+class Device:
+    """A device `h0` that memory has on its map: the cpu dials it, and is told anything. Call `step` often."""
+
+    BASE = 0x400_0000
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], machine: Path, seed: int) -> None:
+        self.inventor = Inventor(seed)
+        self.sent: Counter[str] = Counter()
+        self._who: dict[bytes, int] = {}
+        self.router: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
+        self.router.setsockopt(zmq.LINGER, 0)
+        self.router.setsockopt(zmq.SNDHWM, 1000)
+        path = machine / "h0.sock"
+        self.router.bind(wire.endpoint(path))
+        shadow = bus_pb2.Register(offset=8, size=4, read=bus_pb2.READ_SHADOW, write=bus_pb2.WRITE_POSTED)
+        latch = bus_pb2.Register(offset=16, size=4, read=bus_pb2.READ_LATCH)
+        region = bus_pb2.Region(name="r", base=self.BASE, size=4096, access_sizes=15, registers=[shadow, latch])
+        self.description = bus_pb2.Description(
+            name="h0", kind="hostile", state_type="x.State", state_version=1, epoch=1, endpoint=wire.endpoint(path),
+            regions=[region], lines=[bus_pb2.Line(name="l", irq=20)], dma=True,
+        )  # fmt: skip
+        said = wire.hello(common_pb2.ROLE_DEVICE, "h0", machine=machine.name)
+        self.memory = wire.Peer(context, wire.endpoint(machine / "memory.sock"), said)
+        self.memory.greet(60.0)
+        self.memory.request(memory_pb2.Attach(description=self.description), 60.0)
+
+    def step(self) -> None:
+        """Answer one question, rightly or not, or say something unasked."""
+        rng = self.inventor.random
+        if self.router.poll(1):
+            sender, frame = self.router.recv_multipart()
+            packet = Packet.FromString(frame)
+            self.inventor.listen(packet)
+            self._answer(sender, packet)
+        elif self._who:
+            self._send(rng.choice(list(self._who)), rng.choice(("device_update", "batch_done", *BODIES)))
+
+    def close(self) -> None:
+        self.router.close(0)
+        self.memory.abandon()
+
+    def _answer(self, sender: bytes, packet: Packet) -> None:
+        rng = self.inventor.random
+        kind = packet.WhichOneof("body")
+        right: Message | None = None
+        if kind == "hello":
+            self._who[sender] = packet.hello.role
+            right = common_pb2.Welcome(major=1, name="h0", kind="hostile", epoch=1, window=64)
+        elif kind == "access_batch":
+            done = packet.access_batch.sequence + len(packet.access_batch.accesses) - 1
+            right = bus_pb2.BatchDone(epoch=1, done=done, value=rng.getrandbits(32), credits=64)
+        if right is not None and rng.random() < 0.7:
+            with suppress(zmq.Again):
+                self.router.send_multipart([sender, wire.make(right, packet.id).SerializeToString()], zmq.NOBLOCK)
+        elif kind is not None:
+            answer = {"hello": "welcome", "access_batch": "batch_done"}.get(kind, "done")
+            self._send(sender, answer if rng.random() < 0.7 else rng.choice(list(BODIES)), packet.id)
+
+    def _send(self, to: bytes, name: str, packet_id: int | None = None) -> None:
+        packet = self.inventor.body(name)
+        if packet_id is not None:
+            packet.id = packet_id
+        with suppress(zmq.Again):
+            self.router.send_multipart([to, packet.SerializeToString()], zmq.NOBLOCK)
+            self.sent[name] += 1
