@@ -25,7 +25,6 @@ import termios
 import time
 import tty
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -293,18 +292,18 @@ class _Socket(Chardev):
         super().write(data)
 
     def _accept(self, listener: Listener) -> None:
-        with suppress(OSError):
-            connection = listener.accept()
-            if len(self._clients) >= _MAX_CLIENTS:
-                for client in [client for client in self._clients if client.source < 0]:
-                    self._drop(client, "ended its input, and the place was needed")
-            if len(self._clients) >= _MAX_CLIENTS:
-                self._log.warning("console client refused", expected=f"at most {_MAX_CLIENTS}")
-                connection.close()
-                return
-            connection.setblocking(False)
-            fd = connection.detach()
-            self._add(fd, fd, bytes(self._history))
+        connection = self._loop.accept(listener.socket)
+        if connection is None:
+            return
+        if len(self._clients) >= _MAX_CLIENTS:
+            for client in [client for client in self._clients if client.source < 0]:
+                self._drop(client, "ended its input, and the place was needed")
+        if len(self._clients) >= _MAX_CLIENTS:
+            self._log.warning("console client refused", expected=f"at most {_MAX_CLIENTS}")
+            connection.close()
+            return
+        fd = connection.detach()
+        self._add(fd, fd, bytes(self._history))
 
 
 class _Unix(Chardev):
@@ -339,8 +338,8 @@ class _Unix(Chardev):
             self._accept(self._listener)
 
     def _accept(self, listener: Listener) -> None:
-        with suppress(OSError):
-            connection = listener.accept()
+        connection = self._loop.accept(listener.socket)
+        if connection is not None:
             for former in [client for client in self._clients if client.source < 0]:
                 self._drop(former, "ended its input, and another one came")
             if self._clients:

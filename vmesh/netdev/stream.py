@@ -9,7 +9,6 @@ import os
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from vmesh import connecting, errors
@@ -172,8 +171,8 @@ class StreamNetdev(SocketNetdev):
 
     def _accept(self) -> None:
         assert self._listener is not None
-        with suppress(BlockingIOError):
-            connection, _ = self._listener.accept()
+        connection = self._loop.accept(self._listener)
+        if connection is not None:
             self._loop.watch(self._listener.fileno())  # the next has to wait for the end of this one
             self._say("connected")
             self._connected(connection)
