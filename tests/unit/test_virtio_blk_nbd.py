@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import random
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -16,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from services.devices.virtio_blk import nbd
+from services.devices.virtio_blk import guard, nbd
 from services.devices.virtio_blk.blocks import Blocks
 from services.devices.virtio_blk.image import Image, Later, wait
 from services.devices.virtio_blk.nbd import Address, NbdImage
@@ -31,7 +33,9 @@ class Server:
     """One export, `disk`, in memory, to one client after the other. `log` has the requests but reads and writes, `seen`
     their types. What is asked is answered while `open` is set; with `block`, requests of whole blocks only."""
 
-    def __init__(self, path: Path, flags: int = 1 | 4 | 32 | 64, size: int = SIZE, block: int = 0) -> None:
+    def __init__(
+        self, path: Path, flags: int = 1 | 4 | 32 | 64, size: int = SIZE, block: int = 0, at_once: bool = False
+    ) -> None:
         self.data = bytearray(random.Random(3).randbytes(size))
         self.size = size
         self.block = block
@@ -41,7 +45,9 @@ class Server:
         self.open.set()
         self.fail = 0
         self.hang_up = False
+        self.order: list[str] = []  # of the writes of a server that answers several clients at once
         self._flags = flags
+        self._at_once = at_once
         self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listening.bind(str(path))
         self._listening.listen()
@@ -57,8 +63,14 @@ class Server:
                 client, _ = self._listening.accept()
             except OSError:
                 return
-            with client, client.makefile("rb") as stream, contextlib.suppress(struct.error, OSError):
-                self._serve(client, stream.read)
+            if self._at_once:
+                threading.Thread(target=self._attend, args=(client,), daemon=True).start()
+            else:
+                self._attend(client)
+
+    def _attend(self, client: socket.socket) -> None:
+        with client, client.makefile("rb") as stream, contextlib.suppress(struct.error, OSError):
+            self._serve(client, stream.read)
 
     def _serve(self, client: socket.socket, read: Callable[[int], bytes]) -> None:
         client.sendall(b"NBDMAGICIHAVEOPT" + struct.pack(">H", 3))
@@ -67,7 +79,8 @@ class Server:
         assert (magic, option) == (b"IHAVEOPT", 7)
         wanted = read(length)
         assert wanted[-4:] == struct.pack(">HH", 1, 3)  # NBD_INFO_BLOCK_SIZE is asked for
-        self.open.wait()
+        if not self._at_once:
+            self.open.wait()
         name = wanted[4 : 4 + struct.unpack_from(">I", wanted)[0]]
         if name != b"disk":
             client.sendall(struct.pack(">QIII", 0x3E889045565A9, 7, (1 << 31) + 6, 7) + b"no such")
@@ -83,6 +96,7 @@ class Server:
             assert magic == 0x25609513
             data = read(length) if kind == WRITE else b""
             self.seen.append(kind)
+            self.order += ["asked"] if kind == WRITE else []
             self.open.wait()
             if self.hang_up:
                 return
@@ -95,6 +109,7 @@ class Server:
                     reply = bytes(self.data[offset : offset + length])
                 elif kind == WRITE:
                     self.data[offset : offset + length] = data
+                    self.order.append("done")
                 elif kind == ZERO:
                     self.data[offset : offset + length] = bytes(length)
             if kind not in (READ, WRITE):
@@ -205,6 +220,59 @@ def test_no_write_comes_after_a_later_one(server: Server, path: Path) -> None:
     come_back(image, lambda: image.write(0, [memoryview(b"b" * 512)]))
     assert server.seen == [WRITE, WRITE]
     assert server.data[:1024] == b"b" * 512 + b"a" * 512
+
+
+def wait_for_guard(path: Path) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with contextlib.suppress(BlockingIOError):
+            os.close(guard.claim(path))
+            return
+        time.sleep(0.01)
+    raise AssertionError("the guard still has the lock")
+
+
+@pytest.mark.usefixtures("impatient")
+def test_the_next_life_of_a_killed_device_waits_for_what_the_server_owes(tmp_path: Path) -> None:
+    """Of a server that serves several connections at once, and so might do the former's write after the next one's."""
+    path, kept = tmp_path / "nbd.sock", tmp_path / "export"
+    server = Server(path, at_once=True)
+    image_of(path, kept=kept).close()
+    wait_for_guard(tmp_path / "export.guard")  # the server has closed that connection: none of it is in the fork
+    server.open.clear()
+    life = os.fork()
+    if not life:
+        try:
+            killed = image_of(path, kept=kept)
+            come_back(killed, lambda: killed.write(0, [memoryview(b"old" + bytes(509))]))
+        finally:
+            os._exit(0)
+    deadline = time.monotonic() + 20
+    while WRITE not in server.seen and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(life, signal.SIGKILL)
+    assert os.WIFSIGNALED(os.waitpid(life, 0)[1])
+    image = image_of(path, kept=kept)
+    for seconds in (0.5, 20):
+        with contextlib.suppress(Later):
+            come_back(image, lambda: image.write(0, [memoryview(b"new" + bytes(509))]), seconds)
+        server.open.set()
+    assert server.order == ["asked", "done"] * 2
+    assert server.data[:3] == b"new"
+    image.close()
+    server.close()
+
+
+def test_the_guard_ends_with_the_machine(tmp_path: Path) -> None:
+    lock, ours, theirs = guard.claim(tmp_path / "guard"), *socket.socketpair()
+    held = guard.begin(ours, lock, tmp_path / "guard")
+    ours.close()
+    with pytest.raises(BlockingIOError):
+        guard.claim(tmp_path / "guard")
+    (tmp_path / "guard").rename(tmp_path / "other")
+    os.close(held)
+    assert theirs.recv(1) == b""  # nothing more comes, and then the guard is gone
+    wait_for_guard(tmp_path / "other")
 
 
 @pytest.mark.usefixtures("impatient")

@@ -11,9 +11,8 @@ anew.
 **No write of a former connection comes after one of a later.** We never close a connection that owes an answer, however
 long that takes: a request that nobody wants any more (the driver has reset the device) is waited for, before the next
 one is sent. So a new connection follows one that the server has closed, or one that is broken, and what the guest wrote
-by that has failed. What is left is the server: one that closes a connection and then writes what came by it; and a
-device that is killed while a server owes an answer, whose next life connects anew, where that server serves several
-connections at once.
+by that has failed. A device that is killed has a guard for its connection (guard.py). What is left is the server: one
+that closes a connection and then writes what came by it.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from services.devices.virtio_blk import guard
 from services.devices.virtio_blk.image import SECTOR, Buffers, Later, behind, first, wait
 from vmesh import connecting, errors
 
@@ -149,7 +149,8 @@ class NbdImage:
     """The export at `address`; waits `patience` seconds for one that does not listen yet. Raises ConfigError.
 
     `block` is what offsets and lengths have to be multiples of, but for a disk that ends inside of one. `kept` is a
-    file for what the server says of the disk: the next life of the device need not wait for it.
+    file for what the server says of the disk: the next life of the device need not wait for it to begin, but connects
+    when the server has done what it owes to this one.
     """
 
     def __init__(self, address: Address, *, read_only: bool, patience: float = 0.0, kept: Path | None = None) -> None:
@@ -159,6 +160,8 @@ class NbdImage:
         self._request: _Request | None = None
         self._done: list[tuple[tuple[int, int, int, int], Buffers]] = []  # of what has to be made again, if it is Later
         self._place = 0  # in that
+        self._kept = kept
+        self._guard = -1
         self._export = _read(kept) if kept is not None else None
         if self._export is None:
             self._export = self._meet(patience)
@@ -263,6 +266,9 @@ class NbdImage:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+        if self._guard >= 0:
+            os.close(self._guard)
+            self._guard = -1
 
     def _ask(
         self,
@@ -341,6 +347,31 @@ class NbdImage:
 
     def _connect(self) -> Steps:
         """Raises OSError; PeerError for a server that does not have what is wanted."""
+        lock = -1
+        while self._kept is not None and lock < 0:
+            try:
+                lock = guard.claim(self._kept.with_suffix(".guard"))
+            except BlockingIOError:
+                yield Later(seconds=_RETRY_SECONDS)
+        try:
+            yield from self._dial()
+            assert self._socket is not None
+            if self._kept is not None:
+                lock, given = -1, lock
+                self._guard = guard.begin(self._socket, given, self._kept.with_suffix(".guard"))
+            found = yield from self._negotiate()
+            if self._export is not None and (found.size, found.block) != (self._export.size, self._export.block):
+                raise errors.PeerError(f"{self._address} is another disk now")
+            self._export = found
+        except BaseException:
+            self._drop()
+            raise
+        finally:
+            if lock >= 0:
+                os.close(lock)
+
+    def _dial(self) -> Steps:
+        """Raises OSError."""
         address = self._address
         places = connecting.places(Path(address.path) if address.path else (address.host, address.port))
         while self._socket is None:
@@ -357,14 +388,6 @@ class NbdImage:
                 if not places[1:]:
                     raise
                 places = places[1:]
-        try:
-            found = yield from self._negotiate()
-            if self._export is not None and (found.size, found.block) != (self._export.size, self._export.block):
-                raise errors.PeerError(f"{address} is another disk now")
-            self._export = found
-        except BaseException:
-            self._drop()
-            raise
 
     def _negotiate(self) -> Generator[Later, None, Export]:
         address = self._address
