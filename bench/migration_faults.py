@@ -25,7 +25,7 @@ from pathlib import Path
 from bench import harness
 from bench.harness import BenchError
 from bench.report import Report, Row, Sample
-from tests.faults.streams import DATA_BYTES, ENDED, LIMIT, Pair, Proxy, counts, wait_state
+from tests.faults.streams import DATA_BYTES, ENDED, LIMIT, Pair, Proxy, counts, smallest_snapshot, wait_state
 from vmesh.client import GatewayError, MachineClient
 from vmesh.machine import Machine
 from vmesh.v1 import migration_pb2
@@ -127,7 +127,7 @@ class _Campaign:
 
     def full_disk(self) -> None:
         former = self.scratch / "former.vmsnap"
-        former.write_bytes(b"former")
+        former.write_bytes(smallest_snapshot())
         try:
             self.source.snapshot_save(former)
         except GatewayError as error:
@@ -135,7 +135,7 @@ class _Campaign:
                 raise BenchError(f"a full disk: {error}") from error
         else:
             raise BenchError("a snapshot was written to a full disk")
-        if former.read_bytes() != b"former" or os.listdir(self.scratch) != [former.name]:
+        if former.read_bytes() != smallest_snapshot() or os.listdir(self.scratch) != [former.name]:
             raise BenchError("the former snapshot is not what it was")
         self._alive(self.source, self.source_name)
 

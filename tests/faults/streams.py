@@ -20,6 +20,7 @@ from vmesh.board import encode as e
 from vmesh.client import MachineClient
 from vmesh.guest.tiny import Program
 from vmesh.machine import Machine
+from vmesh.migration.records import VERSION, BytesSink, Writer
 from vmesh.spawn import python
 from vmesh.v1 import migration_pb2
 from vmesh.v1.migration_pb2 import MigrationStatus
@@ -40,6 +41,15 @@ def counter(seed: int = 3) -> bytes:
     program.emit(e.addi(e.T1, e.T1, 1), e.sw(e.T1, e.T0, 0))
     program.jump("again")
     return programs.elf(program.assemble().ljust(_PAGE, b"\0") + random.Random(seed).randbytes(DATA_BYTES))
+
+
+def smallest_snapshot() -> bytes:
+    """What begins as a snapshot does, so that another may take its place."""
+    sink = BytesSink()
+    writer = Writer(sink)
+    writer.magic()
+    writer.message(migration_pb2.RECORD_HEADER, migration_pb2.StreamHeader(version=VERSION))
+    return b"".join(sink.parts)
 
 
 class Proxy:

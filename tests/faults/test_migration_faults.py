@@ -14,11 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.streams import ENDED, Pair, Proxy, counts, wait_state
+from tests.faults.streams import ENDED, Pair, Proxy, counts, smallest_snapshot, wait_state
 from tests.keys import make_keys
 from tests.waiting import wait_for
 from vmesh.client import GatewayError, MachineClient
-from vmesh.migration.records import VERSION, BytesSink, Writer
 from vmesh.v1 import migration_pb2
 
 pytestmark = pytest.mark.system
@@ -147,13 +146,10 @@ def test_full_disk_leaves_the_machine_and_the_former_snapshot(
         pytest.skip("a full file system: only root can mount one")
     try:
         former = small / "x.vmsnap"
-        sink = BytesSink()
-        Writer(sink).magic()
-        Writer(sink).message(migration_pb2.RECORD_HEADER, migration_pb2.StreamHeader(version=VERSION))
-        former.write_bytes(b"".join(sink.parts))
+        former.write_bytes(smallest_snapshot())
         with pytest.raises(GatewayError, match="No space left"):
             source.snapshot_save(former)
-        assert former.read_bytes() == b"".join(sink.parts)
+        assert former.read_bytes() == smallest_snapshot()
         assert os.listdir(small) == ["x.vmsnap"]
     finally:
         subprocess.run(["umount", str(small)], check=True)
