@@ -183,10 +183,13 @@ def sample(hart: Hart, slot: u64, hot: u64) -> None:
 def let_others_run(hart: Hart, asked: bool) -> None:
     """Offers the host's core once to a hart that may be waiting for one, where there are more harts than cores: to one
     that has not looked up since it was asked for something (an IPI, a fence for all harts), or to whoever had ``asked``
-    this one, which has done it by now."""
+    this one, which has done it by now. Not while it is asked again and again: that would be all it does."""
+    if asked:
+        hart.was_asked = 1
+        return
     machine = machine_of(hart)
-    offered = hart.was_asked != 0 and not asked
-    hart.was_asked = u32(asked)
+    offered = hart.was_asked != 0
+    hart.was_asked = 0
     for i in range(machine.hart_count):
         other = at(Hart, machine.harts[i])
         if other.attention != 0 and other.inside != 0 and ref(other) != ref(hart):
