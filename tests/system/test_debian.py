@@ -71,10 +71,10 @@ def test_commands_from_a_pipe(host: Host, debian: Guest) -> None:
 
 
 def test_quiet_shows_what_the_script_writes_and_nothing_else(host: Host, debian: Guest) -> None:
-    text = random.Random(7).randbytes(15_000).hex()  # more than the guest's terminal holds, in one line
+    text = random.Random(7).randbytes(500).hex()  # several pieces, in one line
     script = f"echo {text} | wc -c\ncat <<'X'\n\ttab \x03\x04\x7f\\n\nX\nfalse\n"
 
-    assert host.script("-quiet", stdin=script, status=1) == "30001\n\ttab \x03\x04\x7f\\n\n"
+    assert host.script("-quiet", stdin=script, status=1) == "1001\n\ttab \x03\x04\x7f\\n\n"
     assert host.script("-quiet", "-append", "vmesh.run=cat", stdin="to cat") == "to cat\n"
 
 

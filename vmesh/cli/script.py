@@ -13,7 +13,9 @@ from enum import Enum, auto
 _BEGIN, _END = b"\x1b_vmesh:", b"\x1b\\"
 _WORD = rb"[a-z0-9:]{%d,32}"
 _MARK = re.compile(_BEGIN + b"(" + _WORD % 1 + b")" + re.escape(_END))
-_PIECE = 2048  # bytes that the guest's terminal holds for sure
+# Bytes of input at a time. The guest's terminal holds 4096; each byte costs the guest round trips to the serial port in
+# its interrupt handler, which has to come to an end now and then, on a busy host too.
+_PIECE = 256
 _HEADER = b"\x01%d\n"
 _END_OF_TRANSMISSION = b"\x04"
 _AGAIN = 1.0  # seconds after which Ctrl-D is typed again: what ran meanwhile may have had it
