@@ -28,11 +28,10 @@ class Capability(IntEnum):
     FSETID = 4
     NET_BIND_SERVICE = 10
     NET_ADMIN = 12
-    SYS_ADMIN = 21
-    MKNOD = 27
-    SETFCAP = 31
 
 
+#: To reach the machine directory, and the log, wherever root has put them.
+REACH = frozenset({Capability.DAC_OVERRIDE})
 #: To use the files of any user, as root is used to.
 FILES = frozenset({Capability.CHOWN, Capability.DAC_OVERRIDE, Capability.DAC_READ_SEARCH, Capability.FOWNER})
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from vmesh import service
+from vmesh.privileges import REACH
 
 from .isa.riscv.features import FEATURES
 from .service import Cpu, Plan
@@ -105,7 +106,7 @@ def main(argv: Sequence[str]) -> int:
         memory=options.memory,
         transports=options.transports,
     )
-    return service.run(options, lambda runtime: Cpu(runtime, plan), capabilities=frozenset())
+    return service.run(options, lambda runtime: Cpu(runtime, plan), capabilities=REACH)
 
 
 if __name__ == "__main__":

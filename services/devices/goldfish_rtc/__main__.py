@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from services.devices.goldfish_rtc.device import GoldfishRtc
 from vmesh import device, service
+from vmesh.privileges import REACH
 
 
 def main(argv: Sequence[str]) -> int:
@@ -15,9 +16,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--base", type=service.number, default=0x10_1000, metavar="ADDRESS")
     parser.add_argument("--irq", type=service.number, default=11, metavar="N")
     options = parser.parse_args(argv)
-    return device.run(
-        options, lambda runtime: GoldfishRtc(runtime, options.base, options.irq), capabilities=frozenset()
-    )
+    return device.run(options, lambda runtime: GoldfishRtc(runtime, options.base, options.irq), capabilities=REACH)
 
 
 if __name__ == "__main__":

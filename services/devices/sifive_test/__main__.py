@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from services.devices.sifive_test.device import SifiveTest
 from vmesh import device, service
+from vmesh.privileges import REACH
 
 
 def main(argv: Sequence[str]) -> int:
@@ -14,7 +15,7 @@ def main(argv: Sequence[str]) -> int:
     parser = service.parser("sifive-test", "Switches the machine off, or resets it.")
     parser.add_argument("--base", type=service.number, default=0x10_0000, metavar="ADDRESS")
     options = parser.parse_args(argv)
-    return device.run(options, lambda runtime: SifiveTest(runtime, options.base), capabilities=frozenset())
+    return device.run(options, lambda runtime: SifiveTest(runtime, options.base), capabilities=REACH)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
             most_open=most_open,
             packed=options.packed,
         ),
-        capabilities=FILES | {Capability.FSETID, Capability.MKNOD, Capability.SETFCAP},
+        capabilities=FILES | {Capability.FSETID},
     )
 
 

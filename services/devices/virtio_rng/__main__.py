@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from services.devices.virtio_rng.device import VirtioRng
 from vmesh import device, service
+from vmesh.privileges import REACH
 
 
 def main(argv: Sequence[str]) -> int:
@@ -19,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
     return device.run(
         options,
         lambda runtime: VirtioRng(runtime, options.base, options.irq, packed=options.packed),
-        capabilities=frozenset(),
+        capabilities=REACH,
     )
 
 

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 from services.memory.cache.service import Cache
 from vmesh import service
+from vmesh.privileges import REACH
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the cache; gives the exit status."""
     parser = service.parser("cache", "Has the pages of RAM that a cpu on another host uses.")
-    return service.run(parser.parse_args(argv), Cache, capabilities=frozenset())
+    return service.run(parser.parse_args(argv), Cache, capabilities=REACH)
 
 
 if __name__ == "__main__":
