@@ -15,11 +15,10 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from tests.waiting import Process, wait_for
+from tests.waiting import LIMIT, Process, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
 SUITE = "bookworm"
-LIMIT = 120.0
 BUILD_LIMIT = 300.0
 BASE = "vmesh-test-base"
 _PROGRAMS = ("dockerd", "docker", "docker-compose", "containerd", "runc")

@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable
 
-LIMIT = 60.0  # seconds; generous, as nothing here is about speed
+LIMIT = 120.0  # seconds; generous, as nothing here is about speed
 
 
 def wait_for(condition: Callable[[], object], what: str | Callable[[], str], limit: float = LIMIT) -> None:

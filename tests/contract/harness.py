@@ -18,7 +18,7 @@ import zmq
 from google.protobuf.message import Message
 
 from tests import warm
-from tests.waiting import wait_for
+from tests.waiting import LIMIT, wait_for
 from vmesh import wire
 from vmesh.spawn import python
 from vmesh.v1 import common_pb2 as common
@@ -27,7 +27,7 @@ from vmesh.v1.bus_pb2 import Access, AccessBatch, BatchDone, DeviceUpdate
 from vmesh.v1.packet_pb2 import Packet
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 60.0  # seconds; no test depends on how much of it is used
+PATIENCE = LIMIT  # no test depends on how much of it is used
 RAM_BASE, RAM_SIZE = 0x8000_0000, 16 << 20
 Service = subprocess.Popen[str] | warm.Process
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from services.cpu import core
-from tests.waiting import Process, wait_for
+from tests.waiting import LIMIT, Process, wait_for
 from vmesh.machine import Machine, MachineError, MachineRecord, ServiceRecord
 from vmesh.spawn import python
 
-DEADLINE = 30.0  # seconds; generous, as nothing here is about speed
+DEADLINE = LIMIT
 
 
 class Rig:

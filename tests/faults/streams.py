@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.system import programs
-from tests.waiting import wait_for
+from tests.waiting import LIMIT, wait_for
 from vmesh.board import encode as e
 from vmesh.client import MachineClient
 from vmesh.guest.tiny import Program
@@ -25,7 +25,6 @@ from vmesh.spawn import python
 from vmesh.v1 import migration_pb2
 from vmesh.v1.migration_pb2 import MigrationStatus
 
-LIMIT = 30.0
 DATA_BYTES = 12 << 20  # of RAM that are not zero, behind the page with the program
 COUNT_PAGE = DATA_BYTES  # where in RAM the guest counts
 _PAGE = 4096

@@ -44,7 +44,7 @@ RAM_PAGES, ROM_PAGES = 768, 16
 SERVICES = {"memory": "memory", "cpu": "cpu", "uart0": "ns16550a", "rtc": "goldfish-rtc"}
 MOST_PACKAGE = 1 << 20
 MOST_GROWTH = 64 << 20  # bytes of this process, for one stream: a state may have 16 MiB, a record 4
-_LIMIT = 20.0
+_LIMIT = 60.0
 _SOON = 0.3  # seconds, for what a stream that was changed may not bring
 
 

@@ -13,13 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.waiting import wait_for
+from tests.waiting import LIMIT, wait_for
 from vmesh.client import MachineClient
 from vmesh.machine import Machine
 from vmesh.spawn import python
 from vmesh.v1 import gateway_pb2
 
-LIMIT = 60.0  # seconds
 SOURCES = Path(__file__).parent / "gdb"
 Peer = Callable[[str], str]
 

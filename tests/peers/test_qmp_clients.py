@@ -21,10 +21,9 @@ import pytest
 from qemu.qmp import ExecuteError, QMPClient
 
 from services.monitor.qmp.schema import SCHEMA
-from tests.waiting import wait_for
+from tests.waiting import LIMIT, wait_for
 from vmesh.spawn import python
 
-LIMIT = 60.0  # seconds for anything
 Answer = dict[str, Any]
 
 

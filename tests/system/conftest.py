@@ -19,12 +19,11 @@ from typing import Any
 
 import pytest
 
-from tests.waiting import wait_for
+from tests.waiting import LIMIT, wait_for
 from vmesh import guest
 from vmesh.guest import Guest
 from vmesh.spawn import python
 
-LIMIT = 100.0  # seconds to wait for anything; generous, as nothing here is about speed
 PROMPT = "~ # "
 
 

@@ -12,10 +12,9 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from tests.waiting import kill_all, wait_for, wait_life
+from tests.waiting import LIMIT, kill_all, wait_for, wait_life
 from vmesh.spawn import python
 
-LIMIT = 90.0
 SERVICES = ("monitor", "cpu", "rtc", "uart0", "test", "keeper", "memory")  # not in the order in which they wait
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]

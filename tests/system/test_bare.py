@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.system import programs
-from tests.system.conftest import LIMIT, Host, Terminal, counters
-from tests.waiting import read_some, wait_for
+from tests.system.conftest import Host, Terminal, counters
+from tests.waiting import LIMIT, read_some, wait_for
 from vmesh.client import MachineClient
 from vmesh.guest import tiny
 from vmesh.machine import Machine

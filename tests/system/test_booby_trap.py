@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.system import programs
-from tests.system.conftest import LIMIT, Host
-from tests.waiting import Process, kill_all, wait_for
+from tests.system.conftest import Host
+from tests.waiting import LIMIT, Process, kill_all, wait_for
 from vmesh.cli.main import COMMANDS
 from vmesh.spawn import python
 

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine import LIMIT, Engine, started
+from tests.engine import Engine, started
 from tests.keys import make_keys
-from tests.waiting import Process, free_port, wait_for, wait_life
+from tests.waiting import LIMIT, Process, free_port, wait_for, wait_life
 from vmesh.deploy.description import IMAGE, USER
 from vmesh.spawn import python
 

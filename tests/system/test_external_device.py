@@ -18,7 +18,8 @@ import pytest
 
 from tests.c_example import copier_in_c
 from tests.system import programs
-from tests.system.conftest import LIMIT, PROMPT, Host, Terminal
+from tests.system.conftest import PROMPT, Host, Terminal
+from tests.waiting import LIMIT
 from vmesh.board.virt import DRAM_BASE
 from vmesh.guest import Guest
 from vmesh.machine import Machine, MachineError

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.system.conftest import LIMIT, Host, Terminal
-from tests.waiting import wait_for
+from tests.system.conftest import Host, Terminal
+from tests.waiting import LIMIT, wait_for
 
 pytestmark = pytest.mark.system
 

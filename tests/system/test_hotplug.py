@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from tests.system import programs
-from tests.system.conftest import LIMIT, PROMPT, Host, Terminal
-from tests.waiting import wait_for
+from tests.system.conftest import PROMPT, Host, Terminal
+from tests.waiting import LIMIT, wait_for
 from vmesh.client import GatewayError, MachineClient
 from vmesh.guest import Guest
 from vmesh.machine import Machine

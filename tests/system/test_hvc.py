@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.conftest import LIMIT, PROMPT, Host, Terminal
+from tests.system.conftest import PROMPT, Host, Terminal
+from tests.waiting import LIMIT
 from vmesh.guest import Guest
 
 pytestmark = pytest.mark.system

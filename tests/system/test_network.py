@@ -22,8 +22,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.conftest import LIMIT, PROMPT, Host, Terminal, counters
-from tests.waiting import wait_for
+from tests.system.conftest import PROMPT, Host, Terminal, counters
+from tests.waiting import LIMIT, wait_for
 from vmesh.client import MachineClient
 from vmesh.guest import Guest
 from vmesh.machine import find

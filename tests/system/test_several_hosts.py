@@ -11,11 +11,10 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from tests.hosts import free_port
-from tests.waiting import Process, kill_all, wait_for
+from tests.waiting import LIMIT, Process, kill_all, wait_for
 from vmesh import curve
 from vmesh.spawn import python
 
-LIMIT = 90.0
 # What is where; the first of each host is what makes the machine directory there.
 HOSTS = {
     "127.0.0.1": ("memory", "monitor", "rtc", "test"),

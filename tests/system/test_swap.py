@@ -21,9 +21,9 @@ import pytest
 
 from tests.c_example import copier_in_c
 from tests.system import programs
-from tests.system.conftest import LIMIT, PROMPT, Host, Terminal
+from tests.system.conftest import PROMPT, Host, Terminal
 from tests.system.test_external_device import BASE, FLAG, IRQ, PYTHON, copied, wait_for_life
-from tests.waiting import wait_for
+from tests.waiting import LIMIT, wait_for
 from vmesh.client import GatewayError, MachineClient
 from vmesh.guest import Guest
 from vmesh.machine import Machine, MachineError

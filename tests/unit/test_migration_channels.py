@@ -20,7 +20,7 @@ from services.migration.returned import LinkLost, ReturnPath
 from services.migration.status import Status
 from tests.keys import make_keys
 from tests.models.hostile_streams import Side
-from tests.waiting import wait_for
+from tests.waiting import LIMIT, wait_for
 from vmesh import errors
 from vmesh.log import Log
 from vmesh.migration import uri
@@ -29,7 +29,6 @@ from vmesh.v1 import migration_pb2 as messages
 
 MAIN, PAGES, RECOVER = messages.CHANNEL_MAIN, messages.CHANNEL_PAGES, messages.CHANNEL_RECOVER
 OURS, OTHERS = b"o" * 16, b"x" * 16
-LIMIT = 30.0
 Came = tuple[messages.ChannelKind.ValueType, bytes, int]
 
 

@@ -16,7 +16,7 @@ from vmesh import endpoint
 from vmesh.endpoint import Endpoint
 from vmesh.loop import Loop
 
-DEADLINE = 10.0  # seconds
+DEADLINE = 60.0  # seconds
 
 
 class Recorder:
