@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,23 @@ def test_what_others_see_is_counted(rig: Rig, tmp_path: Path, misdeed: str, comp
     launcher = start(rig, tmp_path, misdeed, programs.sleep(0))
     wait_for(lambda: complaints(rig).get(complaint, 0) > 0, complaint)
     finish(rig, launcher)
+
+
+def test_a_device_that_says_anything_costs_nobody_else_a_life(rig: Rig, tmp_path: Path) -> None:
+    """In front of memory, the cpu and the monitor; bench.fuzz_bus has the same for each service alone, for long."""
+    seed = rig.environment["SEED"] = str(time.time_ns() // 1_000_000)
+    print(f"seed {seed}")
+    elf = tmp_path / "guest.elf"
+    elf.write_bytes(programs.elf(programs.sleep(0)))
+    program = f"{sys.executable} -P -m tests.models.hostile_device"
+    hostile = f"vmesh-external,id=h0,base={BASE:#x},irq=20,command={program}"
+    launcher = rig.start_real("-bios", "none", "-kernel", str(elf), "-device", hostile)
+    wait_for(lambda: _life(rig, "h0") >= 3, "some lives of the device")
+    with MachineClient(rig.machine) as client:
+        assert all(service.epoch == 1 for service in client.status().services if service.name != "h0")
+        client.quit()
+    assert launcher.wait(DEADLINE) == 0
+    rig.wait_clean()
 
 
 @pytest.mark.parametrize("misdeed", ["limits", "blame"])

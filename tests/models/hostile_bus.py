@@ -18,7 +18,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from vmesh import wire
-from vmesh.v1 import bus_pb2, common_pb2, limits_pb2, memory_pb2
+from vmesh.v1 import bus_pb2, common_pb2, lifecycle_pb2, limits_pb2, memory_pb2
 from vmesh.v1.packet_pb2 import Packet
 
 RAM_BASE = 0x8000_0000
@@ -194,9 +194,10 @@ class Device:
 
     BASE = 0x400_0000
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], machine: Path, seed: int) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], machine: Path, seed: int, epoch: int = 1) -> None:
         self.inventor = Inventor(seed)
         self.sent: Counter[str] = Counter()
+        self._epoch = epoch
         self._who: dict[bytes, int] = {}
         self.router: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
         self.router.setsockopt(zmq.LINGER, 0)
@@ -207,7 +208,7 @@ class Device:
         latch = bus_pb2.Register(offset=16, size=4, read=bus_pb2.READ_LATCH)
         region = bus_pb2.Region(name="r", base=self.BASE, size=4096, access_sizes=15, registers=[shadow, latch])
         self.description = bus_pb2.Description(
-            name="h0", kind="hostile", state_type="x.State", state_version=1, epoch=1, endpoint=wire.endpoint(path),
+            name="h0", kind="hostile", state_type="x.State", state_version=1, epoch=epoch, endpoint=wire.endpoint(path),
             regions=[region], lines=[bus_pb2.Line(name="l", irq=20)], dma=True,
         )  # fmt: skip
         said = wire.hello(common_pb2.ROLE_DEVICE, "h0", machine=machine.name)
@@ -215,32 +216,36 @@ class Device:
         self.memory.greet(60.0)
         self.memory.request(memory_pb2.Attach(description=self.description), 60.0)
 
-    def step(self) -> None:
-        """Answer one question, rightly or not, or say something unasked."""
+    def step(self, *, polite: bool = False) -> None:
+        """Answer one question, rightly (always, if it is `polite`) or not, or say something unasked."""
         rng = self.inventor.random
         if self.router.poll(1):
             sender, frame = self.router.recv_multipart()
             packet = Packet.FromString(frame)
             self.inventor.listen(packet)
-            self._answer(sender, packet)
-        elif self._who:
+            self._answer(sender, packet, 1.0 if polite else 0.7)
+        elif self._who and not polite:
             self._send(rng.choice(list(self._who)), rng.choice(("device_update", "batch_done", *BODIES)))
 
     def close(self) -> None:
         self.router.close(0)
         self.memory.abandon()
 
-    def _answer(self, sender: bytes, packet: Packet) -> None:
+    def _answer(self, sender: bytes, packet: Packet, right_share: float) -> None:
         rng = self.inventor.random
         kind = packet.WhichOneof("body")
         right: Message | None = None
         if kind == "hello":
             self._who[sender] = packet.hello.role
-            right = common_pb2.Welcome(major=1, name="h0", kind="hostile", epoch=1, window=64)
+            right = common_pb2.Welcome(major=1, name="h0", kind="hostile", epoch=self._epoch, window=64)
         elif kind == "access_batch":
             done = packet.access_batch.sequence + len(packet.access_batch.accesses) - 1
-            right = bus_pb2.BatchDone(epoch=1, done=done, value=rng.getrandbits(32), credits=64)
-        if right is not None and rng.random() < 0.7:
+            right = bus_pb2.BatchDone(epoch=self._epoch, done=done, value=rng.getrandbits(32), credits=64)
+        elif kind == "health":
+            right = lifecycle_pb2.HealthReport(phase=lifecycle_pb2.SERVICE_RUNNING, name="h0", epoch=self._epoch)
+        elif kind == "drain":
+            right = lifecycle_pb2.Drained()
+        if right is not None and rng.random() < right_share:
             with suppress(zmq.Again):
                 self.router.send_multipart([sender, wire.make(right, packet.id).SerializeToString()], zmq.NOBLOCK)
         elif kind is not None:
@@ -249,6 +254,8 @@ class Device:
 
     def _send(self, to: bytes, name: str, packet_id: int | None = None) -> None:
         packet = self.inventor.body(name)
+        if name == "notice" and packet.notice.WhichOneof("event") in ("power_off", "reset_request"):
+            packet.notice.ClearField("event")  # a device may say that: the board's own does
         if packet_id is not None:
             packet.id = packet_id
         with suppress(zmq.Again):
