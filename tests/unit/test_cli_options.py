@@ -244,3 +244,18 @@ def test_help_and_the_manual_have_every_flag(root: Path) -> None:
 def test_any_command_line_is_followed_or_refused(arguments: list[str]) -> None:
     with suppress(HelpRequested, OptionError):  # and nothing else
         parse(arguments)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("-drive", "file={},format=raw"),
+        ("-kernel", "{}"),
+        ("-fsdev", "local,id=f,path={},security_model=none"),
+        ("-loadvm", "{}"),
+    ],
+)
+def test_a_path_that_no_file_can_have_is_one_line(flags: tuple[str, str]) -> None:
+    with pytest.raises(OptionError) as refused:
+        parse([flags[0], flags[1].format("/" + "a" * 300)])
+    assert "\n" not in str(refused.value)

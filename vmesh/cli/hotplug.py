@@ -9,6 +9,7 @@ from pathlib import Path
 from vmesh import properties
 from vmesh.board import virt
 from vmesh.cli import external, net, options, virtio
+from vmesh.errors import said
 from vmesh.spawn import ServiceCommand
 
 _SLOTS = {virt.virtio(slot).base: slot for slot in range(virt.VIRTIO_SLOTS)}
@@ -31,7 +32,10 @@ def service(
     flags += [word for text in netdevs for word in ("-netdev", text)]
     flags += [word for text in fsdevs for word in ("-fsdev", text)]
     asked = options.parse([*flags, "-device", device])
-    command = _external(asked, machine) if asked.external else _virtio(asked, machine, there)
+    try:
+        command = _external(asked, machine) if asked.external else _virtio(asked, machine, there)
+    except OSError as error:  # of a file that it names
+        raise ValueError(f"-device {device}: {said(error)}") from error
     if command.name in {each.name for each in there}:
         raise ValueError(f"id={command.name}: expected an id that no device has")
     return command

@@ -202,6 +202,8 @@ def parse(arguments: Sequence[str]) -> RunOptions:
             options = option.apply(options, value)
         except (ValueError, VmeshError) as error:
             raise OptionError(f"{name} {value}: {error}") from error
+        except OSError as error:  # of a file that it names
+            raise OptionError(f"{name} {value}: {error.strerror}") from error
     _check_together(options)
     return options
 
