@@ -12,6 +12,7 @@ import zmq
 from vmesh import errors, wire
 from vmesh.log import Log
 from vmesh.v1 import common_pb2 as common
+from vmesh.v1 import memory_pb2 as memory
 from vmesh.v1.common_pb2 import Hello, Welcome
 from vmesh.v1.lifecycle_pb2 import Health, Pause
 from vmesh.v1.packet_pb2 import Packet
@@ -101,6 +102,34 @@ def test_welcome_and_what_follows(listener: Listener) -> None:
     assert received is not None
     client, packet = received
     assert (client.role, packet.id, packet.WhichOneof("body")) == (common.ROLE_MONITOR, number, "health")
+
+
+def test_the_monitor_is_one_process(listener: Listener) -> None:
+    """Whoever else says its role is refused, also who has said another one before."""
+    listener.server._monitor = os.getpid()
+    listener.welcome(common.ROLE_MONITOR)
+    listener.server._monitor = os.getppid()
+    peer = listener.peer(wire.hello(common.ROLE_MONITOR, "monitor"))
+    for role, answer in (
+        (common.ROLE_MONITOR, "refused"),
+        (common.ROLE_HART, "welcome"),
+        (common.ROLE_MONITOR, "refused"),
+    ):
+        said = listener.ask(peer, wire.make(wire.hello(role, "monitor"), 1))
+        assert said.WhichOneof("body") == answer
+        assert said.refused.expected == ("the process of the monitor" if answer == "refused" else "")
+
+
+def test_what_is_outside_its_limits_is_refused_and_told(listener: Listener) -> None:
+    told: list[str] = []
+    listener.server._broken = lambda client, how: told.append(f"{client.name}: {how}")
+    peer = listener.welcome(common.ROLE_DEVICE)
+    answer = listener.ask(peer, wire.make(memory.DmaRead(size=1 << 30), 7))
+    assert (answer.id, answer.error.code) == (7, common.ERROR_BAD_REQUEST)
+    assert told == ["peer: dma_read.size: expected at most 1048576, got 1073741824"]
+    listener.server.send(listener.greeted[0], Welcome(epoch=1 << 40))
+    with pytest.raises(errors.OutsideLimits, match="expected at most 4294967295"):
+        peer.receive(SECONDS)
 
 
 def test_the_socket_is_its_owners_only(listener: Listener) -> None:
