@@ -240,6 +240,9 @@ class Migration:
         """The machine ends."""
         if self._child is not None:
             signal.pidfd_send_signal(self._child.pidfd, signal.SIGKILL)
+            if self.under_way and self.status.incoming and self.status.uri.startswith("unix:"):
+                with suppress(OSError):  # what was killed leaves its socket
+                    os.unlink(self.status.uri.removeprefix("unix:"))
 
     # The process
 

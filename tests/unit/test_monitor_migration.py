@@ -3,6 +3,9 @@ the migration service are played."""
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
 import time
 from collections import deque
 from collections.abc import Callable
@@ -139,7 +142,7 @@ class World:
             case lifecycle_pb2.Save():
                 packet.service_state.type = name
             case lifecycle_pb2.Health():
-                packet.health_report.phase = PHASES[self.paused[name]]
+                packet.health_report.phase, packet.health_report.epoch = PHASES[self.paused[name]], 1
             case cpu_pb2.CpuStatusRequest():
                 packet.cpu_status.stopped_ns = 1
         return packet
@@ -388,6 +391,17 @@ def test_post_copy_is_no_error_behind_the_end_of_what_it_was_meant_for(make: Mak
     world.migration.capabilities.postcopy_ram = False
     with pytest.raises(RequestError, match="the capability postcopy-ram before"):
         world.ask(start_postcopy=messages.StartPostcopy())
+
+
+def test_socket_that_a_machine_waits_at_is_removed_at_its_end(make: Make, tmp_path: Path) -> None:
+    place = tmp_path / "there"
+    with socket.socket(socket.AF_UNIX) as listener, subprocess.Popen(["sleep", "60"]) as process:
+        listener.bind(str(place))
+        world = make(incoming=f"unix:{place}", paused=True)
+        world.migration._child = Child(process.pid, os.pidfd_open(process.pid))
+        world.report(messages.MIGRATION_SETUP, incoming=True, uri=f"unix:{place}")
+        world.supervisor.end(0)
+    assert not place.exists()
 
 
 def test_capabilities_can_be_set_until_somebody_has_connected(make: Make) -> None:
