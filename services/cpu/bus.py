@@ -420,7 +420,10 @@ class Link:
         if not self._joined and self._hello == 0 and time.monotonic() >= self._retry:
             self._rejoin()
         try:
-            packet = self._peer.receive(PATIENCE if wait else 0.0)
+            # between two connections nothing comes: say Hello again as soon as that is due
+            between = not self._joined and not self._hello
+            patience = min(PATIENCE, max(0.0, self._retry - time.monotonic())) if between else PATIENCE
+            packet = self._peer.receive(patience if wait else 0.0)
         except errors.PeerLost:
             self._leave()
             return None
