@@ -24,5 +24,6 @@ job java_start java -version
 job javac javac -d /tmp/out Compute.java
 job java_compute java Compute
 echo "programs end $(date +%s%N)"
+sleep 2  # until the serial port has said it all
 echo o > /proc/sysrq-trigger
 sleep 60
