@@ -146,9 +146,11 @@ def _check_nothing_was_seen(machine: Machine) -> None:
         carried = [*carried, heard]
     disk = machine.disk.read_bytes()
     steps = range(1, machine.progress.steps)
-    secrets = {f"step {step} right".encode() for step in steps} | {b"work begins", b"Linux version", b"vmesh.run=work"}
-    secrets |= {disk[place : place + 16] for place in range(0, len(disk), BLOCK)} - {bytes(16)}
-    assert len(secrets) > 50
+    written = {disk[place : place + 16] for place in range(0, len(disk), BLOCK)} - {bytes(16)}
+    assert steps, "the guest has not worked"
+    assert written, "the guest has written nothing"
+    said = {f"step {step} right".encode() for step in steps} | {b"work begins", b"Linux version", b"vmesh.run=work"}
+    secrets = said | written
     assert sum(map(len, carried)) > len(steps) * BLOCK * 2, "the links have carried less than the disk's content"
     assert any(b"CURVE" in each for each in carried), "no greeting of CURVE: this is not what went through"
     seen = [secret for secret in secrets if any(secret in each for each in carried)]
