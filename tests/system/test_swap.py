@@ -262,8 +262,8 @@ def service_commands(host: Host, *flags: str) -> dict[str, list[str]]:
     found = {}
     for line in host.vmesh("run", *flags, "-print-commands").splitlines():
         words = shlex.split(line)
-        own = words[:3]
-        for option, value in zip(words[3::2], words[4::2], strict=False):
+        own = words[:4]  # python -P -m MODULE
+        for option, value in zip(words[4::2], words[5::2], strict=False):
             if option not in ("--machine", "--name", "--base", "--irq"):
                 own += [option, value]
         if "--name" in words:
