@@ -8,8 +8,9 @@ import pytest
 from cases import ALL
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
-from harness import PATIENCE, Machine
+from harness import Machine
 
+from tests.waiting import wait_for
 from vmesh import wire
 from vmesh.v1 import common_pb2 as common
 from vmesh.v1 import lifecycle_pb2 as lifecycle
@@ -135,11 +136,17 @@ def send_random_packets(machine: Machine, service: str, role: common.Role.ValueT
         fill(getattr(packet, body), chance, depth=0)
         getattr(packet, body).SetInParent()
         peer.send_packet(packet)
-    # All have been looked at when an answer to this one comes: a Hello is answered to anybody.
-    peer.send_packet(wire.make(wire.hello(role, "fuzz"), 4711))
-    while (answer := peer.receive(PATIENCE)) is not None and answer.id != 4711:
-        pass
-    assert answer is not None
+    # All have been looked at when this one is answered, as any Hello is; again, as who does not read misses answers.
+    hello = wire.make(wire.hello(role, "fuzz"), 4711)
+
+    def answered() -> bool:
+        peer.send_packet(hello)
+        while (answer := peer.receive(0.1)) is not None:
+            if answer.id == hello.id:
+                return True
+        return False
+
+    wait_for(answered, "an answer to a Hello")
 
 
 def fill(message: Message, chance: random.Random, depth: int) -> None:
