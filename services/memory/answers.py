@@ -11,7 +11,9 @@ from vmesh import errors, limits
 from vmesh.service import Runtime
 from vmesh.wire import Client
 
-UNREAD = 32  # of these, as they may be 1 MiB each, a connection has so many in this process, made
+# Of these, as they may be 1 MiB each, a connection has so many in this process, made. What is no answer to DMA shares
+# the room, and is lost without it: more than what an honest peer has asked for before its thread reads.
+UNREAD = 128
 MOST_OPEN = 4096  # answers that one connection has not read
 _RETRY_SECONDS = 0.005
 _AT_ONCE = 16  # of one connection, before others have their turn
