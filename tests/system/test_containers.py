@@ -28,7 +28,7 @@ DEVICES = ("uart0", "rtc", "test")
 SHELL = "Enter 'help' for a list"  # of its last whole line, as an engine keeps lines; the prompt is none
 SERVICES = ("memory", "monitor", "keeper", "migration", "cpu", *DEVICES)
 
-pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 MIGRATION_FILES = ("docker-compose.yml", "docs/examples/compose/migration.yml")
