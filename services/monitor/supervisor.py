@@ -514,8 +514,12 @@ class Supervisor:
             self._maybe_started()
 
     def _is_life(self, service: Service, epoch: int) -> bool:
-        """Take the life that a service says it is; a number far from the one that it was given costs it its life."""
-        if service.epoch <= epoch <= service.epoch + MOST_LIVES:
+        """Take the life that a service says it is; a number far from the one that it was given costs it its life.
+
+        Attached, it was given none: it counts in its machine directory, which may be another one than before.
+        """
+        first = 1 if self.attached else service.epoch
+        if first <= epoch <= service.epoch + MOST_LIVES:
             service.epoch = epoch
             return True
         self._broke(service.command.name, f"it says it is life {epoch}, and is {service.epoch}")
@@ -648,9 +652,24 @@ class Supervisor:
         self._ended(service, service.last_error if service.state == "hung" else describe_exit(status))
 
     def _lost(self, service: Service) -> None:
-        """The connection to a service that somebody else has started is gone, and so is the service."""
+        """The connection to a service that somebody else has started is gone, and so is the service.
+
+        Without a Welcome that was no life of it: a process that is killed listens a little longer than it talks. The
+        limit for the service to come goes on.
+        """
         service.link.close()
-        self._ended(service, "is gone")
+        if service.welcomed or self.state == gateway_pb2.MACHINE_ENDING:
+            self._ended(service, "is gone")
+        else:
+            self._loop.call_in(f"dial {service.command.name}", _TICK, partial(self._dial, service))
+
+    def _dial(self, service: Service) -> None:
+        """Meet whoever listens in the place of a service that somebody else starts."""
+        try:
+            service.link = self._link(service.command.name)
+            self._meet(service)
+        except Exception as error:  # no descriptors
+            self._spawned(service, None, str(said(error)))
 
     def _ended(self, service: Service, how: str) -> None:
         service.alive = False
@@ -801,7 +820,8 @@ class Supervisor:
         """Start the process of the next epoch; `how` the former one ended."""
         service.state, service.welcomed, service.asked_at = "restarting", False, None
         service.began = time.monotonic()
-        service.epoch += 1
+        if not self.attached:  # else its lives are counted where they are started
+            service.epoch += 1
         try:
             former, service.link = service.link, self._link(service.command.name)
             former.close()
