@@ -487,7 +487,7 @@ class Supervisor:
 
     def _report(self, service: Service, packet: Packet) -> None:
         service.asked_at = None
-        if service.state == "hung":  # it is being ended: what it has said meanwhile does not make it well
+        if service.state == "hung" and not self.attached:  # what it has said before it is ended does not make it well
             return
         if packet.WhichOneof("body") != "health_report":
             service.ask_at = time.monotonic() + self._settings.health_interval
