@@ -228,7 +228,11 @@ class Device:
 
 @dataclass(slots=True, eq=False)
 class _Link:
-    """The connection with one hart. `done`, `value` and `bus_error` are the last access handled and its answer."""
+    """The connection with one hart. `done`, `value` and `bus_error` are the last access handled and its answer.
+
+    The hart forgets what it is told is done, and the next life of the device knows what is in the slot: so no more than
+    `stored` is ever told.
+    """
 
     hart: int
     done: int = 0
@@ -236,6 +240,7 @@ class _Link:
     bus_error: bool = False
     identity: bytes = b""
     received: int = 0  # sequence number of the last access that came
+    stored: int = 0  # `done` as the slot has it
     queue: deque[Packet] = field(default_factory=deque)  # batches that wait while the device is blocked
 
 
@@ -344,7 +349,7 @@ class DeviceService(Service):
         # A new connection of the same hart: it replays what was not acknowledged.
         link.identity, link.received = client.identity, link.done
         link.queue.clear()
-        return Welcome(window=WINDOW, done=link.done)
+        return Welcome(window=WINDOW, done=link.stored)
 
     def greeted(self, client: Client) -> None:
         if client.role == ROLE_IRQCHIP:
@@ -370,6 +375,7 @@ class DeviceService(Service):
         last = batch.sequence + len(batch.accesses) - 1
         if last <= link.done:
             # The answer may have been lost with its connection, and with it what it said of lines and shadows.
+            self._write_slot()
             self._answer(link, packet.id, self._next_update(everything=True))
         elif self._device.blocked or link.queue:
             link.received = last
@@ -527,7 +533,7 @@ class DeviceService(Service):
     def _answer(self, link: _Link, packet_id: int, update: messages.DeviceUpdate | None, *, held: bool = False) -> None:
         done = messages.BatchDone(
             epoch=self._runtime.epoch,
-            done=link.done,
+            done=link.stored,
             value=link.value,
             bus_error=link.bus_error,
             credits=WINDOW,
@@ -642,6 +648,8 @@ class DeviceService(Service):
         if record != self._written:
             self._slot.write(record)
             self._written = record
+            for link in self._links.values():
+                link.stored = link.done
         self._device.commit()
 
     def _read_slot(self) -> SlotRecord | None:
@@ -662,7 +670,9 @@ class DeviceService(Service):
         """Take over from the epoch before."""
         self._device.load(self._parse_state(record.state, record.state_version))
         for link in record.links:
-            self._links[link.hart] = _Link(link.hart, link.done, link.value, link.bus_error, received=link.done)
+            self._links[link.hart] = _Link(
+                link.hart, link.done, link.value, link.bus_error, received=link.done, stored=link.done
+            )
         self._runtime.log.info("recovered", epoch=self._runtime.epoch, before=record.epoch)
 
     def _parse_state(self, data: bytes, version: int) -> Message:

@@ -90,6 +90,46 @@ def test_the_slot_is_written_before_the_answer_leaves(tmp_path: Path, monkeypatc
     runtime.close()
 
 
+def test_a_hart_is_never_told_of_more_than_the_slot_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not when the device holds accesses back, connects anew or answers once more, while the host has no room for the
+    slot: what a hart was told is done it does not send again to the next life."""
+    arguments = ["--machine", str(tmp_path), "--name", "uart0"]
+    runtime = service.Runtime(service.parser("ns16550a", None).parse_args(arguments))
+    made = DeviceService(runtime, Ns16550a(runtime, 0x1000_0000, 10, "null"))
+    hart = Client(b"identity", ROLE_HART, "cpu", 3)
+    told = [made.welcome(hart).done]
+
+    def send_packet(identity: bytes, packet: Packet) -> bool:
+        told.append(packet.batch_done.done)
+        return True
+
+    def no_room(slot: Slot, data: bytes) -> None:
+        raise errors.HostLimit("slot", expected="room")
+
+    def write(sequence: int) -> None:
+        accesses = [Access(size=1, write=True, value=ord("x"))]
+        made.handle(hart, Packet(id=sequence, access_batch=AccessBatch(epoch=1, sequence=sequence, accesses=accesses)))
+
+    monkeypatch.setattr(runtime.server, "send_packet", send_packet)
+    with monkeypatch.context() as full:
+        full.setattr(Slot, "write", no_room)
+        write(1)
+        full.setattr(Ns16550a, "blocked", True)
+        write(2)
+        assert told == [0, 0]
+        told.append(made.welcome(hart).done)
+        with pytest.raises(errors.HostLimit):
+            write(1)
+        with pytest.raises(errors.HostLimit):
+            made._settle()
+        assert told == [0, 0, 0]
+    write(1)
+    write(2)
+    made._settle()
+    assert told == [0, 0, 0, 1, 2, 2]
+    runtime.close()
+
+
 def test_image_arguments() -> None:
     assert image_argument("0x80000000=/a b@c") == Image(0x8000_0000, Path("/a b@c"))
     assert image_argument("4096=x@0x10:32") == Image(4096, Path("x"), 16, 32)
