@@ -83,7 +83,7 @@ def _check(device: Description) -> None:
     for fifo in filter(None, (device.doorbell, device.interrupts)):
         _need(device, doorbell.is_name(fifo), "name of a FIFO", doorbell.NAMES, repr(fifo[:80]))
     for line in device.lines:
-        _need(device, line.irq >= 1, f"irq of {line.name}", "1 or more", str(line.irq))
+        _need(device, line.irq >= 1, f"irq of {line.name}", "1 to 1023", str(line.irq))
     for region in device.regions:
         _check_region(device, region)
     registers = [register for region in device.regions for register in region.registers]
