@@ -1,7 +1,7 @@
 """Node and OpenJDK in a Debian guest, timed by the guest's clock: vmesh and QEMU by turns, same kernel, same disk.
 
     vmesh guest image --package nodejs --package openjdk-21-jdk-headless --size 3G jit.img
-    python -m bench.runtimes --image jit.img --runs 3
+    python -P -m bench.runtimes --image jit.img --runs 3
 
 The disk is copied; init.sh, which is the copy's first process, says what is run. Needs e2fsprogs.
 """
