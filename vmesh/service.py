@@ -26,6 +26,7 @@ import zmq
 from google.protobuf.message import Message
 
 from vmesh import addresses, curve, errors, lifeline, limits, privileges, wire
+from vmesh.answers import Answers
 from vmesh.log import Log
 from vmesh.loop import Loop
 from vmesh.machine import Machine, MachineError
@@ -207,9 +208,12 @@ class Runtime:
             address=options.listen or "",
             keys=keys,
             broken=self._broken,
+            answer=self._answer,
             unread=unread,
             monitor=options.monitor,
         )
+
+        self._answers = Answers(self.server, self.loop, self.complain)
 
     @property
     def endpoint(self) -> str:
@@ -266,7 +270,7 @@ class Runtime:
                 break
             client, packet = received
             if packet.WhichOneof("body") == "health":
-                self.server.send(client, self._health(), packet.id)
+                self.answer(client, packet.id, self._health)
             else:
                 self._deferred.append((client, packet))
         if self._deferred:
@@ -309,6 +313,14 @@ class Runtime:
     def _broken(self, client: wire.Client, how: str) -> None:
         if client.role == common.ROLE_DEVICE:
             self.complain(client.name, limits.BROKEN, how)
+
+    def answer(self, client: wire.Client, packet_id: int, make: Callable[[], Message]) -> None:
+        """Answer a request, unless it wants none (`packet_id` is 0), as soon as the client has room (`Answers`)."""
+        if packet_id:
+            self._answer(client, packet_id, make)
+
+    def _answer(self, client: wire.Client, packet_id: int, make: Callable[[], Message]) -> None:
+        self._answers.send(client, packet_id, make)
 
     def complain(self, about: str, what: str, text: str) -> None:
         """Another service did what it should not: count it for the monitor, and log it.
@@ -377,8 +389,8 @@ class Runtime:
                     raise
                 self.server.fail(client, packet.id, f"{kind}: {type(error).__name__}", errors.said(error))
                 continue
-            if answer is not None and packet.id:
-                self.server.send(client, answer, packet.id)
+            if answer is not None:
+                self.answer(client, packet.id, _as_it_is(answer))
         if self._deferred:
             self.loop.call_in("deferred", 0.0, self._receive)
 
@@ -496,6 +508,10 @@ class Runtime:
                 self._end()
 
         self.loop.watch(reader, read=signalled)
+
+
+def _as_it_is(answer: Message) -> Callable[[], Message]:
+    return lambda: answer
 
 
 def run(

@@ -173,8 +173,8 @@ class Server:
     refuse it; `greeted` is called when the Welcome is on its way, `broken` when a client has said what no message may
     say (vmesh/limits.py). `counters` counts what was refused, by cause. With `keys` it listens at `address` too, over
     TCP, and answers their holders only: `authenticate` goes before. Of each client at most `unread` messages wait to be
-    read, in this process. On this host's socket only the process `monitor` (0: any) is the monitor. Raises ConfigError
-    if a socket cannot be bound.
+    read, in this process; `answer` sends an answer now or when there is room. On this host's
+    socket only the process `monitor` (0: any) is the monitor. Raises ConfigError if a socket cannot be bound.
     """
 
     def __init__(
@@ -189,6 +189,7 @@ class Server:
         address: str = "",
         keys: Keys | None = None,
         broken: Callable[[Client, str], None] = lambda client, how: None,
+        answer: Callable[[Client, int, Callable[[], Message]], None] | None = None,
         unread: int = QUEUE_MESSAGES,
         monitor: int = 0,
     ) -> None:
@@ -199,6 +200,7 @@ class Server:
         self._greet = greet
         self._greeted = greeted
         self._broken = broken
+        self._answer = answer or (lambda client, packet_id, make: self.send(client, make(), packet_id))
         self._monitor = monitor
         self._log = log
         self._tcp = bool(address)
@@ -296,9 +298,15 @@ class Server:
 
     def send_packet(self, identity: bytes, packet: Packet) -> bool:
         """As `send`, for a packet that is made already."""
+        frame = packet.SerializeToString()
         try:
-            self.socket.send(identity, zmq.SNDMORE | zmq.NOBLOCK)
-            self.socket.send(packet.SerializeToString(), zmq.NOBLOCK)
+            try:
+                self.socket.send(identity, zmq.SNDMORE | zmq.NOBLOCK)
+            except zmq.Again:
+                # A send looks only every few milliseconds at what the other side has read; this look is at once.
+                self.socket.getsockopt(zmq.EVENTS)
+                self.socket.send(identity, zmq.SNDMORE | zmq.NOBLOCK)
+            self.socket.send(frame, zmq.NOBLOCK)
         except zmq.Again:
             self.counters["unsendable"] += 1
             return False
@@ -313,7 +321,7 @@ class Server:
         """Refuse a request: count it, log it, answer Error. `cause` is from a bounded set."""
         self.note_refusal(cause, f"from {client.name}: {error}")
         if packet_id:
-            self.send(client, error.message(), packet_id)
+            self._answer(client, packet_id, error.message)
 
     def note_refusal(self, cause: str, text: str) -> None:
         """Count a refusal, and log it."""
@@ -358,7 +366,7 @@ class Server:
                 return
             welcome.major, welcome.minor, welcome.name = MAJOR, MINOR, self._name
             self.clients[identity] = client
-            self.send(client, welcome, packet.id)
+            self._answer(client, packet.id, lambda: welcome)
             self._greeted(client)
 
     def _supersede(self, client: Client) -> None:

@@ -191,8 +191,7 @@ class Cpu(Service):
         """Answers the shoot-downs that every hart has done; looks again soon if there are others."""
         while self._shoot_downs and self._harts.await_shot(self._shoot_downs[0][2]):
             client, packet_id, _ = self._shoot_downs.popleft()
-            if packet_id:
-                self._runtime.server.send(client, common_pb2.Done(), packet_id)
+            self._runtime.answer(client, packet_id, common_pb2.Done)
         if self._shoot_downs:
             self._runtime.loop.call_in("shoot-downs", SHOOT_DOWN_LOOK, self._answer_shoot_downs)
 
@@ -349,7 +348,8 @@ class Cpu(Service):
         (client, number), self._runner = self._runner, None
         try:
             self.pause()
-            self._runtime.server.send(client, self._stop or common_pb2.HartStop(), number)
+            stop = self._stop or common_pb2.HartStop()
+            self._runtime.answer(client, number, lambda: stop)
         except errors.VmeshError as error:
             self._runtime.server.fail(client, number, "run_harts", error)
 

@@ -6,9 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from services.memory.answers import UNREAD
 from services.memory.layout import image_argument, place_argument, range_argument, reservation_argument
-from services.memory.service import Memory, Plan
+from services.memory.service import UNREAD, Memory, Plan
 from vmesh import service
 from vmesh.privileges import FILES
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from google.protobuf.message import DecodeError, Message
 
 from services.memory.address_map import AddressMap
-from services.memory.answers import Answers
 from services.memory.away import Away
 from services.memory.layout import ADDRESS_LIMIT, Image, Place, Range, check_disjoint, copy_image, place_images
 from services.memory.presence import NEEDED_AT_ONCE, Presence
@@ -31,6 +30,7 @@ _ROM_FILE = "rom.seg"
 _FLAGS_FILE = "ram.flags"
 _STATE_VERSION = 1
 _OTHERS_SECONDS = 2.0
+UNREAD = 32  # answers that are made and not read, of one connection: each may be 1 MiB; more wait to be made
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,6 @@ class Memory(Service):
         self._waiting: list[tuple[Client, int]] = []  # MapRequests to be answered when all are attached
         self._grants: dict[bytes, list[messages.Grant]] = {}  # by identity of the connection
         self._dma_bytes = 0
-        self._answers = Answers(runtime)
 
         ram = Range("RAM", plan.ram_base, plan.ram_size)
         memory = [ram] if plan.rom is None else [ram, replace(plan.rom, name="ROM")]
@@ -277,8 +276,7 @@ class Memory(Service):
             return
         answer = messages.AddressMap(segments=self._segments, devices=self._map.devices.values())
         for client, packet_id in self._waiting:
-            if packet_id:
-                self._runtime.server.send(client, answer, packet_id)
+            self._runtime.answer(client, packet_id, lambda: answer)
         self._waiting.clear()
 
     def _dma_read(self, client: Client, request: messages.DmaRead, packet_id: int) -> None:
@@ -286,10 +284,10 @@ class Memory(Service):
         address, size = request.address, request.size
 
         def answer(data: bytes) -> None:
-            self._answers.send(client, packet_id, lambda: messages.DmaDone(data=data))
+            self._runtime.answer(client, packet_id, lambda: messages.DmaDone(data=data))
 
         def read() -> None:
-            self._answers.send(client, packet_id, lambda: messages.DmaDone(data=self._guest.read(address, size)))
+            self._runtime.answer(client, packet_id, lambda: messages.DmaDone(data=self._guest.read(address, size)))
 
         if self._away is not None:
             self._away.read(address, size, answer)
@@ -301,7 +299,7 @@ class Memory(Service):
         address, data = request.address, request.data
 
         def answer() -> None:
-            self._answers.send(client, packet_id, messages.DmaDone)
+            self._runtime.answer(client, packet_id, messages.DmaDone)
 
         def write() -> None:
             self._guest.write(address, data)
@@ -318,7 +316,7 @@ class Memory(Service):
         if client.role == ROLE_DEVICE:
             for address in addresses:
                 check(self._grants.get(client.identity, []), address, 1, write=False)
-        self._presence.need(client, addresses, lambda: self._answers.send(client, packet_id, Done))
+        self._presence.need(client, addresses, lambda: self._runtime.answer(client, packet_id, Done))
 
     def _check_dma(self, client: Client, address: int, size: int, *, write: bool) -> None:
         if size > MAX_TRANSFER:

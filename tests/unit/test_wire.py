@@ -204,3 +204,25 @@ def test_a_place_that_cannot_be_bound(tmp_path: Path) -> None:
     with pytest.raises(errors.ConfigError, match="cannot listen"):
         wire.Server(context, tmp_path / "none" / "x.sock", "x", Log("x"), lambda client: Welcome(), lambda client: None)
     context.destroy(0)
+
+
+def test_who_reads_each_answer_misses_none(tmp_path: Path) -> None:
+    """However little room there is, and however fast it goes: a ROUTER looks for room only now and then by itself."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    path = tmp_path / "one.sock"
+    server = wire.Server(context, path, "one", Log("one"), lambda client: Welcome(), lambda client: None, unread=2)
+    peer = wire.Peer(context, wire.endpoint(path), wire.hello(common.ROLE_DEVICE, "fast"))
+    try:
+        peer.say_hello()
+        assert server.socket.poll(SECONDS * 1000)
+        assert server.receive() is None
+        (client,) = server.clients.values()
+        for number in range(3000):
+            assert server.send(client, Health(), number), number
+            while (answer := peer.receive(SECONDS)) is not None and answer.WhichOneof("body") != "health":
+                pass
+            assert answer is not None, number
+    finally:
+        peer.abandon()
+        server.close()
+        context.destroy(0)

@@ -191,8 +191,9 @@ class Cache(Service):
         """The cpu gets the map when all is there that it does not wait for page by page."""
         if self._map is None or self._rom_missing or not self._empty_taken:
             return
+        answer = self._map
         for client, packet_id in self._unanswered:
-            self._runtime.server.send(client, self._map, packet_id)
+            self._runtime.answer(client, packet_id, lambda: answer)
         self._unanswered.clear()
 
     # Pages
@@ -204,7 +205,7 @@ class Cache(Service):
             raise errors.TooMany("pages that are waited for", expected=f"at most {_WAITERS}", got="one more")
         missing = {page for page in map(self._page, addresses) if not self._flags[page]}
         if not missing:
-            self._runtime.server.send(client, common.Done(), packet_id)
+            self._runtime.answer(client, packet_id, common.Done)
             return
         waiter = _Waiter(client, packet_id, missing)
         for page in sorted(missing):
@@ -282,8 +283,8 @@ class Cache(Service):
             self._latencies.add(time.monotonic() - since)
         for waiter in waiters:
             waiter.missing.discard(page)
-            if not waiter.missing and waiter.packet_id:
-                self._runtime.server.send(waiter.client, common.Done(), waiter.packet_id)
+            if not waiter.missing:
+                self._runtime.answer(waiter.client, waiter.packet_id, common.Done)
 
     # DMA to pages that are here
 
