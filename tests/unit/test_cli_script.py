@@ -42,6 +42,17 @@ def test_end_of_input_is_typed_until_the_machine_ends(text: bytes) -> None:
     assert script.give(2.2) == END, "at each prompt"
 
 
+@pytest.mark.parametrize("form", list(Form))
+@pytest.mark.parametrize("text", [b"", b"ls\n"])
+def test_who_waits_for_the_guest_does_nothing_meanwhile(form: Form, text: bytes) -> None:
+    """Nothing is due at once when everything has been given that the guest wants."""
+    script = Script(form)
+    for piece in (text, b""):
+        script.typed(piece)
+    script.give(1.0)
+    assert script.due > 1.0
+
+
 def test_no_input_ends_the_default_guest() -> None:
     script = Script(Form.AT_PROMPT)
     script.typed(b"")

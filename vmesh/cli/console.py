@@ -160,6 +160,11 @@ class Console:
         return self._door if self._at_prompt else self._guest
 
     @property
+    def _may_give(self) -> bool:
+        """Whether the guest may get more of what was piped in."""
+        return self._guest.socket is not None and not self._guest.outgoing and not self._from_terminal
+
+    @property
     def _connected(self) -> list[_Channel]:
         return [channel for channel in (self._guest, self._door) if channel.socket is not None]
 
@@ -168,7 +173,7 @@ class Console:
         missing = [each for each in (self._guest, self._door) if each.path and each.wanted and each.socket is None]
         if missing and self._status is None:
             return _CONNECT_INTERVAL
-        return min(1.0, max(0.0, self._script.due - time.monotonic()))
+        return min(1.0, max(0.0, self._script.due - time.monotonic())) if self._may_give else 1.0
 
     # The machine's side
 
@@ -194,7 +199,7 @@ class Console:
 
     def _give(self) -> None:
         """What was piped in, as the guest wants it."""
-        if self._guest.socket is not None and not self._guest.outgoing and not self._from_terminal:
+        if self._may_give:
             self._guest.outgoing += self._script.give(time.monotonic())
 
     # The user's side

@@ -97,10 +97,9 @@ class Script:
 
     def give(self, now: float) -> bytes:
         """What the guest is to get now; to be asked for when the former has gone out."""
-        if self.form is Form.PIECES:
-            return self._piece()
-        if self.form is Form.AT_PROMPT and not self._ready:
-            return b""
+        if self.form is Form.PIECES or (self.form is Form.AT_PROMPT and not self._ready):
+            self.due = float("inf")  # until the guest tells that it wants input
+            return self._piece() if self.form is Form.PIECES else b""
         given = bytes(self._pending)
         self._pending.clear()
         self._newline = given.endswith(b"\n") if given else self._newline
