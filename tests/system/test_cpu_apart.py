@@ -14,7 +14,7 @@ import pytest
 from tests.hosts import Spread
 from tests.relay import Relay
 from tests.system import programs
-from tests.system.conftest import PROMPT, Host, Terminal
+from tests.system.conftest import BRIEF, PROMPT, Host, Terminal
 from tests.waiting import wait_for
 from vmesh.client import MachineClient
 from vmesh.deploy.description import KEEPER
@@ -38,7 +38,7 @@ def test_disk_and_memory_agree(host: Host, debian: Guest, tmp_path: Path) -> Non
         "sha256sum /tmp/noise",
         "echo 3 >/proc/sys/vm/drop_caches; dd if=/dev/vda bs=64k skip=3 count=50 2>/dev/null | sha256sum",
     ]
-    flags = ("-cpu-apart", "-smp", "2", "-append", "loglevel=1", "-drive", f"file={disk},format=raw,if=none,id=d")
+    flags = ("-cpu-apart", "-smp", "2", "-append", BRIEF, "-drive", f"file={disk},format=raw,if=none,id=d")
     answer = host.vmesh("run", *flags, "-device", "virtio-blk-device,drive=d", stdin="\n".join(commands) + "\n")
     after = hashlib.sha256(disk.read_bytes()[3 * 65536 : 53 * 65536]).hexdigest()
     assert f"{before}  /dev/vda" in answer
@@ -48,7 +48,7 @@ def test_disk_and_memory_agree(host: Host, debian: Guest, tmp_path: Path) -> Non
 
 def test_reset_kill_and_what_is_refused(run: Run, host: Host, debian: Guest) -> None:
     """Its memory is anew after a reset, a device comes back, it is not saved, and it ends with its cache."""
-    terminal = run("-name", "apart", "-cpu-apart", "-append", "loglevel=1")
+    terminal = run("-name", "apart", "-cpu-apart", "-append", BRIEF)
     terminal.expect(PROMPT)
     terminal.ask("echo x >/tmp/mark")
     machine = Machine(host.runtime / "apart")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.conftest import PROMPT, Host, Terminal, counters
+from tests.system.conftest import BRIEF, PROMPT, Host, Terminal, counters
 from vmesh.guest import Guest
 
 pytestmark = pytest.mark.system
@@ -45,7 +45,7 @@ def test_without_input_boots_to_the_shell_and_powers_off(run: Run, debian: Guest
 def test_memory_and_harts_are_those_asked_for(
     run: Run, debian: Guest, flags: tuple[str, ...], processors: int, least: int, most: int
 ) -> None:
-    machine = run(*flags, "-append", 'loglevel=1 vmesh.run="nproc; head -1 /proc/meminfo"', pipes=True)
+    machine = run(*flags, "-append", f'{BRIEF} vmesh.run="nproc; head -1 /proc/meminfo"', pipes=True)
 
     assert machine.wait() == 0
     found = re.search(r"^(\d+)\nMemTotal: +(\d+) kB$", machine.output, re.MULTILINE)
@@ -56,7 +56,7 @@ def test_memory_and_harts_are_those_asked_for(
 
 @pytest.mark.parametrize(("cpu", "mode"), [("rv64,sv48=off", "sv39"), ("rv64,sv57=on", "sv57")])
 def test_paging_is_as_the_cpu_model_says(run: Run, debian: Guest, cpu: str, mode: str) -> None:
-    machine = run("-cpu", cpu, "-append", 'loglevel=1 vmesh.run="grep mmu /proc/cpuinfo"', pipes=True)
+    machine = run("-cpu", cpu, "-append", f'{BRIEF} vmesh.run="grep mmu /proc/cpuinfo"', pipes=True)
 
     assert machine.wait() == 0
     assert re.search(rf"^mmu\s*: {mode}$", machine.output, re.MULTILINE), machine.output
@@ -64,7 +64,7 @@ def test_paging_is_as_the_cpu_model_says(run: Run, debian: Guest, cpu: str, mode
 
 def test_commands_from_a_pipe(host: Host, debian: Guest) -> None:
     """With the last one not even ended, and its status for the machine's."""
-    answer = host.script("-append", "loglevel=1", stdin="uname -m\necho $((6*7)); exit 3", status=3)
+    answer = host.script("-append", BRIEF, stdin="uname -m\necho $((6*7)); exit 3", status=3)
 
     assert "\nriscv64\n" in answer
     assert "\n42\n" in answer
@@ -79,7 +79,7 @@ def test_quiet_shows_what_the_script_writes_and_nothing_else(host: Host, debian:
 
 
 def test_commands_from_a_pipe_for_a_snapshot_at_a_prompt(host: Host, run: Run, debian: Guest, tmp_path: Path) -> None:
-    machine = run("-append", "loglevel=1", "-name", "first")
+    machine = run("-append", BRIEF, "-name", "first")
     machine.expect(PROMPT)
     host.vmesh("snapshot", "save", "first", str(tmp_path / "saved"))
     machine.type("\x04")

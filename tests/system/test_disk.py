@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.conftest import Host, Terminal
+from tests.system.conftest import BRIEF, Host, Terminal
 from vmesh.guest import Guest
 from vmesh.machine import Machine
 
@@ -45,7 +45,7 @@ def test_what_the_guest_reads_and_writes(host: Host, debian: Guest, disk: Path, 
         "sha256sum /tmp/noise",
         "echo 3 >/proc/sys/vm/drop_caches; dd if=/dev/vda bs=64k skip=3 count=50 2>/dev/null | sha256sum",
     ]
-    flags = ("-smp", "2", "-append", "loglevel=1", "-drive", f"file={disk},format=raw,if=none,id=d")
+    flags = ("-smp", "2", "-append", BRIEF, "-drive", f"file={disk},format=raw,if=none,id=d")
     device = f"virtio-blk-device,drive=d,serial=d-17{properties}"
 
     answer = host.vmesh("run", *flags, "-device", device, stdin="\n".join(commands) + "\n")
@@ -74,7 +74,7 @@ def test_a_killed_disk_comes_back_and_has_lost_nothing(
     )
     machine = run(
         *("-name", "killed", "-drive", f"file={disk},format=raw,if=none,id=d"),
-        *("-device", f"virtio-blk-device,drive=d{properties}", "-append", f'loglevel=1 vmesh.run="{script}"'),
+        *("-device", f"virtio-blk-device,drive=d{properties}", "-append", f'{BRIEF} vmesh.run="{script}"'),
         pipes=True,
     )
     seed = random.randrange(1 << 32)
@@ -112,7 +112,7 @@ def test_disks_that_are_not_written_to(run: Run, debian: Guest, disk: Path, tmp_
         *("-drive", f"file={disk},format=raw,snapshot=on"),
         *("-drive", f"file={other},format=raw,readonly=on"),
         *("-device", "virtio-rng-device,bus=virtio-mmio-bus.0"),
-        *("-append", f'loglevel=1 vmesh.run="{command}"'),
+        *("-append", f'{BRIEF} vmesh.run="{command}"'),
         pipes=True,
     )
 

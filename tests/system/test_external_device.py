@@ -18,7 +18,7 @@ import pytest
 
 from tests.c_example import copier_in_c
 from tests.system import programs
-from tests.system.conftest import PROMPT, Host, Terminal
+from tests.system.conftest import BRIEF, PROMPT, Host, Terminal
 from tests.waiting import LIMIT
 from vmesh.board.virt import DRAM_BASE
 from vmesh.guest import Guest
@@ -128,7 +128,7 @@ def wait_for_life(machine: Machine, epoch: int) -> int:
 def test_linux_finds_and_uses_it(run: Run, debian: Guest, program: Program) -> None:
     """Debian's kernel has it in its device tree; a program in the guest has it copy the start of the firmware."""
     flag = f"{FLAG},kind=copier,compatible=acme,,copier,command={shlex.join(program())}"
-    machine = run("-append", "loglevel=1", "-device", flag)
+    machine = run("-append", BRIEF, "-device", flag)
     machine.expect(PROMPT)
     assert machine.ask(f"cat /proc/device-tree/soc/copier@{BASE:x}/compatible") == "acme,copier\0"
     for offset, value in ((0, DRAM_BASE), (8, DRAM_BASE), (16, 64), (24, 1)):

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.system import programs
-from tests.system.conftest import PROMPT, Host, Terminal
+from tests.system.conftest import BRIEF, PROMPT, Host, Terminal
 from tests.waiting import LIMIT, wait_for
 from vmesh.client import GatewayError, MachineClient
 from vmesh.guest import Guest
@@ -66,7 +66,7 @@ def wait_gone(host: Host, name: str) -> None:
 def test_a_disk_comes_is_used_and_goes(host: Host, run: Run, debian: Guest, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.write_bytes(b"hello" + bytes(1 << 20))
-    machine = run("-name", "plugs", "-append", "loglevel=1")
+    machine = run("-name", "plugs", "-append", BRIEF)
     machine.expect(PROMPT)
     before = names(host)
     machine.ask("D=/sys/bus/platform/drivers/virtio-mmio; modprobe virtio_blk")
@@ -101,7 +101,7 @@ def test_a_full_host_is_an_event(host: Host, run: Run, debian: Guest, tmp_path: 
         disk = small / "disk"
         disk.touch()
         os.truncate(disk, 16 << 20)
-        machine = run("-name", "plugs", "-append", "loglevel=1", "-drive", f"file={disk},format=raw,id=d0")
+        machine = run("-name", "plugs", "-append", BRIEF, "-drive", f"file={disk},format=raw,id=d0")
         machine.expect(PROMPT)
         with events(host) as seen:
             machine.ask("modprobe virtio_blk")

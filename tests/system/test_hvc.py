@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.conftest import PROMPT, Host, Terminal
+from tests.system.conftest import BRIEF, PROMPT, Host, Terminal
 from tests.waiting import LIMIT
 from vmesh.guest import Guest
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.system
 
 Run = Callable[..., Terminal]
 HVC = ("-device", "virtio-serial-device", "-device", "virtconsole,chardev=c")
-ON_TERMINAL = ("-serial", "null", "-chardev", "stdio,id=c,mux=on", "-append", "console=hvc0 loglevel=1", *HVC)
+ON_TERMINAL = ("-serial", "null", "-chardev", "stdio,id=c,mux=on", "-append", f"console=hvc0 {BRIEF}", *HVC)
 LINES = 3000
 KILLS = 4  # a device that dies more often within a short time is given up
 
@@ -51,7 +51,7 @@ def test_a_shell_on_the_terminal(run: Run, debian: Guest) -> None:
 
 def test_beside_the_serial_port_on_a_socket(run: Run, debian: Guest, tmp_path: Path) -> None:
     path = tmp_path / "s"
-    machine = run("-chardev", f"socket,id=c,path={path},server=on,wait=off", "-append", "loglevel=1", *HVC)
+    machine = run("-chardev", f"socket,id=c,path={path},server=on,wait=off", "-append", BRIEF, *HVC)
     machine.expect(PROMPT)
     with socket.socket(socket.AF_UNIX) as peer:
         peer.settimeout(LIMIT)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.system import programs
-from tests.system.conftest import PROMPT, Host, Terminal
+from tests.system.conftest import BRIEF, PROMPT, Host, Terminal
 from tests.waiting import LIMIT, wait_for
 from vmesh.client import MachineClient
 from vmesh.guest import Guest
@@ -39,7 +39,7 @@ def snapshots(host: Host, tmp_path: Path) -> Iterator[Path]:
 
 
 def boot(run: Run, name: str, *flags: str) -> Terminal:
-    terminal = run("-name", name, "-m", "256M", "-append", "loglevel=1", *flags)
+    terminal = run("-name", name, "-m", "256M", "-append", BRIEF, *flags)
     terminal.expect(PROMPT)
     return terminal
 
@@ -47,7 +47,7 @@ def boot(run: Run, name: str, *flags: str) -> Terminal:
 def incoming(host: Host, run: Run, name: str, *flags: str) -> tuple[Terminal, str]:
     """A machine that waits, and where."""
     place = f"unix:{host.runtime}/{name}.migrate"
-    terminal = run("-name", name, "-m", "256M", "-append", "loglevel=1", "-incoming", place, *flags)
+    terminal = run("-name", name, "-m", "256M", "-append", BRIEF, "-incoming", place, *flags)
     wait_for(Path(place[5:]).exists, lambda: f"{name} to listen: {terminal.output}")
     return terminal, place
 
@@ -87,7 +87,7 @@ def test_machine_moves_and_nothing_is_lost(host: Host, run: Run, debian: Guest, 
 
 def test_linux_boots_from_pages_that_come_when_it_needs_them(host: Host, run: Run, debian: Guest) -> None:
     """It is moved as soon as it begins, by post-copy, and next to nothing comes that is not asked for."""
-    flags = ("-m", "256M", "-append", "loglevel=1")
+    flags = ("-m", "256M", "-append", BRIEF)
     target, place = incoming(host, run, "boots")
     run("-name", "begins", *flags, "-S")
     wait_for((Path(host.runtime) / "begins" / "gateway.sock").exists, "the gateway")
@@ -115,7 +115,7 @@ def test_machine_is_upgraded_and_its_memory_is_not_copied(host: Host, run: Run, 
     source = boot(run, "old", *drive)
     source.type(COUNT + "\n")
     source.expect("at 10\n")
-    flags = ("-m", "256M", "-append", "loglevel=1", *drive)
+    flags = ("-m", "256M", "-append", BRIEF, *drive)
     ram = (Path(host.runtime) / "old" / "ram.seg").stat().st_ino
     other = run("-name", "other", *flags, "-smp", "2", "-incoming", "handover:old")
     wait_for((Path(host.runtime) / "other" / "handover.sock").exists, lambda: f"it to listen: {other.output}")
@@ -140,7 +140,7 @@ def test_machine_is_upgraded_and_its_memory_is_not_copied(host: Host, run: Run, 
 def test_memory_that_another_machine_still_runs_on_takes_no_pages(host: Host, run: Run, debian: Guest) -> None:
     source = boot(run, "owner")
     third = boot(run, "third")
-    flags = ("-m", "256M", "-append", "loglevel=1")
+    flags = ("-m", "256M", "-append", BRIEF)
     heir = run("-name", "heir", *flags, "-incoming", "handover:owner")
     place = Path(host.runtime) / "heir" / "handover.sock"
     wait_for(place.exists, lambda: f"it to listen: {heir.output}")

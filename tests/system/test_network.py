@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.conftest import PROMPT, Host, Terminal, counters
+from tests.system.conftest import BRIEF, PROMPT, Host, Terminal, counters
 from tests.waiting import LIMIT, wait_for
 from vmesh.client import MachineClient
 from vmesh.guest import Guest
@@ -89,7 +89,7 @@ def test_address_by_dhcp_and_a_file_by_http(
     url, digest = web
     log = tmp_path / "log"
     answer = host.vmesh(
-        *("run", "-append", "loglevel=1", "-D", str(log), "-netdev", "user,id=n"),
+        *("run", "-append", BRIEF, "-D", str(log), "-netdev", "user,id=n"),
         *("-device", f"virtio-net-device,netdev=n,id=card,mac=52:54:00:00:00:07{device}"),
         stdin=f"{LEASE}ip addr\nwget -qO- {url} | sha256sum\n",
     )
@@ -108,9 +108,7 @@ def test_a_lease_with_a_large_mtu(host: Host, debian: Guest, passt: None, web: t
     url, digest = web
     log = tmp_path / "log"
     commands = f"{LEASE}ip link set eth0 mtu 65520\nwget -qO- {url} | sha256sum\n"
-    answer = host.vmesh(
-        "run", "-append", "loglevel=1", "-D", str(log), "-nic", "user,id=n", "-smp", "2", stdin=commands
-    )
+    answer = host.vmesh("run", "-append", BRIEF, "-D", str(log), "-nic", "user,id=n", "-smp", "2", stdin=commands)
     assert f"{digest}  -" in answer
     assert counters(log, "net0")["frames_received"] < SIZE // 4000
 
@@ -123,7 +121,7 @@ def test_a_port_of_the_host_leads_to_the_guest_whoever_is_killed(
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     netdev, card = f"user,id=n,hostfwd=tcp:127.0.0.1:{port}-:7", "virtio-net-device,netdev=n,id=card"
-    flags = ("-append", "loglevel=1", "-D", str(log), "-health-interval", "0.1", "-netdev", netdev, "-device", card)
+    flags = ("-append", BRIEF, "-D", str(log), "-health-interval", "0.1", "-netdev", netdev, "-device", card)
     machine = run("-name", "forward", *flags)
     machine.expect(PROMPT)
     for line in LEASE.strip().splitlines():
@@ -186,7 +184,7 @@ def test_machines_on_a_hub_and_a_card_that_is_killed(
     for number in (1, 2):
         card = f"virtio-net-device,netdev=n,id=card,mac=52:54:00:00:00:0{number}"
         netdev = f"stream,id=n,addr.type=unix,addr.path={hub},reconnect-ms=50"
-        flags = ("-append", "loglevel=1", "-health-interval", "0.05", "-netdev", netdev, "-device", card)
+        flags = ("-append", BRIEF, "-health-interval", "0.05", "-netdev", netdev, "-device", card)
         machines.append(run("-name", f"hub{number}", *flags))
     for number, machine in enumerate(machines, 1):
         machine.expect(PROMPT)
@@ -220,7 +218,7 @@ def test_the_guest_sees_whether_somebody_is_there(run: Run, debian: Guest) -> No
     directory = Path(tempfile.mkdtemp(prefix="vmesh-wire-"))
     path = directory / "wire"
     try:
-        machine = run("-append", "loglevel=1", "-nic", f"stream,id=n,server=on,addr.type=unix,addr.path={path}")
+        machine = run("-append", BRIEF, "-nic", f"stream,id=n,server=on,addr.type=unix,addr.path={path}")
         machine.expect(PROMPT)
         machine.ask("carrier() { cat /sys/class/net/eth0/carrier; }")
         machine.ask("wait_for() { until [ $(carrier) = $1 ]; do :; done; }")
@@ -255,7 +253,7 @@ def test_an_interface_of_the_host(host: Host, debian: Guest, namespace: str, tmp
     subprocess.run(["ip", "-n", namespace, "addr", "add", "10.3.0.1/24", "dev", "tap0"], check=True)
     subprocess.run(["ip", "-n", namespace, "link", "set", "tap0", "up"], check=True)
     content = random.Random(6).randbytes(SIZE)
-    flags = ("-append", "loglevel=1", "-D", str(log), "-nic", f"tap,ifname=tap0,script=no,vnet_hdr={offload}")
+    flags = ("-append", BRIEF, "-D", str(log), "-nic", f"tap,ifname=tap0,script=no,vnet_hdr={offload}")
     commands = (
         "ip addr add 10.3.0.2/24 dev eth0; ip link set eth0 up\n"
         "nc 10.3.0.1 9 >/tmp/f </dev/null; sha256sum /tmp/f\n"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.conftest import PROMPT, Host, Terminal
+from tests.system.conftest import BRIEF, PROMPT, Host, Terminal
 from vmesh.guest import Guest
 
 pytestmark = pytest.mark.system
@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
 
 def flags(folder: Path, model: str = "none", properties: str = "") -> tuple[str, ...]:
     share = f"local,path={folder},mount_tag=host,security_model={model}{properties}"
-    return ("-append", "loglevel=1", "-virtfs", share)
+    return ("-append", BRIEF, "-virtfs", share)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -59,7 +59,7 @@ def test_what_the_guest_reads_writes_and_lists(host: Host, debian: Guest, folder
     device = ("-fsdev", f"local,id=f,path={folder},security_model=none")
     device += ("-device", f"virtio-9p-device,fsdev=f,mount_tag=host,packed={'on' if packed else 'off'}")
 
-    answer = host.vmesh("run", "-append", "loglevel=1", *device, stdin="\n".join(commands) + "\n")
+    answer = host.vmesh("run", "-append", BRIEF, *device, stdin="\n".join(commands) + "\n")
 
     written = hashlib.sha256((folder / "a" / "b" / "moved").read_bytes()).hexdigest()
     assert f"{hashlib.sha256((folder / 'noise').read_bytes()).hexdigest()}  noise" in answer
@@ -105,7 +105,7 @@ def test_a_folder_with_the_guests_owners_and_one_to_read(run: Run, debian: Guest
     machine = run(
         *("-virtfs", f"local,path={folder / 'mine'},mount_tag=host,security_model=mapped-xattr"),
         *("-virtfs", f"local,path={folder},mount_tag=other,security_model=none,readonly=on"),
-        *("-append", f'loglevel=1 vmesh.run="{command}"'),
+        *("-append", f'{BRIEF} vmesh.run="{command}"'),
         pipes=True,
     )
 

@@ -21,7 +21,7 @@ import pytest
 
 from tests.c_example import copier_in_c
 from tests.system import programs
-from tests.system.conftest import PROMPT, Host, Terminal
+from tests.system.conftest import BRIEF, PROMPT, Host, Terminal
 from tests.system.test_external_device import BASE, FLAG, IRQ, PYTHON, copied, wait_for_life
 from tests.waiting import LIMIT, wait_for
 from vmesh.client import GatewayError, MachineClient
@@ -219,7 +219,7 @@ def test_every_device_of_debian_with_itself(host: Host, run: Run, debian: Guest,
     disk.write_bytes(bytes(16 << 20))
     share.mkdir()
     flags = (
-        "-name", "linux", "-append", "loglevel=1", "-drive", f"file={disk},format=raw", "-device", "virtio-rng-device",
+        "-name", "linux", "-append", BRIEF, "-drive", f"file={disk},format=raw", "-device", "virtio-rng-device",
         "-virtfs", f"local,path={share},mount_tag=t,security_model=none",
     )  # fmt: skip
     if shutil.which("passt"):
