@@ -13,8 +13,8 @@ NATIVE_BUILD ?= services.cpu.core
 RUN_FLAGS    ?=
 # Further flags for pytest, for example PYTEST_FLAGS="-k board".
 PYTEST_FLAGS ?=
-# One more than there are cores, as many tests wait.
-PYTEST_JOBS  ?= $(shell echo $$(($$(nproc) + 1)))
+# Two more than there are cores, as many tests wait.
+PYTEST_JOBS  ?= $(shell echo $$(($$(nproc) + 2)))
 
 # The container image, and what it stands on: any image with the Python of .venv.
 IMAGE      ?= vmesh
