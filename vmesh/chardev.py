@@ -51,6 +51,8 @@ _UNTAKEN_BYTES = 16 << 10  # of output, all in the slot, that the keeper has not
 PENDING_BYTES = 256 << 10
 _TAKING_SECONDS = 2.0  # for the keeper to take what it has given leave to send
 _PACKET_BYTES = 32 << 10
+#: What a journal comes to at most: output that has no leave yet, as much as a state has, and what has been sent.
+JOURNAL_BYTES = PENDING_BYTES + _QUEUE_BYTES + 64
 _VERSION = 2  # of console.proto
 
 
@@ -74,6 +76,8 @@ class Chardev:
     def __init__(self, loop: Loop, log: Log, wanted: Callable[[], int], receive: Callable[[bytes], None]) -> None:
         self.lost = 0  # bytes of output that a client did not get
         self.place = ""  # where it is, in QEMU's words, if the specification does not say so
+        #: Told what is amiss though the guest goes on, in one line; and with nothing when that is over.
+        self.amiss: Callable[[str], None] = lambda text: None
         self._loop = loop
         self._log = log
         self._wanted = wanted
@@ -239,11 +243,12 @@ class Chardev:
 
 
 class _File(Chardev):
-    """Output into a file, which is made anew."""
+    """Output into a file, which is made anew. What it has no room for is lost; what comes later is tried again."""
 
     def __init__(self, path: Path, *rest: *_Rest) -> None:
         super().__init__(*rest)
         self._path = path
+        self._failing = ""
 
     def start(self) -> None:
         try:
@@ -251,6 +256,28 @@ class _File(Chardev):
         except OSError as error:
             raise errors.ConfigError(f"cannot write {self._path}: {error.strerror}") from error
         self._add(-1, fd)
+
+    def _send(self, client: _Client) -> None:
+        try:
+            while client.queue:
+                count = self._write(client.sink, bytes(client.queue[:_WRITE_BYTES]))
+                del client.queue[:count]
+                self._say("")
+        except OSError as error:
+            self.lost += len(client.queue)
+            client.queue.clear()
+            self._say(f"cannot write {self._path}: {error.strerror}")
+
+    def _say(self, failing: str) -> None:
+        """Once for each change."""
+        if failing == self._failing:
+            return
+        self._failing = failing
+        if failing:
+            self._log.warning("console output lost", reason=failing)
+        else:
+            self._log.info("console output goes on", lost=self.lost)
+        self.amiss(failing)
 
     def _watch(self, client: _Client) -> None:
         """A regular file is always ready, and epoll's and poll's answers for it mean nothing."""

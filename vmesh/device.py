@@ -17,6 +17,7 @@ from typing import Any, ClassVar, NoReturn
 from google.protobuf.message import DecodeError, Message
 
 from vmesh import errors, service, trace
+from vmesh.board.virt import MAX_HARTS
 from vmesh.doorbell import Bell, Raiser
 from vmesh.guest_memory import GuestMemory, LocalGuestMemory, RemoteGuestMemory
 from vmesh.privileges import Capability
@@ -34,6 +35,8 @@ from vmesh.wire import Client, Peer
 
 WINDOW = 1024  # accesses of one hart that may be unacknowledged
 
+#: Of a slot's record, beside the state and the journal: what is known of each hart's link.
+_RECORD_BYTES = 512 + 32 * MAX_HARTS
 _MEMORY = "memory"
 _START_SECONDS = 30.0
 _RETRY_SECONDS = 0.001
@@ -146,6 +149,9 @@ class Device:
     regions: Sequence[messages.Region] = ()
     lines: Sequence[messages.Line] = ()
     dma: ClassVar[bool] = False
+    #: Bytes of `slot_state` and `journal` together, at most: the slot has room for them from the start, so that a file
+    #: system that fills up does not end the device. Only where they may be more than 8 KiB.
+    slot_bytes: ClassVar[int] = 8 << 10
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime  # its loop, log and notify
@@ -267,7 +273,8 @@ class DeviceService(Service):
         self._raiser = Raiser(runtime.machine.interrupts(runtime.name)) if self._latches else None
         self._rings = self._page_waits = self._reconnects = 0
         self._memory: Peer | None = None
-        self._slot = Slot(runtime.machine.path / f"{runtime.name}.slot", fresh=runtime.epoch == 1)
+        room = device.slot_bytes + _RECORD_BYTES
+        self._slot = Slot(runtime.machine.path / f"{runtime.name}.slot", fresh=runtime.epoch == 1, room=room)
         device.marks = self._slot.marks
         self._written = b""
         self._acting: _Link | None = None  # whose access was made last in this turn of the loop

@@ -19,23 +19,26 @@ from vmesh import errors
 _HEADER = struct.Struct("<IIQ")  # checksum of what follows it in the record, bytes of data, number of the record
 _CHECKED = struct.Struct("<IQ")
 CAPACITY = 1 << 20  # in a sparse file: what is not written takes nothing
-_ALLOCATED = 16 << 10  # bytes of each record, from the start
+_ALLOCATED = 16 << 10  # bytes of each record, from the start, if nobody wants more
 MARKS = 64
 
 
 class Slot:
-    """The record at `path`. Raises ConfigError if the file cannot be made."""
+    """The record at `path`. Raises ConfigError if the file cannot be made.
 
-    def __init__(self, path: Path, *, fresh: bool) -> None:
+    A record of up to `room` bytes can be written at any time, for a longer one the file system may be too full.
+    """
+
+    def __init__(self, path: Path, *, fresh: bool, room: int = 0) -> None:
         self._path = path
         self._number = 0
-        self._allocated = _ALLOCATED
+        self._allocated = min(max(_ALLOCATED, _HEADER.size + room), CAPACITY)
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (os.O_TRUNC if fresh else 0)
             self._file = open(os.open(path, flags, 0o600), "rb+", buffering=0)  # noqa: SIM115
             size = 2 * CAPACITY + 8 * MARKS
             self._file.truncate(size)
-            _allocate(self._file.fileno(), _ALLOCATED)
+            _allocate(self._file.fileno(), self._allocated)
             self._map = mmap.mmap(self._file.fileno(), size)
         except OSError as error:
             raise errors.ConfigError(f"cannot open the slot {path}: {error.strerror}") from error

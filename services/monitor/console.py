@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +62,10 @@ class KeptConsole:
     def place(self) -> str:
         """Where it is, as query-chardev has it, if `specification` does not say so itself; else empty."""
         return self._chardev.place
+
+    def tell_amiss(self, told: Callable[[str], None]) -> None:
+        """Have `told` hear what is amiss with the character device, see `Chardev.amiss`."""
+        self._chardev.amiss = told
 
     def look(self) -> None:
         """At the end of each turn of the loop: the other end may have come, or taken something."""

@@ -243,6 +243,7 @@ class Supervisor:
         self.watch(self._keeper.socket.fileno(), self._keeper.receive)
         self.watch(self._keeper.child.pidfd, self._keeper_dead)
         self._keeper.failed = lambda failure: self.end(1, failure)
+        self._keeper.amiss = self._console_amiss
         self.migration.prepare()
         self._keeper.redirected = self.on_redirected
 
@@ -700,6 +701,13 @@ class Supervisor:
         elif not self._keeper.busy:
             self._keeper.close()  # its end is the machine's
             self._loop.call_in("keeper", END_LIMIT, self._keeper.kill)
+
+    def _console_amiss(self, console: str, text: str) -> None:
+        about = f"console of {console}"
+        if text:
+            self.warnings.warn(about, text)
+        else:
+            self.warnings.end(about)
 
     def _keeper_dead(self) -> None:
         assert self._keeper is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import termios
@@ -163,6 +164,21 @@ def test_serial_to_a_file(run: Run, image: Image, tmp_path: Path) -> None:
     assert run(*image(programs.count(LINES)), "-serial", f"file:{path}", pipes=True).wait() == 0
 
     assert path.read_text() == numbers(LINES)
+
+
+def test_serial_to_a_file_on_a_full_disk_is_said_and_the_guest_goes_on(run: Run, host: Host, image: Image) -> None:
+    flags = "-serial", "file:/dev/full", "-name", "full", "-no-shutdown"
+    machine = run(*image(programs.count(LINES)), *flags, pipes=True)
+
+    def status() -> dict[str, object]:
+        found: dict[str, object] = json.loads(host.vmesh("status", "full", "--json"))
+        return found
+
+    wait_for(lambda: "full" in host.ps() and status()["runState"] == "shutdown", "the guest's end")
+    wait_for(lambda: status()["warnings"], "the warning")
+    assert status()["warnings"] == ["console of uart0: cannot write /dev/full: No space left on device"]
+    host.vmesh("stop", "full")
+    machine.wait()
 
 
 def test_serial_to_nowhere(run: Run, image: Image) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -77,13 +78,28 @@ def test_file(tmp_path: Path) -> None:
     assert (tmp_path / "fresh").stat().st_mode & 0o077 == 0
 
 
-def test_a_file_that_takes_no_more_is_said_once(tmp_path: Path) -> None:
-    port = Port(tmp_path, "file:/dev/full")
+def test_a_file_that_takes_no_more_is_said_once_and_goes_on_when_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = Port(tmp_path, f"file:{tmp_path}/out")
+    said: list[str] = []
+    port.chardev.amiss = said.append
     port.chardev.start()
-    for _ in range(5):
-        port.chardev.write(b"x")
+    port.chardev.write(b"before ")
+
+    def full(fd: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(port.chardev, "_write", full)
+        for _ in range(5):
+            port.chardev.write(b"x")
     assert not port.chardev.full
     assert port.log.read_text().count("No space left") == 1
+    assert (said, port.chardev.lost) == ([f"cannot write {tmp_path}/out: No space left on device"], 5)
+    port.chardev.write(b"after")
+    assert (tmp_path / "out").read_bytes() == b"before after"
+    assert said[1:] == [""]
 
 
 def test_socket_clients_come_and_go(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import subprocess
 import sys
@@ -13,10 +14,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from services.devices.ns16550a.device import Ns16550a
+from services.devices.ns16550a.device import FIFO, Ns16550a
+from services.devices.virtio_console.device import INPUT, VirtioConsole
 from services.memory import service as memory_service
 from services.memory.layout import Image, Range, image_argument, place_images, range_argument, reservation_argument
 from vmesh import errors, segment, service
+from vmesh.board.virt import MAX_HARTS
+from vmesh.chardev import JOURNAL_BYTES
 from vmesh.device import DeviceService, Wires
 from vmesh.guest_memory import LocalGuestMemory
 from vmesh.log import Log
@@ -25,7 +29,7 @@ from vmesh.machine import Machine
 from vmesh.slot import Slot
 from vmesh.v1.bus_pb2 import Access, AccessBatch, DeviceUpdate
 from vmesh.v1.common_pb2 import ROLE_HART
-from vmesh.v1.devices_pb2 import Ns16550aState
+from vmesh.v1.devices_pb2 import Ns16550aState, VirtioConsoleState
 from vmesh.v1.memory_pb2 import Grant, Segment
 from vmesh.v1.packet_pb2 import Packet
 from vmesh.v1.slot_pb2 import LinkRecord, SlotRecord
@@ -127,6 +131,37 @@ def test_a_hart_is_never_told_of_more_than_the_slot_has(tmp_path: Path, monkeypa
     write(2)
     made._settle()
     assert told == [0, 0, 0, 1, 2, 2]
+    runtime.close()
+
+
+@pytest.mark.parametrize("model", [Ns16550a, VirtioConsole])
+def test_the_slot_has_room_for_all_that_nobody_reads(
+    model: type[Ns16550a | VirtioConsole], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file system may be full by then: that is no reason for a console to end."""
+    runtime = service.Runtime(
+        service.parser(model.kind, None).parse_args(["--machine", str(tmp_path), "--name", "port"])
+    )
+    device = model(runtime, 0x1000_0000, 10, "null")
+    made = DeviceService(runtime, device)
+    for number in range(MAX_HARTS):
+        made.welcome(Client(b"%d" % number, ROLE_HART, "cpu", number))
+        link = made._links[number]
+        link.done, link.value, link.bus_error = (1 << 63) - 1, (1 << 64) - 1, True
+    state = device.slot_state()
+    if isinstance(state, Ns16550aState):
+        state.receive = bytes(FIFO)
+    elif isinstance(state, VirtioConsoleState):
+        state.input = bytes(INPUT)
+    monkeypatch.setattr(device, "slot_state", lambda: state)
+    monkeypatch.setattr(device.console, "journal", lambda: bytes(JOURNAL_BYTES))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    made._write_slot()
+    assert len(made._written) > JOURNAL_BYTES
     runtime.close()
 
 

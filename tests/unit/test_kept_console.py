@@ -14,7 +14,7 @@ import pytest
 
 from services.monitor.console import KeptConsole
 from vmesh import chardev, errors
-from vmesh.chardev import PENDING_BYTES, Chardev
+from vmesh.chardev import JOURNAL_BYTES, PENDING_BYTES, Chardev
 from vmesh.log import Log
 from vmesh.loop import Loop
 
@@ -153,6 +153,7 @@ def test_pending_output_is_bounded_and_what_is_lost_is_said(bench: Bench) -> Non
     for _ in range(2 * PENDING_BYTES // 4096):
         bench.device.write(bytes(4096))
     assert bench.device.waiting <= PENDING_BYTES
+    assert len(bench.device.journal()) <= JOURNAL_BYTES
     assert bench.device.lost == kept + 2 * PENDING_BYTES - PENDING_BYTES
     assert "console output lost" in (bench.folder / "log").read_text()
 

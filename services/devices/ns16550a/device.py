@@ -45,6 +45,7 @@ class Ns16550a(Device):
 
     kind = "ns16550a"
     state = Ns16550aState
+    slot_bytes = chardev.JOURNAL_BYTES + 1024
 
     def __init__(self, runtime: Runtime, base: int, irq: int, specification: str) -> None:
         super().__init__(runtime)

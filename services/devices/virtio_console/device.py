@@ -34,6 +34,7 @@ class VirtioConsole(VirtioDevice):
     kind = "virtio-console"
     state = VirtioConsoleState
     device_id = 3
+    slot_bytes = chardev.JOURNAL_BYTES + INPUT + 1024
 
     def __init__(self, runtime: Runtime, base: int, irq: int, specification: str, *, packed: bool = False) -> None:
         super().__init__(

@@ -43,7 +43,8 @@ Spawned = Callable[[Child | None, str], None]
 
 class Keeper:
     """The monitor's side. `failed` is called when the process cannot do its work, with one line; `redirected` when it
-    knows where a console is, as query-chardev has it."""
+    knows where a console is, as query-chardev has it; `amiss` when a console's output is lost, and with nothing when it
+    no longer is."""
 
     def __init__(self, machine: Machine, consoles: Mapping[str, str], commands: Sequence[ServiceCommand]) -> None:
         for command in commands:
@@ -57,6 +58,7 @@ class Keeper:
         self.socket, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.failed: Callable[[str], None] = lambda failure: None
         self.redirected: Callable[[str, str], None] = lambda console, place: None
+        self.amiss: Callable[[str, str], None] = lambda console, text: None
 
     @property
     def busy(self) -> bool:
@@ -109,6 +111,8 @@ class Keeper:
             self.failed(answer["failed"])
         elif "place" in answer:
             self.redirected(answer["console"], answer["place"])
+        elif "amiss" in answer:
+            self.amiss(answer["console"], answer["amiss"])
         elif spawned := self._waiting.pop(answer["number"], None):
             child, failure = None, ""
             try:
@@ -215,6 +219,7 @@ class _Process:
                 log = Log(name, self._machine.log)
                 path, attach = self._machine.kept_console(name), self._machine.attached_console(name)
                 console = KeptConsole(path, attach, specification, self._loop, log)
+                console.tell_amiss(partial(self._amiss, name))
                 self._consoles.append(console)
                 if console.place:
                     self._redirected(name, console.place)
@@ -244,6 +249,13 @@ class _Process:
             Stderr().write(f"{redirection(console, place)}\n")
         else:
             self._control.send(json.dumps({"console": console, "place": place}).encode())
+
+    def _amiss(self, console: str, text: str) -> None:
+        """It is in the log already. The monitor may be late to read, and is told at the next change then."""
+        if self._control is not None:
+            with suppress(OSError):
+                answer = json.dumps({"console": console, "amiss": text}).encode()
+                self._control.send(answer, socket.MSG_DONTWAIT)
 
     def _failed(self, reason: str) -> None:
         if self._control is None:
