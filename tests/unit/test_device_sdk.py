@@ -263,11 +263,13 @@ def test_memory_removes_the_directory_when_the_others_have_let_go_of_its_lock(
     monkeypatch.setattr(memory_service, "_OTHERS_SECONDS", 1e6)
     memory = memory_service.Memory.__new__(memory_service.Memory)
     memory._runtime = SimpleNamespace(machine=Machine(path))  # type: ignore[assignment]
-    thread = threading.Thread(target=memory.orphaned)
-    thread.start()
-    time.sleep(0.1)  # long enough to see it if memory did not wait
-    assert path.exists()
-    holder.communicate(b"\n")
+    thread = threading.Thread(target=memory.orphaned, daemon=True)  # it holds up nobody's end if it never returns
+    try:
+        thread.start()
+        time.sleep(0.1)  # long enough to see it if memory did not wait
+        assert path.exists()
+    finally:
+        holder.communicate(b"\n", timeout=20)
     thread.join(20)
     assert not path.exists()
 
@@ -292,6 +294,7 @@ def test_loop_calls_back_what_is_ready_in_order() -> None:
     loop.watch(reader, read=readable)
     loop.call_in("write", 0, lambda: os.write(writer, b"x") and None)
     loop.call_in("never", 3600, lambda: seen.append(b"never"))
+    loop.call_in("patience", 20, loop.stop)
     loop.call_in("replaced", 3600, lambda: None)
     loop.call_in("replaced", 0, lambda: seen.append(b"replaced"))
     loop.settle = lambda: seen.append(b"settled") if seen[-1:] == [b"x"] else None
