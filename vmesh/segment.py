@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from vmesh import errors
+from vmesh import errors, mapping
 
 PAGE = 4096
 
@@ -66,11 +66,11 @@ def available(directory: Path) -> int:
 
 
 def attach(path: Path, *, writable: bool) -> mmap.mmap:
-    """Map the whole file, shared. Raises ConfigError if that fails."""
+    """Map the whole file, shared, and guarded by `mapping`. Raises ConfigError if that fails."""
     try:
         fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
         try:
-            return mmap.mmap(fd, 0, mmap.MAP_SHARED, mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0))
+            return mapping.share(fd, 0, path, writable=writable)
         finally:
             os.close(fd)
     except (OSError, ValueError) as error:

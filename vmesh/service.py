@@ -25,10 +25,10 @@ from typing import NoReturn
 import zmq
 from google.protobuf.message import Message
 
-from vmesh import addresses, curve, errors, lifeline, limits, privileges, wire
+from vmesh import addresses, curve, errors, lifeline, limits, mapping, privileges, wire
 from vmesh.answers import Answers
 from vmesh.log import Log
-from vmesh.loop import Loop
+from vmesh.loop import Inbox, Loop
 from vmesh.machine import Machine, MachineError
 from vmesh.privileges import Capability
 from vmesh.trace import Recorder
@@ -39,6 +39,7 @@ from vmesh.v1.packet_pb2 import Packet
 
 _KEPT_NOTICES = 64
 _ONLY_READ = ("health", "save", "trace_take")
+_NEEDS_MEMORY = ("save", "load", "hand_over", "resume", "reset")
 _MEANWHILE_SECONDS, _DEFERRED = 0.2, 4096
 _END_SECONDS = 8.0  # for the monitor to end the machine, once a vital service was asked to
 _LOOK_SECONDS = 1.0  # between two looks whether the machine is still there, without a lifeline
@@ -155,6 +156,9 @@ class Service:
     def orphaned(self) -> None:
         """The lifeline has ended; the process ends next. Do not wait for anybody."""
 
+    def lost_memory(self) -> None:
+        """Guest memory is lost (`Runtime.outlive_loss`): do no harm until the monitor says Pause."""
+
     def trace(self, on: bool) -> None:
         """Record in `Runtime.recorder` what happens on the bus, or no more. It may be on already."""
 
@@ -193,6 +197,7 @@ class Runtime:
         self._deferred: deque[tuple[wire.Client, Packet]] = deque()  # requests that came during `ask`
         self._drained = False
         self._complaints: Counter[tuple[str, str]] = Counter()
+        self._lost = ""  # why guest memory is lost
         self._service = Service()
         self.addresses = addresses.of_options(options, self.machine, self.name)
         keys = self.addresses.keys
@@ -322,6 +327,23 @@ class Runtime:
     def _answer(self, client: wire.Client, packet_id: int, make: Callable[[], Message]) -> None:
         self._answers.send(client, packet_id, make)
 
+    def outlive_loss(self) -> None:
+        """For a service without which there is no machine, before it maps anything: if a file that it has mapped is cut
+        short, it does not end (`mapping`). The monitor is told to stop the machine, and from then on it neither goes on
+        nor gives its state away."""
+        calls = Inbox(self.loop)
+
+        def lost(cause: str) -> None:
+            if not self._lost:
+                self._lost = cause
+                calls.call(self._tell_loss)
+
+        mapping.outlive(lost)
+
+    def _tell_loss(self) -> None:
+        self.notify(common.SEVERITY_ERROR, self._lost, common.Fault(service=self.name, reason=self._lost, lost=True))
+        self._service.lost_memory()
+
     def complain(self, about: str, what: str, text: str) -> None:
         """Another service did what it should not: count it for the monitor, and log it.
 
@@ -404,6 +426,8 @@ class Runtime:
     def _dispatch(self, client: wire.Client, packet: Packet) -> Message | None:
         service = self._service
         kind = packet.WhichOneof("body")
+        if self._lost and kind in _NEEDS_MEMORY:
+            raise errors.BadState(self._lost)
         match kind:
             case "health":
                 return self._health()

@@ -3,7 +3,7 @@
 Two records take turns, each with its checksum and number: a process that dies while it writes one leaves the other.
 Behind them are marks, words that are stored at once, for what cannot wait for a record. The file holds against the
 death of the process, not of the host. What is written to is allocated first: storing to a page of a mapped file that a
-full file system has no room for is a SIGBUS.
+full file system has no room for would end the process (`mapping`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import struct
 import zlib
 from pathlib import Path
 
-from vmesh import errors
+from vmesh import errors, mapping
 
 _HEADER = struct.Struct("<IIQ")  # checksum of what follows it in the record, bytes of data, number of the record
 _CHECKED = struct.Struct("<IQ")
@@ -39,7 +39,7 @@ class Slot:
             size = 2 * CAPACITY + 8 * MARKS
             self._file.truncate(size)
             _allocate(self._file.fileno(), self._allocated)
-            self._map = mmap.mmap(self._file.fileno(), size)
+            self._map = mapping.share(self._file.fileno(), size, path, writable=True)
         except OSError as error:
             raise errors.ConfigError(f"cannot open the slot {path}: {error.strerror}") from error
 
@@ -50,15 +50,10 @@ class Slot:
 
     def read(self) -> bytes | None:
         """The last record that was written whole, or None if there is none."""
-        newest = None
-        for half in (0, CAPACITY):
-            checksum, size, number = _HEADER.unpack_from(self._map, half)
-            if number <= self._number or size > CAPACITY - _HEADER.size:
-                continue
-            start = half + _HEADER.size
-            data = self._map[start : start + size]
-            if zlib.crc32(data, zlib.crc32(_CHECKED.pack(size, number))) == checksum:
-                self._number, newest = number, data
+        number, newest = _newest(self._map)
+        if number <= self._number:
+            return None
+        self._number = number
         return newest
 
     def write(self, data: bytes) -> None:
@@ -86,6 +81,29 @@ class Slot:
             what = f"slot {self._path.name}: {error.strerror}"
             raise errors.HostLimit(what, expected=f"room for {wanted} bytes") from error
         self._allocated = wanted
+
+
+def stored(path: Path) -> bytes | None:
+    """The last record in another process's slot, as `Slot.read`; nothing is mapped or made. Raises OSError."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    return _newest(content.ljust(2 * CAPACITY, b"\0"))[1]
+
+
+def _newest(content: bytes | mmap.mmap) -> tuple[int, bytes | None]:
+    """The number and the data of the last record that was written whole; 0 and None without one."""
+    last, newest = 0, None
+    for half in (0, CAPACITY):
+        checksum, size, number = _HEADER.unpack_from(content, half)
+        if number <= last or size > CAPACITY - _HEADER.size:
+            continue
+        start = half + _HEADER.size
+        data = content[start : start + size]
+        if zlib.crc32(data, zlib.crc32(_CHECKED.pack(size, number))) == checksum:
+            last, newest = number, data
+    return last, newest
 
 
 def _allocate(fd: int, size: int) -> None:

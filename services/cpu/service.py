@@ -77,6 +77,7 @@ class Cpu(Service):
 
     def __init__(self, runtime: Runtime, plan: Plan) -> None:
         self._runtime = runtime
+        runtime.outlive_loss()
         self._plan = plan
         self.begins_paused = plan.paused
         self._gate = Gate(plan.harts, closed=plan.paused)
@@ -398,6 +399,10 @@ class Cpu(Service):
             thread.join(1.0)
         if self._translator is not None:
             self._translator.close()
+
+    def lost_memory(self) -> None:
+        self._gate.close(at_once=True)
+        self._call_out()
 
     def _call_out(self) -> None:
         """Has harts come out of native code, and of waits for pages."""

@@ -57,6 +57,7 @@ class Memory(Service):
 
     def __init__(self, runtime: Runtime, plan: Plan) -> None:
         self._runtime = runtime
+        runtime.outlive_loss()
         self._expected = plan.expected
         self._waiting: list[tuple[Client, int]] = []  # MapRequests to be answered when all are attached
         self._grants: dict[bytes, list[messages.Grant]] = {}  # by identity of the connection

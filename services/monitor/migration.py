@@ -24,10 +24,10 @@ from services.monitor.link import Link
 from services.monitor.operations import Operation, Request, RequestError
 from services.monitor.output import Output, one_line
 from services.monitor.run_states import Act, Stage
+from vmesh import slot
 from vmesh.errors import PeerError, from_message, said
 from vmesh.log import Log
 from vmesh.migration.states import in_messages
-from vmesh.slot import Slot
 from vmesh.spawn import Child, ServiceCommand, describe_exit
 from vmesh.v1 import cpu_pb2, gateway_pb2, lifecycle_pb2, migration_pb2
 from vmesh.v1.packet_pb2 import Packet
@@ -198,6 +198,8 @@ class Migration:
     @property
     def stage(self) -> Stage:
         """What has the machine."""
+        if self._supervisor.lost:
+            return Stage.LOST
         if self.run_state == "inmigrate":
             return Stage.AWAITED
         if self._held is not None:
@@ -361,7 +363,7 @@ class Migration:
 
     def _died_under_way(self, how: str) -> None:
         """What becomes of the machine is for the record to say that the process wrote before each step of no return."""
-        written = Slot(self._supervisor.machine.path / f"{NAME}.slot", fresh=False).read()
+        written = slot.stored(self._supervisor.machine.path / f"{NAME}.slot")
         record = migration_pb2.MigrationRecord.FromString(written or b"")
         status = migration_pb2.MigrationStatus()
         status.CopyFrom(self.status)

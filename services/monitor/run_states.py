@@ -1,4 +1,4 @@
-"""What may be done to a machine while a migration or a snapshot has it: one table, which every door asks.
+"""What may be done to a machine while something else has it, such as a migration: one table, which every door asks.
 
 A door is whatever lets a user at the machine: QMP, HMP, the gateway, gdb. None of them looks at migrations: what it
 does is checked here when it is about to be done. To end a machine is always allowed.
@@ -36,6 +36,7 @@ class Stage(Enum):
     HANDED_OVER = auto()  # it runs elsewhere on the memory that is mapped here
     ARRIVING = auto()  # it runs here, and pages are still to come
     SPOILT = auto()  # a snapshot was half loaded
+    LOST = auto()  # nobody knows any more what guest memory held
 
 
 _ALLOWED: Mapping[Stage, tuple[str, frozenset[Act]]] = {
@@ -61,6 +62,7 @@ _ALLOWED: Mapping[Stage, tuple[str, frozenset[Act]]] = {
         "a snapshot was half loaded: reset the machine, or load one that is whole",
         frozenset({Act.RESET, Act.LOAD}),
     ),
+    Stage.LOST: ("guest memory is lost: the machine can be looked at and ended, no more", frozenset()),
 }
 
 

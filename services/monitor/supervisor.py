@@ -182,6 +182,7 @@ class Supervisor:
         self.events = EventHub()
         self.actions = settings.actions
         self.stop: Stop | None = None
+        self.lost = ""  # why guest memory is lost, for good
         self.warnings = Warnings(self.events, log)
         self.loop = Loop()
         self.loop.failed = self._unforeseen
@@ -383,7 +384,7 @@ class Supervisor:
         self.migration.stay_paused()
         if self.stop is not None:
             self.stop = replace(self.stop, ran=False)
-        if self.broken:
+        if self.broken or (self.lost and self.paused):
             yield []
         else:
             yield from (operations.stop if self.paused else operations.pause)(self.board)
@@ -413,6 +414,8 @@ class Supervisor:
     @property
     def run_state(self) -> str:
         """QEMU's RunState."""
+        if self.lost and self.paused:
+            return "internal-error"
         if self.migration.run_state:
             return self.migration.run_state
         if self.powered_off or self.state == gateway_pb2.MACHINE_ENDING:
@@ -438,7 +441,7 @@ class Supervisor:
             name=self.machine.name,
             state=self.state,
             uptime_seconds=self.uptime,
-            last_error=self.failure or (self.stop.why if self.stop else ""),
+            last_error=self.failure or self.lost or (self.stop.why if self.stop else ""),
             run_state=self.run_state,
             warnings=self.warnings.lines,
         )
@@ -605,6 +608,10 @@ class Supervisor:
         text = f"service '{one_line(about)}': {reason}"
         if name in self.board.devices and about != name:
             self._broke(name, f"it blames '{one_line(about)}': {reason}")
+        elif fault.lost and name in self.board.devices:
+            self._broke(name, "it says that guest memory is lost, and would have ended")
+        elif fault.lost:
+            self._lose(name, f"guest memory is lost: {reason}")
         elif fault.stops:
             self._stop_for(name, text, "internal-error")
         elif about in self.board.devices and self.services[about].was_ready:
@@ -747,7 +754,26 @@ class Supervisor:
         service.state, service.last_error, service.broken = "dead", how, True
         for run in [run for run in self._runs if self._waits_for(run, service)]:
             self._advance(run, RequestError(text))
-        self._stop_for(service.command.name, text, "io-error")
+        if self.lost:
+            self.submit(self._halt(), exclusive=True, mends=True)
+        else:
+            self._stop_for(service.command.name, text, "io-error")
+
+    def _lose(self, name: str, why: str) -> None:
+        """Guest memory is lost. The machine stops, for whoever wants to look at it, and can only be ended."""
+        if self.state == gateway_pb2.MACHINE_STARTING:
+            self.end(1, why)
+        elif not self.lost and self.state != gateway_pb2.MACHINE_ENDING:  # else another service has seen it, too
+            self.lost = why
+            self.stop = None
+            self._stop_for(name, why, "internal-error")
+
+    @property
+    def _way_on(self) -> str:
+        """What can be done about a machine that is stopped."""
+        if self.lost:
+            return "the machine can be looked at and ended, no more"
+        return "`vmesh resume` tries again, `vmesh swap` puts another program in its place"
 
     def _stop_for(self, name: str, why: str, run_state: str) -> None:
         """The machine stops because of a service, or ends, if that is what was asked for."""
@@ -757,7 +783,7 @@ class Supervisor:
         if not stops:
             self.end(1, why)
             return
-        self.warnings.warn(name, f"{why}; `vmesh resume` tries again, `vmesh swap` puts another program in its place")
+        self.warnings.warn(name, f"{why}; {self._way_on}")
         if self.stop is None:
             self.stop = Stop(run_state, why, ran=self.state == gateway_pb2.MACHINE_RUNNING)
         self.submit(self._halt(), exclusive=True, mends=True)
@@ -818,15 +844,20 @@ class Supervisor:
         """Start the next life of a device, unless it dies again and again."""
         now = time.monotonic()
         service.deaths.append(now)
+        if self.lost:  # what it needs is not there
+            self._break(service, how)
+            return
         if len(service.deaths) == DEATHS and now - service.deaths[0] < DEATHS_SECONDS:
             self._break(service, f"{how}, for the {DEATHS}th time within {DEATHS_SECONDS:g} s")
             return
-        service.last_error = how
+        last = self._output.last_line(service.command.name)
+        service.last_error = f"{how}; its last words: {last}" if last else how
         self._start_life(service, how)
 
     def _start_life(self, service: Service, how: str) -> None:
         """Start the process of the next epoch; `how` the former one ended."""
         service.state, service.welcomed, service.asked_at = "restarting", False, None
+        self._output.forget(service.command.name)  # the last words are one life's
         service.began = time.monotonic()
         if not self.attached:  # else its lives are counted where they are started
             service.epoch += 1
@@ -1109,8 +1140,9 @@ class Supervisor:
             return
         run = self._waiting.popleft()
         if self.broken and not run.mends:
-            why = self.stop.why if self.stop else "a device is broken"
-            self._finish(run, StateError(f"the machine is stopped: {why}; `vmesh resume` or `vmesh swap` comes first"))
+            why = self.lost or (self.stop.why if self.stop else "a device is broken")
+            way = self._way_on if self.lost else "`vmesh resume` or `vmesh swap` comes first"
+            self._finish(run, StateError(f"the machine is stopped: {why}; {way}"))
         else:
             self._runs.append(run)
             self._advance(run, None)

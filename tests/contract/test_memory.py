@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from vmesh import errors, wire
 from vmesh.v1 import common_pb2 as common
 from vmesh.v1 import lifecycle_pb2 as lifecycle
 from vmesh.v1.bus_pb2 import Description, Line, Region, Register
-from vmesh.v1.memory_pb2 import AddressMap, Attach, Attached, Detach, MapRequest, MemoryState
+from vmesh.v1.cpu_pb2 import MemoryContent, ReadMemory
+from vmesh.v1.memory_pb2 import AddressMap, Attach, Attached, Detach, DmaDone, DmaRead, MapRequest, MemoryState
 from vmesh.v1.packet_pb2 import Packet
 
 RAM = 16 << 20
@@ -289,6 +291,35 @@ def test_the_directory_goes_with_the_lifeline(machine: Machine) -> None:
     machine.cut_lifeline()
     assert machine.processes["memory"].wait(PATIENCE) == 0
     assert not machine.path.exists()
+
+
+@pytest.mark.parametrize("service", ["memory", "cpu"])
+def test_ram_that_is_cut_short_is_told_once_and_no_state_is_given(machine: Machine, service: str) -> None:
+    if service == "cpu":
+        machine.start_cpu("--paused")
+    else:
+        machine.start_memory()
+    monitor = machine.monitor(service)
+    monitor.save()  # and is Paused and drained
+    os.truncate(machine.path / "ram.seg", 1 << 20)
+    if service == "cpu":
+        for _ in range(2):
+            found = monitor.peer.request(ReadMemory(physical=True, address=RAM_BASE + (8 << 20), size=4096), PATIENCE)
+            assert found == MemoryContent(data=bytes(4096))
+    else:
+        description = device("test")
+        description.dma = True
+        peer = attach(machine, description)
+        for address in (RAM_BASE + (8 << 20), RAM_BASE + (4 << 20)):
+            assert peer.request(DmaRead(address=address, size=4096), PATIENCE) == DmaDone(data=bytes(4096))
+    notice = monitor.notice()
+    cause = f"{machine.path}/ram.seg was cut short: {1 << 20} of {RAM} bytes are left"
+    assert (notice.text, notice.fault) == (cause, common.Fault(service=service, reason=cause, lost=True))
+    for request in (lifecycle.Save(), lifecycle.HandOver(), lifecycle.Load(), lifecycle.Resume(), lifecycle.Reset()):
+        with pytest.raises(errors.BadState, match=r"ram\.seg was cut short"):
+            monitor.ask(request)
+    assert monitor.health().phase == lifecycle.SERVICE_PAUSED
+    assert not monitor.peer.unasked
 
 
 def test_notices_wait_for_the_monitor(machine: Machine) -> None:

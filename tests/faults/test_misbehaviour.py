@@ -8,6 +8,7 @@ import secrets
 import signal
 import socket
 import time
+from functools import partial
 
 import grpc
 import pytest
@@ -21,6 +22,10 @@ from vmesh.client import GatewayError, MachineClient
 from vmesh.v1 import gateway_pb2
 
 QUICK = ("-health-interval", "0.1", "-health-limit", "1")
+
+
+def _state(client: MachineClient, name: str) -> str:
+    return next(service.state for service in client.status().services if service.name == name)
 
 
 def test_hanging_service_is_named_with_its_last_words_and_killed(rig: Rig) -> None:
@@ -56,6 +61,33 @@ def test_fault_notice_ends_the_machine_with_its_reason(rig: Rig) -> None:
     _, stderr = launcher.communicate()
     assert stderr.decode() == "vmesh run: machine 'm': service 'cpu': the blob does not load\n"
     assert launcher.returncode == 1
+    rig.wait_clean()
+
+
+def test_guest_memory_that_is_lost_stops_the_machine_for_good(rig: Rig) -> None:
+    launcher = rig.start()
+    rig.wait_running()
+    rig.order("uart0", "lost everything, a device says")  # which is not its to say
+    rig.wait_life("uart0", 2)
+    assert rig.wait_running()
+    rig.order("cpu", "lost ram.seg was cut short")
+    rig.wait_running("paused")
+    rig.order("memory", "lost ram.seg was cut short, too")
+    rig.order("uart0", "exit 3")  # and has no next life
+    with MachineClient(rig.machine) as client:
+        wait_for(lambda: _state(client, "uart0") == "dead", "the end of the device")
+        status = client.status()
+        why = "guest memory is lost: ram.seg was cut short"
+        assert (status.run_state, status.last_error) == ("internal-error", why)
+        assert status.warnings == [f"cpu: {why}; the machine can be looked at and ended, no more"]
+        client.pause()  # is no error
+        for refused in (client.resume, client.reset, partial(client.snapshot_save, rig.runtime / "s")):
+            with pytest.raises(GatewayError, match="the machine can be looked at and ended, no more"):
+                refused()
+        client.quit()
+    _, stderr = launcher.communicate()
+    assert stderr.decode().count(why) == 1
+    assert launcher.returncode == 0
     rig.wait_clean()
 
 

@@ -2,8 +2,8 @@
 
 It stands on pyzmq and the generated code, nothing of vmesh. A ns16550a has a console that greets and echoes. Lines in
 the file `<machine>/<name>.do` make it misbehave or act as a guest would: exit N, hang, say TEXT (on stderr), write TEXT
-(10,000 times, to the console), poweroff N, reset, fault TEXT, garbage (to the monitor), slow SECONDS (before it answers
-Drain). What it was asked for goes to `<machine>/../<name>.asked`, a line each.
+(10,000 times, to the console), poweroff N, reset, fault TEXT, lost TEXT, garbage (to the monitor), slow SECONDS (before
+it answers Drain). What it was asked for goes to `<machine>/../<name>.asked`, a line each.
 """
 
 import argparse
@@ -97,6 +97,8 @@ class StandIn:
                 self.notice(reset_request=common_pb2.ResetRequest())
             case "fault":
                 self.notice(fault=common_pb2.Fault(service=self.arguments.name, reason=rest))
+            case "lost":
+                self.notice(fault=common_pb2.Fault(service=self.arguments.name, reason=rest, lost=True))
             case "write" if self.user is not None:
                 self.user.sendall(rest.encode() * 10_000)
             case "garbage":

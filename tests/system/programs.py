@@ -72,6 +72,20 @@ def peek(address: int) -> bytes:
     return program.assemble()
 
 
+def sweep(size: int) -> bytes:
+    """Stores to each page of RAM in turn, for ever, but for the first MiB; RAM has `size` bytes."""
+    program = Program()
+    program.emit(*_load(e.S0, virt.DRAM_BASE >> 20), e.slli(e.S0, e.S0, 20), e.lui(e.S1, 0x100), e.lui(e.S2, 1))
+    program.emit(*_load(e.S3, size), e.add(e.S3, e.S0, e.S3))
+    program.label("around")
+    program.emit(e.add(e.T0, e.S0, e.S1))
+    program.label("page")
+    program.emit(e.sd(e.T0, e.T0, 0), e.add(e.T0, e.T0, e.S2))
+    program.to("page", lambda offset: e.bne(e.T0, e.S3, offset))
+    program.jump("around")
+    return program.assemble()
+
+
 def count(lines: int) -> bytes:
     """Prints the numbers from 0 to `lines` - 1, a line of eight hexadecimal digits each, and powers off."""
     program = Program()

@@ -199,6 +199,8 @@ class VirtioBlk(VirtioDevice):
         except Refused as refused:
             written, answer = 0, refused.status
         except OSError as error:
+            if error.errno == errno.EFAULT:  # guest memory that is not there, which is told where we touch it (mapping)
+                b"".join(self.memory.gather([*data, *target]))
             self._host_error(error, write=kind != Type.IN)
             written, answer = 0, S_IOERR
         self.memory.write(status[0][0], bytes((answer,)))

@@ -43,6 +43,7 @@ class Cache(Service):
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
+        runtime.outlive_loss()
         self._home = runtime.dial("memory", common.ROLE_CACHE, heed_loss=True)
         self._connected = False
         self._map: messages.AddressMap | None = None

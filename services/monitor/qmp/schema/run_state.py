@@ -80,7 +80,8 @@ MODULE = Module(
         Event(
             "__org.vmesh_SERVICE_FAILED",
             "A device does not come back, or a hart cannot go on: the machine stops (the status is io-error or "
-            "internal-error), and `cont` tries again; or it ends, as -action device-failure says.",
+            "internal-error), and `cont` tries again; or it ends, as -action device-failure says. It does so, too, "
+            "when guest memory is lost, and `cont` is refused then.",
             Struct(
                 "ServiceFailedEvent",
                 (
