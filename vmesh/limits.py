@@ -15,6 +15,8 @@ from google.protobuf.message import Message
 from vmesh.v1 import limits_pb2
 
 ITEMS, BYTES = 1 << 16, 1 << 16  # without a limit of its own
+#: By how much the number of a life may be above the one that is due: a device that is started by hand.
+MOST_LIVES = 1000
 #: The cause of a complaint (lifecycle.proto: Complaint.what) for which the monitor ends a device.
 BROKEN = "breaks the protocol"
 

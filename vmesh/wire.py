@@ -74,6 +74,7 @@ _CPU = ("hart_registers_request", "cpu_status_request", "add_device", "remove_de
 ALLOWED: dict[str, frozenset[Role.ValueType]] = {
     **{name: frozenset({common.ROLE_HART}) for name in ("access_batch", "take_accesses")},
     **{name: frozenset({common.ROLE_DEVICE}) for name in ("attach", "dma_read", "dma_write")},
+    "expect_life": frozenset({common.ROLE_MONITOR}),
     "detach": frozenset({common.ROLE_DEVICE, common.ROLE_MONITOR}),
     "map_request": frozenset({common.ROLE_CPU, common.ROLE_MIGRATION, common.ROLE_MONITOR, common.ROLE_CACHE}),
     "need_pages": frozenset({common.ROLE_CPU, common.ROLE_DEVICE}),

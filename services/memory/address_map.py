@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from services.memory.layout import ADDRESS_LIMIT, Place, Range, check_disjoint
 from vmesh import doorbell, errors
+from vmesh.limits import MOST_LIVES
 from vmesh.v1.bus_pb2 import READ_SHADOW, Description, Region
 from vmesh.wire import is_tcp
 
@@ -24,6 +25,7 @@ class AddressMap:
         self._fixed = tuple(fixed)
         self._places = places
         self.devices: dict[str, Description] = {}
+        self._due: dict[str, int] = {}  # the number of a life that is about to come
 
     def attach(self, device: Description, *, again: bool = False) -> None:
         """Put a device on the map, or in the place of its earlier epoch; `again`: the same life may come once more.
@@ -37,10 +39,13 @@ class AddressMap:
         former = self.devices.get(device.name)
         if again and former == device:
             return
-        if former is not None and device.epoch <= former.epoch:
+        least = self._due.get(device.name, former.epoch + 1 if former else 1)
+        if former is not None and device.epoch < least:
             raise errors.Duplicate(
-                f"device {device.name} is attached", expected=f"an epoch above {former.epoch}", got=str(device.epoch)
+                f"device {device.name} is attached", expected=f"an epoch from {least} on", got=str(device.epoch)
             )
+        lives = f"{least} to {least + MOST_LIVES}"
+        _need(device, least <= device.epoch <= least + MOST_LIVES, "epoch", lives, str(device.epoch))
         if former is not None:
             _check_successor(former, device)
         others = [other for other in self.devices.values() if other.name != device.name]
@@ -57,9 +62,15 @@ class AddressMap:
         kept = Description()
         kept.CopyFrom(device)
         self.devices[device.name] = kept
+        self._due.pop(device.name, None)
+
+    def expect(self, name: str, epoch: int) -> None:
+        """Which life of a device comes next, says who starts it: an earlier one may have given itself any number."""
+        self._due[name] = epoch
 
     def detach(self, name: str) -> None:
         self.devices.pop(name, None)
+        self._due.pop(name, None)
 
 
 def _range(device: Description, region: Region) -> Range:
@@ -77,7 +88,6 @@ def _check_successor(former: Description, device: Description) -> None:
 def _check(device: Description) -> None:
     """Raises BadRequest for a description that no device can have."""
     _need(device, 0 < len(device.kind) <= 64, "kind", "1 to 64 characters", repr(device.kind[:80]))
-    _need(device, device.epoch > 0, "epoch", "1 or more", "0")
     there = device.endpoint.startswith("ipc://") or (is_tcp(device.endpoint) and "*" not in device.endpoint)
     _need(device, there, "endpoint", "ipc://... or tcp://HOST:PORT", repr(device.endpoint[:80]))
     for fifo in filter(None, (device.doorbell, device.interrupts)):

@@ -99,6 +99,9 @@ class Memory(Service):
         match packet.WhichOneof("body"):
             case "attach":
                 return self._attach(client, packet.attach)
+            case "expect_life":
+                self._map.expect(packet.expect_life.name, packet.expect_life.epoch)
+                return Done()
             case "detach":
                 self._map.detach(packet.detach.name if client.role == ROLE_MONITOR else client.name)
                 self._grants.pop(client.identity, None)

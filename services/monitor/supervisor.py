@@ -35,19 +35,18 @@ from services.monitor.warnings import Warnings
 from vmesh import elsewhere
 from vmesh.addresses import Addresses
 from vmesh.errors import HostLimit, PeerError, from_message, said
-from vmesh.limits import BROKEN
+from vmesh.limits import BROKEN, MOST_LIVES
 from vmesh.log import Log
 from vmesh.loop import Inbox, Loop
 from vmesh.machine import RECORD, Machine, MachineRecord, ServiceRecord
 from vmesh.spawn import Child, ServiceCommand, describe_exit, start_service
 from vmesh.stdio import Stderr
-from vmesh.v1 import common_pb2, cpu_pb2, gateway_pb2, lifecycle_pb2
+from vmesh.v1 import common_pb2, cpu_pb2, gateway_pb2, lifecycle_pb2, memory_pb2
 from vmesh.v1.packet_pb2 import Packet
 
 END_LIMIT = 3.0  # seconds for an orderly end; what then still lives is killed
 FAILED_END_LIMIT = 1.0  # the same after a failure
 DEATHS, DEATHS_SECONDS = 5, 10.0  # a device that dies so often within so long is not started again
-MOST_LIVES = 1000  # by how much the number of a life may be above the one that was given: a device started by hand
 _TICK = 0.2  # seconds between two looks at the deadlines
 _GATEWAY_DELAY = 2.0  # seconds after which the gateway opens though the machine is not ready
 _PULSE_SECONDS = 5.0  # without its pulse, a service is not well
@@ -872,6 +871,17 @@ class Supervisor:
             self._meet(service)
             return
         self._log.info("starting", service=service.command.name, how=how, epoch=service.epoch)
+        # Memory hears first which life it is: what the former one has called itself is not to be believed.
+        expected = memory_pb2.ExpectLife(name=service.command.name, epoch=service.epoch)
+        try:
+            self.services[self.board.memory].link.ask(expected, lambda packet: self._spawn(service))
+        except PeerError as error:
+            self._spawned(service, None, str(error))
+
+    def _spawn(self, service: Service) -> None:
+        assert self._keeper is not None
+        if self.state == gateway_pb2.MACHINE_ENDING:
+            return  # the keeper may have ended
         self._keeper.spawn(service.command, ["--epoch", str(service.epoch)], partial(self._spawned, service))
 
     def _spawned(self, service: Service, child: Child | None, failure: str) -> None:

@@ -11,11 +11,22 @@ from harness import PATIENCE, RAM_BASE, Machine
 
 from tests.waiting import wait_for
 from vmesh import errors, wire
+from vmesh.limits import MOST_LIVES
 from vmesh.v1 import common_pb2 as common
 from vmesh.v1 import lifecycle_pb2 as lifecycle
 from vmesh.v1.bus_pb2 import Description, Line, Region, Register
 from vmesh.v1.cpu_pb2 import MemoryContent, ReadMemory
-from vmesh.v1.memory_pb2 import AddressMap, Attach, Attached, Detach, DmaDone, DmaRead, MapRequest, MemoryState
+from vmesh.v1.memory_pb2 import (
+    AddressMap,
+    Attach,
+    Attached,
+    Detach,
+    DmaDone,
+    DmaRead,
+    ExpectLife,
+    MapRequest,
+    MemoryState,
+)  # fmt: skip
 from vmesh.v1.packet_pb2 import Packet
 
 RAM = 16 << 20
@@ -153,6 +164,26 @@ def test_the_next_life_takes_the_place_if_it_is_the_same_to_the_guest(machine: M
     assert (only.epoch, only.regions[0].base) == (2, 0x1000_0000)
 
 
+def test_what_a_life_calls_itself_does_not_keep_its_next_ones_out(machine: Machine) -> None:
+    """Whoever starts them says which is due; the one that is there is replaced by no other."""
+    machine.start_memory()
+    monitor = machine.dial("memory", common.ROLE_MONITOR, name="monitor")
+    attach(machine, device("old", epoch=1 + MOST_LIVES))
+    for due in (2, 3):
+        with pytest.raises(errors.Duplicate, match="old is attached"):
+            attach(machine, device("old", epoch=due))
+        assert isinstance(monitor.request(ExpectLife(name="old", epoch=due), PATIENCE), common.Done)
+        with pytest.raises(errors.Duplicate, match=f"from {due} on"):
+            attach(machine, device("old", epoch=due - 1))
+        with pytest.raises(errors.BadRequest, match="old: epoch"):
+            attach(machine, device("old", epoch=due + MOST_LIVES + 1))
+        attach(machine, device("old", epoch=due))
+        assert [each.epoch for each in address_map(machine).devices] == [due]
+        attach(machine, device("old", epoch=due + MOST_LIVES))
+    with pytest.raises(errors.NotAllowed):
+        machine.dial("memory", common.ROLE_DEVICE, name="old").request(ExpectLife(name="old", epoch=9), PATIENCE)
+
+
 def test_detach_makes_room(machine: Machine) -> None:
     machine.start_memory()
     attach(machine, device("old", irq=7)).request(Detach(), PATIENCE)
@@ -163,6 +194,11 @@ def test_detach_makes_room(machine: Machine) -> None:
 def bad_descriptions() -> list[Description]:
     made = [device("bad", base=2), device("bad", size=0), device("bad", base=(1 << 64) - 4, size=8)]
     made += [device("bad", irq=1024), device("bad", epoch=0), device("other")]
+    made += [
+        device("bad", epoch=2 + MOST_LIVES),
+        device("bad", epoch=(1 << 32) - 1),
+        device("bad", epoch=(1 << 64) - 1),
+    ]
     for field, value in (("kind", ""), ("kind", "x" * 65), ("endpoint", ""), ("endpoint", "tcp://*:1")):
         each = device("bad")
         setattr(each, field, value)

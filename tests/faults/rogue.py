@@ -36,6 +36,8 @@ class Rogue(device.Device):
 
 class RogueService(device.DeviceService):
     def start(self) -> None:
+        if os.environ["ROGUE"] == "life" and self._runtime.epoch == 1:
+            self._description.epoch += 1000
         super().start()
         self._line = False
         misdeed: dict[str, Callable[[], None]] = {"flood": self._flood, "interrupts": self._raise, "dma": self._reach}
@@ -50,6 +52,8 @@ class RogueService(device.DeviceService):
                 self._runtime.server.send(client, bus_pb2.BatchDone(epoch=1, done=(1 << 64) - 1), packet.id)
             case "blame" if packet.WhichOneof("body") == "access_batch" and self._runtime.epoch == 1:
                 self._runtime.notify(SEVERITY_ERROR, "the cpu has failed", Fault(service="cpu", reason="says a device"))
+            case "life" if packet.WhichOneof("body") == "access_batch" and self._runtime.epoch == 1:
+                os._exit(7)
             case "nonsense" if packet.WhichOneof("body") == "access_batch":
                 self._runtime.server.send(client, bus_pb2.BatchDone(epoch=9, done=1 << 60), packet.id)
                 self._runtime.server.socket.send_multipart([client.identity, b"\xff" * 50])

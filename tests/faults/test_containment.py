@@ -92,6 +92,16 @@ def test_a_device_that_says_anything_costs_nobody_else_a_life(rig: Rig, tmp_path
     rig.wait_clean()
 
 
+def test_a_device_that_attaches_as_a_later_life_has_its_next_one(rig: Rig, tmp_path: Path) -> None:
+    """Which is what the monitor calls it."""
+    launcher = start(rig, tmp_path, "life", programs.peek(BASE))
+    wait_for(lambda: _life(rig, "rogue") == 2, "the next life of the device")
+    with MachineClient(rig.machine) as client:
+        client.quit()
+    assert launcher.wait(DEADLINE) == 0
+    rig.wait_clean()
+
+
 @pytest.mark.parametrize("misdeed", ["limits", "blame"])
 def test_what_breaks_the_protocol_costs_a_device_its_life(rig: Rig, tmp_path: Path, misdeed: str) -> None:
     """And nobody else."""

@@ -11,10 +11,11 @@ import pytest
 import zmq
 
 from services.monitor.output import Output
-from services.monitor.supervisor import MOST_LIVES, Service, Settings, Supervisor
+from services.monitor.supervisor import Service, Settings, Supervisor
 from tests.waiting import wait_for
 from vmesh import wire
 from vmesh.addresses import Addresses
+from vmesh.limits import MOST_LIVES
 from vmesh.log import Log
 from vmesh.machine import Machine
 from vmesh.spawn import ServiceCommand
