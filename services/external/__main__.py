@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import select
 import shlex
 import socket
 import struct
@@ -18,7 +17,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from vmesh import connecting, service
+from vmesh import connecting, service, waiting
 from vmesh.log import Log
 from vmesh.machine import Machine
 
@@ -104,7 +103,7 @@ def _listener(path: Path) -> int | None:
 
 def _ended(*fds: int, timeout: float | None = None) -> int:
     """Wait until one of these is readable, a pipe at its end or a process that ended; gives it, 0 after `timeout`."""
-    ready, _, _ = select.select([fd for fd in fds if fd >= 0], [], [], timeout)
+    ready = waiting.readable(*(fd for fd in fds if fd >= 0), seconds=timeout)
     return ready[0] if ready else 0
 
 

@@ -1,4 +1,5 @@
-"""The two rules that keep the rooms apart: a service never imports another service; vmesh/ never imports a service."""
+"""The two rules that keep the rooms apart: a service never imports another service; vmesh/ never imports a service. And
+what nobody uses."""
 
 from __future__ import annotations
 
@@ -49,6 +50,17 @@ def modules() -> Iterator[tuple[str, Path]]:
         for path in sorted((ROOT / room).rglob("*.py")):
             dotted = path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
             yield dotted.removesuffix(".__init__"), path
+
+
+def test_nobody_waits_with_select() -> None:
+    """It fails for descriptors from 1024 on, of which a process has some as soon as its limit allows them."""
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for _, path in modules()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "select.select"
+    ]
+    assert not found
 
 
 def test_imports_whole_tree_keeps_the_rooms_apart() -> None:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -23,7 +24,7 @@ from services.devices.virtio_blk.blocks import Blocks
 from services.devices.virtio_blk.image import Image, Later, wait
 from services.devices.virtio_blk.nbd import Address, NbdImage
 from services.devices.virtio_blk.qemu_nbd import ServedImage
-from vmesh import errors
+from vmesh import errors, waiting
 
 SIZE = 1 << 20
 READ, WRITE, DISCONNECT, FLUSH, TRIM, ZERO = 0, 1, 2, 3, 4, 6
@@ -263,10 +264,19 @@ def test_the_next_life_of_a_killed_device_waits_for_what_the_server_owes(tmp_pat
     server.close()
 
 
-def test_the_guard_ends_with_the_machine(tmp_path: Path) -> None:
+@pytest.mark.parametrize("files", [0, 1100])
+def test_the_guard_ends_with_the_machine(tmp_path: Path, files: int) -> None:
+    """Not before, however many files the device has open."""
     lock, ours, theirs = guard.claim(tmp_path / "guard"), *socket.socketpair()
-    held = guard.begin(ours, lock, tmp_path / "guard")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as others:
+        others.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, soft + files), hard))
+        for _ in range(files):
+            others.enter_context(open(os.devnull))
+        held = guard.begin(ours, lock, tmp_path / "guard")
     ours.close()
+    assert not waiting.readable(theirs.fileno(), seconds=0.2)
     with pytest.raises(BlockingIOError):
         guard.claim(tmp_path / "guard")
     (tmp_path / "guard").rename(tmp_path / "other")

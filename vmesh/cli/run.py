@@ -7,7 +7,6 @@ meanwhile (vmesh/standby.py).
 from __future__ import annotations
 
 import os
-import select
 import signal
 import sys
 import time
@@ -16,7 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from vmesh import descriptors, guest
+from vmesh import descriptors, guest, waiting
 from vmesh import machine as machines
 from vmesh.board import cpu_model
 from vmesh.board.errors import BoardError
@@ -202,7 +201,7 @@ def _children() -> list[int]:
 
 def _read_report(report: int) -> str:
     """What the monitor wrote before it ended, if anything."""
-    if not select.select([report], [], [], 0)[0]:
+    if not waiting.readable(report, seconds=0):
         return ""
     return os.read(report, _REPORT_LIMIT).decode(errors="replace")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import sys
 import time
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from vmesh import waiting
 from vmesh.cli import show
 from vmesh.cli.terminal import RawTerminal
 from vmesh.client import GatewayError, MachineClient, connect
@@ -62,7 +62,7 @@ def _live(client: MachineClient, samples: list[Sample], interval: float) -> int:
     hint = Text("q quits", style="dim")
     with RawTerminal(STDIN, signals=True), Live(Text("..."), screen=True, auto_refresh=False) as live:
         while True:
-            ready, _, _ = select.select([STDIN] if os.isatty(STDIN) else [], [], [], interval)
+            ready = waiting.readable(*([STDIN] if os.isatty(STDIN) else []), seconds=interval)
             if ready and os.read(STDIN, 64)[:1] in (b"q", b"Q", b"\x1b"):
                 return 0
             samples = [*samples[-_SAMPLES + 1 :], _sample(client)]

@@ -17,6 +17,8 @@ import socket
 from pathlib import Path
 from typing import NoReturn
 
+from vmesh import waiting
+
 _LOOK_MS = 200  # between two looks whether the machine is still there
 
 
@@ -63,7 +65,7 @@ def _detach(connection: socket.socket, lock: int, watched: int, path: Path) -> N
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         _close_all_but(connection.fileno(), lock, watched)
-        select.select([watched], [], [])  # until the device has closed it, or is gone
+        waiting.readable(watched)  # until the device has closed it, or is gone
         connection.shutdown(socket.SHUT_WR)
         poller = select.poll()
         poller.register(connection, select.POLLIN)
