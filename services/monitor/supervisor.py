@@ -479,6 +479,8 @@ class Supervisor:
             else:
                 self._fail(service, how)
             return
+        if service.child.pidfd >= 0 and not service.alive:
+            return  # it has ended since it said so
         service.welcomed = service.alive = True
         if not self._is_life(service, packet.welcome.epoch):
             return

@@ -1,0 +1,53 @@
+"""The monitor and the processes that it has started: what one has said does not outlive it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any, cast
+
+from services.monitor.output import Output
+from services.monitor.supervisor import Settings, Supervisor
+from vmesh import wire
+from vmesh.addresses import Addresses
+from vmesh.log import Log
+from vmesh.machine import Machine
+from vmesh.spawn import Child, ServiceCommand
+from vmesh.v1.common_pb2 import Welcome
+from vmesh.v1.packet_pb2 import Packet
+
+
+def ended_process() -> Child:
+    """A process that has been killed, and that nobody has waited for."""
+    pid = os.fork()
+    if pid == 0:
+        signal.pause()
+        os._exit(0)
+    pidfd = os.pidfd_open(pid)
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT)
+    return Child(pid, pidfd, os.open(os.devnull, os.O_RDONLY))
+
+
+def test_a_welcome_that_is_read_after_the_end_of_its_process_raises_no_dead(tmp_path: Path) -> None:
+    machine, log = Machine(tmp_path), Log("monitor", tmp_path / "log")
+    commands = [ServiceCommand(name, kind, f"services.{kind}", ()) for name, kind in (("cpu", "cpu"), ("m", "memory"))]
+    supervisor = Supervisor(machine, commands, Settings(), None, log, Output(log, None), Addresses(machine))
+    private = cast(Any, supervisor)
+    supervisor.attach()
+    try:
+        for service in supervisor.services.values():
+            service.child, service.alive = ended_process(), True
+        first, second = supervisor.services.values()
+        supervisor.end(0, "the test is over")
+        private._dead(first)
+        private._welcome(first, Packet(welcome=Welcome(kind="cpu", major=wire.MAJOR, epoch=1)))
+        assert not first.alive
+        private._kill_all()
+        private._dead(second)
+        assert not any(service.alive for service in supervisor.services.values())
+    finally:
+        for service in supervisor.services.values():
+            service.link.close()
+        private._context.destroy(0)
