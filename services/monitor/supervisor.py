@@ -845,14 +845,16 @@ class Supervisor:
         """Start the next life of a device, unless it dies again and again."""
         now = time.monotonic()
         service.deaths.append(now)
+        last = self._output.last_line(service.command.name)
+        told = f"{how}; its last words: {last}" if last else how
         if self.lost:  # what it needs is not there
             self._break(service, how)
+            service.last_error = told
             return
         if len(service.deaths) == DEATHS and now - service.deaths[0] < DEATHS_SECONDS:
             self._break(service, f"{how}, for the {DEATHS}th time within {DEATHS_SECONDS:g} s")
             return
-        last = self._output.last_line(service.command.name)
-        service.last_error = f"{how}; its last words: {last}" if last else how
+        service.last_error = told
         self._start_life(service, how)
 
     def _start_life(self, service: Service, how: str) -> None:

@@ -120,6 +120,24 @@ def test_migration_service_is_killed(
     assert counts(source)
 
 
+@pytest.mark.parametrize("name", ["ram.seg", "ram.flags"])
+def test_memory_of_the_source_is_cut_short(pair: Pair, target: MachineClient, name: str) -> None:
+    """What was copied of it, and what would be, is no machine."""
+    machine = name.replace(".", "-")
+    lost = pair.start(machine)
+    lost.migrate_set(max_bandwidth=1 << 20)
+    lost.migrate(f"unix:{pair.listen(target)}")
+    wait_state(lost, migration_pb2.MIGRATION_ACTIVE)
+    os.truncate(pair.runtime / machine / name, 0)
+    assert wait_state(lost, *ENDED).state == migration_pb2.MIGRATION_FAILED
+    assert wait_state(target, *ENDED).state == migration_pb2.MIGRATION_FAILED
+    wait_for(lambda: lost.status().run_state == "internal-error", "the machine to stop")
+    assert f"/{machine}/{name} was cut short: 0 of " in lost.status().last_error
+    with pytest.raises(GatewayError, match="the machine can be looked at and ended, no more"):
+        lost.migrate(f"unix:{pair.place()}")
+    pair.stop(machine)
+
+
 def test_cancel_at_a_random_moment(
     pair: Pair, source: MachineClient, target: MachineClient, chance: random.Random
 ) -> None:
