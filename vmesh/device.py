@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NoReturn
 
 from google.protobuf.message import DecodeError, Message
 
-from vmesh import errors, service, trace
+from vmesh import errors, scheduling, service, trace
 from vmesh.board.virt import MAX_HARTS
 from vmesh.doorbell import Bell, Raiser
 from vmesh.guest_memory import GuestMemory, LocalGuestMemory, RemoteGuestMemory
@@ -698,6 +698,7 @@ def run(
     options: argparse.Namespace, build: Callable[[Runtime], Device], *, capabilities: Set[Capability] | None = None
 ) -> int:
     """Serve the device that `build` makes, to its end; gives the exit status. For `capabilities` see `service.run`."""
+    scheduling.short_slices()
     return service.run(options, lambda runtime: DeviceService(runtime, build(runtime)), capabilities=capabilities)
 
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from vmesh import service
+from vmesh import scheduling, service
 from vmesh.privileges import REACH
 
 from .isa.riscv.features import FEATURES
@@ -106,6 +106,7 @@ def main(argv: Sequence[str]) -> int:
         memory=options.memory,
         transports=options.transports,
     )
+    scheduling.short_slices()
     return service.run(options, lambda runtime: Cpu(runtime, plan), capabilities=REACH)
 
 

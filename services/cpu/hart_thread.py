@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
-from vmesh import errors
+from vmesh import errors, scheduling
 from vmesh.v1 import bus_pb2 as messages
 from vmesh.v1.trace_pb2 import TRACE_SYNC, TRACE_UNMAPPED
 from vmesh.wire import Peer
@@ -169,6 +169,7 @@ class HartThread(threading.Thread):
             link.close()
 
     def run(self) -> None:
+        scheduling.usual_slices()
         try:
             if self._number < _CONNECTED:
                 self._carry_out(self._connect_all)
@@ -261,8 +262,11 @@ class HartThread(threading.Thread):
         return posted
 
     def _flush(self) -> None:
-        for device, accesses in self._take_ring().items():
+        posted = self._take_ring()
+        for device, accesses in posted.items():
             self._post(device, accesses)
+        if posted:  # whoever sends it has been woken, perhaps on this core, which native code would keep
+            os.sched_yield()
 
     def _post(self, device: int, accesses: list[messages.Access]) -> None:
         with self._waiting_for(device):

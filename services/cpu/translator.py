@@ -14,6 +14,8 @@ import socket
 import sys
 import time
 
+from vmesh import scheduling
+
 from .isa.riscv.region import ALL, RegionModule, emit, form
 from .native.build import BuildError, build_region
 from .region_store import RegionWriter, store_path
@@ -80,6 +82,7 @@ def serve(connection: socket.socket, writer: RegionWriter | None) -> None:
 def main(argv: list[str]) -> int:
     """The process: ``python -P -m services.cpu.translator FD [--keep]``."""
     os.nice(NICENESS)
+    scheduling.usual_slices()
     writer = RegionWriter(store_path()) if "--keep" in argv else None
     translate(Request(bytes(DIGEST), 0, frozenset("i"), ALL, _WARMING))
     with socket.socket(fileno=int(argv[0])) as connection, contextlib.suppress(OSError):
