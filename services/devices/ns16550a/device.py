@@ -52,6 +52,7 @@ class Ns16550a(Device):
         registers = [
             Register(name="RBR/THR", offset=Offset.RBR_THR_DLL, size=1, write=WRITE_POSTED),
             Register(name="IER", offset=Offset.IER_DLM, size=1, read=READ_SHADOW),
+            Register(name="IIR/FCR", offset=Offset.IIR_FCR, size=1, read=READ_SHADOW),
             Register(name="LCR, MCR, LSR", offset=Offset.LCR, size=1, count=3, read=READ_SHADOW),
             Register(name="SCR", offset=Offset.SCR, size=1, read=READ_SHADOW),
         ]
@@ -170,10 +171,10 @@ class Ns16550a(Device):
             case Offset.IER_DLM:
                 return state.divisor >> 8 if state.lcr & LCR_DLAB else state.ier
             case Offset.IIR_FCR:
-                pending = self._pending()
-                if pending == IIR_THRI:
+                identification = self._identification()
+                if self._pending() == IIR_THRI:
                     state.thr_empty_pending = False
-                return pending | (IIR_FIFOS if state.fcr & FCR_ENABLE else 0)
+                return identification
             case Offset.LCR:
                 return state.lcr
             case Offset.MCR:
@@ -244,6 +245,9 @@ class Ns16550a(Device):
             return IIR_MSI
         return IIR_NONE
 
+    def _identification(self) -> int:
+        return self._pending() | (IIR_FIFOS if self._state.fcr & FCR_ENABLE else 0)
+
     def _line_status(self) -> int:
         state = self._state
         return LSR_THRE | LSR_TEMT | (LSR_DR if state.receive else 0) | (LSR_OE if state.overrun else 0)
@@ -285,11 +289,16 @@ class Ns16550a(Device):
     def _drive(self) -> None:
         """Bring line and shadows up to date with the registers."""
         state, wires = self._state, self.wires
-        wires.set_line(0, self._pending() != IIR_NONE)
+        pending = self._pending()
+        wires.set_line(0, pending != IIR_NONE)
         wires.set_shadow(0, Offset.IER_DLM, 1, state.divisor >> 8 if state.lcr & LCR_DLAB else state.ier)
         wires.set_shadow(0, Offset.LCR, 1, state.lcr)
         wires.set_shadow(0, Offset.MCR, 1, state.mcr)
         wires.set_shadow(0, Offset.SCR, 1, state.scr)
+        if pending == IIR_THRI:
+            wires.withdraw_shadow(0, Offset.IIR_FCR, 1)  # reading it clears the interrupt
+        else:
+            wires.set_shadow(0, Offset.IIR_FCR, 1, self._identification())
         if state.overrun:
             wires.withdraw_shadow(0, Offset.LSR, 1)  # reading it clears the overrun
         else:
