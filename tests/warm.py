@@ -31,6 +31,7 @@ SERVICES = (
     "services.devices.virtio_net",
     "services.devices.virtio_rng",
     "services.memory",
+    "services.migration",
 )
 _forks.set_forkserver_preload([__name__, *(f"{service}.__main__" for service in SERVICES)])
 
@@ -50,6 +51,9 @@ class Process:
     @property
     def returncode(self) -> int | None:
         return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self.returncode
 
     def wait(self, timeout: float = LIMIT) -> int:
         self._process.join(timeout)

@@ -331,7 +331,8 @@ class DeviceService(Service):
 
     def _ask_memory(self, requests: Sequence[Message]) -> list[Message]:
         """What was under way when the connection was lost is asked again: it does the same once more, and by the former
-        connection nothing comes any more."""
+        connection nothing comes any more. Raises OutsideGrant; MemoryFailed for what else memory says, which ends this
+        life of the device: what it had half done is in no slot."""
         assert self._memory is not None
         greeting: list[Message] = []
         while True:
@@ -343,6 +344,10 @@ class DeviceService(Service):
                 self._reconnects += 1
                 self._memory.redial()
                 greeting = [self._memory.said, memory_pb2.Attach(description=self._description)]
+            except (errors.OutsideGrant, errors.LifelineEnded):
+                raise
+            except errors.VmeshError as error:
+                raise errors.MemoryFailed(f"memory: {error}") from error
 
     def _keep_waiting(self) -> None:
         """Harts are not to take the device for dead while it waits for memory."""

@@ -113,6 +113,10 @@ class PeerLost(PeerError):
     """The connection was cut: what is not answered may or may not have arrived."""
 
 
+class MemoryFailed(PeerError):
+    """The memory service has said what it cannot mean: what waits for it cannot go on, nor be taken back."""
+
+
 class Unforeseen(VmeshError):
     """What nobody foresaw, at the boundary of a loop: a fault of ours, unless the host has run out of something."""
 

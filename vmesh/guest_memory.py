@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Protocol
 
 from google.protobuf.message import Message
@@ -289,7 +288,7 @@ class RemoteGuestMemory:
             for _, count in cut:
                 data = next(answers).data
                 if len(data) != count:
-                    raise errors.PeerError("DmaRead answered", expected=f"{count} bytes", got=str(len(data)))
+                    raise errors.MemoryFailed("DmaRead answered", expected=f"{count} bytes", got=str(len(data)))
                 parts.append(data)
             found.append(b"".join(parts))
         return found
@@ -315,7 +314,7 @@ class RemoteGuestMemory:
                 continue
             for answer in self._request(batch):
                 if not isinstance(answer, messages.DmaDone):
-                    raise errors.PeerError("memory answered", expected="DmaDone", got=answer.DESCRIPTOR.name)
+                    raise errors.MemoryFailed("memory answered", expected="DmaDone", got=answer.DESCRIPTOR.name)
                 done.append(answer)
             batch, size = [], 0
         return done
@@ -373,14 +372,10 @@ def _u64(value: int) -> int:
 
 
 def _map(each: messages.Segment) -> _Mapped:
-    content = memoryview(segment.attach(Path(each.path), writable=each.writable))
-    if len(content) != each.size:
-        raise errors.ConfigError(f"segment {each.name}", expected=f"{each.size} bytes", got=str(len(content)))
-    flags = news = None
-    if each.flags_path:
-        flags = memoryview(segment.attach(Path(each.flags_path), writable=True))
-        if len(flags) < segment.FLAG_ARRAYS * each.flags_stride or each.flags_stride < each.size // segment.PAGE:
-            raise errors.ConfigError(f"page flags of {each.name} are too short: {len(flags)} bytes")
+    found = segment.attach_all(each, writable=each.writable)
+    content, flags, news = memoryview(found.content), None, None
+    if found.flags is not None:
+        flags = memoryview(found.flags)
         news = flags[segment.CODE_NEWS * each.flags_stride :][:8].cast("Q")
     dirty, code = segment.FLAG_DIRTY * each.flags_stride, segment.FLAG_HOLDS_CODE * each.flags_stride
     return _Mapped(each.base, content, content.cast("H"), flags, dirty, code, news, secrets.randbits(32) << 32)

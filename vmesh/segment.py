@@ -5,9 +5,14 @@ from __future__ import annotations
 import mmap
 import os
 import re
+import stat
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmesh import errors, mapping
+
+if TYPE_CHECKING:
+    from vmesh.v1.memory_pb2 import Segment
 
 PAGE = 4096
 
@@ -65,11 +70,44 @@ def available(directory: Path) -> int:
     return min(room, sum(int(kib) << 10 for kib in found.values())) if found else room
 
 
+class Mapped(NamedTuple):
+    """A segment's content and its page flags, if it has any."""
+
+    content: mmap.mmap
+    flags: mmap.mmap | None
+
+
+def attach_all(found: Segment, *, folder: Path = Path(), writable: bool = True) -> Mapped:
+    """Map a segment that memory has named, with its flags, which are always writable; `folder` is where paths begin.
+
+    Raises ConfigError if that fails, or the files are not as memory.proto has them: who uses them reads at no place
+    where there is nothing.
+    """
+    what = f"segment {found.name[:64]!r}"
+    if found.base % PAGE or not found.size or found.size % PAGE or found.base + found.size > 1 << 64:
+        got = f"{found.base:#x}+{found.size:#x}"
+        raise errors.ConfigError(what, expected=f"a multiple of {PAGE} bytes at a multiple of {PAGE}", got=got)
+    content = attach(folder / found.path, writable=writable)
+    if len(content) != found.size:
+        raise errors.ConfigError(what, expected=f"{found.size} bytes", got=str(len(content)))
+    if not found.flags_path:
+        return Mapped(content, None)
+    stride, pages = found.flags_stride, found.size // PAGE
+    if stride % PAGE or stride < pages:
+        raise errors.ConfigError(f"page flags of {what}", expected=f"a distance for {pages} pages", got=str(stride))
+    flags = attach(folder / found.flags_path, writable=True)
+    if len(flags) < FLAG_ARRAYS * stride:
+        raise errors.ConfigError(f"page flags of {what}", expected=f"{FLAG_ARRAYS * stride} bytes", got=str(len(flags)))
+    return Mapped(content, flags)
+
+
 def attach(path: Path, *, writable: bool) -> mmap.mmap:
-    """Map the whole file, shared, and guarded by `mapping`. Raises ConfigError if that fails."""
+    """Map the whole file, shared, and guarded by `mapping`. Raises ConfigError if that fails, or it is no file."""
     try:
-        fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+        fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise errors.ConfigError(f"cannot map {path}", expected="a file")
             return mapping.share(fd, 0, path, writable=writable)
         finally:
             os.close(fd)

@@ -195,6 +195,7 @@ class Runtime:
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._notices: deque[Notice] = deque(maxlen=_KEPT_NOTICES)
         self._deferred: deque[tuple[wire.Client, Packet]] = deque()  # requests that came during `ask`
+        self._next_look = 0.0  # during `ask`: when others are to be heard again, in seconds of the monotonic clock
         self._drained = False
         self._complaints: Counter[tuple[str, str]] = Counter()
         self._lost = ""  # why guest memory is lost
@@ -249,16 +250,19 @@ class Runtime:
 
     def ask(self, peer: wire.Peer, bodies: Sequence[Message], alive: Callable[[], None]) -> list[Message]:
         """As `peer.request`, for several requests at once, and answers that may be long in coming: meanwhile Health is
-        answered and `alive` called now and then; all other requests wait. Raises the VmeshError that an Error stands
-        for."""
+        answered and `alive` called now and then, however much the peer says; all other requests wait. Raises the
+        VmeshError that an Error stands for."""
         answers: dict[int, Message | None] = dict.fromkeys(map(peer.send, bodies))
         missing = len(answers)
         while missing:
             packet = peer.receive(_MEANWHILE_SECONDS)
-            if packet is None:
+            if packet is None or time.monotonic() >= self._next_look:
                 self._meanwhile()
                 alive()
-            elif packet.id in answers and answers[packet.id] is None:
+                self._next_look = time.monotonic() + _MEANWHILE_SECONDS
+            if packet is None:
+                continue
+            if packet.id in answers and answers[packet.id] is None:
                 answer = wire.body_of(packet)
                 if isinstance(answer, common.Error):
                     raise errors.from_message(answer)
@@ -402,7 +406,7 @@ class Runtime:
             client, packet = received
             try:
                 answer = self._dispatch(client, packet)
-            except errors.LifelineEnded:
+            except (errors.LifelineEnded, errors.MemoryFailed):
                 raise
             except Exception as error:
                 kind = packet.WhichOneof("body")

@@ -33,6 +33,9 @@ MINOR = 0
 MAX_PACKET_BYTES = 16 << 20
 MAX_STATE_BYTES = MAX_PACKET_BYTES - (64 << 10)  # of one service, which travels in a packet with what is around it
 MAX_DEVICE_BYTES = 1 << 20  # from a device to a hart or the irqchip: longer, and the connection is cut unread
+# From memory to a device, which asks for at most 1 MiB at once; and how many of them may wait to be read.
+MAX_ANSWER_BYTES = (1 << 20) + (64 << 10)
+_ANSWERS = 128
 MAX_HARTS = 4096
 
 _MAX_CLIENTS = 1024
@@ -390,6 +393,14 @@ class Server:
         return len(self.clients) < _MAX_CLIENTS
 
 
+# What who dials may be sent: bytes of a packet, and how many of them may be unread.
+_RECEIVED: dict[int, tuple[int, int]] = {
+    common.ROLE_HART: (MAX_DEVICE_BYTES, QUEUE_MESSAGES),
+    common.ROLE_IRQCHIP: (MAX_DEVICE_BYTES, QUEUE_MESSAGES),
+    common.ROLE_DEVICE: (MAX_ANSWER_BYTES, _ANSWERS),
+}
+
+
 class Peer:
     """A connection to a service, from the side that dials. `identify` sets the keys, without which TCP is refused.
 
@@ -439,10 +450,10 @@ class Peer:
         self.socket = self._context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, LINGER_MS)
         self.socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
-        of_device = self.said.role in (common.ROLE_HART, common.ROLE_IRQCHIP)
-        self.socket.setsockopt(zmq.MAXMSGSIZE, MAX_DEVICE_BYTES if of_device else MAX_PACKET_BYTES)
+        longest, unread = _RECEIVED.get(self.said.role, (MAX_PACKET_BYTES, QUEUE_MESSAGES))
+        self.socket.setsockopt(zmq.MAXMSGSIZE, longest)
         self.socket.setsockopt(zmq.SNDHWM, QUEUE_MESSAGES)
-        self.socket.setsockopt(zmq.RCVHWM, QUEUE_MESSAGES)
+        self.socket.setsockopt(zmq.RCVHWM, unread)
         if self.remote and self._identify is not None:
             set_tcp_options(self.socket, self.address)
             self._identify(self.socket)

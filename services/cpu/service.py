@@ -430,10 +430,9 @@ class Cpu(Service):
         }
 
     def _map(self, found: memory_pb2.Segment) -> HostSegment:
-        memory = segment.attach(self._runtime.machine.path / found.path, writable=True)
+        memory, flags = segment.attach_all(found, folder=self._runtime.machine.path)
         places = dict[str, int]()
-        if found.flags_path:
-            flags = segment.attach(self._runtime.machine.path / found.flags_path, writable=True)
+        if flags is not None:
             self._mapped.append(flags)
             arrays = {
                 "dirty": segment.FLAG_DIRTY,

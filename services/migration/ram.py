@@ -9,7 +9,6 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -31,17 +30,16 @@ class GuestSegment:
         self.pages = found.size // segment.PAGE
         self.writable = found.writable
         self.adopted = found.adopted
+        self._map, flags = segment.attach_all(found)
         self._fd = os.open(found.path, os.O_RDWR | os.O_CLOEXEC)
-        self._map = segment.attach(Path(found.path), writable=True)
         self.content: Rows = np.frombuffer(self._map, np.uint8).reshape(self.pages, segment.PAGE)
-        self.has_flags = bool(found.flags_path)
+        self.has_flags = flags is not None
         self.dirty: Flags = np.ones(self.pages, np.uint8)
         self.present: Flags = np.ones(self.pages, np.uint8)
-        if found.flags_path:
-            flags = np.frombuffer(segment.attach(Path(found.flags_path), writable=True), np.uint8)
+        if flags is not None:
+            row = np.frombuffer(flags, np.uint8)
             self.dirty, self.present = (
-                flags[array * found.flags_stride :][: self.pages]
-                for array in (segment.FLAG_DIRTY, segment.FLAG_PRESENT)
+                row[array * found.flags_stride :][: self.pages] for array in (segment.FLAG_DIRTY, segment.FLAG_PRESENT)
             )
 
     def identity(self) -> RamSegment:

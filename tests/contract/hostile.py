@@ -1,28 +1,80 @@
-"""A service with hostile peers in front of it, and one peer that is well-behaved and looks whether it lives."""
+"""A service with hostile peers in front of it, and one peer that is well-behaved and looks whether it lives.
+
+What has to hold: whatever its peers say, a service answers Health within a generous limit, does not grow beyond a
+bound, fails in nothing that nobody foresaw, and ends with its lifeline. Peers that dial it do not end it either, nor a
+device the cpu. Memory may, as nobody who uses it can do without: docs/protocol.md, "Errors".
+"""
 
 from __future__ import annotations
 
+import signal
 import struct
+import subprocess
 import time
 from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
 
-from tests.contract.harness import RAM_BASE, Machine
+from google.protobuf.message import Message
+
+from tests.contract.harness import RAM_BASE, ROOT, Machine
 from tests.models.hostile_bus import Device, Talker
-from vmesh import errors, wire
+from tests.models.hostile_console import Lives, answered
+from tests.models.hostile_memory import Hart, Memory
+from vmesh import wire
 from vmesh.board import encode as e
+from vmesh.machine import LOCK
+from vmesh.machine import Machine as Directory
+from vmesh.spawn import python
 from vmesh.v1 import common_pb2 as common
 from vmesh.v1 import lifecycle_pb2 as lifecycle
 
-_DEVICES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "uart0": ("services.devices.ns16550a", ("--irq", "10")),
-    "rtc": ("services.devices.goldfish_rtc", ("--irq", "11")),
-    "rng": ("services.devices.virtio_rng", ("--base", "0x10008000", "--irq", "8")),
-    "test": ("services.devices.sifive_test", ()),
+_FEATURES = "i,m,a,f,d,c,zicsr,zifencei,zicntr,sstc,svadu,sv39"
+_CPU = f"--harts 2 --features {_FEATURES} --reset-pc {RAM_BASE:#x} --bus-limit 0.3"
+_VIRTIO = "--base 0x10008000 --irq 8"
+
+
+@dataclass(frozen=True, slots=True)
+class _Service:
+    """How it is started ({} is the machine's directory), and what stands in front of it, one after the other."""
+
+    module: str
+    arguments: str = ""
+    peers: tuple[str, ...] = ("anybody", "memory")
+
+
+#: Who `anybody` is: whoever dials, in every role; before the cpu, a device that it dials too.
+SERVICES = {
+    "memory": _Service("services.memory", "--ram 16M", ("anybody",)),
+    "cpu": _Service("services.cpu", _CPU),
+    "uart0": _Service("services.devices.ns16550a", "--irq 10 --chardev socket:{}/console"),
+    "rtc": _Service("services.devices.goldfish_rtc", "--irq 11"),
+    "test": _Service("services.devices.sifive_test"),
+    "rng": _Service("services.devices.virtio_rng", _VIRTIO),
+    "blk": _Service("services.devices.virtio_blk", f"{_VIRTIO} --file {{}}/disk --discard unmap --num-queues 2"),
+    "net": _Service(
+        "services.devices.virtio_net", f"{_VIRTIO} --netdev stream,addr.type=unix,addr.path={{}}/peer,reconnect=1"
+    ),
+    "9p": _Service("services.devices.virtio_9p", f"{_VIRTIO} --path {{}}/folder --tag host"),
+    "console": _Service("services.devices.virtio_console", f"{_VIRTIO} --chardev socket:{{}}/console"),
+    "migration": _Service("services.migration"),
+    "keeper": _Service("services.monitor.keeper", "--console uart0=socket:{}/console", ("anybody",)),
 }
-SERVICES = ("memory", "cpu", *_DEVICES)
+CASES = tuple((name, peer) for name, service in SERVICES.items() for peer in service.peers)
 _STEPS = 200  # between two looks
 _GROWTH = 256 << 20  # bytes that a service may take more than at first
-_FEATURES = "i,m,a,f,d,c,zicsr,zifencei,zicntr,sstc,svadu,sv39"
+_PATIENCE = 60.0  # seconds, for an answer to Health
+
+
+class _Peer(Protocol):
+    """Somebody hostile."""
+
+    sent: Counter[str]
+
+    def step(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def _guest() -> bytes:
@@ -34,77 +86,139 @@ def _guest() -> bytes:
     return struct.pack(f"<{len(code)}I", *code)
 
 
-class Campaign:
-    """The service `name` in a machine of its own. `run` raises AssertionError if it does not bear what it gets."""
+def _walker() -> bytes:
+    """Reads a page of RAM after the other, up to the trap behind its end."""
+    code = [
+        e.auipc(e.T0, 0), e.csrw(0x305, e.T0), e.lui(e.T2, 1), e.lw(e.T1, e.T0, 0), e.add(e.T0, e.T0, e.T2),
+        e.jal(e.ZERO, -8),
+    ]  # fmt: skip
+    return struct.pack(f"<{len(code)}I", *code)
 
-    def __init__(self, name: str, seed: int) -> None:
-        self._name = name
-        self._machine = Machine()
-        self._device: Device | None = None
-        machine = self._machine
-        if name == "cpu":
-            program = machine.path / "program"
-            program.write_bytes(_guest())
-            machine.start_memory("--image", f"{RAM_BASE:#x}={program}")
-            self._device = Device(machine.context, machine.path, seed)
-            options = ("--harts", "2", "--features", _FEATURES, "--reset-pc", f"{RAM_BASE:#x}", "--bus-limit", "0.3")
-            machine.start("services.cpu", "cpu", *options)
-        else:
-            machine.start_memory()
-        if name in _DEVICES:
-            module, arguments = _DEVICES[name]
-            machine.start(module, name, *arguments)
-        self._talker = Talker(machine.context, machine.path / f"{name}.sock", machine.path.name, seed)
+
+class Campaign:
+    """The service `name` in a machine of its own, with `peer` in front of it. `run` raises AssertionError if it does
+    not bear what it gets. `lives` counts how often it was started."""
+
+    def __init__(self, name: str, peer: str, seed: int) -> None:
+        self._name, self._service, self._hostile_memory = name, SERVICES[name], peer == "memory"
+        self.lives = 0
+        self.ends = Counter[str]()  # of these, by what was said
+        self._machine = machine = Machine()
+        self._talker: Talker | None = None
+        self._peers: list[_Peer] = []
+        folder, context, socket = machine.path, machine.context, machine.path / f"{name}.sock"
+        (folder / LOCK).touch()
+        (folder / "folder").mkdir()
+        (folder / "disk").write_bytes(bytes(1 << 20))
+        if self._hostile_memory:
+            self._peers += [Memory(context, folder, seed, _walker()), Hart(context, socket, seed)]
+        elif name not in ("memory", "keeper"):
+            (folder / "program").write_bytes(_guest())
+            machine.start_memory("--image", f"{RAM_BASE:#x}={folder / 'program'}")
+        if name == "cpu" and not self._hostile_memory:
+            self._peers.append(Device(context, folder, seed))
+        if name == "keeper":
+            directory = Directory(folder)
+            self._socket = directory.kept_console("uart0")
+            self._peers.append(Lives(self._socket, directory.attached_console("uart0"), seed))
+        elif not self._hostile_memory or name == "migration":
+            self._talker = Talker(context, socket, seed)
+            self._peers.append(self._talker)
+        self._start()
 
     def __enter__(self) -> Campaign:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._talker.close()
-        if self._device is not None:
-            self._device.close()
+        for peer in self._peers:
+            peer.close()
+        if self._name == "keeper":  # has no lifeline
+            self._machine.processes[self._name].send_signal(signal.SIGTERM)
         self._machine.close()
 
     @property
     def sent(self) -> Counter[str]:
-        return self._talker.sent + (self._device.sent if self._device is not None else Counter())
+        return sum((peer.sent for peer in self._peers), Counter[str]())
 
     def run(self, until: float) -> None:
         """Until a time of the monotonic clock, at least once."""
-        first = self._look()
         while True:
+            self._look()
             for _ in range(_STEPS):
-                self._talker.step()
-                if self._device is not None:
-                    self._device.step()
-            grown = self._look() - first
-            assert not self._talker.failures, self._talker.failures
-            assert grown < _GROWTH, f"it has grown by {grown >> 20} MiB after {sum(self.sent.values())} messages"
+                self._step()
+            self._look()
+            assert self._talker is None or not self._talker.failures, self._talker.failures
+            self._read_log()
             if time.monotonic() >= until:
                 return
 
-    def _look(self) -> int:
-        """Whether it answers; gives its resident bytes."""
-        peer = self._machine.connect(self._name, common.ROLE_MONITOR)
-        if self._device is None:
-            peer.greet(60.0)
+    def _start(self) -> None:
+        self.lives += 1
+        self._first = 0  # its resident bytes, when they were looked at first
+        service, machine = self._service, self._machine
+        arguments = service.arguments.format(*[machine.path] * service.arguments.count("{}")).split()
+        if self._name == "keeper":
+            command = [*python(service.module), "--machine", str(machine.path), *arguments]
+            machine.processes[self._name] = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
         else:
-            self._greet_meanwhile(peer)
-        report = peer.request(lifecycle.Health(), 60.0)
-        peer.abandon()
-        assert isinstance(report, lifecycle.HealthReport)
-        with open(f"/proc/{report.pid}/statm", encoding="ascii") as statm:
-            return int(statm.read().split()[1]) * 4096
+            machine.start(service.module, self._name, *arguments, epoch=self.lives)
 
-    def _greet_meanwhile(self, peer: wire.Peer) -> None:
-        """The cpu may be waiting for its device to answer."""
-        assert self._device is not None
-        for _ in range(600):
-            for _ in range(20):
-                self._device.step()
-            try:
-                peer.greet(0.1)
-                return
-            except errors.PeerTimeout:
-                continue
-        raise AssertionError(f"{self._name} does not answer after {sum(self.sent.values())} messages")
+    def _step(self) -> None:
+        for peer in self._peers:
+            peer.step()
+
+    def _look(self) -> None:
+        """Whether it answers, in this life or the next, and has not grown."""
+        until = time.monotonic() + _PATIENCE
+        while not self._answers():
+            assert time.monotonic() < until, f"it does not answer after {sum(self.sent.values())} messages"
+            if self._machine.processes[self._name].poll() is not None:
+                self._bury()
+        pid = self._machine.processes[self._name].pid
+        with open(f"/proc/{pid}/statm", encoding="ascii") as statm:
+            resident = int(statm.read().split()[1]) * 4096
+        self._first = self._first or resident
+        grown = resident - self._first
+        assert grown < _GROWTH, f"it has grown by {grown >> 20} MiB after {sum(self.sent.values())} messages"
+
+    def _answers(self) -> bool:
+        """Within some steps of its peers, for which it may be waiting."""
+        if self._name == "keeper":
+            self._step()
+            with suppress(OSError):
+                return answered(self._socket, 0.1)
+            return False
+        peer = self._machine.connect(self._name, common.ROLE_MONITOR)
+        try:
+            return isinstance(self._ask(peer, peer.said), common.Welcome) and isinstance(
+                self._ask(peer, lifecycle.Health()), lifecycle.HealthReport
+            )
+        finally:
+            peer.abandon()
+
+    def _ask(self, peer: wire.Peer, body: Message) -> Message | None:
+        peer.send(body)
+        for _ in range(_STEPS):
+            self._step()
+            packet = peer.receive(0.005)
+            if packet is not None and packet.id:
+                return wire.body_of(packet)
+        return None
+
+    def _bury(self) -> None:
+        """It has ended: see above when it may."""
+        process = self._machine.processes.pop(self._name)
+        _, said = process.communicate()
+        assert self._hostile_memory, f"it ended with status {process.returncode}: {said}"
+        assert process.returncode == 1, f"it ended with status {process.returncode}: {said}"
+        failures = [line for line in said.splitlines() if " error " in line]
+        assert len(failures) == 1, said
+        assert "Traceback" not in said, said
+        self.ends[failures[0].partition("reason=")[2].replace(str(self._machine.path), "").strip('"')[:100]] += 1
+        self._start()
+
+    def _read_log(self) -> None:
+        """Nothing from a peer fails what nobody foresaw."""
+        with suppress(FileNotFoundError), open(self._machine.path / "log", encoding="utf-8") as log:
+            unforeseen = [line for line in log if " unforeseen " in line]
+        assert not unforeseen, unforeseen[0]

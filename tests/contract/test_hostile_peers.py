@@ -9,15 +9,15 @@ import time
 
 import pytest
 
-from tests.contract.hostile import SERVICES, Campaign
+from tests.contract.hostile import CASES, Campaign
 
-SECONDS = 2.0
+SECONDS = 0.5
 
 
-@pytest.mark.parametrize("service", SERVICES)
-def test_a_service_bears_what_anybody_says(service: str) -> None:
+@pytest.mark.parametrize(("service", "peer"), CASES)
+def test_a_service_bears_what_its_peers_say(service: str, peer: str) -> None:
     seed = time.time_ns() // 1_000_000
-    print(f"seed {seed}: python -P -m bench.fuzz_bus --service {service} --seed {seed}")
-    with Campaign(service, seed) as campaign:
+    print(f"seed {seed}: python -P -m bench.fuzz_bus --service {service} --peer {peer} --seed {seed}")
+    with Campaign(service, peer, seed) as campaign:
         campaign.run(time.monotonic() + SECONDS)
-    assert sum(campaign.sent.values()) > 100
+    assert campaign.sent

@@ -1,14 +1,16 @@
 """Random messages for a service, of every type that a packet can have, from peers that remember what they were told.
 
 `Talker` plays whoever dials a service: device, hart, irqchip, migration, cache, monitor. `Device` plays a device in
-front of the cpu and of memory. Values are drawn from what was heard, from the limits of the fields and from around
-them. One seed gives the same choices again; when the answers come is not up to it.
+front of the cpu and of memory; tests/models/hostile_memory.py has memory, before those who dial it. Values are drawn
+from what was heard, from the limits of the fields and from around them. One seed gives the same choices again; when the
+answers come is not up to it.
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -42,11 +44,13 @@ _ORDERS = frozenset({"shutdown", "hand_over"})
 
 
 class Inventor:
-    """Makes messages; `heard` has numbers by the names of fields, from what was received."""
+    """Makes messages; `heard` has numbers by the names of fields, from what was received. `texts` are all that fields
+    of these names may say: where a service is to look for files, for instance."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, texts: Mapping[str, Sequence[str]] | None = None) -> None:
         self.random = random.Random(seed)
         self.heard: dict[str, list[int]] = {}
+        self._texts = texts or {}
 
     def listen(self, message: Message) -> None:
         """Remember the numbers in a message."""
@@ -67,22 +71,39 @@ class Inventor:
         self._fill(body, depth=0)
         return packet
 
+    def spoil(self, message: Any) -> None:
+        """Give one field of it, at any depth, another value."""
+        within = [value for _, value in message.ListFields() if isinstance(value, Message)]
+        for field, value in message.ListFields():
+            if field.message_type is not None and field.is_repeated and not field.message_type.GetOptions().map_entry:
+                within += value
+        fields = message.DESCRIPTOR.fields
+        if within and (not fields or self.random.random() < 0.7):
+            self.spoil(self.random.choice(within))
+        elif fields:
+            field = self.random.choice(fields)
+            message.ClearField(field.name)
+            self._fill_field(message, field, depth=0)
+
     def _fill(self, message: Any, depth: int) -> None:
         for field in message.DESCRIPTOR.fields:
-            if self.random.random() < 0.25:
-                continue
-            if field.is_repeated:
-                self._fill_row(message, field, depth)
-            elif field.message_type is not None:
-                if depth < 4:
-                    getattr(message, field.name).SetInParent()
-                    self._fill(getattr(message, field.name), depth + 1)
-            else:
-                setattr(message, field.name, self._value(field))
+            if self.random.random() >= 0.25:
+                self._fill_field(message, field, depth)
+
+    def _fill_field(self, message: Any, field: FieldDescriptor, depth: int) -> None:
+        if field.is_repeated:
+            self._fill_row(message, field, depth)
+        elif field.message_type is None:
+            setattr(message, field.name, self._value(field))
+        elif depth < 4:
+            getattr(message, field.name).SetInParent()
+            self._fill(getattr(message, field.name), depth + 1)
 
     def _fill_row(self, message: Any, field: FieldDescriptor, depth: int) -> None:
         most = field.GetOptions().Extensions[_LIMIT].items or 1 << 16
-        count = self.random.choice((0, 1, 1, 2, 3, 17, min(most, 300), min(most + 1, 5000)))
+        count = self.random.choice((0, 1, 1, 2, 3, 17, min(most, 300)))
+        if self.random.random() < (0.05 if most <= 5000 else 0.003):  # tens of thousands take their time
+            count = self.random.choice((most - 1, most, most + 1))
         row = getattr(message, field.name)
         entry = field.message_type
         if entry is not None and entry.GetOptions().map_entry:
@@ -100,8 +121,12 @@ class Inventor:
     def _value(self, field: FieldDescriptor) -> Any:
         limit = field.GetOptions().Extensions[_LIMIT]
         if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
-            longest = min(limit.bytes or 1 << 16, 1 << 17)
-            length = self.random.choice((0, 1, 5, longest, longest + 1)) if self.random.random() < 0.5 else 5
+            if field.name in self._texts:
+                return self.random.choice(self._texts[field.name])
+            longest = limit.bytes or 1 << 16
+            lengths = (0, 1, 5, longest - 1, longest, longest + 1)
+            long = self.random.random() < (0.3 if longest < 1 << 16 else 0.03)
+            length = self.random.choice(lengths) if long else 5
             if field.type == FieldDescriptor.TYPE_BYTES:
                 return self.random.randbytes(length)
             return self.random.choice(("h0", "uart0", "cpu", "../x", "\0", "é\n\x1b[2J", "x" * length))
@@ -110,17 +135,35 @@ class Inventor:
             known = self.random.choice(self.heard[field.name])
             return max(low, min(high, known + self.random.choice((0, 0, 0, 1, -1, 1000))))
         near = (RAM_BASE, RAM_BASE + 4095, RAM_BASE + (16 << 20), 0x400_0000, 0x1000_0000)
-        ends = (0, 1, 2, 3, 4, 8, 63, 64, 4096, low, high, high - 1, limit.max, limit.max + 1, high >> 1, *near)
+        ends = (0, 1, 2, 3, 4, 8, 63, 64, 4096, low, high, high - 1, high >> 1, *near)
+        if limit.max:
+            ends += (limit.max - 1, limit.max, limit.max + 1)
         chosen = self.random.choice(ends) if self.random.random() < 0.9 else self.random.randint(low, high)
         return max(low, min(high, chosen))
+
+
+def _texts(machine: Path) -> dict[str, tuple[str, ...]]:
+    """Where a migration may go to, come from, or be kept: nothing outside of the machine's directory."""
+    uris = (f"unix:{machine}/m", f"unix:{machine}", "tcp:127.0.0.1:0", "tcp:[::1]:1", "handover:x", "unix:", "\0", "")
+    paths = (
+        f"{machine}/snapshot",
+        f"{machine}/missing/snapshot",
+        str(machine),
+        f"{machine}/\0",
+        f"{machine}/" + "x" * 300,
+    )
+    return {
+        **dict.fromkeys(("outgoing", "incoming", "recover", "resume"), uris),
+        **dict.fromkeys(("save", "load"), paths),
+    }
 
 
 class Talker:
     """Dials the service at `path` again and again, as anybody. `sent` counts what it has sent, by type."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], path: Path, machine: str, seed: int) -> None:
-        self._context, self._path, self._machine = context, path, machine
-        self.inventor = Inventor(seed)
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], path: Path, seed: int) -> None:
+        self._context, self._path, self._machine = context, path, path.parent.name
+        self.inventor = Inventor(seed, _texts(path.parent))
         self.sent: Counter[str] = Counter()
         self.failures: set[str] = set()  # what the service says has failed in it, which nothing from a peer should
         self._open: list[tuple[zmq.Socket[bytes], int]] = []  # and the role that it has said
@@ -248,6 +291,11 @@ class Device:
         if right is not None and rng.random() < right_share:
             with suppress(zmq.Again):
                 self.router.send_multipart([sender, wire.make(right, packet.id).SerializeToString()], zmq.NOBLOCK)
+        elif right is not None and rng.random() < 0.5:
+            self.inventor.spoil(right)
+            with suppress(zmq.Again):
+                self.router.send_multipart([sender, wire.make(right, packet.id).SerializeToString()], zmq.NOBLOCK)
+                self.sent[f"{type(right).DESCRIPTOR.name} spoilt"] += 1
         elif kind is not None:
             answer = {"hello": "welcome", "access_batch": "batch_done"}.get(kind, "done")
             self._send(sender, answer if rng.random() < 0.7 else rng.choice(list(BODIES)), packet.id)
