@@ -216,13 +216,23 @@ def test_segments_are_sparse_and_limited(tmp_path: Path) -> None:
 def test_segments_that_are_not_what_they_say(tmp_path: Path) -> None:
     segment.create(tmp_path / "ram", 8192)
     segment.create(tmp_path / "flags", 4096)
+    segment.create(tmp_path / "odd", 4097)
+    os.mkfifo(tmp_path / "fifo")  # whoever waits for its other end waits for ever
     ram = Segment(name="ram", path=str(tmp_path / "ram"), base=0, size=8192, writable=True)
     grant = Grant(base=0, size=8192, writable=True)
     LocalGuestMemory([ram], [grant]).write(0, b"x")
     for change in (
         {"size": 4096},
         {"path": str(tmp_path / "none")},
+        {"path": str(tmp_path / "fifo")},
+        {"path": "/dev/zero"},
+        {"path": "\0"},
+        {"path": str(tmp_path / "odd"), "size": 4097},
+        {"base": 1},
+        {"base": (1 << 64) - 4096},
         {"flags_path": str(tmp_path / "flags"), "flags_stride": 4096},
+        {"flags_path": str(tmp_path / "flags"), "flags_stride": 1024},
+        {"flags_path": str(tmp_path / "flags")},
     ):
         wrong = Segment()
         wrong.CopyFrom(ram)

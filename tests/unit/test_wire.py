@@ -199,6 +199,30 @@ def test_a_peer_ends_with_its_lifeline(listener: Listener) -> None:
     os.close(reader)
 
 
+def test_what_memory_says_to_a_device_is_bounded_though_nobody_reads_it(tmp_path: Path) -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    router = context.socket(zmq.ROUTER)
+    router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    router.setsockopt(zmq.SNDHWM, 1)
+    router.bind(wire.endpoint(tmp_path / "memory.sock"))
+    peer = wire.Peer(context, wire.endpoint(tmp_path / "memory.sock"), wire.hello(common.ROLE_DEVICE, "disk"))
+    peer.say_hello()
+    sender, _ = router.recv_multipart()
+    answer = wire.make(memory.DmaDone(data=bytes(1 << 20)), 7).SerializeToString()
+    router.setsockopt(zmq.SNDTIMEO, 1000)  # for the thread that moves them
+
+    def flood() -> None:
+        for _ in range(300):
+            router.send_multipart([sender, answer])
+
+    with pytest.raises(zmq.Again):
+        flood()
+    packet = peer.receive(SECONDS)
+    assert packet is not None
+    assert len(packet.dma_done.data) == 1 << 20
+    context.destroy(0)
+
+
 def test_a_place_that_cannot_be_bound(tmp_path: Path) -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     with pytest.raises(errors.ConfigError, match="cannot listen"):
