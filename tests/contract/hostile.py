@@ -111,7 +111,8 @@ class Campaign:
         (folder / "folder").mkdir()
         (folder / "disk").write_bytes(bytes(1 << 20))
         if self._hostile_memory:
-            self._peers += [Memory(context, folder, seed, _walker()), Hart(context, socket, seed)]
+            memory = Memory(context, folder, seed, _walker())
+            self._peers += [memory, Hart(context, socket, seed, memory)]
         elif name not in ("memory", "keeper"):
             (folder / "program").write_bytes(_guest())
             machine.start_memory("--image", f"{RAM_BASE:#x}={folder / 'program'}")
@@ -146,6 +147,8 @@ class Campaign:
             self._look()
             for _ in range(_STEPS):
                 self._step()
+                if self._machine.processes[self._name].poll() is not None:
+                    break
             self._look()
             assert self._talker is None or not self._talker.failures, self._talker.failures
             self._read_log()
@@ -200,7 +203,7 @@ class Campaign:
         peer.send(body)
         for _ in range(_STEPS):
             self._step()
-            packet = peer.receive(0.005)
+            packet = peer.receive(0.002)
             if packet is not None and packet.id:
                 return wire.body_of(packet)
         return None

@@ -21,6 +21,8 @@ from vmesh.virtio.transport import DRIVER_OK, NEEDS_RESET, Offset
 SIZE = 1 << 20
 _QUEUE_BYTES = 0x4000  # of RAM, for the rings of one
 _QUEUES, _ENTRIES = 4, 16
+_BUFFERS = RAM_BASE + SIZE - _QUEUES * _QUEUE_BYTES - 0x20000  # up to the rings
+_VERSION = struct.pack("<IBHIH8s", 21, 100, 0xFFFF, 8192, 8, b"9P2000.L")  # how 9p begins
 _LATER = 32  # answers that are owed
 _AT_FIRST = ("hello", "attach", "map_request")  # always answered at last: else a service starts for half a minute
 _SENSE_AT_FIRST, _SENSE = 0.8, 0.97  # how many answers are right
@@ -70,16 +72,23 @@ class Memory:
                 self.inventor.listen(packet)
                 self._answer(sender, packet)
         match rng.random():
-            case chance if chance < 0.1 and self._late:
-                self._answer(*self._late.pop(rng.randrange(len(self._late))))
+            case chance if chance < 0.1:
+                if self._late:
+                    self._answer(*self._late.pop(rng.randrange(len(self._late))))
             case chance if chance < 0.101 and self._who:
                 packet = self.inventor.body(rng.choice(list(BODIES)))
                 packet.id = rng.choice((0, packet.id))
                 self._send(rng.choice(list(self._who)), packet, "unasked")
-            case chance if chance < 0.15:
+            case chance if chance < 0.3:
                 self._write_rings()
-            case chance if chance < 0.17:
-                self._flags[rng.randrange(SIZE // segment.PAGE)] = 0
+            case chance if chance < 0.4:
+                begin, end = rng.choice(((0, SIZE), (_BUFFERS - RAM_BASE, SIZE)))
+                self._flags[rng.randrange(begin, end) // segment.PAGE] = 0
+
+    def clear_rings(self) -> None:
+        """As a driver does before it says where they are."""
+        begin = areas(_QUEUES - 1)[0] - RAM_BASE
+        self._ram[begin:] = bytes(SIZE - begin)
 
     def close(self) -> None:
         self._router.close(0)
@@ -147,19 +156,33 @@ class Memory:
         """Descriptors of every queue, and that there are more: see `Hart`."""
         rng = self.inventor.random
         index = rng.randrange(_QUEUES)
-        places = (0, 1, RAM_BASE, RAM_BASE + 0x20000, RAM_BASE + SIZE - 1, RAM_BASE + SIZE, (1 << 64) - 1)
-        lengths = (0, 1, 4, 12, 16, 512, 4096, SIZE, (1 << 32) - 1)
-        table = b"".join(
-            struct.pack("<QIHH", rng.choice(places), rng.choice(lengths), rng.randrange(8), rng.randrange(_ENTRIES + 1))
-            for _ in range(_ENTRIES)
-        )
+        table = b"".join(self._descriptor(number) for number in range(_ENTRIES))
         descriptors, driver, device = (place - RAM_BASE for place in areas(index))
         self._ram[descriptors : descriptors + len(table)] = table
         used = int.from_bytes(self._ram[device + 2 : device + 4], "little")
         ahead = used + rng.choice((0, 1, 1, 2, 2, 5, _ENTRIES + 1 if rng.random() < 0.1 else 1))
-        heads = [rng.randrange(_ENTRIES) for _ in range(_ENTRIES)]
+        heads = [rng.choice((0, 4, 8, 12)) if rng.random() < 0.98 else rng.getrandbits(16) for _ in range(_ENTRIES)]
         made = struct.pack(f"<HH{_ENTRIES}H", rng.randrange(2), ahead & 0xFFFF, *heads)
         self._ram[driver : driver + len(made)] = made
+
+    def _descriptor(self, number: int) -> bytes:
+        """Four make a request: its head, data for the device and from it, a status. Now and then one is nonsense."""
+        rng = self.inventor.random
+        if rng.random() < 0.02:
+            places = (0, 1, RAM_BASE, _BUFFERS, RAM_BASE + SIZE - 1, RAM_BASE + SIZE, (1 << 64) - 1)
+            lengths = (0, 1, 12, 512, SIZE, (1 << 32) - 1)
+            return struct.pack(
+                "<QIHH", rng.choice(places), rng.choice(lengths), rng.randrange(8), rng.randrange(_ENTRIES + 1)
+            )
+        place, last = number % 4, number % 4 == 3
+        if place == 0:
+            head = rng.choice((struct.pack("<IIQ", rng.choice((0, 1, 4, 8, 11)), 0, rng.randrange(64)), _VERSION))
+            self._ram[_BUFFERS - RAM_BASE + number * 0x1000 :][: len(head)] = head
+            length = len(head)
+        else:
+            length = 1 if last else rng.choice((1, 12, 512, 4096, 8000))
+        flags = (0 if last else 1) | (2 if place >= rng.choice((1, 2)) else 0)
+        return struct.pack("<QIHH", _BUFFERS + number * 0x1000, length, flags, number + 1)
 
     def _send(self, to: bytes, packet: Packet, what: str = "answers") -> None:
         frame = packet.SerializeToString()
@@ -190,8 +213,9 @@ class Hart:
 
     NUMBER = 7
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], path: Path, seed: int) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], path: Path, seed: int, memory: Memory) -> None:
         self.inventor = Inventor(seed)
+        self._memory = memory
         self.sent: Counter[str] = Counter()
         self._context, self._path = context, path
         self._socket: zmq.Socket[bytes] | None = None
@@ -201,7 +225,7 @@ class Hart:
         self._looks = False  # at Status
 
     def step(self) -> None:
-        if self._socket is None or self._waits > 200:
+        if self._socket is None or self._waits > 60:
             self._dial()
         assert self._socket is not None
         self._waits += not self._socket.poll(1)
@@ -258,6 +282,7 @@ class Hart:
         self._waits = 0
 
     def _set_up(self) -> list[tuple[int, int]]:
+        self._memory.clear_rings()
         plan = [(Offset.STATUS, value) for value in (0, 1, 3)]
         for half in (0, 1):
             features = self.inventor.random.choice((0, 1 << 28, 1 << 29, 3 << 28)) if not half else 1
