@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from tests.contract.hostile import CASES, SERVICES, Campaign
+from vmesh.errors import VmeshError
 from vmesh.spawn import python
 
 _MACHINE_SECONDS = 20.0  # then another one, with the next seed
@@ -49,23 +50,22 @@ def _one(name: str, peer: str, options: argparse.Namespace) -> bool:
     """Whether it failed."""
     began = time.monotonic()
     end, sent, ends = began + 60 * options.minutes, Counter[str](), Counter[str]()
-    seed, lives, failed = options.seed, 0, False
+    seed, lives, slowest, failed = options.seed, 0, 0.0, False
     while not failed and time.monotonic() < end:
         campaign = None
         try:
             with Campaign(name, peer, seed) as campaign:
                 campaign.run(min(end, time.monotonic() + _MACHINE_SECONDS))
-        except AssertionError as error:
+        except (AssertionError, VmeshError) as error:
             failed = True
             print(f"{name} and {peer}: seed {seed}: {error}", flush=True)
         if campaign is not None:
             sent, ends, lives = sent + campaign.sent, ends + campaign.ends, lives + campaign.lives
+            slowest = max(slowest, campaign.slowest)
         seed += 1
-    print(
-        f"{name} and {peer}: {sum(sent.values())} messages of {len(sent)} kinds, {lives} lives in "
-        f"{seed - options.seed} machines, {sum(ends.values())} ended by memory, {time.monotonic() - began:.0f} s",
-        flush=True,
-    )
+    of = f"{sum(sent.values())} messages of {len(sent)} kinds, {seed - options.seed} machines, {lives} lives"
+    took = f"slowest answer {slowest:.1f} s, {time.monotonic() - began:.0f} s"
+    print(f"{name} and {peer}: {of}, {sum(ends.values())} ended by memory, {took}", flush=True)
     for what, count in (*sent.most_common(), *ends.most_common()) if options.verbose else ():
         print(f"{count:>10}  {what}")
     return failed

@@ -103,6 +103,7 @@ class Campaign:
         self._name, self._service, self._hostile_memory = name, SERVICES[name], peer == "memory"
         self.lives = 0
         self.ends = Counter[str]()  # of these, by what was said
+        self.slowest = 0.0  # answer to Health, in seconds
         self._machine = machine = Machine()
         self._talker: Talker | None = None
         self._peers: list[_Peer] = []
@@ -172,11 +173,13 @@ class Campaign:
 
     def _look(self) -> None:
         """Whether it answers, in this life or the next, and has not grown."""
-        until = time.monotonic() + _PATIENCE
+        began = time.monotonic()
+        until = began + _PATIENCE
         while not self._answers():
             assert time.monotonic() < until, f"it does not answer after {sum(self.sent.values())} messages"
             if self._machine.processes[self._name].poll() is not None:
                 self._bury()
+        self.slowest = max(self.slowest, time.monotonic() - began)
         pid = self._machine.processes[self._name].pid
         with open(f"/proc/{pid}/statm", encoding="ascii") as statm:
             resident = int(statm.read().split()[1]) * 4096
