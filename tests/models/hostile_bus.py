@@ -39,6 +39,7 @@ _WIDTH = {
     FieldDescriptor.CPPTYPE_ENUM: (0, 9),
     FieldDescriptor.CPPTYPE_BOOL: (0, 1),
 }
+_ROOM = 2000
 # The monitor's orders that end a service, or let go of what it has: obeyed, as they should be.
 _ORDERS = frozenset({"shutdown", "hand_over"})
 
@@ -51,6 +52,7 @@ class Inventor:
         self.random = random.Random(seed)
         self.heard: dict[str, list[int]] = {}
         self._texts = texts or {}
+        self._left = 0  # of the fields and KiB that this message may still have: rows of rows would take seconds
 
     def listen(self, message: Message) -> None:
         """Remember the numbers in a message."""
@@ -68,6 +70,7 @@ class Inventor:
         packet = Packet(id=self.random.choice((0, 1, self.random.getrandbits(64))))
         body = getattr(packet, name)
         body.SetInParent()
+        self._left = _ROOM
         self._fill(body, depth=0)
         return packet
 
@@ -83,9 +86,11 @@ class Inventor:
         elif fields:
             field = self.random.choice(fields)
             message.ClearField(field.name)
+            self._left = _ROOM
             self._fill_field(message, field, depth=0)
 
     def _fill(self, message: Any, depth: int) -> None:
+        self._left -= len(message.DESCRIPTOR.fields)
         for field in message.DESCRIPTOR.fields:
             if self.random.random() >= 0.25:
                 self._fill_field(message, field, depth)
@@ -107,16 +112,17 @@ class Inventor:
         row = getattr(message, field.name)
         entry = field.message_type
         if entry is not None and entry.GetOptions().map_entry:
-            for _ in range(count):
+            for _ in range(min(count, 5000)):
                 key, value = (self._value(entry.fields_by_name[each]) for each in ("key", "value"))
                 row[key] = value
         elif entry is None:
-            row.extend(self._value(field) for _ in range(count))
+            few = [self._value(field) for _ in range(min(count, 300))]
+            row.extend((few * (count // 300 + 1))[:count])
         elif depth < 4:
-            for _ in range(min(count, 40)):
-                self._fill(row.add(), depth + 1)
-            for _ in range(count - 40):
-                row.add()
+            for number in range(count):
+                made = row.add()
+                if number < 40 and self._left > 0:
+                    self._fill(made, depth + 1)
 
     def _value(self, field: FieldDescriptor) -> Any:
         limit = field.GetOptions().Extensions[_LIMIT]
@@ -126,9 +132,10 @@ class Inventor:
             longest = limit.bytes or 1 << 16
             lengths = (0, 1, 5, longest - 1, longest, longest + 1)
             long = self.random.random() < (0.3 if longest < 1 << 16 else 0.03)
-            length = self.random.choice(lengths) if long else 5
+            length = self.random.choice(lengths) if long and self._left > 0 else 5
+            self._left -= length >> 10
             if field.type == FieldDescriptor.TYPE_BYTES:
-                return self.random.randbytes(length)
+                return (self.random.randbytes(min(length, 64)) * (length // 64 + 1))[:length]
             return self.random.choice(("h0", "uart0", "cpu", "../x", "\0", "é\n\x1b[2J", "x" * length))
         low, high = _WIDTH.get(field.cpp_type, (0, 1))
         if self.random.random() < 0.4 and field.name in self.heard:
