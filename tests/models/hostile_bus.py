@@ -105,7 +105,7 @@ class Inventor:
             self._fill(getattr(message, field.name), depth + 1)
 
     def _fill_row(self, message: Any, field: FieldDescriptor, depth: int) -> None:
-        most = field.GetOptions().Extensions[_LIMIT].items or 1 << 16
+        most = min(field.GetOptions().Extensions[_LIMIT].items or 1 << 16, 1 << 16)  # what no packet has room for
         count = self.random.choice((0, 1, 1, 2, 3, 17, min(most, 300)))
         if self.random.random() < (0.05 if most <= 5000 else 0.003):  # tens of thousands take their time
             count = self.random.choice((most - 1, most, most + 1))
