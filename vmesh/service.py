@@ -71,6 +71,7 @@ def parser(kind: str, description: str | None) -> Parser:
         made.add_argument(name, type=addresses.tcp, metavar=addresses.TCP, help=text)
     addresses.add_options(made)
     made.add_argument("--monitor", type=int, default=0, metavar="PID", help="the one process that is the monitor")
+    made.add_argument("--processes", type=int, default=-1, metavar="FD", help="a pipe that says who is whom at first")
     made.add_argument("--lifeline", type=int, default=-1, metavar="FD", help="a pipe at whose end this process ends")
     return made
 
@@ -219,6 +220,8 @@ class Runtime:
             monitor=options.monitor,
         )
 
+        if options.processes >= 0:
+            self._watch_processes(options.processes)
         self._answers = Answers(self.server, self.loop, self.complain)
 
     @property
@@ -506,6 +509,26 @@ class Runtime:
         self.log.warning(why)
         self.loop.stop()
         self._service.orphaned()
+
+    def _watch_processes(self, pipe: int) -> None:
+        """Hear which process is which service as each is started, before the monitor can say it on its connection: in
+        lines of a name and a number, as in lifecycle.Processes."""
+        known: dict[str, int] = {}
+        said = b""
+
+        def read() -> None:
+            nonlocal said
+            piece = os.read(pipe, 1 << 16)
+            *lines, said = (said + piece).split(b"\n")
+            for name, process in map(bytes.split, lines):
+                known[name.decode()] = int(process)
+            if piece:
+                self.server.tell(known)
+            else:
+                self.loop.watch(pipe)
+                os.close(pipe)
+
+        self.loop.watch(pipe, read=read)
 
     def _watch_socket(self) -> None:
         """Started by somebody else, without a lifeline: end when the machine directory is gone, or another is in our

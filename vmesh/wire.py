@@ -14,7 +14,7 @@ import secrets
 import struct
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from google.protobuf.message import DecodeError, Message
 from vmesh import errors, limits
 from vmesh.curve import Keys
 from vmesh.log import Log
+from vmesh.processes import Processes
 from vmesh.v1 import common_pb2 as common
 from vmesh.v1.common_pb2 import Hello, Refused, Role, Welcome
 from vmesh.v1.packet_pb2 import Packet
@@ -39,6 +40,7 @@ _ANSWERS = 128
 MAX_HARTS = 4096
 
 _MAX_CLIENTS = 1024
+_HELD_SECONDS = 10.0  # for the monitor to tell of a process that it has started
 # Above any window of single-access batches, so that a peer that keeps to its credits never loses a message.
 QUEUE_MESSAGES = 4096
 _RECONNECT_MS = 4  # services start at the same time: whoever binds last is met this soon
@@ -88,7 +90,7 @@ ALLOWED: dict[str, frozenset[Role.ValueType]] = {
     **{name: frozenset({common.ROLE_MONITOR}) for name in ("migration_request", "machine_answer")},
     "shoot_down": frozenset({common.ROLE_MIGRATION}),
     "throttle": frozenset({common.ROLE_MIGRATION, common.ROLE_MONITOR}),
-    **{name: frozenset({common.ROLE_MONITOR}) for name in ("trace_control", "trace_take")},
+    **{name: frozenset({common.ROLE_MONITOR}) for name in ("trace_control", "trace_take", "processes")},
 }
 
 
@@ -138,7 +140,7 @@ def set_tcp_options(socket: zmq.Socket[bytes], address: str) -> None:
     socket.setsockopt(zmq.IPV6, int("[" in address))
 
 
-# Who may say so, over TCP: the names that keys stand for. All others are devices.
+# Who may say so: the names that keys stand for, and processes. All others are devices.
 _NAME_OF_ROLE: dict[int, str] = {
     common.ROLE_MONITOR: "monitor",
     common.ROLE_CPU: "cpu",
@@ -151,9 +153,18 @@ _NO_DEVICES = frozenset({*_NAME_OF_ROLE.values(), "memory"})
 
 
 def may_say(user: str, said: Hello) -> bool:
-    """Whether the key of `user` stands for the role and the name in this Hello."""
+    """Whether the key, or the process, of `user` stands for the role and the name in this Hello."""
     owner = _NAME_OF_ROLE.get(said.role)
     return said.name == user and (user not in _NO_DEVICES if owner is None else user == owner)
+
+
+@dataclass(slots=True, frozen=True)
+class _Held:
+    """A Hello of a process that the monitor has yet to tell of, until then or a time of the monotonic clock."""
+
+    packet: Packet
+    process: int
+    until: float
 
 
 @dataclass(slots=True, eq=False)
@@ -177,8 +188,9 @@ class Server:
     refuse it; `greeted` is called when the Welcome is on its way, `broken` when a client has said what no message may
     say (vmesh/limits.py). `counters` counts what was refused, by cause. With `keys` it listens at `address` too, over
     TCP, and answers their holders only: `authenticate` goes before. Of each client at most `unread` messages wait to be
-    read, in this process; `answer` sends an answer now or when there is room. On this host's
-    socket only the process `monitor` (0: any) is the monitor. Raises ConfigError if a socket cannot be bound.
+    read, in this process; `answer` sends an answer now or when there is room. With `monitor`, the process that is the
+    monitor, each role on this host's socket is for the process that has it (vmesh/processes.py), and a Hello of one of
+    which the monitor has not told yet is held for a while. Raises ConfigError if a socket cannot be bound.
     """
 
     def __init__(
@@ -205,7 +217,8 @@ class Server:
         self._greeted = greeted
         self._broken = broken
         self._answer = answer or (lambda client, packet_id, make: self.send(client, make(), packet_id))
-        self._monitor = monitor
+        self._processes = Processes(monitor) if monitor else None
+        self._held: dict[bytes, _Held] = {}
         self._log = log
         self._tcp = bool(address)
         self.socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
@@ -246,6 +259,8 @@ class Server:
 
     def receive(self) -> tuple[Client, Packet] | None:
         """The next request that this client may make, or None if there is none now."""
+        if self._held:
+            self._let_go()
         for _ in range(_RECEIVE_BUDGET):
             try:
                 identity = self.socket.recv(zmq.NOBLOCK)
@@ -292,6 +307,8 @@ class Server:
                 else:
                     refusal = errors.BadRequest(f"{kind} is not a request")
                 self.fail(client, packet.id, f"{kind} by {role}", refusal)
+            elif kind == "processes":
+                self.tell(packet.processes.processes)
             else:
                 return client, packet
         return None
@@ -333,12 +350,26 @@ class Server:
         count = self.counters[f"refused: {cause}"] = self.counters[f"refused: {cause}"] + 1
         self._log.warning("refused", cause=cause, count=count, text=text)
 
+    def tell(self, processes: Mapping[str, int]) -> None:
+        """Which process is which service from now on, as the monitor says (0: one that is started by hand): whoever is
+        none any more is forgotten, and those are answered that have waited for this."""
+        if self._processes is None:
+            return
+        self._processes.tell(processes)
+        for client in list(self.clients.values()):
+            if not client.user and not self._may_be(client.role, client.name, client.process):
+                del self.clients[client.identity]
+        for identity, held in list(self._held.items()):
+            if self._may_be(held.packet.hello.role, held.packet.hello.name, held.process) is not None:
+                self._hello(identity, held.packet, "", held.process)
+
     def close(self) -> None:
         self.socket.close()
 
     def _hello(self, identity: bytes, packet: Packet, user: str, process: int) -> None:
         said = packet.hello
         self.clients.pop(identity, None)
+        self._held.pop(identity, None)
         if said.major != MAJOR:
             reason = f"{self._name} speaks protocol {MAJOR}.{MINOR}, the peer {said.major}.{said.minor}"
             wanted, got = f"protocol {MAJOR}.x", f"protocol {said.major}.{said.minor}"
@@ -353,8 +384,11 @@ class Server:
             self._refuse(identity, packet.id, "hart", f"a hart below {MAX_HARTS}", str(said.hart))
         elif wrong := limits.broken(said):
             self._refuse(identity, packet.id, "limits", "a Hello within its limits", wrong)
-        elif said.role == common.ROLE_MONITOR and not user and self._monitor not in (0, process):
-            self._refuse(identity, packet.id, "role", "the process of the monitor", f"process {process}")
+        elif not user and (known := self._may_be(said.role, said.name, process)) is not True:
+            if known is None:
+                self._hold(identity, packet, process)
+            else:
+                self._refuse_process(identity, packet, process)
         elif user and not may_say(user, said):
             got = f"{Role.Name(said.role)} {said.name}"
             self._refuse(identity, packet.id, "key", f"what the key of {user} stands for", got)
@@ -372,6 +406,37 @@ class Server:
             self.clients[identity] = client
             self._answer(client, packet.id, lambda: welcome)
             self._greeted(client)
+
+    def _may_be(self, role: Role.ValueType, name: str, process: int) -> bool | None:
+        """Whether a process of this host may have this role and name; None if that is not known yet."""
+        if self._processes is None:
+            return True
+        if known := self._processes.name_of(process):
+            return may_say(known, hello(role, name))
+        if role == common.ROLE_DEVICE and self._processes.by_hand(name):
+            return True
+        return False if role == common.ROLE_MONITOR else None
+
+    def _hold(self, identity: bytes, packet: Packet, process: int) -> None:
+        """The monitor tells of a process once it has started it, which may be later than what that says."""
+        if len(self._held) == _MAX_CLIENTS:
+            self._let_go(self._held[next(iter(self._held))].until)
+        packet.DiscardUnknownFields()
+        self._held[identity] = _Held(packet, process, time.monotonic() + _HELD_SECONDS)
+
+    def _let_go(self, now: float = 0.0) -> None:
+        """Refuse those of whom the monitor has told nothing for too long."""
+        now = now or time.monotonic()
+        for identity, held in list(self._held.items()):
+            if held.until > now:
+                return
+            del self._held[identity]
+            self._refuse_process(identity, held.packet, held.process)
+
+    def _refuse_process(self, identity: bytes, packet: Packet, process: int) -> None:
+        said = packet.hello
+        wanted = f"the process that is {Role.Name(said.role)} {said.name}"
+        self._refuse(identity, packet.id, "process", wanted, f"process {process}")
 
     def _supersede(self, client: Client) -> None:
         """What still arrives by a connection in whose place this one has come is not taken any more."""

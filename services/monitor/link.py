@@ -64,6 +64,10 @@ class Link:
         self._open[number] = body, answered
         return number
 
+    def tell(self, body: Message) -> None:
+        """Send what wants no answer. Raises PeerError if the service does not read its socket any more."""
+        self._peer.send_packet(wire.make(body))
+
     def watch_loss(self, loop: Loop, lost: Callable[[], None]) -> None:
         """Call `lost` in `loop` when the connection, once it was there, is gone; until `close`.
 

@@ -124,6 +124,11 @@ class Migration:
     def under_way(self) -> bool:
         return self.status.state not in _ENDED
 
+    @property
+    def process(self) -> int:
+        """The process of the migration service; 0 if there is none."""
+        return 0 if self._child is None else self._child.pid
+
     def request(self, request: migration_pb2.MigrationRequest) -> Future[None]:
         """From any thread: ask the process for something. The future fails with RequestError."""
         asked: Future[None] = Future()
@@ -316,6 +321,7 @@ class Migration:
         self._child = child
         supervisor.watch(child.pidfd, self._dead)
         supervisor.watch(child.output, partial(self._output.drain, NAME, child.output))
+        supervisor.tell_processes()
         try:
             self._connect()
         except Exception as error:  # no descriptors: whoever waits for it hears of its end
@@ -347,6 +353,7 @@ class Migration:
             supervisor.unwatch(fd)
             os.close(fd)
         self._child = None
+        supervisor.tell_processes()
         how = f"the migration service {describe_exit(status)}"
         if last := self._output.last_line(NAME):
             how += f"; its last words: {last}"

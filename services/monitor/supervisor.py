@@ -47,6 +47,7 @@ from vmesh.v1.packet_pb2 import Packet
 END_LIMIT = 3.0  # seconds for an orderly end; what then still lives is killed
 FAILED_END_LIMIT = 1.0  # the same after a failure
 DEATHS, DEATHS_SECONDS = 5, 10.0  # a device that dies so often within so long is not started again
+EXTERNAL = "services.external"  # stands for a program that is not one of ours
 _TICK = 0.2  # seconds between two looks at the deadlines
 _GATEWAY_DELAY = 2.0  # seconds after which the gateway opens though the machine is not ready
 _PULSE_SECONDS = 5.0  # without its pulse, a service is not well
@@ -224,15 +225,20 @@ class Supervisor:
         """Fork every service, `lifeline` in hand, then connect to them. Call before any thread runs."""
         children = []
         assert self._keeper is not None
+        # All wait for memory, and it not for our connection: a pipe says which processes the others are.
+        heard, told = os.pipe()
         for command in self._commands:
             # Memory outlives the others, to remove the directory: nothing but its lifeline ends it, and it does not
             # hold the lock, since it waits for the lock to learn that the others are gone.
             last = command.name == self.board.memory
-            keep = [] if last else [self.machine.lock_fd]
+            keep = [heard] if last else [self.machine.lock_fd]
             death_signal = 0 if last else signal.SIGKILL
-            monitor = ["--monitor", str(os.getpid())]
-            child = start_service(command, lifeline=lifeline, more=monitor, keep=keep, death_signal=death_signal)
+            more = ["--monitor", str(os.getpid()), *(["--processes", str(heard)] if last else [])]
+            child = start_service(command, lifeline=lifeline, more=more, keep=keep, death_signal=death_signal)
             children.append(child)
+            os.write(told, f"{command.name} {_process(command, child)}\n".encode())
+        os.close(heard)
+        os.close(told)
         self._keeper.start(lifeline)
         self.on_phase("services forked")
         self._context = zmq.Context()
@@ -240,6 +246,7 @@ class Supervisor:
             service = Service(command, child, self._link(command.name), time.monotonic())
             self.services[command.name] = service
             self._meet(service)
+        self.tell_processes()
         self.watch(self._keeper.socket.fileno(), self._keeper.receive)
         self.watch(self._keeper.child.pidfd, self._keeper_dead)
         self._keeper.failed = lambda failure: self.end(1, failure)
@@ -278,6 +285,18 @@ class Supervisor:
 
     def disconnect(self, link: Link) -> None:
         link.close()
+
+    def tell_processes(self) -> None:
+        """Tell each service which processes the others are, and so who may say what to it."""
+        if self.attached:  # they are not ours, nor known here
+            return
+        there = [service for service in self.services.values() if service.alive]
+        known = {service.command.name: _process(service.command, service.child) for service in there}
+        if self.migration.process:
+            known[MIGRATION] = self.migration.process
+        for service in there:
+            with suppress(PeerError):  # it will be found hung
+                service.link.tell(lifecycle_pb2.Processes(processes=known))
 
     def watch(self, fd: int, ready: Callable[[], None]) -> None:
         """Call `ready` in the loop whenever `fd` is readable, until `unwatch`."""
@@ -684,6 +703,8 @@ class Supervisor:
         service.alive = False
         service.state = "dead"
         self._log.info("service ended", service=service.command.name, how=how)
+        if self.state != gateway_pb2.MACHINE_ENDING:
+            self.tell_processes()
         if self.state == gateway_pb2.MACHINE_ENDING:
             self._shut_down()
         elif service.leaving:
@@ -906,6 +927,7 @@ class Supervisor:
         except Exception as error:  # no descriptors, and its end is one of its deaths
             self._unforeseen(error)
             _kill(service)
+        self.tell_processes()
         if self.state == gateway_pb2.MACHINE_ENDING or service.successor is not None or service.leaving:
             _kill(service)
 
@@ -1298,6 +1320,16 @@ def _board(commands: Sequence[ServiceCommand]) -> Board:
     kinds = {command.kind: command.name for command in commands}
     devices = tuple(command.name for command in commands if command.kind not in ("memory", "cpu", "cache"))
     return Board(kinds["memory"], kinds.get("cpu", ""), devices, kinds.get("cache", ""))
+
+
+def by_hand(command: ServiceCommand) -> bool:
+    """Whether somebody else starts what this command only waits for."""
+    return command.module == EXTERNAL and "--command" not in command.arguments
+
+
+def _process(command: ServiceCommand, child: Child) -> int:
+    """The process that is a service; 0: one that is started by hand, and `child` only waits for it."""
+    return 0 if by_hand(command) else child.pid
 
 
 def _kill(service: Service) -> None:

@@ -20,13 +20,12 @@ from pathlib import Path
 from services.monitor import operations
 from services.monitor.operations import Batch, Board, Operation, Request, RequestError
 from services.monitor.output import one_line
-from services.monitor.supervisor import Successor, Supervisor
+from services.monitor.supervisor import EXTERNAL, Successor, Supervisor, by_hand
 from vmesh.errors import said
 from vmesh.spawn import ServiceCommand
 from vmesh.v1 import gateway_pb2, lifecycle_pb2, memory_pb2
 from vmesh.v1.packet_pb2 import Packet
 
-_BY_HAND = "services.external"
 _STANDARD = ("--machine", "--name", "--base", "--irq")  # options that every device has
 
 _SHOWN = 300  # characters of what comes from a program or its author
@@ -138,7 +137,7 @@ def _check(supervisor: Supervisor, name: str, command: Sequence[str], directory:
         there = ", ".join(supervisor.board.devices)
         raise RequestError(f"there is no device '{name}'; expected one of {there}", callers_fault=True)
     former = supervisor.services[name].command
-    if former.module == _BY_HAND and "--command" not in former.arguments:
+    if by_hand(former):
         text = f"{name} was started by hand: end it, and start the other one with the next --epoch"
         raise RequestError(text, callers_fault=True)
     if any("\0" in word for word in (*command, directory)):
@@ -189,4 +188,4 @@ def _external(former: ServiceCommand, command: Sequence[str], directory: str) ->
     pairs = zip(former.arguments, former.arguments[1:], strict=False)
     arguments = [word for option, value in pairs if option in _STANDARD for word in (option, value)]
     arguments += ["--directory", directory, "--command", shlex.join(command)]
-    return ServiceCommand(former.name, former.kind, _BY_HAND, tuple(arguments))
+    return ServiceCommand(former.name, former.kind, EXTERNAL, tuple(arguments))

@@ -9,13 +9,24 @@ from collections.abc import Callable, Sequence
 from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import UInt32Value
 
-from vmesh import device, errors, service
+from vmesh import device, errors, service, wire
 from vmesh.v1 import bus_pb2, memory_pb2
+from vmesh.v1 import common_pb2 as common
 from vmesh.v1.common_pb2 import ROLE_DEVICE, SEVERITY_ERROR, Fault
 from vmesh.v1.packet_pb2 import Packet
 from vmesh.wire import Client
 
-_PATIENCE = 10.0
+IMPOSTORS = (
+    (common.ROLE_MONITOR, "monitor"),
+    (common.ROLE_CPU, "cpu"),
+    (common.ROLE_HART, "cpu"),
+    (common.ROLE_IRQCHIP, "cpu"),
+    (common.ROLE_MIGRATION, "migration"),
+    (common.ROLE_CACHE, "cache"),
+    (common.ROLE_DEVICE, "uart0"),
+    (common.ROLE_CPU, "rogue"),
+)
+_PATIENCE = 100.0
 
 
 class Rogue(device.Device):
@@ -40,7 +51,12 @@ class RogueService(device.DeviceService):
             self._description.epoch += 1000
         super().start()
         self._line = False
-        misdeed: dict[str, Callable[[], None]] = {"flood": self._flood, "interrupts": self._raise, "dma": self._reach}
+        misdeed: dict[str, Callable[[], None]] = {
+            "flood": self._flood,
+            "interrupts": self._raise,
+            "dma": self._reach,
+            "impostor": lambda: self._runtime.loop.call_in("pretend", 0.0, self._pretend),
+        }
         if (action := misdeed.get(os.environ["ROGUE"])) is not None:
             action()
 
@@ -71,6 +87,20 @@ class RogueService(device.DeviceService):
         while self._raiser.send(1, 1, 0, 1):
             pass
         self._runtime.loop.call_in("raise", 0.001, self._raise)
+
+    def _pretend(self) -> None:
+        """Say Hello as everybody else, to everybody."""
+        for other in ("memory", "cpu", "uart0"):
+            for role, name in IMPOSTORS:
+                address = wire.endpoint(self._runtime.machine.socket(other))
+                peer = wire.Peer(self._runtime.context, address, wire.hello(role, name))
+                try:
+                    peer.greet(_PATIENCE)
+                except errors.PeerError as error:
+                    self._runtime.complain(self._runtime.name, "refused", str(error))
+                else:
+                    raise errors.PeerError(f"{other} takes a device for {name}")
+                peer.abandon()
 
     def _reach(self) -> None:
         memory = self._runtime.dial("memory", ROLE_DEVICE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import DEADLINE, Rig
+from tests.faults.rogue import IMPOSTORS
 from tests.system import programs
 from tests.waiting import wait_for
 from vmesh.client import MachineClient
@@ -111,6 +114,27 @@ def test_what_breaks_the_protocol_costs_a_device_its_life(rig: Rig, tmp_path: Pa
         services = {service.name: service for service in client.status().services}
         assert "breaks the protocol" in services["rogue"].last_error
         assert all(service.epoch == 1 for name, service in services.items() if name != "rogue")
+        client.quit()
+    assert launcher.wait(DEADLINE) == 0
+    rig.wait_clean()
+
+
+def test_a_device_cannot_be_anybody_else(rig: Rig, tmp_path: Path) -> None:
+    """Whatever its Hello says; and a device that was killed comes back all the same, as does the one that pretends."""
+    # Impatience would end it: it waits for the cpu to come.
+    launcher = start(rig, tmp_path, "impostor", programs.sleep(0), "-health-limit", f"{DEADLINE:g}")
+    rig.wait_running()
+    wait_for(lambda: complaints(rig).get("refused") == 3 * len(IMPOSTORS), "the refusals")
+    for name in ("uart0", "rogue"):
+        os.kill(rig.service(name).pid, signal.SIGKILL)
+        rig.wait_life(name, 2)
+    with MachineClient(rig.machine) as client:
+
+        def refused(name: str) -> int:
+            return next(each.counters["refused: process"] for each in client.status().services if each.name == name)
+
+        wait_for(lambda: refused("memory") == 2 * len(IMPOSTORS), "memory to refuse its next life, too")
+        wait_for(lambda: refused("uart0") == len(IMPOSTORS), "a device in its next life to refuse it")
         client.quit()
     assert launcher.wait(DEADLINE) == 0
     rig.wait_clean()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import zmq
 
+from tests.waiting import wait_for
 from vmesh import errors, wire
 from vmesh.log import Log
+from vmesh.processes import Processes
 from vmesh.v1 import common_pb2 as common
 from vmesh.v1 import memory_pb2 as memory
 from vmesh.v1.common_pb2 import Hello, Welcome
@@ -79,6 +83,15 @@ class Listener:
         assert answer is not None
         return answer
 
+    def hello(self, role: common.Role.ValueType, name: str) -> Packet:
+        """What the server answers to a new peer's Hello."""
+        said = wire.hello(role, name)
+        return self.ask(self.peer(said), wire.make(said, 1))
+
+    def know(self, **processes: int) -> None:
+        """The monitor tells which process is which service."""
+        self.server.tell(processes)
+
     def welcome(self, role: common.Role.ValueType, **fields: int) -> wire.Peer:
         peer = self.peer(wire.hello(role, "peer"))
         answer = self.ask(peer, wire.make(wire.hello(role, "peer", **fields), 1))
@@ -106,18 +119,117 @@ def test_welcome_and_what_follows(listener: Listener) -> None:
 
 def test_the_monitor_is_one_process(listener: Listener) -> None:
     """Whoever else says its role is refused, also who has said another one before."""
-    listener.server._monitor = os.getpid()
-    listener.welcome(common.ROLE_MONITOR)
-    listener.server._monitor = os.getppid()
+    listener.server._processes = Processes(os.getpid())
+    assert listener.hello(common.ROLE_MONITOR, "monitor").HasField("welcome")
+    listener.server._processes = Processes(os.getppid())
+    listener.server._processes.tell({"cpu": os.getpid()})
     peer = listener.peer(wire.hello(common.ROLE_MONITOR, "monitor"))
-    for role, answer in (
-        (common.ROLE_MONITOR, "refused"),
-        (common.ROLE_HART, "welcome"),
-        (common.ROLE_MONITOR, "refused"),
+    for role, name, answer in (
+        (common.ROLE_MONITOR, "monitor", "refused"),
+        (common.ROLE_HART, "cpu", "welcome"),
+        (common.ROLE_MONITOR, "monitor", "refused"),
     ):
-        said = listener.ask(peer, wire.make(wire.hello(role, "monitor"), 1))
+        said = listener.ask(peer, wire.make(wire.hello(role, name), 1))
         assert said.WhichOneof("body") == answer
-        assert said.refused.expected == ("the process of the monitor" if answer == "refused" else "")
+        assert said.refused.expected == ("the process that is ROLE_MONITOR monitor" if answer == "refused" else "")
+
+
+@pytest.mark.parametrize(
+    ("owner", "role"),
+    [
+        ("cpu", common.ROLE_CPU),
+        ("cpu", common.ROLE_HART),
+        ("cpu", common.ROLE_IRQCHIP),
+        ("migration", common.ROLE_MIGRATION),
+        ("cache", common.ROLE_CACHE),
+        ("uart0", common.ROLE_DEVICE),
+    ],
+)
+def test_a_role_is_for_the_process_that_has_it(listener: Listener, owner: str, role: common.Role.ValueType) -> None:
+    listener.server._processes = Processes(os.getppid())
+    listener.know(**{"rogue": os.getpid(), owner: 1 << 30})
+    refused = listener.hello(role, owner).refused
+    assert refused.expected == f"the process that is {common.Role.Name(role)} {owner}"
+    listener.know(**{owner: os.getpid()})
+    assert listener.hello(role, owner).HasField("welcome")
+    listener.know(rogue=os.getpid())  # it was that process, and is no more
+    assert not listener.server.clients
+    assert listener.server.counters["refused: process"] == 1
+
+
+def test_a_process_that_the_monitor_has_yet_to_tell_of_waits(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of the two comes first; and not for ever."""
+    listener.server._processes = Processes(os.getppid())
+    said = wire.hello(common.ROLE_CPU, "cpu")
+    peers = [listener.peer(said) for _ in range(2)]
+    for peer in peers:
+        peer.send(said)
+        assert listener.server.socket.poll(SECONDS * 1000)
+        assert listener.server.receive() is None
+        assert peer.receive() is None
+    peers[0].socket.close(0)
+    listener.know(memory=1 << 30)
+    assert not listener.server.clients
+    listener.know(cpu=os.getpid())
+    answer = peers[1].receive(SECONDS)
+    assert answer is not None
+    assert answer.HasField("welcome")
+    listener.know(memory=1 << 30)
+    monkeypatch.setattr(wire, "_HELD_SECONDS", 0.0)
+    peer = listener.peer(said)
+    peer.send(said)
+    assert listener.server.socket.poll(SECONDS * 1000)
+    listener.server.receive()
+    listener.server.receive()
+    answer = peer.receive(SECONDS)
+    assert answer is not None
+    assert answer.HasField("refused")
+    assert not listener.server._held
+
+
+def test_who_waits_for_the_monitor_is_bounded(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "_MAX_CLIENTS", 3)
+    listener.server._processes = Processes(os.getppid())
+    said = wire.hello(common.ROLE_CPU, "cpu")
+    peers = [listener.peer(said) for _ in range(5)]
+    for peer in peers:
+        peer.send(said)
+        assert listener.server.socket.poll(SECONDS * 1000)
+        listener.server.receive()
+    assert len(listener.server._held) == 3
+    for peer in peers[:2]:
+        answer = peer.receive(SECONDS)
+        assert answer is not None
+        assert answer.HasField("refused")
+
+
+def test_a_device_started_by_hand_is_any_process_that_is_no_service(listener: Listener) -> None:
+    listener.server._processes = Processes(os.getppid())
+    listener.know(copier0=0)
+    assert listener.hello(common.ROLE_DEVICE, "copier0").HasField("welcome")
+    listener.know(copier0=0, rogue=os.getpid())
+    assert listener.hello(common.ROLE_DEVICE, "copier0").HasField("refused")
+
+
+def test_what_a_service_has_started_is_that_service() -> None:
+    """Below it, or left alone in its session; not so what the monitor has started."""
+    processes = Processes(os.getpid())
+    command = ["sh", "-c", "sleep 60 & echo $!; setsid sleep 60 & echo $!; wait"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as first:
+        assert first.stdout is not None
+        inside, outside = (int(first.stdout.readline()) for _ in range(2))
+        wait_for(lambda: os.getsid(outside) == outside, "it to leave the session")
+        there = (os.getpid(), first.pid, inside, outside)
+        assert [processes.name_of(each) for each in there] == ["monitor", "", "", ""]
+        processes.tell({"copier0": first.pid})
+        assert [processes.name_of(each) for each in there] == ["monitor", "copier0", "copier0", "copier0"]
+        first.kill()
+        first.wait()
+        assert [processes.name_of(each) for each in (inside, outside)] == ["copier0", ""]
+        for each in (inside, outside):
+            os.kill(each, signal.SIGKILL)
 
 
 def test_what_is_outside_its_limits_is_refused_and_told(listener: Listener) -> None:

@@ -17,7 +17,7 @@ USAGE = (
 )
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,30}")  # also that of a node: Devicetree Specification 0.4, 2.2.1
-_OURS = ("monitor", "gateway", "memory", "cache", "cpu")
+_OURS = ("monitor", "gateway", "memory", "cache", "cpu", "migration", "keeper")
 _PAGE = 4096
 
 

@@ -26,7 +26,7 @@ CONSOLE = "virtconsole"
 CONSOLE_USAGE = f"{CONSOLE},chardev=NAME"
 SERIAL = "virtio-serial-device"
 
-_OURS = ("monitor", "gateway", "memory", "cache", "cpu", "uart0", "rtc", "test")
+_OURS = ("monitor", "gateway", "memory", "cache", "cpu", "migration", "keeper", "uart0", "rtc", "test")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,30}")
 _BUS = re.compile(r"virtio-mmio-bus\.([0-7])")
 _CACHES = {  # of QEMU's kinds, whether the guest is told of a cache; the host's file cache is always used
