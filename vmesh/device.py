@@ -63,10 +63,9 @@ class Wires:
     def changed(self) -> bool:
         return bool(self._changed_lines or self._changed_shadows or self._raised or self._cleared)
 
-    def set_line(self, line: int, level: bool, *, again: bool = False) -> None:
-        """Drive a line. A device drives all of its lines in `reset`. `again`: there is a new cause, which matters for
-        an edge line that is high already."""
-        if again or self._levels.get(line) != level:
+    def set_line(self, line: int, level: bool) -> None:
+        """Drive a line. A device drives all of its lines in `reset`."""
+        if self._levels.get(line) != level:
             self._levels[line] = level
             self._changed_lines.add(line)
 

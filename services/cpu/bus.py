@@ -96,7 +96,7 @@ class RegisterTable:
 class Board(Protocol):
     """Where devices drive their lines and latches (`harts.Harts`)."""
 
-    def set_level(self, source: int, level: bool, *, edge: bool = False) -> None: ...
+    def set_level(self, source: int, level: bool) -> None: ...
 
     def add_latch(self, device: int, index: int, offset: int, source: int, clears: tuple[int, int]) -> int: ...
 
@@ -162,12 +162,11 @@ class Device:
                 elif self._is_shadow(shadow) and self._newer((shadow.region, shadow.offset), sequence):
                     value = None if shadow.withdrawn else shadow.value
                     self.tables[shadow.region].set(shadow.offset, shadow.size, value)
-            for said in update.lines:
-                if said.line in self._latch_lines:
+            for line in update.lines:
+                if line.line in self._latch_lines:
                     continue
-                if said.line < len(self.description.lines) and self._newer((said.line,), sequence):
-                    line = self.description.lines[said.line]
-                    self._board.set_level(line.irq, said.level, edge=line.edge)
+                if line.line < len(self.description.lines) and self._newer((line.line,), sequence):
+                    self._board.set_level(self.description.lines[line.line].irq, line.level)
             self.last_update = max(self.last_update, sequence)
 
     def _is_latch(self, shadow: messages.ShadowValue) -> bool:

@@ -136,7 +136,6 @@ class Harts:
         self._shoot_down = self.blob.function("shoot_down", 1)
         self._await_shot = self.blob.function("await_shot", 3)
         self._set_level = self.blob.function("plic_set_level", 3, result=False)
-        self._ask = self.blob.function("plic_ask", 3, result=False)
         self._latch_set = self.blob.function("latch_set", 4, result=False)
         self._latch_raise = self.blob.function("latch_raise", 4, result=False)
         self._latch_begin = self.blob.function("latch_begin", 2, result=False)
@@ -382,9 +381,9 @@ class Harts:
         self._executed(self.address[number], page, ctypes.addressof(bitmap))
         return bytes(bitmap)
 
-    def set_level(self, source: int, level: bool, *, edge: bool = False) -> None:
-        """Drives a line of the PLIC, which is level- or edge-triggered."""
-        (self._ask if edge else self._set_level)(self.machine_address, source, int(level))
+    def set_level(self, source: int, level: bool) -> None:
+        """Drives a line of the PLIC."""
+        self._set_level(self.machine_address, source, int(level))
 
     def latch_set(self, latch: int, sequence: int, value: int) -> None:
         """Update ``sequence`` of the device says all of a latch."""

@@ -487,7 +487,7 @@ class Cpu(Service):
         if device.number in self._doorbells:
             self._doorbells.pop(device.number).close()
         for line in device.description.lines:
-            self._harts.set_level(line.irq, False, edge=line.edge)
+            self._harts.set_level(line.irq, False)
         del self._devices[device.number]
 
     def _revived(self, device: Device) -> None:

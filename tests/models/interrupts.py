@@ -10,7 +10,7 @@ PRIORITY, PENDING, ENABLE, CONTEXT = 0, 0x1000, 0x2000, 0x20_0000
 
 @dataclass
 class PlicModel:
-    """``contexts`` targets; sources start low. Each is level-triggered (``set_level``) or edge-triggered (``ask``)."""
+    """``contexts`` targets; sources are level-triggered and start low."""
 
     contexts: int
     priority: dict[int, int] = field(default_factory=dict)
@@ -18,8 +18,6 @@ class PlicModel:
     #: Sources whose gateway waits for a completion, and those whose line is high.
     in_service: set[int] = field(default_factory=set)
     high: set[int] = field(default_factory=set)
-    #: Edge-triggered sources that asked while they were in service.
-    kept: set[int] = field(default_factory=set)
     enabled: set[tuple[int, int]] = field(default_factory=set)
     threshold: dict[int, int] = field(default_factory=dict)
 
@@ -31,13 +29,6 @@ class PlicModel:
                 self.pending.add(source)
         else:
             self.high.discard(source)
-
-    def ask(self, source: int, level: bool) -> None:
-        """A gateway counts to one; what it has not forwarded goes with the line."""
-        if not level:
-            self.kept.discard(source)
-        else:
-            (self.kept if source in self.in_service else self.pending).add(source)
 
     def candidates(self, context: int, above: int) -> list[int]:
         """Sources of a priority above ``above`` that are pending and enabled, the first to be served first."""
@@ -64,9 +55,8 @@ class PlicModel:
         """Ignored unless the source is enabled for the context."""
         if (context, source) in self.enabled:
             self.in_service.discard(source)
-            if source in self.high | self.kept:
+            if source in self.high:
                 self.pending.add(source)
-            self.kept.discard(source)
 
     def read(self, offset: int) -> int:
         if offset < PENDING:

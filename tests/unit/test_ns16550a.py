@@ -9,7 +9,6 @@ from device_harness import Bench, FakeRuntime
 
 from services.devices.ns16550a.device import Ns16550a, Offset
 from vmesh import errors
-from vmesh.v1.bus_pb2 import DeviceUpdate
 from vmesh.v1.devices_pb2 import Ns16550aState
 
 RBR = THR = DLL = Offset.RBR_THR_DLL
@@ -26,12 +25,6 @@ class Uart(Bench):
 
     def _take(self, data: bytes) -> None:
         self.output += data
-
-    def asked(self) -> list[bool]:
-        """What was said of the line since the last time."""
-        update = DeviceUpdate()
-        self.uart.wires.fill(update)
-        return [each.level for each in update.lines]
 
     def type(self, data: bytes) -> int:
         """Type as much of `data` as there is room for; gives how much that was."""
@@ -116,48 +109,6 @@ def test_transmitter_empty_interrupt(uart: Uart) -> None:
     uart.write(IER, 0x00)
     uart.write(IER, 0x02)
     assert uart.line
-
-
-def test_each_cause_asks_once(uart: Uart) -> None:
-    """Drivers that never read IIR (xv6's until 2023) live on it: a line that is high still asks for nothing."""
-    assert uart.uart.lines[0].edge
-    uart.asked()
-    uart.write(THR, 65)  # polled: nobody wants to hear
-    assert uart.asked() == []
-    uart.write(IER, 0x03)
-    assert uart.asked() == [True]
-    uart.read(Offset.LSR)
-    uart.read(Offset.MSR)
-    uart.write(Offset.SCR, 1)
-    assert uart.asked() == []
-    uart.write(THR, 65)
-    assert uart.asked() == [True]
-    uart.write(THR, 66)  # a write ends one interrupt and makes another
-    assert uart.asked() == [True]
-    uart.write(FCR, 0x01)
-    assert uart.asked() == [True]
-    uart.type(b"a")
-    assert uart.asked() == [True]
-    uart.type(b"b")
-    assert uart.asked() == [True]
-    uart.read(IIR)
-    assert uart.asked() == []
-    uart.read(RBR)  # b stands behind it
-    assert uart.asked() == [True]
-    uart.read(RBR)  # the transmitter is empty
-    assert uart.asked() == [True]
-    uart.read(IIR)
-    assert uart.asked() == [False]
-
-
-def test_what_is_left_when_another_is_served_asks_again(uart: Uart) -> None:
-    uart.write(IER, 0x0E)
-    uart.write(Offset.MCR, 0x10)  # LOOP: the modem's lines change
-    uart.asked()
-    uart.read(IIR)  # the transmitter
-    assert uart.asked() == [True]
-    uart.read(Offset.MSR)
-    assert uart.asked() == [False]
 
 
 def test_reading_iir_clears_only_what_it_names(uart: Uart) -> None:

@@ -7,12 +7,10 @@ import random
 
 import pytest
 
-from services.cpu.bus import Device
 from services.cpu.isa.riscv.plic_layout import END as PLIC_END
 from tests.cpu_harness import Cpu
 from tests.models.guest import CODE, PLIC, M, put, run, spin, virt
 from tests.models.interrupts import CONTEXT, ENABLE, PENDING, SOURCES, PlicModel
-from vmesh.v1.bus_pb2 import Description, DeviceUpdate, Line, LineLevel
 
 MEIP, SEIP = 1 << 11, 1 << 9
 HARTS = 2
@@ -48,10 +46,6 @@ class Player:
         self.cpu.harts.set_level(source, level)
         self.model.set_level(source, level)
 
-    def ask(self, source: int, level: bool) -> None:
-        self.cpu.harts.set_level(source, level, edge=True)
-        self.model.ask(source, level)
-
     def check_lines(self) -> None:
         for number, hart in enumerate(self.cpu.harts.hart):
             assert bool(hart.lines & MEIP) == self.model.notified(2 * number)
@@ -71,8 +65,7 @@ def test_random_sequences(cpu: Cpu) -> None:
             for _ in range(250):
                 what, source, context = r.random(), r.choice(sources), r.randrange(2 * HARTS)
                 if what < 0.3:
-                    drive = player.ask if source in sources[:3] else player.set_level
-                    drive(source, r.random() < 0.6)
+                    player.set_level(source, r.random() < 0.6)
                 elif what < 0.5:
                     before = len(player.model.in_service)
                     player.read(CONTEXT + 0x1000 * context + 4)
@@ -93,52 +86,6 @@ def test_random_sequences(cpu: Cpu) -> None:
         except AssertionError as problem:
             raise AssertionError(f"seed {seed}: {problem}") from None
     assert claimed > 50
-
-
-@pytest.mark.parametrize("edge", [False, True])
-def test_what_is_left_standing_comes_again_by_level_alone(cpu: Cpu, edge: bool) -> None:
-    player = Player(cpu)
-    drive = player.ask if edge else player.set_level
-    player.write(4 * 10, 1)
-    player.write(ENABLE, 1 << 10)
-    drive(10, True)
-    player.access(CODE, CONTEXT + 4)
-    player.access(CODE + 8, CONTEXT + 4, 10)
-    assert player.access(CODE, PENDING) == (0 if edge else 1 << 10)
-
-
-def test_an_edge_while_it_is_handled_comes_after_it(cpu: Cpu) -> None:
-    player = Player(cpu)
-    player.write(4 * 10, 1)
-    player.write(ENABLE, 1 << 10)
-    for levels, left in (((), 0), ((True,), 1), ((True, True), 1), ((False,), 0), ((True, False), 0)):
-        player.ask(10, True)
-        player.read(CONTEXT + 4)
-        for level in levels:
-            player.ask(10, level)
-        player.read(PENDING)
-        player.check_lines()
-        player.write(CONTEXT + 4, 10)
-        assert player.access(CODE, PENDING) == left << 10
-        assert player.access(CODE, CONTEXT + 4) == 10 * left
-        player.access(CODE + 8, CONTEXT + 4, 10)
-        player.model = PlicModel(2 * HARTS, priority={10: 1}, enabled={(0, 10)})
-
-
-def test_a_device_says_by_its_description_which_lines_are_edges(cpu: Cpu) -> None:
-    player = Player(cpu)
-    description = Description(name="d", epoch=1, lines=[Line(irq=3), Line(irq=4, edge=True)])
-    device = Device(0, description, cpu.harts, [])
-    high = [LineLevel(line=0, level=True), LineLevel(line=1, level=True)]
-    device.apply(DeviceUpdate(epoch=1, sequence=1, lines=high))
-    for source in (3, 4):
-        player.access(CODE + 8, 4 * source, 1)
-        player.access(CODE + 8, ENABLE, 1 << source)
-        assert player.access(CODE, CONTEXT + 4) == source
-        player.access(CODE + 8, CONTEXT + 4, source)
-    assert player.access(CODE, PENDING) == 1 << 3
-    device.apply(DeviceUpdate(epoch=1, sequence=2, lines=high[1:]))
-    assert player.access(CODE, PENDING) == 1 << 3 | 1 << 4
 
 
 def test_registers_that_do_not_exist(cpu: Cpu) -> None:

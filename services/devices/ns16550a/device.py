@@ -36,7 +36,6 @@ LSR_DR, LSR_OE, LSR_THRE, LSR_TEMT = 0x01, 0x02, 0x20, 0x40
 MSR_CTS, MSR_DSR, MSR_RI, MSR_DCD = 0x10, 0x20, 0x40, 0x80
 MSR_TERI = 0x04
 
-_ASKING = (Offset.RBR_THR_DLL, Offset.IER_DLM, Offset.IIR_FCR)  # written, they let causes that stand ask again
 _TRIGGER = (1, 4, 8, 14)  # bytes in the FIFO, by FCR bits 7:6
 _DIVISOR = 12  # 9600 baud at 1.8432 MHz
 
@@ -59,9 +58,7 @@ class Ns16550a(Device):
         ]
         # Any size is allowed, as on QEMU's board, and reaches the register at its address.
         self.regions = [Region(name="registers", base=base, size=SIZE, access_sizes=15, registers=registers)]
-        # Only a read of IIR or a write of THR ends the interrupt of an empty transmitter (table V). Drivers that have
-        # nothing to send leave it standing, as xv6 did for years: by level it would come for ever. QEMU's comes once.
-        self.lines = [Line(name="interrupt", irq=irq, edge=True)]
+        self.lines = [Line(name="interrupt", irq=irq)]
         self.console = chardev.make(specification, runtime.loop, runtime.log, self._room, self._input)
         self._paused = False
         self._output = bytearray()  # transmitted in this batch
@@ -81,10 +78,8 @@ class Ns16550a(Device):
         self.console.commit()
 
     def read(self, region: int, offset: int, size: int) -> int:
-        before = self._causes()
         value = self._read(offset) if offset < 8 else 0
-        # A cause that is left when another has gone, or a byte behind the one taken, asks again.
-        self._drive(again=offset == Offset.RBR_THR_DLL or self._causes() != before)
+        self._drive()
         return value
 
     def write(self, region: int, offset: int, size: int, value: int) -> None:
@@ -92,15 +87,12 @@ class Ns16550a(Device):
         if offset == Offset.RBR_THR_DLL and not state.lcr & LCR_DLAB and not state.mcr & MCR_LOOP:
             # The frequent one: nothing changes but, if it was not so before, that the transmitter is empty again.
             self._output.append(value & 0xFF)
-            if not state.thr_empty_pending:
-                state.thr_empty_pending = True
-                self._drive()
-            if state.ier & IER_THRI:
-                self.wires.set_line(0, True, again=True)
+            if state.thr_empty_pending:
+                return
+            state.thr_empty_pending = True
         elif offset < 8:
-            before = self._causes()
             self._write(offset, value & 0xFF)
-            self._drive(again=offset in _ASKING or self._causes() != before)
+        self._drive()
 
     def flush(self) -> None:
         if self._output:
@@ -145,7 +137,7 @@ class Ns16550a(Device):
         self._state = Ns16550aState()
         self._state.CopyFrom(state)
         self._state.ClearField("output")
-        self._drive(again=True)  # what it asked last may have been on the way
+        self._drive()
         self.console.input_changed()
 
     def pause(self) -> None:
@@ -237,31 +229,21 @@ class Ns16550a(Device):
         state.fcr = value & FCR_KEPT if value & FCR_ENABLE else 0
         self.console.input_changed()
 
-    def _causes(self) -> int:
-        """What there is to interrupt for, as IER has the bits."""
-        state = self._state
-        causes = IER_RDI if state.receive else 0
-        if state.thr_empty_pending:
-            causes |= IER_THRI
-        if state.overrun:
-            causes |= IER_RLSI
-        if state.msr_delta:
-            causes |= IER_MSI
-        return causes & state.ier
-
     def _pending(self) -> int:
         """The interrupt of the highest priority, as IIR names it (data sheet, table V)."""
-        state, causes = self._state, self._causes()
-        if causes & IER_RLSI:
+        state = self._state
+        if state.ier & IER_RLSI and state.overrun:
             return IIR_RLSI
-        if causes & IER_RDI:
+        if state.ier & IER_RDI and state.receive:
             if state.fcr & FCR_ENABLE and len(state.receive) < _TRIGGER[state.fcr >> 6]:
                 # The time-out of four characters has passed: no time does between characters that come from a socket.
                 return IIR_TIMEOUT
             return IIR_RDI
-        if causes & IER_THRI:
+        if state.ier & IER_THRI and state.thr_empty_pending:
             return IIR_THRI
-        return IIR_MSI if causes & IER_MSI else IIR_NONE
+        if state.ier & IER_MSI and state.msr_delta:
+            return IIR_MSI
+        return IIR_NONE
 
     def _identification(self) -> int:
         return self._pending() | (IIR_FIFOS if self._state.fcr & FCR_ENABLE else 0)
@@ -292,7 +274,7 @@ class Ns16550a(Device):
 
     def _input(self, data: bytes) -> None:
         self._state.receive += data
-        self._drive(again=True)
+        self._drive()
 
     def _push(self, value: int) -> None:
         """A character arrives whether there is room or not (data sheet, 8.6.3: OE)."""
@@ -304,11 +286,11 @@ class Ns16550a(Device):
         if not state.fcr & FCR_ENABLE:
             state.receive = bytes((value,))  # without a FIFO it destroys the one before; with one it is lost itself
 
-    def _drive(self, *, again: bool = False) -> None:
-        """Bring line and shadows up to date with the registers; what there is to interrupt for asks `again`."""
+    def _drive(self) -> None:
+        """Bring line and shadows up to date with the registers."""
         state, wires = self._state, self.wires
         pending = self._pending()
-        wires.set_line(0, pending != IIR_NONE, again=again and pending != IIR_NONE)
+        wires.set_line(0, pending != IIR_NONE)
         wires.set_shadow(0, Offset.IER_DLM, 1, state.divisor >> 8 if state.lcr & LCR_DLAB else state.ier)
         wires.set_shadow(0, Offset.LCR, 1, state.lcr)
         wires.set_shadow(0, Offset.MCR, 1, state.mcr)

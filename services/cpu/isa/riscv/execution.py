@@ -30,7 +30,7 @@ from .debug import arm, breaks, disarm, end_step
 from .decoder import SCRATCH_BITS, decode
 from .latch import EXPORTS as LATCH_EXPORTS
 from .memory import FETCH, fault, host_address
-from .plic import plic_ask, plic_set_level
+from .plic import plic_set_level
 from .segments import machine_of
 from .shoot_down import EXPORTS as SHOOT_DOWN_EXPORTS
 from .shoot_down import answer_shoot_downs, come_in, look_at_news, stay_out
@@ -462,7 +462,6 @@ EXPORTS = (
     reset_tlbs,
     raise_attention,
     plic_set_level,
-    plic_ask,
     *LATCH_EXPORTS,
     *COHERENCE_EXPORTS,
     *SHOOT_DOWN_EXPORTS,

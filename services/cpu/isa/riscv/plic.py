@@ -46,7 +46,7 @@ def best_source(plic: Plic, context: u64, above: u32) -> u64:
     best = u64(0)
     highest = above
     for word in range(WORDS):
-        candidates = plic.pending[word] & ~plic.claimed[word] & plic.enable[context * WORDS + word]
+        candidates = plic.pending[word] & plic.enable[context * WORDS + word]
         while candidates != 0:
             source = 32 * word + u64(ctz(candidates))
             candidates &= candidates - 1
@@ -97,25 +97,6 @@ def plic_set_level(machine: Machine, source: u64, level: u64) -> None:
     release(plic)
 
 
-@export
-def plic_ask(machine: Machine, source: u64, level: u64) -> None:
-    """A device says the level of edge-triggered line ``source`` (1 to 95): high asks for one interrupt. While the
-    source is handled its gateway keeps that, so the bits of ``pending`` and of ``claimed`` are set, and forgets it when
-    the line is said to be low."""
-    if source == 0 or source >= SOURCES:
-        return
-    plic = plic_of(machine)
-    word = source >> 5
-    bit = u32(1) << (source & 31)
-    acquire(plic)
-    if level != 0:
-        plic.pending[word] |= bit
-    else:
-        plic.pending[word] &= ~(bit & plic.claimed[word])
-    update_lines(machine, plic)
-    release(plic)
-
-
 @native
 def claim(plic: Plic, context: u64) -> u64:
     # the threshold does not matter here (1.0, chapter 9)
@@ -154,8 +135,7 @@ def plic_read(hart: Hart, offset: u64, size: u64) -> u64:
     if offset < PRIORITY + 4 * SOURCES:
         value = u64(plic.priority[offset >> 2])
     elif offset >= PENDING and offset < PENDING + 4 * WORDS:
-        word = (offset - PENDING) >> 2
-        value = u64(plic.pending[word] & ~plic.claimed[word])
+        value = u64(plic.pending[(offset - PENDING) >> 2])
     elif offset >= ENABLE and offset < ENABLE + 0x80 * 2 * machine.hart_count:
         if (offset & 0x7F) >> 2 < WORDS:
             value = u64(plic.enable[((offset - ENABLE) >> 7) * WORDS + ((offset & 0x7F) >> 2)])
