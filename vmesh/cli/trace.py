@@ -6,6 +6,7 @@ import bisect
 import contextlib
 import json
 import math
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -48,7 +49,7 @@ def trace(name: str, output: Path | None, seconds: float, *, lines: bool) -> int
             timer.daemon = True
             if seconds:
                 timer.start()
-            with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as ends:
+            with _interrupted(client.close), contextlib.ExitStack() as ends:
                 write = ends.enter_context(_lines(file) if lines else _chrome(file, client.name))
                 for records in stream:
                     total, dropped = total + len(records.records), dropped + records.dropped
@@ -65,6 +66,16 @@ def trace(name: str, output: Path | None, seconds: float, *, lines: bool) -> int
     lost = f", {dropped} more were not kept" if dropped else ""
     print(f"{total} records{lost}" + (f", in {output}" if output else ""), file=sys.stderr)
     return 0
+
+
+@contextlib.contextmanager
+def _interrupted(end: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C calls `end`, in a thread: raised as KeyboardInterrupt in a callback of gRPC, it would be dropped."""
+    former = signal.signal(signal.SIGINT, lambda _number, _frame: threading.Thread(target=end, daemon=True).start())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)
 
 
 @contextlib.contextmanager
