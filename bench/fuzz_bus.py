@@ -83,7 +83,7 @@ def _at_once(cases: Sequence[tuple[str, str]], options: argparse.Namespace) -> i
         return done.returncode
 
     with ThreadPoolExecutor(options.jobs) as pool:
-        return max(pool.map(run, cases), default=0)
+        return 1 if any([*pool.map(run, cases)]) else 0
 
 
 if __name__ == "__main__":
