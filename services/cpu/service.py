@@ -451,7 +451,10 @@ class Cpu(Service):
     def _add_device(self, description: bus_pb2.Description) -> None:
         number = next(self._numbers)
         tables = [RegisterTable(region) for region in description.regions]
-        peer = self._runtime.dial(description.name, common_pb2.ROLE_IRQCHIP, address=description.endpoint)
+        try:
+            peer = self._runtime.dial(description.name, common_pb2.ROLE_IRQCHIP, address=description.endpoint)
+        except errors.ConfigError as error:  # somebody else has said where it is
+            raise errors.BadRequest(f"device {description.name}: {error}") from error
         try:
             for index, (region, table) in enumerate(zip(description.regions, tables, strict=True)):
                 self._harts.add_region(region.base, region.size, number, index, table.kinds, table.values)

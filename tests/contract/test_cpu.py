@@ -13,6 +13,7 @@ from vmesh import errors
 from vmesh.v1 import common_pb2 as common
 from vmesh.v1 import cpu_pb2 as cpu
 from vmesh.v1 import lifecycle_pb2 as lifecycle
+from vmesh.v1.bus_pb2 import Description, Region
 
 
 @pytest.fixture
@@ -251,3 +252,19 @@ def test_guest_time_begins_at_0_when_a_paused_machine_goes_on(machine: Machine) 
     found = monitor.ask(cpu.ReadRegisters(names=["time"]))
     assert isinstance(found, cpu.HartRegisters)
     assert 0 < found.registers[0].value < 60 * 10_000_000
+
+
+@pytest.mark.parametrize("endpoint", ["\0", "tcp://127.0.0.1:1", "ipc://" + "x" * 250])
+def test_a_device_that_nobody_can_reach_is_refused(machine: Machine, endpoint: str) -> None:
+    """It is not told as a failure of the cpu's: somebody else has said where the device is."""
+    machine.start_cpu("--paused")
+    monitor = machine.monitor("cpu")
+
+    def add(endpoint: str) -> None:
+        region = Region(name="r", base=0x400_0000, size=4096, access_sizes=15)
+        described = Description(name="disk", epoch=1, endpoint=endpoint, regions=[region])
+        monitor.ask(cpu.AddDevice(description=described))
+
+    with pytest.raises(errors.BadRequest, match="cannot reach"):
+        add(endpoint)
+    add(f"ipc://{machine.path}/disk.sock")  # nothing was changed: its place is free
