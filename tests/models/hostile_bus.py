@@ -172,7 +172,6 @@ class Talker:
         self._context, self._path, self._machine = context, path, path.parent.name
         self.inventor = Inventor(seed, _texts(path.parent))
         self.sent: Counter[str] = Counter()
-        self.failures: set[str] = set()  # what the service says has failed in it, which nothing from a peer should
         self._open: list[tuple[zmq.Socket[bytes], int]] = []  # and the role that it has said
 
     def step(self) -> None:
@@ -235,8 +234,6 @@ class Talker:
             for _ in range(self.inventor.random.choice((0, 1, 4, 64))):
                 packet = Packet.FromString(socket.recv(zmq.NOBLOCK))
                 self.inventor.listen(packet)
-                if packet.error.code == common_pb2.ERROR_INTERNAL:
-                    self.failures.add(packet.error.text)
 
 
 class Device:
