@@ -42,6 +42,7 @@ from services.devices.virtio_9p import folder as folder_module
 from services.devices.virtio_9p import ledger, server
 from vmesh import errors
 from vmesh.v1.devices_pb2 import Virtio9pFid, Virtio9pState
+from vmesh.v1.slot_pb2 import Virtio9pRecord
 from vmesh.virtio.split import SplitQueue
 
 
@@ -283,6 +284,16 @@ def test_the_ledger_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / "share0.ledger").stat().st_size < 6000
     share.start()
     assert fids(share) == before
+
+
+def test_a_ledger_that_cannot_be_made_anew_is_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "machine").mkdir()
+    kept = ledger.Ledger(tmp_path / "machine" / "share0.ledger", fresh=True)
+    kept.append(Virtio9pRecord())
+    (tmp_path / "machine").rename(tmp_path / "elsewhere")
+    with pytest.raises(errors.HostLimit, match="No such file"):
+        kept.anew(Virtio9pRecord())
+    assert list(kept.read()) == [Virtio9pRecord()]
 
 
 def test_a_state_goes_to_another_device(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
@@ -64,20 +65,26 @@ class Ledger:
 
     def append(self, record: Virtio9pRecord) -> None:
         """Raises HostLimit if there is no room."""
-        self._write(self._file, record)
+        self._size += self._write(self._file, record)
 
     def anew(self, record: Virtio9pRecord) -> None:
         """Let the ledger be this record alone. Raises HostLimit."""
         path = self._path.with_suffix(".new")
-        file = os.open(path, _FLAGS | os.O_TRUNC, 0o600)
-        self._size = 0
-        self._write(file, record)
-        os.rename(path, self._path)
+        try:
+            with ExitStack() as undo:
+                file = os.open(path, _FLAGS | os.O_TRUNC, 0o600)
+                undo.callback(os.close, file)
+                size = self._write(file, record)
+                os.rename(path, self._path)
+                undo.pop_all()
+        except OSError as error:  # no descriptors, or the machine has ended, and its directory is gone
+            raise errors.HostLimit(f"cannot write the ledger {path}: {error.strerror}") from error
         os.close(self._file)
-        self._file = file
+        self._file, self._size = file, size
         self._limit = 2 * self._size + _SLACK
 
-    def _write(self, file: int, record: Virtio9pRecord) -> None:
+    def _write(self, file: int, record: Virtio9pRecord) -> int:
+        """Gives the bytes that it took."""
         data = record.SerializeToString()
         whole = _HEADER.pack(len(data), zlib.crc32(data)) + data
         try:
@@ -86,7 +93,7 @@ class Ledger:
             raise errors.HostLimit(f"cannot write the ledger {self._path}: {error.strerror}") from error
         if count != len(whole):
             raise errors.HostLimit(f"cannot write the ledger {self._path}", expected="room for it", got="none")
-        self._size += count
+        return count
 
 
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
