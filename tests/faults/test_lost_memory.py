@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import Rig
+from tests.file_systems import mounted
 from tests.system import programs
 from tests.waiting import wait_for
 from vmesh.client import GatewayError, MachineClient
@@ -98,15 +99,12 @@ def small(root: Path) -> Iterator[Rig]:
     """A machine in a file system that has room for it, for now."""
     place = Path(tempfile.mkdtemp(prefix="vmesh-faults-"))
     try:
-        mount = ["mount", "-t", "tmpfs", "-o", f"mode=700,size={2 * RAM}", "none", str(place)]
-        if os.geteuid() or subprocess.run(mount, check=False).returncode:
-            pytest.skip("a full file system: only root can mount one")
-        rig = Rig(place, root)
-        try:
-            yield rig
-        finally:
-            rig.close()
-            subprocess.run(["umount", str(place)], check=True)
+        with mounted(place, size=str(2 * RAM)):
+            rig = Rig(place, root)
+            try:
+                yield rig
+            finally:
+                rig.close()
     finally:
         shutil.rmtree(place, ignore_errors=True)
 

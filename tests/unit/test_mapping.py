@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -10,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tests.file_systems import mounted
 
 SIZE = 64 << 10
 _BEGIN = f"""
@@ -148,10 +149,7 @@ def test_a_mapping_that_is_gone_is_forgotten(tmp_path: Path) -> None:
 def test_a_full_file_system_is_said_to_be_the_cause(tmp_path: Path) -> None:
     small = tmp_path / "m"
     small.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(small)]
-    if os.geteuid() or subprocess.run(mount, check=False).returncode:
-        pytest.skip("a full file system: only root can mount one")
-    try:
+    with mounted(small):
         script = (
             f"mapping.outlive(print)\nfull = open(path.with_name('full'), 'wb', 0)\n"
             "try:\n    while full.write(bytes(4096)): pass\nexcept OSError: pass\n"
@@ -161,5 +159,3 @@ def test_a_full_file_system_is_said_to_be_the_cause(tmp_path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
         assert re.fullmatch(r".*/m/ram\.seg: its file system has no room for it\n", done.stdout)
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
