@@ -119,18 +119,20 @@ def _redirected(control: Control, console: str, place: str) -> None:
 
 
 def _open_gateway(supervisor: Supervisor, remote: Remote | None, metrics: tuple[str, int] | None) -> None:
+    """The gateway is opened last: whoever is answered there finds all else."""
     # gRPC is imported last: it has threads, which do not survive the forks, and the guest need not wait for it.
     from services.monitor.gateway import serve
 
-    place = str(remote or supervisor.machine.gateway)
+    place = ""
     try:
-        server = serve(supervisor, supervisor.machine.gateway, remote)
         if metrics is not None:
             place = f"for metrics, {metrics[0]}:{metrics[1]}"
             from services.monitor import metrics as exporter  # here: nobody else needs it
             from services.monitor.status import machine_status
 
             exporter.serve(*metrics, lambda: machine_status(supervisor, usage=True))
+        place = str(remote or supervisor.machine.gateway)
+        server = serve(supervisor, supervisor.machine.gateway, remote)
     except (OSError, RuntimeError, VmeshError) as error:
         failure = f"the monitor cannot open its gateway {place}: {error}"
         supervisor.call(lambda: supervisor.end(1, failure))
