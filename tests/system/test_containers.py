@@ -147,7 +147,11 @@ def check_stack(engine: Engine, folder: Path) -> None:
     wait_for(lambda: back.search(vmesh(engine, "status", f"{gateway}{keys}")), "the next life of uart0", LIMIT)
     engine.docker("stack", "rm", "vm")
     wait_for(lambda: not engine.containers(), "the stack's containers to go", LIMIT)
-    engine.docker("volume", "rm", "vm_machine")
+    used = "volume is in use"  # a moment longer than the containers are listed
+    wait_for(
+        lambda: used not in engine.docker("volume", "rm", "vm_machine", check=False), "the volume to be free", LIMIT
+    )
+    assert not engine.docker("volume", "ls", "--quiet")
 
 
 @contextmanager

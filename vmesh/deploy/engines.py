@@ -5,17 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
+from http import HTTPStatus
 from typing import Any
 
 import docker
-from docker.errors import DockerException, NotFound
+from docker.errors import APIError, DockerException, NotFound
 from docker.types import DriverConfig, Healthcheck, Mount, RestartPolicy
+from requests import RequestException
 
 from vmesh.deploy.description import HEALTH, RUNTIME, STOP_SECONDS, VOLUME, Container, Deployment
 from vmesh.deploy.manifests import NODE_LABEL, tmpfs
 from vmesh.errors import VmeshError
 
 LABEL = "vmesh.machine"  # of all that belongs to a machine: its name
+_SWARM_SERVICE = "com.docker.swarm.service.id"  # label of the containers that a Swarm removes itself
 _LOOK_SECONDS = 0.2
 _NANOSECONDS = 1_000_000_000
 _TASK_STATES = ("running", "complete", "failed", "rejected", "shutdown", "remove")
@@ -64,7 +68,7 @@ def _carry_out(work: Callable[[docker.DockerClient], None]) -> None:
             work(engine)
         finally:
             engine.close()
-    except DockerException as error:
+    except (DockerException, RequestException) as error:  # the latter: it does not answer
         reason = str(getattr(error, "explanation", None) or error).splitlines()[0]
         raise DeployError(f"the container engine: {reason}") from error
 
@@ -171,26 +175,56 @@ def _wait_task(service: Any) -> None:
 
 def _found(engine: docker.DockerClient, name: str) -> list[Any]:
     """The services, or the containers without any, of that machine."""
-    filters: dict[str, Any] = {"label": f"{LABEL}={name}"}
-    services: list[Any] = engine.services.list(filters=filters) if _in_swarm(engine) else []
-    return services or list(engine.containers.list(all=True, filters=filters))
+    return _services(engine, name) or _containers(engine, name)
+
+
+def _services(engine: docker.DockerClient, name: str) -> list[Any]:
+    return list(engine.services.list(filters=_of(name))) if _in_swarm(engine) else []
+
+
+def _containers(engine: docker.DockerClient, name: str) -> list[Any]:
+    """The one made last, the cpu, comes first. The SDK asks for each by itself, and some may go meanwhile."""
+    return list(engine.containers.list(all=True, filters=_of(name), ignore_removed=True))
 
 
 def _remove(engine: docker.DockerClient, name: str) -> None:
-    filters: dict[str, Any] = {"label": f"{LABEL}={name}"}
-    services: list[Any] = engine.services.list(filters=filters) if _in_swarm(engine) else []
-    for service in services:
-        service.remove()
-    swarm = "com.docker.swarm.service.id"
-    while containers := engine.containers.list(all=True, filters=filters):
-        for container in containers:  # the one made last, the cpu, comes first: its end is the machine's, in order
-            with suppress(NotFound, DockerException):
-                if swarm not in container.labels:
-                    container.stop(timeout=STOP_SECONDS)
-                    container.remove()
+    """All that can be removed, is. What is already going (of a Swarm; by somebody else) is waited for. Raises
+    DockerException."""
+    for service in _services(engine, name):
+        with suppress(NotFound):
+            service.remove()
+    until = time.monotonic() + 2 * STOP_SECONDS
+    while containers := _containers(engine, name):
+        ours = [each for each in containers if _SWARM_SERVICE not in each.labels]
+        failed = [error for each in ours if (error := _try(partial(_end, each)))]  # the cpu's end is the machine's
+        if failed or time.monotonic() > until:
+            raise failed[0] if failed else DockerException(f"{containers[0].name} does not go")
         time.sleep(_LOOK_SECONDS)
-    for volume in engine.volumes.list(filters=filters):
-        volume.remove()
+    while volumes := engine.volumes.list(filters=_of(name)):  # a container lets go of it after it is gone from the list
+        failed = [error for each in volumes if (error := _try(each.remove))]
+        if failed or time.monotonic() > until:
+            raise failed[0] if failed else DockerException(f"the volume {volumes[0].name} is in use")
+        time.sleep(_LOOK_SECONDS)
+
+
+def _end(container: Any) -> None:
+    container.stop(timeout=STOP_SECONDS)
+    container.remove()
+
+
+def _try(removal: Callable[[], None]) -> DockerException | None:
+    """Why it failed, if not because the thing is gone, is going, or is in use a moment longer."""
+    try:
+        removal()
+    except DockerException as error:
+        passing = isinstance(error, APIError) and error.status_code in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
+        return None if passing else error
+    return None
+
+
+def _of(name: str) -> dict[str, Any]:
+    """The filter of what belongs to that machine."""
+    return {"label": f"{LABEL}={name}"}
 
 
 def _in_swarm(engine: docker.DockerClient) -> bool:
