@@ -75,7 +75,7 @@ from .tlb import OFFSET
 
 FREE, TRUSTED, WRITTEN, CHECKING, LEAVING = range(5)
 #: Stores to a page that holds code before it leaves: at first, at most, and between two looks at how far that is.
-FEWEST, MOST, LOOK_AGAIN = 16, 4096, 8
+FEWEST, MOST, LOOK_AGAIN = 16, 32768, 8
 
 
 @inline
