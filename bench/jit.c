@@ -1,7 +1,7 @@
 // jit PASSES JOB...: what compilers in the guest do, PASSES times each, and print for every pass
 //     program JOB PASS NANOSECONDS CHECKSUM
-// A job is NAME:SPINNERS: so many threads of the process spin meanwhile, each on a hart of its own. The
-// lines are between `programs begin NANOSECONDS` and `programs end NANOSECONDS`.
+// A job is NAME:ROUNDS:SPINNERS: so often it does it in a pass, and so many threads of the process spin meanwhile, each
+// on a hart of its own. The lines are between `programs begin NANOSECONDS` and `programs end NANOSECONDS`.
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <sched.h>
@@ -54,9 +54,9 @@ static uint32_t li(unsigned reg, int value) { return (uint32_t)value << 20 | reg
 static uint32_t addi(unsigned reg, int value) { return (uint32_t)value << 20 | reg << 15 | reg << 7 | 0x13; }
 static uint64_t call(const uint32_t *function, uint64_t x) { return ((uint64_t (*)(uint64_t))function)(x); }
 
-static uint64_t work_fence(void)  // FENCE.I, and nothing was written
+static uint64_t work_fence(int rounds)  // FENCE.I, and nothing was written
 {
-    for (int i = 0; i < 2000000; i++)
+    for (int i = 0; i < rounds; i++)
         fence_i();
     return 0;
 }
@@ -74,21 +74,21 @@ static uint64_t rewrite(int rounds, int size, void (*make_visible)(void))
     return sum;
 }
 
-static uint64_t work_rewrite(void) { return rewrite(100000, 4, fence_i); }       // the same function again and again
-static uint64_t work_large(void) { return rewrite(2000, 1000, fence_i); }        // nearly a page
-static uint64_t work_rewrite_all(void) { return rewrite(2000, 4, flush); }       // for all harts
+static uint64_t work_rewrite(int rounds) { return rewrite(rounds, 4, fence_i); }  // the same function again and again
+static uint64_t work_large(int rounds) { return rewrite(rounds, 1000, fence_i); }  // nearly a page
+static uint64_t work_rewrite_all(int rounds) { return rewrite(rounds, 4, flush); }  // for all harts
 
-static uint64_t work_flush(void)
+static uint64_t work_flush(int rounds)
 {
-    for (int i = 0; i < 2000; i++)
+    for (int i = 0; i < rounds; i++)
         flush();
     return 0;
 }
 
-static uint64_t work_mprotect(void)
+static uint64_t work_mprotect(int rounds)
 {
     uint64_t sum = 0;
-    for (int i = 0; i < 1000; i++) {
+    for (int i = 0; i < rounds; i++) {
         if (mprotect(code, PAGE, PROT_READ | PROT_WRITE))
             fail("mprotect");
         code[0] = li(10, i & 1023);
@@ -103,11 +103,11 @@ static uint64_t work_mprotect(void)
     return sum;
 }
 
-static uint64_t work_membarrier(void)
+static uint64_t work_membarrier(int rounds)
 {
     if (syscall(MEMBARRIER, REGISTER_EXPEDITED, 0, 0))
         fail("membarrier");
-    for (int i = 0; i < 2000; i++)
+    for (int i = 0; i < rounds; i++)
         if (syscall(MEMBARRIER, EXPEDITED, 0, 0))
             fail("membarrier");
     return 0;
@@ -115,11 +115,11 @@ static uint64_t work_membarrier(void)
 
 // A small compiler: functions of 40 instructions and a loop, 20 to a page, each written beside the others while they are
 // run; the oldest make room for new ones.
-static uint64_t work_compiler(void)
+static uint64_t work_compiler(int rounds)
 {
-    enum { FUNCTIONS = 160, SIZE = 50, ROUNDS = 3000 };
+    enum { FUNCTIONS = 160, SIZE = 50 };
     uint64_t sum = 0;
-    for (int round = 0; round < ROUNDS; round++) {
+    for (int round = 0; round < rounds; round++) {
         uint32_t *at = code + PAGE / 4 + round % FUNCTIONS * SIZE, *place = at;
         *place++ = li(11, 20);
         uint32_t *loop = place;
@@ -139,7 +139,7 @@ static uint64_t work_compiler(void)
     return sum;
 }
 
-static uint64_t work_beside(void)  // data in the page of the code that uses it
+static uint64_t work_beside(int rounds)  // data in the page of the code that uses it
 {
     uint64_t *count = (uint64_t *)(code + 512), sum = 0;
     code[0] = 0x00053583;  // ld a1, 0(a0)
@@ -149,14 +149,14 @@ static uint64_t work_beside(void)  // data in the page of the code that uses it
     code[4] = RET;
     fence_i();
     *count = 0;
-    for (int i = 0; i < 200000; i++)
+    for (int i = 0; i < rounds; i++)
         sum += call(code, (uint64_t)count);
     return sum;
 }
 
 static const struct job {
     const char *name;
-    uint64_t (*work)(void);
+    uint64_t (*work)(int rounds);
 } jobs[] = {
     {"fence", work_fence}, {"rewrite", work_rewrite}, {"large", work_large}, {"rewrite_all", work_rewrite_all},
     {"flush", work_flush}, {"mprotect", work_mprotect}, {"membarrier", work_membarrier},
@@ -182,14 +182,15 @@ static void *spin(void *number)
 
 static void repeat(const char *name, int passes)
 {
-    const char *colon = strchr(name, ':');
-    int spinners = colon ? atoi(colon + 1) : 0;
+    size_t length = strcspn(name, ":");
+    int rounds, spinners, end = 0;
     const struct job *job = NULL;
     for (size_t i = 0; i < sizeof jobs / sizeof *jobs; i++)
-        if (colon && strlen(jobs[i].name) == (size_t)(colon - name) && !strncmp(jobs[i].name, name, colon - name))
+        if (strlen(jobs[i].name) == length && !strncmp(jobs[i].name, name, length))
             job = &jobs[i];
-    if (!job || spinners < 0 || spinners > MOST_SPINNERS) {
-        fprintf(stderr, "jit: expected NAME:SPINNERS, got %s\n", name);
+    sscanf(name + length, ":%d:%d%n", &rounds, &spinners, &end);
+    if (!job || !end || name[length + end] || rounds < 0 || spinners < 0 || spinners > MOST_SPINNERS) {
+        fprintf(stderr, "jit: expected NAME:ROUNDS:SPINNERS, got %s\n", name);
         exit(2);
     }
     stay_on(0);
@@ -205,7 +206,7 @@ static void repeat(const char *name, int passes)
             usleep(1000);
     for (int pass = 0; pass < passes; pass++) {
         unsigned long long began = now();
-        uint64_t sum = job->work();
+        uint64_t sum = job->work(rounds);
         printf("program %s %d %llu %016llx\n", name, pass, now() - began, (unsigned long long)sum);
         fflush(stdout);
     }

@@ -172,7 +172,7 @@ def check_checksums(name: str, ours: Sequence[Boot], theirs: Sequence[Boot]) -> 
             each.checksum
             for boot in boots
             for job, passes in boot.passes.items()
-            if job.partition(":")[0] == name
+            if f"{job}:".startswith(f"{name}:")
             for each in passes
         }
         for boots in (ours, theirs)
