@@ -445,7 +445,8 @@ class Cpu(Service):
         return HostSegment(found.base, found.size, _address(memory), found.writable, **places)
 
     def _need_paused(self, request: str) -> None:
-        if not (self._paused_at and self._gate.wait_parked(0.0)):
+        # Those of a cpu that begins paused are on their way; one that was halted while it waits for a device is not.
+        if not (self._paused_at and self._gate.wait_parked(0.0 if self._gate.halts else PAUSE_LIMIT)):
             raise errors.BadRequest(f"{request} of a running cpu", expected="Pause before it")
 
     def _add_device(self, description: bus_pb2.Description) -> None:

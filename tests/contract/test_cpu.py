@@ -259,7 +259,6 @@ def test_a_device_that_nobody_can_reach_is_refused(machine: Machine, endpoint: s
     """It is not told as a failure of the cpu's: somebody else has said where the device is."""
     machine.start_cpu("--paused")
     monitor = machine.monitor("cpu")
-    wait_for(lambda: monitor.health().phase == lifecycle.SERVICE_PAUSED, "the cpu to stand ready")
 
     def add(endpoint: str) -> None:
         region = Region(name="r", base=0x400_0000, size=4096, access_sizes=15)
