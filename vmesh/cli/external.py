@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
 from vmesh.board import virt
 from vmesh.board.external import External
+from vmesh.cli import names
 from vmesh.spawn import ServiceCommand
 
 DRIVER = "vmesh-external"
@@ -16,8 +16,6 @@ USAGE = (
     f"{DRIVER},id=NAME,base=ADDRESS[,irq=N][,size=BYTES][,kind=KIND][,compatible=TEXT][,command=TEXT][,wait=SECONDS]"
 )
 
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,30}")  # also that of a node: Devicetree Specification 0.4, 2.2.1
-_OURS = ("monitor", "gateway", "memory", "cache", "cpu", "migration", "keeper")
 _PAGE = 4096
 
 
@@ -27,9 +25,9 @@ def parse(properties: Mapping[str, str]) -> External:
     if unknown := [key for key in properties if key not in known]:
         raise ValueError(f"no property '{unknown[0]}'; expected {USAGE}")
     name, kind = properties.get("id", ""), properties.get("kind", "")
-    if not _NAME.fullmatch(name) or name in _OURS:
-        raise ValueError(f"expected id=NAME, at most 31 letters, digits and ._-, and none of {', '.join(_OURS)}")
-    if kind and (not _NAME.fullmatch(kind) or kind in _OURS):
+    if not names.is_name(name) or name in names.SERVICES:
+        raise ValueError(f"expected {names.USAGE}, and none of {', '.join(names.SERVICES)}")
+    if kind and (not names.is_name(kind) or kind in names.SERVICES):
         raise ValueError(f"expected kind=KIND, at most 31 letters, digits and ._-, got '{kind}'")
     if "base" not in properties:
         raise ValueError("expected base=ADDRESS, where the guest finds the device")

@@ -5,12 +5,12 @@ Source: QEMU's manual page. What a netdev may be is in vmesh/netdev/options.py, 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmesh import properties
+from vmesh.cli import names
 from vmesh.netdev import USAGE
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ CARD_PROPERTIES = ("netdev", "mac", "host_mtu")
 CARD_USAGE = ",netdev=NAME[,mac=XX:XX:XX:XX:XX:XX][,host_mtu=BYTES]"
 NETDEV_USAGE = f"{USAGE}; each with id=NAME"
 
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,30}")
 _FIRST_MAC = 0x52_54_00_12_34_56  # QEMU's; the next card has the next one
 
 
@@ -38,8 +37,8 @@ def parse_netdev(text: str) -> Netdev:
     from vmesh.netdev import options
 
     name, rest = _without(text, "id")
-    if not _NAME.fullmatch(name):
-        raise ValueError(f"expected id=NAME, at most 31 letters, digits and ._-, got '{name}'")
+    if not names.is_name(name):
+        raise ValueError(f"expected {names.USAGE}, got '{name}'")
     return Netdev(name, options.parse(rest))
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmesh.cli import names
+
 USAGE = "local,id=NAME,path=FOLDER,security_model=none|mapped-xattr[,readonly=on|off]"
 VIRTFS_USAGE = "local,path=FOLDER,mount_tag=TAG,security_model=none|mapped-xattr[,readonly=on|off][,id=NAME]"
 
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,30}")
 _MODELS = {"none": "none", "mapped-xattr": "mapped-xattr", "mapped": "mapped-xattr"}  # `mapped` is QEMU's short form
 _TAG_BYTES = 31  # as QEMU (hw/9pfs/9p.h, MAX_TAG_LEN)
 
@@ -53,8 +53,8 @@ def _share(properties: Mapping[str, str], name: str, others: tuple[str, ...], us
         raise ValueError(f"expected {usage}, got '{properties.get('driver', '')}'")
     if unknown := [key for key in properties if key not in (*others, "path", "security_model", "readonly")]:
         raise ValueError(f"no property '{unknown[0]}'; expected {usage}")
-    if not _NAME.fullmatch(name):
-        raise ValueError(f"expected id=NAME, at most 31 letters, digits and ._-, got '{name}'")
+    if not names.is_name(name):
+        raise ValueError(f"expected {names.USAGE}, got '{name}'")
     if not properties.get("path"):
         raise ValueError("expected path=FOLDER")
     folder = Path(properties["path"]).absolute()

@@ -14,7 +14,7 @@ from itertools import count
 from pathlib import Path
 
 from vmesh.board import virt
-from vmesh.cli import net, share
+from vmesh.cli import names, net, share
 from vmesh.spawn import ServiceCommand
 
 DRIVE_USAGE = (
@@ -26,8 +26,7 @@ CONSOLE = "virtconsole"
 CONSOLE_USAGE = f"{CONSOLE},chardev=NAME"
 SERIAL = "virtio-serial-device"
 
-_OURS = ("monitor", "gateway", "memory", "cache", "cpu", "migration", "keeper", "uart0", "rtc", "test")
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,30}")
+_OURS = (*names.SERVICES, "uart0", "rtc", "test")
 _BUS = re.compile(r"virtio-mmio-bus\.([0-7])")
 _CACHES = {  # of QEMU's kinds, whether the guest is told of a cache; the host's file cache is always used
     "writeback": "writeback",
@@ -118,8 +117,8 @@ def parse_drive(properties: Mapping[str, str]) -> Drive:
     _one_of(properties, "aio", "threads", "threads", "native", "io_uring")  # requests are done one after the other
     format_ = _one_of(properties, "format", "raw", "raw", "qcow2")
     name = properties.get("id", "")
-    if name and not _NAME.fullmatch(name):
-        raise ValueError(f"expected id=NAME, at most 31 letters, digits and ._-, got '{name}'")
+    if name and not names.is_name(name):
+        raise ValueError(f"expected {names.USAGE}, got '{name}'")
     file = properties["file"]
     if not file.startswith(_SERVERS):
         file = str(Path(file).absolute())
@@ -148,10 +147,8 @@ def parse_device(driver: str, properties: Mapping[str, str]) -> Device:
     if others:
         raise ValueError(f"no property '{min(others)}'; expected {usage(driver)}")
     name = properties.get("id", "")
-    if (name and not _NAME.fullmatch(name)) or name in _OURS:
-        raise ValueError(
-            f"expected id=NAME, at most 31 letters, digits and ._-, and none of {', '.join(_OURS)}, got '{name}'"
-        )
+    if (name and not names.is_name(name)) or name in _OURS:
+        raise ValueError(f"expected {names.USAGE}, and none of {', '.join(_OURS)}, got '{name}'")
     bus = _BUS.fullmatch(properties.get("bus", ""))
     if "bus" in properties and bus is None:
         raise ValueError(
