@@ -152,10 +152,10 @@ _NAME_OF_ROLE: dict[int, str] = {
 _NO_DEVICES = frozenset({*_NAME_OF_ROLE.values(), "memory"})
 
 
-def may_say(user: str, said: Hello) -> bool:
-    """Whether the key, or the process, of `user` stands for the role and the name in this Hello."""
-    owner = _NAME_OF_ROLE.get(said.role)
-    return said.name == user and (user not in _NO_DEVICES if owner is None else user == owner)
+def may_say(user: str, role: Role.ValueType, name: str) -> bool:
+    """Whether the key, or the process, of `user` stands for this role and name in a Hello."""
+    owner = _NAME_OF_ROLE.get(role)
+    return name == user and (user not in _NO_DEVICES if owner is None else user == owner)
 
 
 @dataclass(slots=True, frozen=True)
@@ -389,7 +389,7 @@ class Server:
                 self._hold(identity, packet, process)
             else:
                 self._refuse_process(identity, packet, process)
-        elif user and not may_say(user, said):
+        elif user and not may_say(user, said.role, said.name):
             got = f"{Role.Name(said.role)} {said.name}"
             self._refuse(identity, packet.id, "key", f"what the key of {user} stands for", got)
         elif len(self.clients) >= _MAX_CLIENTS and not self._sweep():
@@ -412,7 +412,7 @@ class Server:
         if self._processes is None:
             return True
         if known := self._processes.name_of(process):
-            return may_say(known, hello(role, name))
+            return may_say(known, role, name)
         if role == common.ROLE_DEVICE and self._processes.by_hand(name):
             return True
         return False if role == common.ROLE_MONITOR else None

@@ -288,7 +288,7 @@ class Supervisor:
 
     def tell_processes(self) -> None:
         """Tell each service which processes the others are, and so who may say what to it."""
-        if self.attached:  # they are not ours, nor known here
+        if self.attached or self.state == gateway_pb2.MACHINE_ENDING:  # they are not ours, nor known here; or all go
             return
         there = [service for service in self.services.values() if service.alive]
         known = {service.command.name: _process(service.command, service.child) for service in there}
@@ -703,8 +703,7 @@ class Supervisor:
         service.alive = False
         service.state = "dead"
         self._log.info("service ended", service=service.command.name, how=how)
-        if self.state != gateway_pb2.MACHINE_ENDING:
-            self.tell_processes()
+        self.tell_processes()
         if self.state == gateway_pb2.MACHINE_ENDING:
             self._shut_down()
         elif service.leaving:

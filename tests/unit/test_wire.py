@@ -77,11 +77,20 @@ class Listener:
     def ask(self, peer: wire.Peer, packet: Packet) -> Packet:
         """What the server answers by itself."""
         peer.send_packet(packet)
+        self.take_in()
+        return answer_of(peer)
+
+    def take_in(self) -> None:
+        """What comes next, of what the server deals with by itself."""
         assert self.server.socket.poll(SECONDS * 1000)
         assert self.server.receive() is None
-        answer = peer.receive(SECONDS)
-        assert answer is not None
-        return answer
+
+    def hold(self, said: Hello) -> wire.Peer:
+        """A new peer, whose Hello is not answered yet."""
+        peer = self.peer(said)
+        peer.send(said)
+        self.take_in()
+        return peer
 
     def hello(self, role: common.Role.ValueType, name: str) -> Packet:
         """What the server answers to a new peer's Hello."""
@@ -97,6 +106,12 @@ class Listener:
         answer = self.ask(peer, wire.make(wire.hello(role, "peer", **fields), 1))
         assert answer.welcome.name == "one", answer
         return peer
+
+
+def answer_of(peer: wire.Peer) -> Packet:
+    answer = peer.receive(SECONDS)
+    assert answer is not None
+    return answer
 
 
 @pytest.fixture
@@ -163,29 +178,18 @@ def test_a_process_that_the_monitor_has_yet_to_tell_of_waits(
     """Whichever of the two comes first; and not for ever."""
     listener.server._processes = Processes(os.getppid())
     said = wire.hello(common.ROLE_CPU, "cpu")
-    peers = [listener.peer(said) for _ in range(2)]
-    for peer in peers:
-        peer.send(said)
-        assert listener.server.socket.poll(SECONDS * 1000)
-        assert listener.server.receive() is None
-        assert peer.receive() is None
-    peers[0].socket.close(0)
+    gone, peer = listener.hold(said), listener.hold(said)
+    assert peer.receive() is None
+    gone.socket.close(0)
     listener.know(memory=1 << 30)
     assert not listener.server.clients
     listener.know(cpu=os.getpid())
-    answer = peers[1].receive(SECONDS)
-    assert answer is not None
-    assert answer.HasField("welcome")
+    assert answer_of(peer).HasField("welcome")
     listener.know(memory=1 << 30)
     monkeypatch.setattr(wire, "_HELD_SECONDS", 0.0)
-    peer = listener.peer(said)
-    peer.send(said)
-    assert listener.server.socket.poll(SECONDS * 1000)
-    listener.server.receive()
-    listener.server.receive()
-    answer = peer.receive(SECONDS)
-    assert answer is not None
-    assert answer.HasField("refused")
+    peer = listener.hold(said)
+    listener.server.receive()  # looks at who has waited for too long
+    assert answer_of(peer).HasField("refused")
     assert not listener.server._held
 
 
@@ -193,16 +197,10 @@ def test_who_waits_for_the_monitor_is_bounded(listener: Listener, monkeypatch: p
     monkeypatch.setattr(wire, "_MAX_CLIENTS", 3)
     listener.server._processes = Processes(os.getppid())
     said = wire.hello(common.ROLE_CPU, "cpu")
-    peers = [listener.peer(said) for _ in range(5)]
-    for peer in peers:
-        peer.send(said)
-        assert listener.server.socket.poll(SECONDS * 1000)
-        listener.server.receive()
+    peers = [listener.hold(said) for _ in range(5)]
     assert len(listener.server._held) == 3
     for peer in peers[:2]:
-        answer = peer.receive(SECONDS)
-        assert answer is not None
-        assert answer.HasField("refused")
+        assert answer_of(peer).HasField("refused")
 
 
 def test_a_device_started_by_hand_is_any_process_that_is_no_service(listener: Listener) -> None:
