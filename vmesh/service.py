@@ -383,6 +383,7 @@ class Runtime:
     def close(self) -> None:
         if self._authenticator is not None:
             self._authenticator.stop()
+        self.server.close()
         self.context.destroy(wire.LINGER_MS)
         self.log.info("ended")
         self.log.close()

@@ -25,6 +25,7 @@ from vmesh import errors, limits
 from vmesh.curve import Keys
 from vmesh.log import Log
 from vmesh.processes import Processes
+from vmesh.strangers import Strangers
 from vmesh.v1 import common_pb2 as common
 from vmesh.v1.common_pb2 import Hello, Refused, Role, Welcome
 from vmesh.v1.packet_pb2 import Packet
@@ -220,7 +221,7 @@ class Server:
         self._processes = Processes(monitor) if monitor else None
         self._held: dict[bytes, _Held] = {}
         self._log = log
-        self._tcp = bool(address)
+        self._strangers: Strangers | None = None
         self.socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self.socket.setsockopt(zmq.LINGER, LINGER_MS)
@@ -249,12 +250,13 @@ class Server:
                 raise errors.ConfigError(text, expected="keys (--keys FOLDER)")
             set_tcp_options(self.socket, address)
             keys.guard(self.socket)
+            self._strangers = Strangers(self.socket, int(address.rpartition(":")[2]), self.counters)
             self.socket.bind(address)
         except zmq.ZMQError as error:
-            self.socket.close(0)
+            self.close()
             raise errors.ConfigError(f"cannot listen at {address}: {error.strerror}") from error
         except errors.ConfigError:
-            self.socket.close(0)
+            self.close()
             raise
 
     def receive(self) -> tuple[Client, Packet] | None:
@@ -268,9 +270,11 @@ class Server:
                 return None
             user: str | None = ""
             process = 0
-            if self._tcp or identity not in self.clients:
+            connection = -1
+            if self._strangers or identity not in self.clients:
                 whole = self.socket.recv(zmq.NOBLOCK, copy=False)
                 frame, user, process = whole.bytes, _user(whole), _process(whole)
+                connection = whole.get(zmq.SRCFD)
             else:
                 frame = self.socket.recv(zmq.NOBLOCK)
             if self.socket.rcvmore:
@@ -293,6 +297,8 @@ class Server:
                 client = None
             if kind == "hello":
                 self._hello(identity, packet, user, process or (client.process if client else 0))
+                if self._strangers and user and identity in self.clients:
+                    self._strangers.let_in(connection)
             elif kind is None:
                 continue
             elif client is None:
@@ -364,6 +370,8 @@ class Server:
                 self._hello(identity, held.packet, "", held.process)
 
     def close(self) -> None:
+        if self._strangers:
+            self._strangers.end()
         self.socket.close()
 
     def _hello(self, identity: bytes, packet: Packet, user: str, process: int) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import zmq
 
 from tests.contract.harness import PATIENCE, RAM_BASE, Machine
 from tests.hosts import free_port
-from vmesh import curve, errors, wire
+from tests.waiting import wait_for
+from vmesh import curve, errors, strangers, wire
 from vmesh.v1 import common_pb2 as common
 from vmesh.v1 import memory_pb2 as messages
 from vmesh.v1.bus_pb2 import Description
@@ -107,6 +109,26 @@ def test_next_connection_takes_the_place_of_the_former(machine: tuple[Machine, P
     answer = later.request(messages.DmaRead(address=RAM_BASE, size=4), PATIENCE)
     assert isinstance(answer, messages.DmaDone)
     assert answer.data != b"late"
+
+
+def test_strangers_are_bounded_and_who_has_a_key_comes_in(machine: tuple[Machine, Path, str]) -> None:
+    """Those who say nothing; and those let in stay."""
+    made, _, address = machine
+    device = dial(machine, "disk", common.ROLE_DEVICE, "disk")
+    device.greet(PATIENCE)
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    process = made.processes["memory"].pid
+    before = len(os.listdir(f"/proc/{process}/fd"))
+    with ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(2 * strangers.MOST)]
+        dial(machine, "card", common.ROLE_DEVICE, "card").greet(PATIENCE)
+        silent[0].settimeout(PATIENCE)
+        while silent[0].recv(100):
+            pass  # what it was greeted with; then the end, as it gave way
+        room = before + strangers.MOST + 8  # of those let in
+        wait_for(lambda: len(os.listdir(f"/proc/{process}/fd")) <= room, "those who gave way to be gone")
+        assert machine[0].monitor("memory").health().counters["strangers cut"] >= strangers.MOST - 1
+    device.request(messages.Attach(description=disk()), PATIENCE)
 
 
 def test_who_is_turned_away_tries_again_now_and_then(tmp_path: Path) -> None:

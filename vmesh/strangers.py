@@ -1,0 +1,84 @@
+"""Who has connected over TCP and has not yet been let in: bounded, before any key is shown.
+
+ZeroMQ accepts whoever comes, in a thread of its own, and gives up on one that says nothing only after seconds. Here its
+events are followed: beyond `MOST` the one that has waited longest is cut, so that a flood takes neither the descriptors
+that the machine needs nor the place of who holds a key, and shows it at once.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections import Counter
+from contextlib import suppress
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+MOST = 128
+_CUT = "strangers cut"
+_JOIN_SECONDS = 1.0  # for the thread, at the end; it does not hold up the process's
+_EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_MONITOR_STOPPED
+
+
+class Strangers(threading.Thread):
+    """Follows a listening socket from its making to `end`; `counters` has those who had to go.
+
+    A connection is a descriptor of ZeroMQ's, and the inode of its socket: the number alone may be another's by the time
+    that its event is read.
+    """
+
+    def __init__(self, listener: zmq.Socket[bytes], port: int, counters: Counter[str]) -> None:
+        super().__init__(name="strangers", daemon=True)
+        self._counters = counters
+        counters[_CUT] = 0  # it stays in place while others look at all of them
+        self._listener = listener
+        self._port = port
+        self._events: zmq.Socket[bytes] = listener.get_monitor_socket(_EVENTS)
+        self._lock = threading.Lock()
+        self._waiting: dict[int, int] = {}  # the inode by descriptor, in the order in which they came
+        self._known: dict[int, int] = {}
+        self.start()
+
+    def let_in(self, connection: int) -> None:
+        """It has shown who it is. May be called before or after its event is read."""
+        with suppress(OSError), self._lock:  # it is gone
+            self._known[connection] = os.fstat(connection).st_ino
+            if self._waiting.get(connection) == self._known[connection]:
+                del self._waiting[connection]
+
+    def run(self) -> None:
+        with suppress(zmq.ZMQError):  # the context has ended
+            while (event := parse_monitor_message(self._events.recv_multipart()))["event"] != zmq.EVENT_MONITOR_STOPPED:
+                with self._lock:
+                    if event["event"] == zmq.EVENT_ACCEPTED:
+                        self._accepted(event["value"])
+                    else:
+                        self._waiting.pop(event["value"], None)
+        self._events.close(0)
+
+    def end(self) -> None:
+        """Before the listener is closed."""
+        self._listener.disable_monitor()
+        self.join(_JOIN_SECONDS)
+
+    def _accepted(self, connection: int) -> None:
+        try:
+            inode = os.fstat(connection).st_ino
+        except OSError:  # it is gone
+            return
+        if self._known.get(connection) == inode:
+            return
+        self._waiting.pop(connection, None)
+        self._waiting[connection] = inode
+        if len(self._waiting) > MOST:
+            self._cut(*next(iter(self._waiting.items())))
+
+    def _cut(self, connection: int, inode: int) -> None:
+        """ZeroMQ finds it ended, and closes it."""
+        del self._waiting[connection]
+        with suppress(OSError), socket.socket(fileno=os.dup(connection)) as copy:  # held, it cannot become another's
+            if os.fstat(copy.fileno()).st_ino == inode and copy.getsockname()[1:2] == (self._port,):
+                copy.shutdown(socket.SHUT_RDWR)
+                self._counters[_CUT] += 1
