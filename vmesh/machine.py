@@ -9,6 +9,7 @@ Everything here is owner-only.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -19,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 LOCK = "lock"
 RECORD = "machine.json"
@@ -26,6 +28,8 @@ GATEWAY = "gateway.sock"
 LOG = "log"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
+_BLOCK = 4096  # bytes; what a record has of its last one is there for the next record
+_LOOKS, _LOOK_SECONDS = 5, 0.01
 _SUN_PATH_BYTES = 108  # struct sockaddr_un, unix(7)
 _LONGEST_FILE = len("/virtio-console-00.console")
 
@@ -162,26 +166,41 @@ class Machine:
     def write_record(self, record: MachineRecord) -> None:
         """Replace machine.json at once: a reader sees the old or the new one. Does nothing if the directory is gone.
 
-        Raises OSError if there is no room; the old one is there then.
+        In a file system that is full it is written over. Raises OSError if it has no room so either; the old one is
+        there then.
         """
+        text = json.dumps(asdict(record), indent=1).encode()
         fresh = self.path / f".{RECORD}.{os.getpid()}"
         try:
-            fresh.write_text(json.dumps(asdict(record), indent=1))
+            fresh.write_bytes(_filled(text, -(-len(text) // _BLOCK) * _BLOCK))
             fresh.replace(self.path / RECORD)
         except FileNotFoundError:
             pass
-        except OSError:
+        except OSError as error:
             fresh.unlink(missing_ok=True)
-            raise
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            with open(self.path / RECORD, "r+b", buffering=0) as former:
+                size = os.fstat(former.fileno()).st_size
+                if size < len(text):
+                    raise
+                former.write(_filled(text, size))
 
     def read_record(self) -> MachineRecord:
         """Raises MachineError if machine.json is missing or not what `write_record` writes."""
         try:
-            raw = json.loads((self.path / RECORD).read_text())
+            raw = self._read_json()
             services = tuple(ServiceRecord(**service) for service in raw.pop("services"))
             return MachineRecord(**raw, services=services)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise MachineError(f"machine '{self.name}': cannot read {self.path / RECORD}: {error}") from error
+
+    def _read_json(self) -> Any:
+        for _ in range(_LOOKS):
+            with suppress(ValueError):  # it is just being written over
+                return json.loads((self.path / RECORD).read_bytes())
+            time.sleep(_LOOK_SECONDS)
+        return json.loads((self.path / RECORD).read_bytes())
 
     def alive(self) -> bool:
         """Whether a process of the machine lives."""
@@ -323,6 +342,10 @@ def reap() -> None:
     root = runtime_root()
     with _root_lock(root):
         _reap(root)
+
+
+def _filled(text: bytes, size: int) -> bytes:
+    return text.ljust(size, b"\n")
 
 
 def check_name(name: str) -> None:

@@ -7,10 +7,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from tests.file_systems import mounted
 from vmesh import machine
 from vmesh.machine import MachineError, MachineRecord, ServiceRecord
 
@@ -124,6 +126,24 @@ def test_record_comes_back_as_written(runtime: Path) -> None:
     made.write_record(record)
     assert made.read_record() == record
     os.close(made.lock_fd)
+
+
+def test_a_full_file_system_has_room_for_the_next_record(runtime: Path) -> None:
+    runtime.mkdir()
+    with mounted(runtime):
+        made = machine.create("m")
+        with suppress(OSError), open(runtime / "full", "wb", buffering=0) as full:
+            while full.write(bytes(4096)):
+                pass
+        many = tuple(ServiceRecord(f"uart{i}", "ns16550a", i, 1, "dead") for i in range(20))
+        for record in (MachineRecord("m", 1, 2.5, "paused", many), MachineRecord("m", 1, 2.5, "running")):
+            made.write_record(record)
+            assert made.read_record() == record
+        with pytest.raises(OSError, match="No space left"):
+            made.write_record(MachineRecord("m", 1, 2.5, "paused", many * 20))
+        assert made.read_record() == record
+        assert {each.name for each in made.path.iterdir()} == {machine.LOCK, machine.RECORD}
+        os.close(made.lock_fd)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"name": "m"}', '{"services": [1]}', "\xff"])
