@@ -237,7 +237,7 @@ def usage() -> str:
 
 
 def memory_bytes(text: str) -> int:
-    """Bytes of RAM from QEMU's -m text, 0 for the default. Raises ValueError.
+    """Bytes of RAM from QEMU's -m text. Raises ValueError.
 
     As QEMU reads it (util/cutils.c, "do_strtosz"; softmmu/vl.c): MiB without a suffix, or B, K, M, G, T, P, E; a
     fraction, or hexadecimal; rounded up to 8 KiB.
@@ -256,6 +256,8 @@ def memory_bytes(text: str) -> int:
     amount = int(whole, 16 if whole[1:2] in ("x", "X") else 10) * factor
     if fraction:
         amount += int(fraction) * factor // 10 ** len(fraction)
+    if not amount:  # QEMU has its default then; whoever computed it did not mean that
+        raise ValueError("expected more than 0 (leave -m out for the default)")
     if amount > _LARGEST_RAM:
         raise ValueError(f"expected at most {_LARGEST_RAM >> 40}T: the board has no more addresses")
     return -(-amount // _RAM_ALIGNMENT) * _RAM_ALIGNMENT
@@ -275,8 +277,8 @@ def hart_count(text: str) -> int:
         product *= numbers.get(key, 1)
     topology = bool(numbers.keys() - {"cpus", "maxcpus"})
     cpus = numbers.get("cpus", product if topology else numbers.get("maxcpus", 1))
-    if numbers.get("maxcpus", cpus) < cpus:  # more than there are: as on QEMU's board, none can be added
-        raise ValueError(f"expected maxcpus of at least cpus, {cpus}")
+    if numbers.get("maxcpus", cpus) != cpus:  # QEMU's board takes more, and then has no way to add them
+        raise ValueError(f"expected maxcpus equal to cpus, {cpus}: harts cannot be added while the machine runs")
     if topology and cpus % product:
         raise ValueError(f"expected cpus to be a multiple of sockets*cores*threads, {cpus} is none of {product}")
     if cpus > MAX_HARTS:
