@@ -126,7 +126,9 @@ def test_hart_counts(text: str, expected: int) -> None:
     assert hart_count(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "x", "513", "2,maxcpus=1", "2,maxcpus=4", "3,cores=2", "4,foo=1", "²", "1e1"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "-1", "x", "513", "2,maxcpus=1", "2,maxcpus=4", "3,cores=2", "4,foo=1", "²", "1e1"]
+)
 def test_hart_count_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="expected"):
         hart_count(text)
