@@ -600,13 +600,14 @@ class Peer:
         """Say Hello without waiting; gives its id."""
         return self.send(self.said)
 
-    def watch_connected(self) -> zmq.Socket[bytes]:
-        """A socket that becomes readable whenever a connection is there, the first or one after a loss: `happened`."""
-        watched: zmq.Socket[bytes] = self.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+    def watch_connection(self) -> zmq.Socket[bytes]:
+        """A socket that becomes readable whenever a connection is there or lost: `is_there`."""
+        events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+        watched: zmq.Socket[bytes] = self.socket.get_monitor_socket(events)
         return watched
 
     def watch_lost(self) -> zmq.Socket[bytes]:
-        """A socket that becomes readable whenever a connection is lost: `happened`."""
+        """A socket that becomes readable whenever a connection is lost: `is_there`."""
         watched: zmq.Socket[bytes] = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         return watched
 
@@ -675,13 +676,13 @@ class Peer:
             self.losses = None
 
 
-def happened(watched: zmq.Socket[bytes]) -> bool:
-    """Whether there was what `watched`, of `Peer.watch_connected` or `watch_lost`, is for since the last call."""
+def is_there(watched: zmq.Socket[bytes]) -> bool | None:
+    """The next that has happened to a connection: it is there, or lost; None if nothing has."""
     try:
-        watched.recv_multipart(zmq.NOBLOCK)
+        event, *_ = watched.recv_multipart(zmq.NOBLOCK)
     except zmq.Again:
-        return False
-    return True
+        return None
+    return bool(_EVENT.unpack(event)[0] == zmq.EVENT_HANDSHAKE_SUCCEEDED)
 
 
 def _user(frame: zmq.Frame) -> str | None:

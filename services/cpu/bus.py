@@ -564,10 +564,8 @@ class Irqchip:
         self._complain = complain
         self._window = 0.0  # when the present one began
         self._taken = 0  # packets and values in it
-        self._connected = peer.watch_connected()
-        self._hello = peer.say_hello()  # the first connection may have been there before the watch
-        loop.watch(self._connected, read=self._greet)
-        loop.watch(peer.socket, read=self._take_some)
+        self._lost = 0  # the life in which a connection was lost that is not there again
+        self._watch()
 
     def wait(self, timeout: float) -> None:
         """Takes the next update, if one comes within so many seconds."""
@@ -575,15 +573,40 @@ class Irqchip:
 
     def close(self) -> None:
         """The device leaves the board."""
-        self._loop.cancel(f"flood {self._device.name}")
-        self._loop.watch(self._connected)
-        self._loop.watch(self._peer.socket)
+        self._unwatch()
         self._peer.abandon()
 
     def _greet(self) -> None:
         """There is a connection, perhaps a new one: say who we are."""
-        while wire.happened(self._connected):
-            self._hello = self._peer.say_hello()
+        lost = False
+        while (there := wire.is_there(self._connection)) is not None:
+            lost = not there
+            if there:
+                self._hello = self._peer.say_hello()
+        if lost:
+            self._redial()
+
+    def _redial(self) -> None:
+        """ZeroMQ does so by itself, but not once it has cut the connection: as it does with what is too long."""
+        while self._take(0.0):  # what came before
+            pass
+        self._lost = 0 if self._peer.remote else self._device.epoch
+        self._unwatch()
+        self._peer.redial()
+        self._watch()
+
+    def _watch(self) -> None:
+        self._connection = self._peer.watch_connection()
+        self._hello = self._peer.say_hello()  # the first connection may have been there before the watch
+        self._loop.watch(self._connection, read=self._greet)
+        self._loop.watch(self._peer.socket, read=self._take_some)
+
+    def _unwatch(self) -> None:
+        self._loop.cancel(f"flood {self._device.name}")
+        self._loop.watch(self._connection)
+        self._loop.watch(self._peer.socket)
+        self._peer.socket.disable_monitor()
+        self._connection.close(0)
 
     def _take_some(self) -> None:
         now = time.monotonic()
@@ -621,6 +644,9 @@ class Irqchip:
             else:
                 self._device.apply(update)
         elif kind == "welcome":
+            if self._lost == packet.welcome.epoch:  # on one host nobody else ends one in the midst of a life
+                self._complain(limits.BROKEN, f"its connection was cut: expected at most {wire.MAX_DEVICE_BYTES} bytes")
+            self._lost = 0
             self._device.begin(packet.welcome.epoch)
             if packet.id == self._hello:
                 self._revived()

@@ -463,7 +463,7 @@ class Cpu(Service):
         except ValueError as error:
             peer.abandon()
             self._harts.remove_device(number)
-            raise errors.HostLimit(f"device {description.name}", expected=str(error)) from error
+            raise errors.HostLimit(f"device {description.name}: {error}") from error
         except errors.BadRequest:
             peer.abandon()
             self._harts.remove_device(number)

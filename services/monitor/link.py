@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from functools import partial
 
 import zmq
 from google.protobuf.message import Message
@@ -16,10 +18,14 @@ from vmesh.v1.packet_pb2 import Packet
 
 Answered = Callable[[Packet], None]
 
+_AT_ONCE = 64  # packets, before the loop looks at what else there is
+# Of what nobody has asked for: more in so many seconds is no news any more.
+FLOOD_PACKETS, FLOOD_SECONDS = 2000, 1.0
+
 
 class Link:
     """Questions to one service. `unasked` gets the packets with id 0, its notices; `broke` is told of what no message
-    may say.
+    may say, and of a flood: nothing more of it is heard until its second is over.
 
     When a connection over TCP is lost, the next one says Hello and asks again what is not answered: a service that gets
     a question twice does what it did.
@@ -34,6 +40,9 @@ class Link:
         broke: Callable[[str], None],
     ) -> None:
         hello = wire.hello(common_pb2.ROLE_MONITOR, "monitor", machine=addresses.machine.name)
+        self._flood = f"flood {service}"
+        self._window = 0.0  # when the present one began
+        self._heard = 0  # in it, of what nobody has asked for
         self._peer = addresses.dial(context, service, hello, heed_loss=True)
         self.remote = self._peer.remote  # over TCP
         self.malformed = 0  # packets that did not parse
@@ -78,7 +87,7 @@ class Link:
         watched = self._peer.watch_lost()
 
         def look() -> None:
-            if wire.happened(watched):
+            if wire.is_there(watched) is False:
                 lost()
 
         def unwatch() -> None:
@@ -99,25 +108,41 @@ class Link:
         self._peer.abandon()
 
     def receive(self) -> None:
-        """Hand every packet that has come to whoever waits for it; what is no packet is counted."""
-        while True:
+        """Hand packets that have come to whoever waits for them; what is no packet is counted."""
+        if (now := time.monotonic()) - self._window > FLOOD_SECONDS:
+            self._window, self._heard = now, 0
+        for _ in range(_AT_ONCE):
+            if self._heard > FLOOD_PACKETS:
+                self._rest()
+                return
             try:
                 packet = self._peer.receive()
             except PeerLost:
                 self._reconnect()
                 return
             except OutsideLimits as error:
+                self._heard += 1
                 self._broke(str(error))
                 continue
             except PeerError:
+                self._heard += 1
                 self.malformed += 1
                 continue
             if packet is None:
                 return
-            if packet.id == 0:
-                self._unasked(packet)
-            elif asked := self._open.pop(packet.id, None):
+            if asked := self._open.pop(packet.id, None):
                 asked[1](packet)
+            else:
+                self._heard += 1
+                if packet.id == 0:
+                    self._unasked(packet)
+
+    def _rest(self) -> None:
+        loop = self._loop
+        if loop is not None:
+            loop.watch(self._peer.socket)
+            loop.call_in(self._flood, FLOOD_SECONDS, partial(self.watch, loop))
+        self._broke(f"more than {FLOOD_PACKETS} packets within {FLOOD_SECONDS:g} s that nobody has asked for")
 
     def _reconnect(self) -> None:
         loop = self._loop
@@ -133,6 +158,7 @@ class Link:
 
     def _unwatch(self) -> None:
         if self._loop is not None:
+            self._loop.cancel(self._flood)
             self._loop.watch(self._peer.socket)
             if self._peer.losses is not None:
                 self._loop.watch(self._peer.losses)

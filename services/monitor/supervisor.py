@@ -23,6 +23,7 @@ from typing import TypeVar
 import zmq
 
 from services.monitor import operations, run_states
+from services.monitor.backlog import Backlog
 from services.monitor.events import EventHub
 from services.monitor.keeper import KEEPER, Keeper
 from services.monitor.link import Answered, Link
@@ -127,6 +128,7 @@ class Service:
     last_error: str = ""
     counters: dict[str, int] = field(default_factory=dict)
     complaints: dict[str, dict[str, int]] = field(default_factory=dict)  # about others, by name and cause
+    console: Backlog = field(default_factory=Backlog)
     welcomed: bool = False
     alive: bool = True
     asked_at: float | None = None  # when the question about its health was sent that is still open
@@ -476,7 +478,7 @@ class Supervisor:
                 complaints=self._complaints_about(service.command.name),
                 owes_seconds=now - service.asked_at if service.asked_at is not None else 0.0,
             )
-            if waiting := service.counters.get("console_bytes_waiting"):
+            if waiting := service.console.unread(now):
                 status.warnings.append(f"the console of {service.command.name} is not read: {waiting:,} bytes wait")
         return status
 
@@ -522,6 +524,7 @@ class Supervisor:
             return
         service.state = _STATES.get(report.phase, "starting")
         service.counters = dict(report.counters)
+        service.console.see(service.counters.get("console_bytes_waiting", 0), time.monotonic())
         former, service.complaints = service.complaints, {}
         for complaint in report.complaints:
             service.complaints.setdefault(complaint.service, {})[one_line(complaint.what)] = complaint.count

@@ -55,6 +55,8 @@ class RogueService(device.DeviceService):
             "flood": self._flood,
             "interrupts": self._raise,
             "dma": self._reach,
+            "notices": self._notify,
+            "large": self._send_much,
             "impostor": lambda: self._runtime.loop.call_in("pretend", 0.0, self._pretend),
         }
         if (action := misdeed.get(os.environ["ROGUE"])) is not None:
@@ -81,6 +83,23 @@ class RogueService(device.DeviceService):
             self._device.wires.set_line(0, self._line)
             self._send_update()
         self._runtime.loop.call_in("flood", 0.001, self._flood)
+
+    def _notify(self) -> None:
+        notice = common.Notice(severity=common.SEVERITY_INFO, text="more")
+        for client in list(self._runtime.server.clients.values()):
+            if client.role == common.ROLE_MONITOR and self._runtime.epoch == 1:
+                while self._runtime.server.send(client, notice):
+                    pass
+        self._runtime.loop.call_in("notices", 0.001, self._notify)
+
+    def _send_much(self) -> None:
+        """Once, when the irqchip is there: what no connection of a device has room for."""
+        for client in list(self._runtime.server.clients.values()):
+            if client.role == common.ROLE_IRQCHIP and self._runtime.epoch == 1:
+                much = bus_pb2.DeviceUpdate(epoch=1, sequence=2, shadows=[bus_pb2.ShadowValue(size=4)] * (1 << 20))
+                self._runtime.server.send(client, much)
+                return
+        self._runtime.loop.call_in("much", 0.01, self._send_much)
 
     def _raise(self) -> None:
         assert self._raiser is not None

@@ -105,7 +105,7 @@ def test_a_device_that_attaches_as_a_later_life_has_its_next_one(rig: Rig, tmp_p
     rig.wait_clean()
 
 
-@pytest.mark.parametrize("misdeed", ["limits", "blame"])
+@pytest.mark.parametrize("misdeed", ["limits", "blame", "notices", "large"])
 def test_what_breaks_the_protocol_costs_a_device_its_life(rig: Rig, tmp_path: Path, misdeed: str) -> None:
     """And nobody else."""
     launcher = start(rig, tmp_path, misdeed, programs.peek(BASE))

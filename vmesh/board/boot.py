@@ -150,7 +150,10 @@ def resolve(
         loads.append(Load(f"-initrd {files.initrd}", start, files.initrd, 0, size, size))
 
     chosen = Chosen(files.append, initrd, os.urandom(_SEED_BYTES) if rng_seed is None else rng_seed, kaslr_seed)
-    data = devicetree.with_chosen(_read_dtb(files.dtb) if files.dtb else devicetree.build(board), chosen)
+    if files.dtb:
+        data = devicetree.with_chosen(_read_dtb(files.dtb), chosen, f"-dtb {files.dtb}")
+    else:
+        data = devicetree.with_chosen(devicetree.build(board), chosen)
     dtb = Blob("the device tree", _align_down(min(ram_end, _DTB_LIMIT) - len(data), _DTB_ALIGNMENT), data)
     reset = reset_vector(programs[0].entry, dtb.address, kernel.entry if kernel else 0)
     _check_places(board, [*loads, Load(dtb.name, dtb.address, Path(), 0, len(data), len(data))])

@@ -81,13 +81,14 @@ def build(board: Board) -> bytes:
     return bytes(fdt.as_bytearray())
 
 
-def with_chosen(dtb: bytes, chosen: Chosen) -> bytes:
-    """`dtb`, the board's own or a user's, with what `chosen` says. Raises ImageError if it is no device tree."""
+def with_chosen(dtb: bytes, chosen: Chosen, name: str = "the device tree") -> bytes:
+    """`dtb`, the board's own or a user's, with what `chosen` says. Raises ImageError, with its `name`, if it is no
+    device tree."""
     room = _CHOSEN_ROOM + len(chosen.bootargs.encode()) + len(chosen.rng_seed) + len(chosen.kaslr_seed)
     try:
         fdt = libfdt.Fdt(dtb)
         if fdt.totalsize() > len(dtb):
-            raise ImageError(f"the device tree is cut short: expected {fdt.totalsize()} bytes, got {len(dtb)}")
+            raise ImageError(f"{name} is cut short: expected {fdt.totalsize()} bytes, got {len(dtb)}")
         fdt.resize(len(dtb) + room)
         node = fdt.path_offset("/chosen", quiet=(libfdt.NOTFOUND,))
         if node < 0:
@@ -103,7 +104,7 @@ def with_chosen(dtb: bytes, chosen: Chosen) -> bytes:
             fdt.setprop(node, "kaslr-seed", chosen.kaslr_seed)
         fdt.pack()
     except (libfdt.FdtException, ValueError) as error:
-        raise ImageError(f"the device tree cannot be used: {error}") from error
+        raise ImageError(f"{name}: expected a device tree: {error}") from error
     return bytes(fdt.as_bytearray())
 
 

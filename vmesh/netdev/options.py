@@ -22,6 +22,9 @@ Properties = Sequence[tuple[str, str]]
 """Keys and values in their order; a key may come more than once."""
 
 _NETWORK = "10.0.2.0/24"  # QEMU's
+#: Places in the network of `user`, as QEMU has them.
+HOST, DNS, GUEST = 2, 3, 15
+
 _FORWARD = re.compile(r"(tcp|udp)?:([^:]*):(\d+)-([^:]*):(\d+)")
 _PATH_LIMIT = 107  # bytes: unix(7)
 _NAME_LIMIT = 15  # bytes of an interface's name: IFNAMSIZ in netdevice(7), less one
@@ -112,11 +115,14 @@ def parse(text: str) -> Options:
 def _user(asked: Properties) -> User:
     found = {"net": _NETWORK}
     forwards: list[Forward] = []
+    guests: list[str] = []  # the addresses that forwards name
     ipv6 = True
     for key, value in asked:
         match key:
             case "hostfwd":
-                forwards.append(_forward(value))
+                forward, guest = _forward(value)
+                forwards.append(forward)
+                guests += [guest] if guest else []
             case "net" | "host" | "dhcpstart" | "dns":
                 found[key] = value
             case "ipv6":
@@ -132,21 +138,25 @@ def _user(asked: Properties) -> User:
         if key in found and ipaddress.IPv4Address(found[key]) not in network:
             raise ValueError(f"expected {key} in {network}, got {found[key]}")
     host, guest, dns = (found.get(key, "") for key in ("host", "dhcpstart", "dns"))
-    return User(str(network), host, guest, dns, ipv6, tuple(forwards))
+    made = User(str(network), host, guest, dns, ipv6, tuple(forwards))
+    there = ipaddress.IPv4Address(made.address(guest, GUEST))
+    for address in guests:
+        if ipaddress.IPv4Address(address) != there:
+            raise ValueError(f"hostfwd: expected the guest's address, {there}, or none, got '{address}'")
+    return made
 
 
-def _forward(text: str) -> Forward:
+def _forward(text: str) -> tuple[Forward, str]:
+    """And the guest's address, if it is named."""
     found = _FORWARD.fullmatch(text)
     if not found:
-        raise ValueError(f"expected hostfwd=[tcp|udp]:[ADDRESS]:PORT-:PORT, got '{text}'")
+        raise ValueError(f"expected hostfwd=[tcp|udp]:[ADDRESS]:PORT-[ADDRESS]:PORT, got '{text}'")
     protocol, address, port, guest, guest_port = found.groups()
-    if guest:
-        raise ValueError(f"expected no address of the guest, which passt knows, got '{guest}'")
     if address:
         ipaddress.IPv4Address(address)
     if not (0 < int(port) < 1 << 16 and 0 < int(guest_port) < 1 << 16):
         raise ValueError(f"expected ports of 1 to 65535, got {port} and {guest_port}")
-    return Forward(protocol or "tcp", address, int(port), int(guest_port))
+    return Forward(protocol or "tcp", address, int(port), int(guest_port)), guest
 
 
 def _stream(asked: Properties) -> Stream:

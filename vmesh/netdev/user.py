@@ -24,7 +24,6 @@ from vmesh.netdev.stream import SocketNetdev
 
 PROGRAM = "passt"
 SOCKET = "socket"  # where one listens that is to outlive the card, in a folder of its own
-_HOST, _DNS, _GUEST = 2, 3, 15  # places in the network: as QEMU has them
 _ANSWER_SECONDS = 2.0
 _TRIES = 3  # at the start: a former passt may be about to give up its ports
 _RETRY_SECONDS = 0.3
@@ -37,10 +36,10 @@ _PASST_BYTES = 4 << 20
 
 def command(asked: options.User, *where: str) -> list[str]:
     """passt's command line; `where` is --fd and the number of a connected socket, or --socket and a path."""
-    dns = asked.address(asked.dns, _DNS)
+    dns = asked.address(asked.dns, options.DNS)
     made = [PROGRAM, "--foreground", "--quiet", "--stderr", *where]
-    made += ["--address", asked.address(asked.guest, _GUEST), "--netmask", asked.netmask]
-    made += ["--gateway", asked.address(asked.host, _HOST), "--dns", dns, "--dns-forward", dns]
+    made += ["--address", asked.address(asked.guest, options.GUEST), "--netmask", asked.netmask]
+    made += ["--gateway", asked.address(asked.host, options.HOST), "--dns", dns, "--dns-forward", dns]
     if not asked.ipv6:
         made.append("--ipv4-only")
     for each in asked.forwards:
@@ -162,7 +161,8 @@ def end_of_passt(status: int, output: bytes) -> str:
 def _answers(connection: socket.socket, asked: options.User) -> bool:
     """Whether passt is there: who has the host's address (ARP, RFC 826)? If it ends instead, it cannot do its work."""
     host, guest = (
-        ipaddress.IPv4Address(asked.address(*each)).packed for each in ((asked.host, _HOST), (asked.guest, _GUEST))
+        ipaddress.IPv4Address(asked.address(*each)).packed
+        for each in ((asked.host, options.HOST), (asked.guest, options.GUEST))
     )
     mac = b"\x02\0\0\0\0\0"  # passt takes the guest's as soon as that sends
     ask = struct.pack(">6s6sHHHBBH6s4s6s4s", b"\xff" * 6, mac, 0x0806, 1, 0x0800, 6, 4, 1, mac, guest, b"", host)
