@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import threading
 from collections import Counter
 from contextlib import suppress
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 MOST = 128
 _CUT = "strangers cut"
+EVENT = struct.Struct("=hi")  # what happened, and to which connection: zmq_socket_monitor(3)
 _JOIN_SECONDS = 1.0  # for the thread, at the end; it does not hold up the process's
 _EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_MONITOR_STOPPED
 
@@ -50,12 +51,15 @@ class Strangers(threading.Thread):
 
     def run(self) -> None:
         with suppress(zmq.ZMQError):  # the context has ended
-            while (event := parse_monitor_message(self._events.recv_multipart()))["event"] != zmq.EVENT_MONITOR_STOPPED:
+            while True:
+                event, connection = EVENT.unpack(self._events.recv_multipart()[0])
+                if event == zmq.EVENT_MONITOR_STOPPED:
+                    break
                 with self._lock:
-                    if event["event"] == zmq.EVENT_ACCEPTED:
-                        self._accepted(event["value"])
+                    if event == zmq.EVENT_ACCEPTED:
+                        self._accepted(connection)
                     else:
-                        self._waiting.pop(event["value"], None)
+                        self._waiting.pop(connection, None)
         self._events.close(0)
 
     def end(self) -> None:

@@ -11,7 +11,6 @@ import math
 import os
 import re
 import secrets
-import struct
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
@@ -25,7 +24,7 @@ from vmesh import errors, limits
 from vmesh.curve import Keys
 from vmesh.log import Log
 from vmesh.processes import Processes
-from vmesh.strangers import Strangers
+from vmesh.strangers import EVENT, Strangers
 from vmesh.v1 import common_pb2 as common
 from vmesh.v1.common_pb2 import Hello, Refused, Role, Welcome
 from vmesh.v1.packet_pb2 import Packet
@@ -59,7 +58,6 @@ _TCP_OPTIONS = {
     zmq.RECONNECT_IVL_MAX: 500,
 }
 _TCP = re.compile(r"tcp://(\[[0-9a-fA-F:.%]+\]|[^:\[\]/\s]+):(\d{1,5})")
-_EVENT = struct.Struct("=hi")  # zmq_socket_monitor(3)
 _HEEDED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_DISCONNECTED
 _UNIX_PEER = "localhost:"  # how ZeroMQ names those who come by a Unix socket
 
@@ -651,7 +649,7 @@ class Peer:
 
     def _take_losses(self) -> None:
         assert self.losses is not None
-        event = _EVENT.unpack(self.losses.recv_multipart(zmq.NOBLOCK)[0])[0]
+        event = EVENT.unpack(self.losses.recv_multipart(zmq.NOBLOCK)[0])[0]
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             raise errors.PeerError(f"{self.address} does not know the key of {self.said.name}")
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
@@ -682,7 +680,7 @@ def is_there(watched: zmq.Socket[bytes]) -> bool | None:
         event, *_ = watched.recv_multipart(zmq.NOBLOCK)
     except zmq.Again:
         return None
-    return bool(_EVENT.unpack(event)[0] == zmq.EVENT_HANDSHAKE_SUCCEEDED)
+    return bool(EVENT.unpack(event)[0] == zmq.EVENT_HANDSHAKE_SUCCEEDED)
 
 
 def _user(frame: zmq.Frame) -> str | None:
