@@ -1,4 +1,4 @@
-// What a Java compiler meets: recursion, virtual calls, collections, strings, matrices.
+// What a Java compiler meets: recursion, virtual calls, collections, strings, matrices; as often as it is told.
 import java.util.ArrayList;
 import java.util.Collections;
 import java.util.HashMap;
@@ -55,6 +55,11 @@ public final class Compute {
     }
 
     public static void main(String[] arguments) {
-        System.out.println(fib(32) + " " + shapes(4_000_000) + " " + words(300_000) + " " + matrix(250));
+        for (int round = Integer.parseInt(arguments[0]); round > 0; round--) {
+            System.out.println(fib(32));
+            System.out.println(shapes(4_000_000));
+            System.out.println(words(300_000));
+            System.out.println(matrix(250));
+        }
     }
 }

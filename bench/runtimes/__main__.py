@@ -66,7 +66,8 @@ def measure(image: Path, runs: int, harts: int) -> Report:
         disk = prepared(image, scratch)
         drive = f"file={disk},format=raw,if=none,id=d,snapshot=on"
         flags = ["-m", "2G", "-smp", str(harts), "-drive", drive, "-device", "virtio-blk-device,drive=d"]
-        flags += harness.guest_flags(harness.debian(), "quiet root=/dev/vda init=/bench/init.sh")
+        # OpenJDK refuses Sv57, which QEMU's cpu has by default: Linux is told to do with less on both.
+        flags += harness.guest_flags(harness.debian(), "quiet no5lvl root=/dev/vda init=/bench/init.sh")
         ours, theirs = harness.by_turns(lambda: boot(harness.ours(*flags)), lambda: boot(harness.theirs(*flags)), runs)
     for name in JOBS:
         programs.check_checksums(name, ours, theirs)
@@ -78,12 +79,13 @@ def report(ours: Sequence[Boot], theirs: Sequence[Boot]) -> Report:
     rows = []
     for name, what in JOBS.items():
         rows.append(Row(what, "1/s", _speeds(name, ours), _speeds(name, theirs), digits=3))
-    for language, least, names in (("Node", NODE_BAR, list(JOBS)[:2]), ("Java", JAVA_BAR, list(JOBS)[2:])):
+    for language, least in (("Node", NODE_BAR), ("Java", JAVA_BAR)):
+        names = [f"{language.lower()}_start", f"{language.lower()}_compute"]
         ratio = statistics.geometric_mean(
             row.ratio or 0.001 for name, row in zip(JOBS, rows, strict=False) if name in names
         )
         bar = held(f"at least {least}", ratio >= least)
-        rows.append(Row(f"{language}, geometric mean", "x QEMU", Sample((ratio,)), bar=bar))
+        rows.append(Row(f"{language}, its start and computing", "x QEMU", Sample((ratio,)), bar=bar))
     return Report(f"Node and OpenJDK in a Debian guest, {len(ours)} boots each, {PASSES} passes a boot", rows)
 
 

@@ -49,4 +49,5 @@ function generated(functions) {
     return sum;
 }
 
-console.log(fib(27), shapes(400000), words(30000), matrix(120), generated(300));
+for (let round = Number(process.argv[2]); round > 0; round--)
+    console.log(fib(27), shapes(400000), words(30000), matrix(120), generated(300));

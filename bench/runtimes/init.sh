@@ -19,10 +19,10 @@ job() {
 }
 echo "programs begin $(date +%s%N)"
 job node_start node -e 'console.log(1)'
-job node_compute node /bench/compute.js
+job node_compute node /bench/compute.js 6  # half a minute or so, as the next but two
 job java_start java -version
 job javac javac -d /tmp/out Compute.java
-job java_compute java Compute
+job java_compute java Compute 50
 echo "programs end $(date +%s%N)"
 sleep 2  # until the serial port has said it all
 echo o > /proc/sysrq-trigger

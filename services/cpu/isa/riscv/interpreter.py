@@ -208,8 +208,8 @@ class Handler:
         """Ends a fast handler whose address the TLB does not hold: before the instruction has done anything."""
         self.tail(self.slow_twin)
 
-    def locate(self, type_: IntType, address: Value, kind: int) -> Value:
-        """The host address of a naturally aligned guest address, or no return."""
+    def locate(self, type_: IntType, address: Value, kind: int, *, aligned: bool = True) -> Value:
+        """The host address of a guest address, naturally aligned or else within its page; or no return."""
         b = self.builder
         if not self.slow_twin:
             host = b.call(memory_locate, [HART, address, type_.size, kind])
@@ -219,7 +219,10 @@ class Handler:
         index = b.binary("&", b.binary(">>", address, 8), (TLB_ENTRIES - 1) << 4)
         entry = b.value(PtrType(U64), f"getelementptr i8, ptr %tlb, i64 {index.ref}")
         entry = b.offset(entry, Tlb.offset_of("write" if kind == WRITE else "read"), U64)
-        tag = b.binary("&", address, ~(OFFSET & ~(type_.size - 1)))
+        if aligned:
+            tag = b.binary("&", address, ~(OFFSET & ~(type_.size - 1)))
+        else:
+            tag = b.binary("&", b.binary("+", address, type_.size - 1), ~OFFSET)
         hit = b.compare("==", b.load(entry), tag)
         hit.hint = LIKELY
         found, missed = b.fresh("hit"), b.fresh("miss")
@@ -237,7 +240,8 @@ class Handler:
             assert value is not None
             self.leave_if_pending()
             return b.convert(value, type_)
-        pointer = b.pointer(self.locate(type_, address, READ), type_)
+        pointer = b.pointer(self.locate(type_, address, READ, aligned=False), type_)
+        # One move of the host's, which does the misaligned too; said to be aligned, or LLVM would call a library.
         return b.value(type_, f"load atomic {type_.ir}, ptr {pointer.ref} monotonic, align {type_.size}")
 
     def hook_store(self, type_: IntType, address: Value, item: Any) -> None:
@@ -247,7 +251,7 @@ class Handler:
             b.call(memory_write, [HART, address, type_.size, b.convert(value, U64)])
             self.leave_if_pending()
             return
-        pointer = b.pointer(self.locate(type_, address, WRITE), type_)
+        pointer = b.pointer(self.locate(type_, address, WRITE, aligned=False), type_)
         b.line(f"store atomic {type_.ir} {value.ref}, ptr {pointer.ref} monotonic, align {type_.size}")
 
     def hook_atomic(self, operation: str, type_: IntType, address: Value, value: Value) -> Value:

@@ -486,8 +486,15 @@ def ends_in_memory(hart: Hart, address: u64, size: u64, kind: u64) -> bool:
 
 @native
 def read_misaligned(hart: Hart, address: u64, size: u64) -> u64:
-    """A load that is not naturally aligned: done in memory byte by byte, refused at devices."""
+    """A load that is not naturally aligned: done in memory, across pages (and PMP's borders) byte by byte; refused at
+    devices."""
     value = u64(0)
+    if (address & OFFSET) + size <= PAGE:
+        host = host_address(hart, address, 1, READ)
+        if host != 0 and hart.pmp_uniform != 0:
+            return peek_sized(host, size)
+        if hart.pending != PENDING_NONE:
+            return 0
     if ends_in_memory(hart, address, size, READ):
         for i in range(size):
             host = host_address(hart, address + i, 1, READ)
@@ -499,7 +506,15 @@ def read_misaligned(hart: Hart, address: u64, size: u64) -> u64:
 
 @native
 def write_misaligned(hart: Hart, address: u64, size: u64, value: u64) -> None:
-    """A store that is not naturally aligned. PMP may end it in the middle (3.7.1 allows that)."""
+    """A store that is not naturally aligned; across pages, and to code, byte by byte. PMP may end it in the middle
+    (3.7.1 allows that)."""
+    if (address & OFFSET) + size <= PAGE:
+        host = host_address(hart, address, 1, WRITE)
+        if host != 0 and hart.pmp_uniform != 0 and hart.code_store == 0:
+            poke_sized(host, size, value)
+            return
+        if hart.pending != PENDING_NONE:
+            return
     if ends_in_memory(hart, address, size, WRITE):
         for i in range(size):
             host = host_address(hart, address + i, 1, WRITE)
