@@ -133,6 +133,20 @@ def test_misaligned_accesses_in_a_page_are_as_fast_as_others(mode: int) -> None:
     assert cpu.hart.count_tlb_fills - fills < 10
 
 
+@pytest.mark.parametrize("distance", [1 << bit for bit in range(20, 26)])
+def test_what_is_mapped_alike_does_not_drive_each_other_out(distance: int) -> None:
+    """OpenJDK uses pages at the same place of different megabytes by turns: each access walked the page table."""
+    cpu = virt(size=64 << 20)
+    text = (
+        "li a1, 1000\n loop: ld a2, 0(s0)\n ld a3, 0(s1)\n sd a2, 8(s0)\n sd a3, 8(s1)\n"
+        " addi a1, a1, -1\n bnez a1, loop\n .word END"
+    )
+    start(cpu, text, {8: DATA, 9: DATA + distance})
+    fills = cpu.hart.count_tlb_fills
+    assert cpu.run().why == "end"
+    assert cpu.hart.count_tlb_fills - fills < 10
+
+
 @pytest.mark.parametrize("text", ["csrw 0xc00, x0", ".word 0", "ebreak", "ecall"])
 def test_what_a_region_does_not_do_itself(cpu: Cpu, text: str) -> None:
     """It leaves before such an instruction with everything as it is then (``go_to_slot``)."""

@@ -43,7 +43,6 @@ from .state import (
     EXIT_NONE,
     EXIT_REGIONS,
     EXIT_STOP,
-    FETCH_ENTRIES,
     HOT,
     PAGE_SLOTS,
     PENDING_EXIT,
@@ -59,7 +58,7 @@ from .state import (
     Slot,
     Tlb,
 )  # fmt: skip
-from .tlb import OFFSET, flush_all, select_context, select_tlb
+from .tlb import OFFSET, fetch_index, flush_all, select_context, select_tlb
 from .trap import interrupts_pending, take_interrupt, take_trap
 
 #: Retired instructions between two looks at the clock (about 50 microseconds).
@@ -274,7 +273,7 @@ def go(hart: Hart) -> None:
 @native
 def locate(hart: Hart, pc: u64) -> u64:
     """The slot of the instruction at ``pc``, and ``hart.bias`` for it; 0 if its fetch trapped, or the hart stops."""
-    entry = at(Tlb, hart.tlb).fetch[(pc >> 12) & (FETCH_ENTRIES - 1)]
+    entry = at(Tlb, hart.tlb).fetch[fetch_index(pc)]
     slots = entry.addend
     if entry.tag != pc & ~OFFSET:
         host = host_address(hart, pc, 2, FETCH)
@@ -302,7 +301,7 @@ def locate(hart: Hart, pc: u64) -> u64:
 @native
 def fetch_half(hart: Hart, pc: u64) -> u32:
     """Two bytes of code; ``hart.pending`` says whether the fetch trapped."""
-    entry = at(Tlb, hart.tlb).fetch[(pc >> 12) & (FETCH_ENTRIES - 1)]
+    entry = at(Tlb, hart.tlb).fetch[fetch_index(pc)]
     if entry.tag == pc & ~OFFSET:
         return u32(peek(u16, ref(at(CodePage, entry.addend).copy) + (pc & OFFSET)))
     host = host_address(hart, pc, 2, FETCH)

@@ -52,8 +52,8 @@ from .execution import EXPORTS, at_breakpoint, attention, decode_slot, enter, go
 from .instructions import INSTRUCTIONS
 from .isa import FETCH_MISALIGNED
 from .memory import READ, WRITE, memory_locate, memory_read, memory_write, settle_store
-from .state import EXIT_DRAIN, FETCH_ENTRIES, PENDING_EXIT, PENDING_TRAP, TLB_ENTRIES, Hart, Slot, Tlb
-from .tlb import OFFSET
+from .state import EXIT_DRAIN, FETCH_ENTRIES, PENDING_EXIT, PENDING_TRAP, TLB_ENTRIES, Hart, Slot, Tlb, TlbEntry
+from .tlb import FOLD, OFFSET
 
 SIGNATURE = "(ptr %hart, ptr %ip, i64 %bias, ptr %tlb, i64 %n)"
 SLOT = Slot.size
@@ -135,7 +135,7 @@ class Handler:
     def go_to_address(self, target: Value, n: Value) -> None:
         """Goes to a guest address with ``n`` instructions retired: by the fetch TLB, or by ``go``."""
         b = self.builder
-        index = b.binary("&", b.binary(">>", target, 8), (FETCH_ENTRIES - 1) << 4)
+        index = self.tlb_offset(target, FETCH_ENTRIES)
         entry = b.value(PtrType(U64), f"getelementptr i8, ptr %tlb, i64 {index.ref}")
         entry = b.offset(entry, Tlb.offset_of("fetch"), U64)
         page = b.binary("&", target, ~OFFSET)
@@ -208,6 +208,12 @@ class Handler:
         """Ends a fast handler whose address the TLB does not hold: before the instruction has done anything."""
         self.tail(self.slow_twin)
 
+    def tlb_offset(self, address: Value, entries: int) -> Value:
+        """How far behind its first entry that for an address is: ``tlb.data_index``, ``fetch_index``."""
+        b = self.builder
+        folded = b.binary("^", b.binary(">>", address, 12 - 4), b.binary(">>", address, 12 - 4 + FOLD))
+        return b.binary("&", folded, (entries - 1) * TlbEntry.size)
+
     def locate(self, type_: IntType, address: Value, kind: int, *, aligned: bool = True) -> Value:
         """The host address of a guest address, naturally aligned or else within its page; or no return."""
         b = self.builder
@@ -216,7 +222,7 @@ class Handler:
             assert host is not None
             self.leave_if_pending()
             return host
-        index = b.binary("&", b.binary(">>", address, 8), (TLB_ENTRIES - 1) << 4)
+        index = self.tlb_offset(address, TLB_ENTRIES)
         entry = b.value(PtrType(U64), f"getelementptr i8, ptr %tlb, i64 {index.ref}")
         entry = b.offset(entry, Tlb.offset_of("write" if kind == WRITE else "read"), U64)
         if aligned:

@@ -87,14 +87,13 @@ from .state import (
     RING_ENTRIES,
     SHADOW_SHIFT,
     SUPERVISOR,
-    TLB_ENTRIES,
     USER,
     Hart,
     Region,
     Segment,
     Tlb,
 )  # fmt: skip
-from .tlb import OFFSET, PAGE, TLB_MPRV, WATCHED, data_privilege
+from .tlb import OFFSET, PAGE, TLB_MPRV, WATCHED, data_index, data_privilege
 
 READ, WRITE, FETCH = 0, 1, 2
 
@@ -272,7 +271,7 @@ def host_address(hart: Hart, address: u64, size: u64, kind: u64) -> u64:
         cached = not page_watched(hart, address)
     if cached:
         tlb = at(Tlb, hart.tlb)
-        index = (address >> 12) & (TLB_ENTRIES - 1)
+        index = data_index(address)
         entry = tlb.write[index] if kind == WRITE else tlb.read[index]
         entry.tag = address & ~OFFSET
         if kind == WRITE and hart.code_store != 0:
@@ -568,7 +567,7 @@ def memory_write(hart: Hart, address: u64, size: u64, value: u64) -> None:
     if address & (size - 1) != 0:
         write_misaligned(hart, address, size, value)
         return
-    entry = at(Tlb, hart.tlb).write[(address >> 12) & (TLB_ENTRIES - 1)]
+    entry = at(Tlb, hart.tlb).write[data_index(address)]
     if entry.tag == (address & ~OFFSET) | WATCHED and watched_store(hart, address + entry.addend, size, value):
         return
     host = host_address(hart, address, size, WRITE)

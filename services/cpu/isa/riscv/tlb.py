@@ -9,6 +9,9 @@ from .state import CONTEXTS, FETCH_ENTRIES, MACHINE, MODES, SUPERVISOR, TLB_ENTR
 PAGE = 4096
 OFFSET = PAGE - 1
 FREE = (1 << 64) - 1
+#: An entry's place is its page number, and that once more, shifted by so many bits: programs map what they use
+#: together at the same place of different megabytes.
+FOLD = 10
 #: In the tag of a write entry, which no access then finds: stores to the page take the slow path, which knows it.
 WATCHED = 1 << 11
 #: TLBs that belong to no address space: machine mode, and machine mode with MPRV (which caches fetches only).
@@ -22,6 +25,18 @@ def data_privilege(hart: Hart) -> u64:
     if hart.mstatus & MPRV != 0 and privilege == MACHINE:
         privilege = (hart.mstatus & MPP) >> MPP_SHIFT
     return privilege
+
+
+@inline
+def data_index(address: u64) -> u64:
+    """The place of a page in the TLBs for reads and writes."""
+    return ((address >> 12) ^ (address >> (12 + FOLD))) & (TLB_ENTRIES - 1)
+
+
+@inline
+def fetch_index(address: u64) -> u64:
+    """The place of a page in the TLB for fetches."""
+    return ((address >> 12) ^ (address >> (12 + FOLD))) & (FETCH_ENTRIES - 1)
 
 
 @native
@@ -103,13 +118,13 @@ def flush_address(hart: Hart, number: u64, address: u64) -> None:
         flush_context(hart, number)
         return
     page = address & ~OFFSET
-    index = (address >> 12) & (TLB_ENTRIES - 1)
+    index = data_index(address)
     for mode in range(MODES):
         if (context.used >> mode) & 1 != 0:
             tlb = tlb_number(hart, TLB_CONTEXTS + number * MODES + mode)
             free_if(tlb.read[index], page)
             free_if(tlb.write[index], page)
-            free_if(tlb.fetch[(address >> 12) & (FETCH_ENTRIES - 1)], page)
+            free_if(tlb.fetch[fetch_index(address)], page)
 
 
 @native
