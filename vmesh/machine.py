@@ -166,8 +166,8 @@ class Machine:
     def write_record(self, record: MachineRecord) -> None:
         """Replace machine.json at once: a reader sees the old or the new one. Does nothing if the directory is gone.
 
-        In a file system that is full it is written over. Raises OSError if it has no room so either; the old one is
-        there then.
+        In a file system that is full it is written over. Raises OSError if there is no room for that either; the old
+        one is there then, unless the file system takes room for what is written over, too.
         """
         text = json.dumps(asdict(record), indent=1).encode()
         fresh = self.path / f".{RECORD}.{os.getpid()}"
@@ -180,11 +180,13 @@ class Machine:
             fresh.unlink(missing_ok=True)
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            with open(self.path / RECORD, "r+b", buffering=0) as former:
-                size = os.fstat(former.fileno()).st_size
-                if size < len(text):
-                    raise
-                former.write(_filled(text, size))
+            try:
+                with open(self.path / RECORD, "r+b", buffering=0) as former:
+                    size = os.fstat(former.fileno()).st_size
+                    if size < len(text) or former.write(_filled(text, size)) != size:
+                        raise error
+            except FileNotFoundError:  # it is the first
+                raise error from None
 
     def read_record(self) -> MachineRecord:
         """Raises MachineError if machine.json is missing or not what `write_record` writes."""

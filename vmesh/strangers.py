@@ -1,13 +1,14 @@
 """Who has connected over TCP and has not yet been let in: bounded, before any key is shown.
 
 ZeroMQ accepts whoever comes, in a thread of its own, and gives up on one that says nothing only after seconds. Here its
-events are followed: beyond `MOST` the one that has waited longest is cut, so that a flood takes neither the descriptors
-that the machine needs nor the place of who holds a key, and shows it at once.
+events are followed: beyond `MOST` one of them is cut, so that a flood does not take the descriptors that the machine
+needs. It is one at random: who holds a key and shows it at once has a chance however fast the others come.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import socket
 import struct
 import threading
@@ -24,7 +25,7 @@ _EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.E
 
 
 class Strangers(threading.Thread):
-    """Follows a listening socket from its making to `end`; `counters` has those who had to go.
+    """Follows a listening socket until that is closed; `counters` has those who had to go.
 
     A connection is a descriptor of ZeroMQ's, and the inode of its socket: the number alone may be another's by the time
     that its event is read.
@@ -34,9 +35,12 @@ class Strangers(threading.Thread):
         super().__init__(name="strangers", daemon=True)
         self._counters = counters
         counters[_CUT] = 0  # it stays in place while others look at all of them
-        self._listener = listener
         self._port = port
-        self._events: zmq.Socket[bytes] = listener.get_monitor_socket(_EVENTS)
+        self._events: zmq.Socket[bytes] = listener.context.socket(zmq.PAIR)
+        self._events.setsockopt(zmq.RCVHWM, 0)  # ZeroMQ's thread would wait for room, and everybody for that
+        where = f"inproc://strangers-{port}"
+        listener.monitor(where, _EVENTS)
+        self._events.connect(where)
         self._lock = threading.Lock()
         self._waiting: dict[int, int] = {}  # the inode by descriptor, in the order in which they came
         self._known: dict[int, int] = {}
@@ -63,8 +67,7 @@ class Strangers(threading.Thread):
         self._events.close(0)
 
     def end(self) -> None:
-        """Before the listener is closed."""
-        self._listener.disable_monitor()
+        """After the listener was closed."""
         self.join(_JOIN_SECONDS)
 
     def _accepted(self, connection: int) -> None:
@@ -77,12 +80,14 @@ class Strangers(threading.Thread):
         self._waiting.pop(connection, None)
         self._waiting[connection] = inode
         if len(self._waiting) > MOST:
-            self._cut(*next(iter(self._waiting.items())))
+            self._cut(*random.choice(list(self._waiting.items())))
 
     def _cut(self, connection: int, inode: int) -> None:
         """ZeroMQ finds it ended, and closes it."""
         del self._waiting[connection]
-        with suppress(OSError), socket.socket(fileno=os.dup(connection)) as copy:  # held, it cannot become another's
-            if os.fstat(copy.fileno()).st_ino == inode and copy.getsockname()[1:2] == (self._port,):
-                copy.shutdown(socket.SHUT_RDWR)
-                self._counters[_CUT] += 1
+        with suppress(OSError), os.fdopen(os.dup(connection), "rb", buffering=0) as held:  # it cannot become another's
+            if os.fstat(held.fileno()).st_ino == inode:
+                with socket.socket(fileno=os.dup(held.fileno())) as copy:
+                    if copy.getsockname()[1:2] == (self._port,):
+                        copy.shutdown(socket.SHUT_RDWR)
+                        self._counters[_CUT] += 1

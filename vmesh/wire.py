@@ -368,9 +368,9 @@ class Server:
                 self._hello(identity, held.packet, "", held.process)
 
     def close(self) -> None:
+        self.socket.close()
         if self._strangers:
             self._strangers.end()
-        self.socket.close()
 
     def _hello(self, identity: bytes, packet: Packet, user: str, process: int) -> None:
         said = packet.hello

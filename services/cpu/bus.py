@@ -32,6 +32,7 @@ GREETING_LIMIT = 30.0
 #: costs, in values that it may have.
 FLOOD_VALUES, FLOOD_SECONDS, _PACKET_VALUES = 8000, 0.1, 4
 _AT_ONCE = 64
+REDIAL_SECONDS = 0.01  # between the loss of a connection and the next: for who accepts and hangs up
 
 
 class RegisterTable:
@@ -573,6 +574,7 @@ class Irqchip:
 
     def close(self) -> None:
         """The device leaves the board."""
+        self._loop.cancel(f"redial {self._device.name}")
         self._unwatch()
         self._peer.abandon()
 
@@ -587,11 +589,13 @@ class Irqchip:
             self._redial()
 
     def _redial(self) -> None:
-        """ZeroMQ does so by itself, but not once it has cut the connection: as it does with what is too long."""
-        while self._take(0.0):  # what came before
-            pass
+        """ZeroMQ does so by itself, but not once it has cut the connection, as it does with what is too long. What was
+        not read of it comes again, as all does after a Hello."""
         self._lost = 0 if self._peer.remote else self._device.epoch
         self._unwatch()
+        self._loop.call_in(f"redial {self._device.name}", REDIAL_SECONDS, self._watch_anew)
+
+    def _watch_anew(self) -> None:
         self._peer.redial()
         self._watch()
 

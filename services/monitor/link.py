@@ -141,6 +141,8 @@ class Link:
         loop = self._loop
         if loop is not None:
             loop.watch(self._peer.socket)
+            if self._peer.losses is not None:
+                loop.watch(self._peer.losses)
             loop.call_in(self._flood, FLOOD_SECONDS, partial(self.watch, loop))
         self._broke(f"more than {FLOOD_PACKETS} packets within {FLOOD_SECONDS:g} s that nobody has asked for")
 

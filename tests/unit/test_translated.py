@@ -25,7 +25,9 @@ from services.cpu.isa.riscv.state import (
     EXIT_STOP,
     RING_ENTRIES,
 )
-from tests.cpu_harness import END_WORD, Access, Cpu
+from services.cpu.isa.riscv.tlb import data_index
+from services.cpu.native.lang import NativeFunction
+from tests.cpu_harness import BASE, END_WORD, Access, Cpu
 from tests.models.assembler import assemble
 from tests.models.guest import ACLINT, CODE, DATA, M, S, Space, U, open_pmp, put, virt
 from tests.models.tiers import BOTH, INTERPRET, TRANSLATE
@@ -145,6 +147,25 @@ def test_what_is_mapped_alike_does_not_drive_each_other_out(distance: int) -> No
     fills = cpu.hart.count_tlb_fills
     assert cpu.run().why == "end"
     assert cpu.hart.count_tlb_fills - fills < 10
+
+
+@pytest.mark.parametrize("mode", [INTERPRET, TRANSLATE])
+@pytest.mark.parametrize("text", ["ld a2, -4(s0)", "sd a2, -4(s0)", "lw a2, -1(s0)", "lhu a2, -1(s0)"])
+def test_an_access_that_begins_in_the_page_before_is_none_of_this_one(mode: int, text: str) -> None:
+    """Where RAM begins, at a multiple of 2 GiB: the TLB has an entry of its first page."""
+    cpu = virt(mode=mode)
+    before = cpu.read(BASE, 8)
+    start(cpu, f"ld a1, 0(s0)\n sd a1, 0(s0)\n {text}\n .word END", {8: BASE})
+    stop = cpu.run()
+    assert (stop.why, stop.pc, stop.cause & ~2) == ("trapped", CODE + 8, 4)  # misaligned, or an access fault
+    assert cpu.read(BASE, 8) == before
+
+
+def test_neighbours_never_have_the_same_place_in_a_tlb() -> None:
+    assert isinstance(data_index, NativeFunction)
+    place = data_index.python  # for page numbers of any size that Python has
+    for boundary in (0, *(1 << bit for bit in range(12, 64))):
+        assert place((boundary - 4096) & (1 << 64) - 1) != place(boundary), hex(boundary)
 
 
 @pytest.mark.parametrize("text", ["csrw 0xc00, x0", ".word 0", "ebreak", "ecall"])

@@ -211,7 +211,8 @@ class Handler:
     def tlb_offset(self, address: Value, entries: int) -> Value:
         """How far behind its first entry that for an address is: ``tlb.data_index``, ``fetch_index``."""
         b = self.builder
-        folded = b.binary("^", b.binary(">>", address, 12 - 4), b.binary(">>", address, 12 - 4 + FOLD))
+        again = b.binary("&", b.binary(">>", address, 12 - 4 + FOLD), ~(2 * TlbEntry.size - 1))
+        folded = b.binary("^", b.binary(">>", address, 12 - 4), again)
         return b.binary("&", folded, (entries - 1) * TlbEntry.size)
 
     def locate(self, type_: IntType, address: Value, kind: int, *, aligned: bool = True) -> Value:

@@ -10,8 +10,9 @@ PAGE = 4096
 OFFSET = PAGE - 1
 FREE = (1 << 64) - 1
 #: An entry's place is its page number, and that once more, shifted by so many bits: programs map what they use
-#: together at the same place of different megabytes.
-FOLD = 10
+#: together at the same place of different megabytes. Bit 0 stays the page's own: pages that are neighbours never have
+#: the same place, on which accesses to the end of the one and the begin of the other rely (``Handler.locate``).
+FOLD = 9
 #: In the tag of a write entry, which no access then finds: stores to the page take the slow path, which knows it.
 WATCHED = 1 << 11
 #: TLBs that belong to no address space: machine mode, and machine mode with MPRV (which caches fetches only).
@@ -30,13 +31,13 @@ def data_privilege(hart: Hart) -> u64:
 @inline
 def data_index(address: u64) -> u64:
     """The place of a page in the TLBs for reads and writes."""
-    return ((address >> 12) ^ (address >> (12 + FOLD))) & (TLB_ENTRIES - 1)
+    return ((address >> 12) ^ (address >> (12 + FOLD) & ~1)) & (TLB_ENTRIES - 1)
 
 
 @inline
 def fetch_index(address: u64) -> u64:
     """The place of a page in the TLB for fetches."""
-    return ((address >> 12) ^ (address >> (12 + FOLD))) & (FETCH_ENTRIES - 1)
+    return ((address >> 12) ^ (address >> (12 + FOLD) & ~1)) & (FETCH_ENTRIES - 1)
 
 
 @native
