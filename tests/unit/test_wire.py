@@ -179,6 +179,7 @@ def test_a_process_that_the_monitor_has_yet_to_tell_of_waits(
     listener.server._processes = Processes(os.getppid())
     said = wire.hello(common.ROLE_CPU, "cpu")
     gone, peer = listener.hold(said), listener.hold(said)
+    assert gone.receive() is None
     assert peer.receive() is None
     gone.socket.close(0)
     listener.know(memory=1 << 30)
