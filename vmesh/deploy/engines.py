@@ -193,35 +193,27 @@ def _remove(engine: docker.DockerClient, name: str) -> None:
     for service in _services(engine, name):
         with suppress(NotFound):
             service.remove()
-    left = _Patience()
-    while containers := _containers(engine, name):
-        ours = [each for each in containers if _SWARM_SERVICE not in each.labels]
-        failed = [error for each in ours if (error := _try(partial(_end, each)))]  # the cpu's end is the machine's
-        if failed or left.over:
-            raise failed[0] if failed else DockerException(f"{containers[0].name} does not go")
+    _clear(lambda: _containers(engine, name), _end, "{} does not go")  # the cpu's end is the machine's
+    # A container lets go of it after it is gone from the list.
+    _clear(
+        lambda: list(engine.volumes.list(filters=_of(name))), lambda volume: volume.remove(), "the volume {} is in use"
+    )
+
+
+def _clear(left: Callable[[], list[Any]], remove: Callable[[Any], None], amiss: str) -> None:
+    """Until nothing is left. All is tried before a failure is raised, and looked at once more when the time is over."""
+    until, over = time.monotonic() + 2 * STOP_SECONDS, False
+    while things := left():
+        failed = [error for each in things if (error := _try(partial(remove, each)))]
+        if failed or over:
+            raise failed[0] if failed else DockerException(amiss.format(things[0].name))
+        over = time.monotonic() > until
         time.sleep(_LOOK_SECONDS)
-    left = _Patience()
-    while volumes := engine.volumes.list(filters=_of(name)):  # a container lets go of it after it is gone from the list
-        failed = [error for each in volumes if (error := _try(each.remove))]
-        if failed or left.over:
-            raise failed[0] if failed else DockerException(f"the volume {volumes[0].name} is in use")
-        time.sleep(_LOOK_SECONDS)
-
-
-class _Patience:
-    """Of who looks again and again: over if it was at the look before this one."""
-
-    def __init__(self) -> None:
-        self._until = time.monotonic() + 2 * STOP_SECONDS
-        self._last = False
-
-    @property
-    def over(self) -> bool:
-        over, self._last = self._last, time.monotonic() > self._until
-        return over
 
 
 def _end(container: Any) -> None:
+    if _SWARM_SERVICE in container.labels:  # the Swarm ends it
+        return
     container.stop(timeout=STOP_SECONDS)
     container.remove()
 
