@@ -13,7 +13,7 @@ import socket
 import struct
 import threading
 from collections import Counter
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import zmq
 
@@ -42,7 +42,7 @@ class Strangers(threading.Thread):
         listener.monitor(where, _EVENTS)
         self._events.connect(where)
         self._lock = threading.Lock()
-        self._waiting: dict[int, int] = {}  # the inode by descriptor, in the order in which they came
+        self._waiting: dict[int, int] = {}  # the inode by descriptor; so are those let in
         self._known: dict[int, int] = {}
         self.start()
 
@@ -85,9 +85,11 @@ class Strangers(threading.Thread):
     def _cut(self, connection: int, inode: int) -> None:
         """ZeroMQ finds it ended, and closes it."""
         del self._waiting[connection]
-        with suppress(OSError), os.fdopen(os.dup(connection), "rb", buffering=0) as held:  # it cannot become another's
-            if os.fstat(held.fileno()).st_ino == inode:
-                with socket.socket(fileno=os.dup(held.fileno())) as copy:
-                    if copy.getsockname()[1:2] == (self._port,):
-                        copy.shutdown(socket.SHUT_RDWR)
-                        self._counters[_CUT] += 1
+        with suppress(OSError), ExitStack() as stack:
+            held = os.dup(connection)  # so that it cannot become another's
+            stack.callback(os.close, held)
+            if os.fstat(held).st_ino == inode:
+                copy = stack.enter_context(socket.socket(fileno=os.dup(held)))
+                if copy.getsockname()[1:2] == (self._port,):
+                    copy.shutdown(socket.SHUT_RDWR)
+                    self._counters[_CUT] += 1

@@ -604,11 +604,6 @@ class Peer:
         watched: zmq.Socket[bytes] = self.socket.get_monitor_socket(events)
         return watched
 
-    def watch_lost(self) -> zmq.Socket[bytes]:
-        """A socket that becomes readable whenever a connection is lost: `is_there`."""
-        watched: zmq.Socket[bytes] = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        return watched
-
     def send(self, body: Message) -> int:
         """Send a request without waiting; gives its id. Raises PeerError if the service does not read its socket."""
         self._next_id += 1

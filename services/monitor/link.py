@@ -84,7 +84,7 @@ class Link:
         """
         if self._peer.losses is not None:
             return
-        watched = self._peer.watch_lost()
+        watched = self._peer.watch_connection()
 
         def look() -> None:
             if wire.is_there(watched) is False:
