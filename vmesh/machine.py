@@ -3,7 +3,8 @@
 `$VMESH_RUNTIME`, or `/dev/shm/vmesh-<uid>`, holds one directory per machine, named after it. The file `lock` in it
 carries a `flock` that the monitor and every service but memory inherit: it is free exactly when none of them lives.
 That is how a name in use is told from the leavings of a machine that was killed, without trusting process ids; and
-memory, when it ends as an orphan, waits for the lock before it removes the directory.
+memory, when it ends as an orphan, waits for the lock before it removes the directory. `lock` says what it is: no
+directory without one that does is ever removed, whatever else somebody keeps where `$VMESH_RUNTIME` points.
 Everything here is owner-only.
 """
 
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 LOCK = "lock"
+_MARK = b"the lock of a vmesh machine\n"  # what is in it
 RECORD = "machine.json"
 GATEWAY = "gateway.sock"
 LOG = "log"
@@ -276,12 +278,15 @@ def create(name: str | None = None) -> Machine:
         _reap(root)
         path = root / chosen
         try:
+            _clear(path)
             path.mkdir(mode=0o700)
+            fd = _make_lock(path)
         except FileExistsError:
+            if not _is_machines(path):
+                raise MachineError(f"{path} is in the way: it is no machine's (set VMESH_RUNTIME)") from None
             raise MachineError(f"machine name '{chosen}' is in use (vmesh ps lists the machines)") from None
         except OSError as error:
             raise MachineError(f"cannot make {path}: {error.strerror}") from error
-        fd = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(fd, fcntl.LOCK_EX)
     machine = Machine(path, fd)
     machine.write_record(MachineRecord(chosen, os.getpid(), time.time(), "starting"))
@@ -295,7 +300,7 @@ def adopt(path: Path, lock_fd: int = -1) -> Machine:
     """
     if lock_fd < 0:
         try:
-            lock_fd = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            lock_fd = _make_lock(path)
             fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock_fd)
@@ -336,7 +341,7 @@ def machines() -> list[Machine]:
     root = runtime_root()
     with _root_lock(root):
         _reap(root)
-        return [Machine(path) for path in _directories(root)]
+        return _machines(root)
 
 
 def reap() -> None:
@@ -359,14 +364,50 @@ def check_name(name: str) -> None:
         )
 
 
-def _directories(root: Path) -> list[Path]:
-    return sorted(Path(entry.path) for entry in os.scandir(root) if entry.is_dir(follow_symlinks=False))
+def _machines(root: Path) -> list[Machine]:
+    """Those whose directories are there, by name."""
+    folders = sorted(Path(entry.path) for entry in os.scandir(root) if entry.is_dir(follow_symlinks=False))
+    return [Machine(path) for path in folders if _is_machines(path)]
 
 
 def _reap(root: Path) -> None:
-    for path in _directories(root):
-        if not Machine(path).alive():
-            _remove_tree(path)
+    for machine in _machines(root):
+        if not machine.alive():
+            _remove_tree(machine.path)
+
+
+def _make_lock(path: Path) -> int:
+    """The lock of a machine's directory, which it thereby becomes."""
+    fd = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if os.pread(fd, len(_MARK), 0) != _MARK:
+            os.pwrite(fd, _MARK, 0)
+    except OSError:
+        os.close(fd)
+        with suppress(OSError):
+            (path / LOCK).unlink()
+            path.rmdir()
+        raise
+    return fd
+
+
+def _is_machines(path: Path) -> bool:
+    """Whether a directory is a machine's: of a vmesh, living or dead."""
+    try:
+        fd = os.open(path / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    with open(fd, "rb") as file, suppress(OSError):
+        return file.read(len(_MARK)) == _MARK
+    return False
+
+
+def _clear(path: Path) -> None:
+    """Remove a directory that `create` had only begun when it was killed."""
+    with suppress(OSError):
+        if os.listdir(path) == [LOCK] and (path / LOCK).stat().st_size == 0:
+            (path / LOCK).unlink()
+        path.rmdir()
 
 
 #: A gateway that is just being opened may put its socket into a directory that is being removed.
@@ -374,6 +415,7 @@ _REMOVALS = 3
 
 
 def _remove_tree(path: Path) -> None:
+    """The lock goes last: what was begun by who is killed meanwhile can be told for a machine's, and is ended later."""
     import shutil  # here: 4 ms that the start of a machine need not wait for
 
     with suppress(OSError):
@@ -383,6 +425,13 @@ def _remove_tree(path: Path) -> None:
 
                 elsewhere.remove(Path(entry.path))
     for _ in range(_REMOVALS):
+        with suppress(OSError):
+            for entry in os.scandir(path):
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                elif entry.name != LOCK:
+                    with suppress(OSError):
+                        os.unlink(entry.path)
         shutil.rmtree(path, ignore_errors=True)
         if not path.exists():
             return

@@ -43,6 +43,44 @@ def test_name_in_use_is_refused(runtime: Path) -> None:
     os.close(made.lock_fd)
 
 
+def test_what_is_no_machines_is_left_alone(runtime: Path) -> None:
+    """A user may point VMESH_RUNTIME to where other things are, $XDG_RUNTIME_DIR for one."""
+    runtime.mkdir(0o700)
+    for name in ("systemd", "locked", "piped", "empty"):
+        (runtime / name).mkdir()
+    (runtime / "systemd" / "private").write_text("kept")
+    (runtime / "locked" / machine.LOCK).write_text("another program's")
+    os.mkfifo(runtime / "piped" / machine.LOCK)
+    made = machine.create("m")
+    machine.reap()
+    assert [found.name for found in machine.machines()] == ["m"]
+    with pytest.raises(MachineError, match="systemd is in the way: it is no machine's"):
+        machine.create("systemd")
+    made.remove()
+    os.close(made.lock_fd)
+    assert sorted(os.listdir(runtime)) == ["empty", "locked", "piped", "systemd"]
+    assert (runtime / "systemd" / "private").read_text() == "kept"
+
+
+@pytest.mark.parametrize("begun", ["", machine.LOCK])
+def test_creation_that_was_killed_is_not_in_the_way(runtime: Path, begun: str) -> None:
+    (runtime / "m").mkdir(parents=True)
+    runtime.chmod(0o700)
+    if begun:
+        (runtime / "m" / begun).touch()
+    os.close(machine.create("m").lock_fd)
+
+
+def test_removal_that_was_killed_is_ended_later(runtime: Path) -> None:
+    made = machine.create("m")
+    os.close(made.lock_fd)
+    for path in made.path.iterdir():
+        if path.name != machine.LOCK:
+            path.unlink()
+    machine.reap()
+    assert not made.path.exists()
+
+
 def test_machine_without_a_name_gets_one_of_its_own(runtime: Path) -> None:
     first, second = machine.create(), machine.create()
     assert first.name != second.name
