@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import re
@@ -113,6 +114,27 @@ def attach(path: Path, *, writable: bool) -> mmap.mmap:
             os.close(fd)
     except (OSError, ValueError) as error:
         raise errors.ConfigError(f"cannot map {path}: {error}") from error
+
+
+def touched(fd: int, size: int) -> list[tuple[int, int]]:
+    """The parts of a segment's file of `size` bytes that have memory of the host, each as its first page and the page
+    behind its last. All else is zero: a hole. To read a hole through a mapping would fill it.
+
+    Raises HostLimit for a file that was cut short, which ends in what looks like a hole, and is none.
+    """
+    found, at = [], 0
+    while at < size:
+        try:
+            start = os.lseek(fd, at, os.SEEK_DATA)
+            at = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # nothing but a hole up to the end
+                raise
+            break
+        found.append((start // PAGE, -(-at // PAGE)))
+    if (left := os.fstat(fd).st_size) < size:
+        raise errors.HostLimit(f"guest memory was cut short: {left} of {size} bytes are left")
+    return found
 
 
 def clear(path: Path) -> None:

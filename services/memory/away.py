@@ -60,18 +60,18 @@ class Away:
         self._send()
 
     def take(self, request: messages.TakePages) -> messages.PagesTaken:
-        """Give pages away. Raises BadRequest, having given none."""
+        """Give pages away. Raises BadRequest or HostLimit, having given none."""
         if len(request.addresses) > TAKEN_AT_ONCE:
             got = str(len(request.addresses))
             raise errors.BadRequest("TakePages", expected=f"at most {TAKEN_AT_ONCE} pages", got=got)
         taken = messages.PagesTaken(pages=[self._page(address) for address in request.addresses])
+        holes = list(self._holes()) if request.empty else []
         for address in request.addresses:
             if 0 <= address - self._ram.base < self._ram.size:
                 self._present[(address - self._ram.base) // PAGE] = 0
-        if request.empty:
-            for base, size in self._holes():
-                taken.empty.add(base=self._ram.base + base, size=size)
-                self._present[base // PAGE : (base + size) // PAGE] = bytes(size // PAGE)
+        for base, size in holes:
+            taken.empty.add(base=self._ram.base + base, size=size)
+            self._present[base // PAGE : (base + size) // PAGE] = bytes(size // PAGE)
         return taken
 
     def read(self, address: int, size: int, done: Callable[[bytes], None]) -> None:
@@ -147,22 +147,17 @@ class Away:
         raise errors.BadRequest("TakePages", expected="addresses of pages of RAM or ROM", got=f"{address:#x}")
 
     def _holes(self) -> Iterator[tuple[int, int]]:
-        """The parts of the file of RAM that nobody has written to, as offset and size: whole pages."""
+        """The parts of RAM that nobody has written to, as offset and size: whole pages. Raises HostLimit."""
         fd = os.open(self._ram.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            place, end = 0, self._ram.size
-            while place < end:
-                start = -(-os.lseek(fd, place, os.SEEK_HOLE) // PAGE) * PAGE
-                if start >= end:
-                    return
-                try:
-                    place = os.lseek(fd, start, os.SEEK_DATA) // PAGE * PAGE
-                except OSError:  # no more data
-                    place = end
-                if place > start:
-                    yield start, place - start
+            parts = segment.touched(fd, self._ram.size)
         finally:
             os.close(fd)
+        place = 0
+        for start, end in [*parts, (self._ram.size // PAGE, 0)]:
+            if start > place:
+                yield place * PAGE, (start - place) * PAGE
+            place = end
 
     def _pieces(self, address: int, size: int) -> Iterator[tuple[int, int, bool]]:
         """A range as parts that are away, or here: address, size, whether it is away."""

@@ -1,8 +1,4 @@
-"""Guest memory as the stream sees it: pages by number, their flags, and which of them the host has ever given memory.
-
-A page of a segment that nobody has touched is a hole of its file. To read it through the mapping would fill the hole,
-so holes are found with lseek(2) and taken for zero.
-"""
+"""Guest memory as the stream sees it: pages by number, their flags, and which of them the host has ever given memory."""
 
 from __future__ import annotations
 
@@ -51,16 +47,10 @@ class GuestSegment:
         return f"{status.st_dev}:{status.st_ino}"
 
     def touched(self) -> npt.NDArray[np.bool_]:
-        """Which pages have memory of the host; the others are zero."""
+        """Which pages have memory of the host; the others are zero. Raises HostLimit."""
         found = np.zeros(self.pages, np.bool_)
-        size, at = self.pages * segment.PAGE, 0
-        while at < size:
-            try:
-                start = os.lseek(self._fd, at, os.SEEK_DATA)
-            except OSError:  # nothing but a hole up to the end
-                break
-            at = min(os.lseek(self._fd, start, os.SEEK_HOLE), size)
-            found[start // segment.PAGE : -(-at // segment.PAGE)] = True
+        for start, end in segment.touched(self._fd, self.pages * segment.PAGE):
+            found[start:end] = True
         return found
 
     def take_dirty(self) -> Numbers:
