@@ -1,4 +1,4 @@
-"""Guest memory as the stream sees it: pages by number, their flags, and which of them the host has ever given memory."""
+"""Guest memory as the stream sees it: pages by number, their flags, and which ones the host has ever given memory."""
 
 from __future__ import annotations
 
