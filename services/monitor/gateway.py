@@ -6,7 +6,7 @@ The only threads of the monitor are here. Each call becomes an operation that th
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
@@ -15,10 +15,11 @@ from typing import TypeVar
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health as health_service
+from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from services.monitor import hotplug, operations
+from services.monitor import health, hotplug, operations
 from services.monitor import streams as open_streams
 from services.monitor.operations import Board, Operation, RequestError
 from services.monitor.status import machine_status
@@ -31,15 +32,14 @@ from vmesh.v1 import cpu_pb2, gateway_pb2, migration_pb2, trace_pb2
 from vmesh.v1.gateway_pb2_grpc import MachineServicer, add_MachineServicer_to_server
 
 SERVICE = gateway_pb2.DESCRIPTOR.services_by_name["Machine"].full_name
-# Each call has a thread while it lasts, made when it is first needed; streams leave some to the others.
-_THREADS = open_streams.LIMIT + 16
+# Each call has a thread while it lasts, made when it is first needed; streams and watchers leave some to the others.
+_THREADS = open_streams.LIMIT + health.WATCHERS + 16
 _MEMORY_BYTES = 1 << 20  # of one ReadMemory or WriteMemory
 _MESSAGE_BYTES = _MEMORY_BYTES + (64 << 10)  # of what a client sends
 # An operation fails by itself when a service owes an answer too long; this only bounds a chain of slow ones.
 _CALL_LIMIT = 60.0
 _CONNECTIONS = 64  # at once, to each socket, whether they have shown a key or not
 _HANDSHAKE_MS = 5000  # until a connection has done TLS's and HTTP/2's; then it is cut
-_SERVING = {True: health_pb2.HealthCheckResponse.SERVING, False: health_pb2.HealthCheckResponse.NOT_SERVING}
 _SNAPSHOT_LIMIT = 3600.0  # a large machine on a slow disk
 
 Found = TypeVar("Found")
@@ -61,20 +61,10 @@ def serve(supervisor: Supervisor, socket: Path, remote: Remote | None = None) ->
         ],
     )
     add_MachineServicer_to_server(_Machine(supervisor), server)
-    state = health.HealthServicer(experimental_non_blocking=True)
+    state = health.Health("", SERVICE)
     health_pb2_grpc.add_HealthServicer_to_server(state, server)
-    for name in ("", SERVICE):
-        state.set(name, health_pb2.HealthCheckResponse.SERVING)
-    known: dict[str, bool] = {}
-
-    def tell(services: Mapping[str, bool]) -> None:
-        for name in services.keys() | known.keys():
-            if known.get(name) != (well := services.get(name, False)):
-                known[name] = well
-                state.set(name, _SERVING[well])
-
-    supervisor.call(lambda: setattr(supervisor, "tell_health", tell))
-    reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    supervisor.call(lambda: setattr(supervisor, "tell_health", state.tell))
+    reflection.enable_server_reflection((SERVICE, health_service.SERVICE_NAME, reflection.SERVICE_NAME), server)
     server.add_insecure_port(f"unix:{socket}")
     if remote is not None:
         keys = remote.keys(server=True)
