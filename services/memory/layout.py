@@ -46,6 +46,26 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
+class PlacedImage:
+    """`size` bytes from `offset` of an open file, whatever has its name by now, to be put at `address`: at each reset
+    the same ones."""
+
+    address: int
+    path: Path
+    offset: int
+    size: int
+    file: int
+    stamp: tuple[int, int]  # of the file: its size, and when it was modified, in ns
+
+    def check(self) -> None:
+        """Raises ImageError if the file was written to since it was opened."""
+        if _stamp(self.file) != self.stamp:
+            raise errors.ImageError(
+                f"image {self.path} was changed since the machine began; end the machine and run it again"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class Place:
     """What a device from outside has to be: of this kind (empty: any), in this range, on this interrupt (0: none)."""
 
@@ -98,24 +118,25 @@ def check_disjoint(added: Range, others: Iterable[Range]) -> None:
             raise errors.Overlap(f"{added} overlaps {other}")
 
 
-def place_images(images: Sequence[Image], memory: Sequence[Range]) -> list[Image]:
-    """The images with their sizes known.
+def place_images(images: Sequence[Image], memory: Sequence[Range]) -> list[PlacedImage]:
+    """The images with their sizes known and their files open.
 
     Raises ImageError for one that cannot be read, does not fit into one range of `memory`, or overlaps another.
     """
-    placed: list[Image] = []
+    placed: list[PlacedImage] = []
     ranges: list[Range] = []
     for image in images:
         try:
-            with open(image.path, "rb") as file:
-                length = os.fstat(file.fileno()).st_size
+            file = os.open(image.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise errors.ImageError(f"image {image.path}: {error.strerror}") from error
+        stamp = length, _ = _stamp(file)
         count = length - image.offset if image.size < 0 else image.size
         if image.offset < 0 or count < 0 or image.offset + count > length:
             wanted = f"{count} bytes from {image.offset}"
             raise errors.ImageError(f"image {image.path}: {wanted} are not in it, it has {length} bytes")
         if count == 0:
+            os.close(file)
             continue
         target = Range(f"image {image.path}", image.address, count)
         if not any(each.contains(target) for each in memory):
@@ -126,25 +147,29 @@ def place_images(images: Sequence[Image], memory: Sequence[Range]) -> list[Image
         except errors.Overlap as error:
             raise errors.ImageError(error.text) from None
         ranges.append(target)
-        placed.append(Image(image.address, image.path, image.offset, count))
+        placed.append(PlacedImage(image.address, image.path, image.offset, count, file, stamp))
     return placed
 
 
-def copy_image(image: Image, target: int, position: int) -> None:
-    """Copy a placed image into the file `target` at `position`, without mapping either.
+def copy_image(image: PlacedImage, target: int, position: int) -> None:
+    """Copy an image into the file `target` at `position`, without mapping either.
 
     Raises ImageError if the file can no longer be read or the host has no more memory.
     """
     try:
-        with open(image.path, "rb") as source:
-            done = 0
-            while done < image.size:
-                piece = os.pread(source.fileno(), min(_COPY_BYTES, image.size - done), image.offset + done)
-                if not piece:
-                    raise errors.ImageError(f"image {image.path} became shorter: {done} of {image.size} bytes read")
-                written = 0
-                while written < len(piece):
-                    written += os.pwrite(target, memoryview(piece)[written:], position + done + written)
-                done += len(piece)
+        done = 0
+        while done < image.size:
+            piece = os.pread(image.file, min(_COPY_BYTES, image.size - done), image.offset + done)
+            if not piece:
+                raise errors.ImageError(f"image {image.path} became shorter: {done} of {image.size} bytes read")
+            written = 0
+            while written < len(piece):
+                written += os.pwrite(target, memoryview(piece)[written:], position + done + written)
+            done += len(piece)
     except OSError as error:
         raise errors.ImageError(f"image {image.path}: {error.strerror}") from error
+
+
+def _stamp(file: int) -> tuple[int, int]:
+    status = os.fstat(file)
+    return status.st_size, status.st_mtime_ns

@@ -164,10 +164,13 @@ class Memory(Service):
     def reset(self) -> None:
         """RAM is zero again, takes no host memory, and has the images.
 
-        Raises BadRequest while pages are absent: whoever brings them would write over that.
+        Raises BadRequest while pages are absent: whoever brings them would write over that; ImageError for images that
+        are not what they were. Nothing was changed then.
         """
         if self._adopt is not None:
             raise errors.BadRequest("Reset", expected="RAM that was handed over", got="another machine's")
+        for image in self._images:
+            image.check()
         if self._away is not None:
             self._away.reset()
         if absent := self._presence.absent:

@@ -308,6 +308,38 @@ def test_reset_clears_ram_and_loads_the_images_again(machine: Machine, tmp_path:
     assert (machine.path / "ram.seg").stat().st_blocks < blocks
 
 
+def test_reset_has_the_images_of_the_start_whatever_has_their_names(machine: Machine, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(b"image")
+    machine.start_memory(f"--image=0x80001000={image}")
+    monitor = machine.monitor("memory")
+    image.unlink()
+    monitor.ask(lifecycle.Reset())
+    image.write_bytes(b"another one")
+    monitor.ask(lifecycle.Reset())
+    content = ram(machine)
+    assert content[0x1000:0x1005] == b"image"
+    assert content.count(0) == RAM - 5
+
+
+@pytest.mark.parametrize("other", [b"", b"other", b"one that is longer"])
+def test_reset_without_its_images_is_refused_and_ram_is_as_it_was(
+    machine: Machine, tmp_path: Path, other: bytes
+) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(b"image")
+    machine.start_memory(f"--image=0x80001000={image}")
+    monitor = machine.monitor("memory")
+    with open(machine.path / "ram.seg", "r+b") as file:
+        file.write(b"x" * 0x1000)
+    image.write_bytes(other)
+    with pytest.raises(errors.VmeshError, match=f"image {image} was changed since the machine began"):
+        monitor.ask(lifecycle.Reset())
+    content = ram(machine)
+    assert content[:0x1000] == b"x" * 0x1000
+    assert content[0x1000:0x1005] == b"image"
+
+
 def test_the_layout_is_the_state(machine: Machine) -> None:
     machine.start_memory()
     monitor = machine.monitor("memory")
