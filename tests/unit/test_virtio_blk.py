@@ -515,6 +515,18 @@ def test_one_writer_or_many_readers(disk: Path) -> None:
     RawImage(disk, read_only=False).close()
 
 
+def test_a_refused_use_leaves_no_lock(disk: Path) -> None:
+    """As of a migration's source that is told to go on while the destination has the disk."""
+    source = RawImage(disk, read_only=False)
+    source.release()
+    destination = RawImage(disk, read_only=False)
+    with pytest.raises(errors.ConfigError, match="in use by another machine"):
+        source.take()
+    destination.close()
+    RawImage(disk, read_only=False).close()  # its next life
+    source.take()
+
+
 @pytest.mark.peer
 def test_the_lock_holds_against_qemu(disk: Path, peer: Callable[[str], str]) -> None:
     command = [peer("qemu-system-riscv64"), "-machine", "virt", "-display", "none", "-S", "-monitor", "stdio"]

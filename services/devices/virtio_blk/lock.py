@@ -24,6 +24,22 @@ _WHENCE_SET = 0
 
 def take(fd: int, path: Path, *, writes: bool) -> None:
     """Lock the image for as long as `fd` is open. Raises ConfigError if another one uses it in a way that conflicts."""
+    try:
+        _take(fd, path, writes)
+    except errors.ConfigError:
+        release(fd)  # `fd` may stay open, and who was first would find our locks when it opens the image again
+        raise
+
+
+def release(fd: int) -> None:
+    """Let go of what `take` took."""
+    with suppress(OSError):  # a file system without locks
+        fcntl.fcntl(
+            fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, _WHENCE_SET, _DOES, _ALONE + _WRITES + 1 - _DOES, 0)
+        )
+
+
+def _take(fd: int, path: Path, writes: bool) -> None:
     does = (_READS, _WRITES) if writes else (_READS,)
     alone = (_WRITES,)
     for byte in [_DOES + each for each in does] + [_ALONE + each for each in alone]:
@@ -37,14 +53,6 @@ def take(fd: int, path: Path, *, writes: bool) -> None:
         asked = _FLOCK.pack(fcntl.F_WRLCK, _WHENCE_SET, byte, 1, 0)
         if _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))[0] != fcntl.F_UNLCK:
             raise _taken(path)
-
-
-def release(fd: int) -> None:
-    """Let go of what `take` took."""
-    with suppress(OSError):  # a file system without locks
-        fcntl.fcntl(
-            fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, _WHENCE_SET, _DOES, _ALONE + _WRITES + 1 - _DOES, 0)
-        )
 
 
 def _taken(path: Path) -> errors.ConfigError:
