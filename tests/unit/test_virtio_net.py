@@ -396,6 +396,23 @@ def test_offloads_go_through(memory: LocalGuestMemory) -> None:
     assert card.netdev.features == 0
 
 
+@pytest.mark.parametrize("features", [net.F_GUEST_TSO4, net.F_GUEST_TSO4 | net.F_GUEST_TSO6 | 1 << 9 | 1 << 10])
+def test_no_large_frames_for_a_driver_that_wants_checksums(memory: LocalGuestMemory, features: int) -> None:
+    """5.1.3.1: GUEST_TSO4 and GUEST_TSO6 need GUEST_CSUM; a host's interface refuses them alone."""
+    card = Card(memory, offload=True)
+    card.begin(F_VERSION_1 | net.OFFLOADS)
+    state = VirtioNetState.FromString(card.card.save().SerializeToString())
+    state.virtio.driver_features = F_VERSION_1 | features & net.OFFLOADS
+    card.card.check(state, 1)
+    card.card.load(state)
+    assert card.netdev.features == 0
+    card.write(Offset.STATUS, 0)
+    card.write(Offset.DRIVER_FEATURES, features)
+    card.write(Offset.STATUS, DRIVER_OK)  # without asking whether they are taken
+    assert card.card.live
+    assert card.netdev.features == 0
+
+
 def test_without_a_driver_what_comes_is_lost(card: Card) -> None:
     card.netdev.come(FRAME)
     assert not card.netdev.refused

@@ -54,12 +54,12 @@ class TapNetdev:
             fcntl.ioctl(fd, _TUNSETIFF, _REQUEST.pack(self._asked.name.encode(), flags))
             if self.offload:
                 fcntl.ioctl(fd, _TUNSETVNETHDRSZ, struct.pack("i", HEADER_BYTES))
+                _set_offload(fd, self._features)
         except OSError as error:
             if fd >= 0:
                 os.close(fd)
             raise errors.ConfigError(f"tap {self._asked.name}: {error.strerror}") from error
         self._fd = fd
-        self.set_offload(self._features)
         self._watch()
         self._port.link(True)
 
@@ -88,7 +88,10 @@ class TapNetdev:
     def set_offload(self, features: int) -> None:
         self._features = features
         if self._fd >= 0 and self.offload:
-            fcntl.ioctl(self._fd, _TUNSETOFFLOAD, sum(flag for bit, flag in _TUN_F.items() if features & bit))
+            try:
+                _set_offload(self._fd, features)
+            except OSError:  # the interface was removed
+                self._end()
 
     def close(self) -> None:
         self._loop.cancel(_TIMER)
@@ -140,3 +143,8 @@ class TapNetdev:
     def _watch(self) -> None:
         read = None if self._refused is not None else self._readable
         self._loop.watch(self._fd, read=read, write=self._writable if self._waiting else None)
+
+
+def _set_offload(fd: int, features: int) -> None:
+    """Raises OSError."""
+    fcntl.ioctl(fd, _TUNSETOFFLOAD, sum(flag for bit, flag in _TUN_F.items() if features & bit))

@@ -82,7 +82,9 @@ class VirtioNet(VirtioDevice):
         return _CONFIG.pack(self._mac, LINK_UP if self._told_up else 0, 1, self._mtu)
 
     def driver_ready(self) -> None:
-        self._set_offload(sum(bit for bit in _RECEIVED if self.negotiated(bit)))
+        # 5.1.3.1: no large frames without GUEST_CSUM. The host refuses them, so a driver that asks for them gets none.
+        received = _RECEIVED if self.negotiated(F_GUEST_CSUM) else ()
+        self._set_offload(sum(bit for bit in received if self.negotiated(bit)))
 
     def reset_device(self) -> None:
         self._told_up = self._link_up
