@@ -155,6 +155,24 @@ def test_a_file_that_ends_inside_a_sector(tmp_path: Path) -> None:
     assert guest.ask(IN, 0, room=1024) == (OK, b"a" * 700 + bytes(324))
 
 
+def test_a_file_that_is_cut_short_is_not_read_as_zeroes(tmp_path: Path) -> None:
+    path = tmp_path / "odd.img"
+    path.write_bytes(b"a" * 1700)
+    guest = Guest(tmp_path, RawImage(path, read_only=False))
+    os.truncate(path, 1100)
+    assert guest.ask(IN, 0, room=1024) == (OK, b"a" * 1024)
+    for sector, room in ((2, 512), (3, 512), (0, 2048)):
+        assert guest.ask(IN, sector, room=room)[0] == IOERR
+    reason = f"the disk {path} was cut short"
+    told = DiskError(reason=reason)
+    assert guest.runtime.notices == [(f"a read failed, the guest was told: {reason}", told)]
+    path.write_bytes(b"b" * 1700)  # as a copy over it does
+    assert guest.ask(IN, 2, room=1024) == (OK, b"b" * 676 + bytes(348))
+    assert guest.ask(OUT, 3, b"c" * 512)[0] == OK
+    os.truncate(path, 1700)  # which was the end, and is no longer
+    assert guest.ask(IN, 3, room=512)[0] == IOERR
+
+
 def test_an_unknown_request_is_not_supported(tmp_path: Path) -> None:
     assert Guest(tmp_path, Recorder()).ask(99)[0] == UNSUPP
 

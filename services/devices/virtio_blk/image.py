@@ -103,8 +103,9 @@ class RawImage:
         except errors.ConfigError:
             os.close(self._fd)
             raise
-        # A file that ends inside a sector: the rest of that is read as zeroes.
-        self.size = -(-os.lseek(self._fd, 0, os.SEEK_END) // SECTOR) * SECTOR
+        # A file that ends inside a sector: the rest of that is read as zeroes, and nothing else is.
+        self._end = os.lseek(self._fd, 0, os.SEEK_END)
+        self.size = -(-self._end // SECTOR) * SECTOR
 
     def begin(self, *, again: bool) -> None:
         """Nothing: the host's files answer at once."""
@@ -114,6 +115,8 @@ class RawImage:
             while part:
                 count = os.preadv(self._fd, part, offset)
                 if not count:  # behind the end of the file
+                    if offset < self._end:
+                        raise OSError(errno.EIO, f"the disk {self._path} was cut short")
                     for buffer in part:
                         buffer[:] = bytes(len(buffer))
                     break
@@ -126,6 +129,7 @@ class RawImage:
                 count = os.pwritev(self._fd, part, offset)
                 offset += count
                 part = behind(part, count)
+        self._end = max(self._end, offset)
 
     def flush(self) -> None:
         os.fdatasync(self._fd)
