@@ -457,6 +457,32 @@ def test_a_temporary_disk_takes_the_room_of_what_it_holds(tmp_path: Path, disk: 
     assert data == b"x" * BLOCK + bytes(SIZE - 2 * BLOCK) + b"x" * BLOCK
 
 
+@pytest.mark.parametrize("name", ["overlay", "overlay.map"])
+def test_a_temporary_disk_that_is_not_whole_is_refused(tmp_path: Path, disk: Path, name: str) -> None:
+    """The next life would read the base where the guest has written."""
+    path = tmp_path / "overlay"
+
+    def begin(*, fresh: bool = False) -> Overlay:
+        return Overlay(RawImage(disk, read_only=True), path, fresh=fresh)
+
+    image = begin(fresh=True)
+    image.write(SIZE - BLOCK, [memoryview(b"x" * BLOCK)])
+    file = tmp_path / name
+    whole = file.read_bytes()
+    os.truncate(file, len(whole) - 1)
+    with pytest.raises(OSError, match="was cut short"):
+        image.read(SIZE - BLOCK, [memoryview(bytearray(BLOCK))])
+    image.close()
+    with pytest.raises(errors.ConfigError, match=f"expected {len(whole)} bytes, got {len(whole) - 1}"):
+        begin()
+    file.unlink()
+    with pytest.raises(errors.ConfigError, match="No such file"):
+        begin()
+    assert not file.exists()
+    file.write_bytes(whole)
+    begin().close()
+
+
 def test_a_temporary_disk_of_a_disk_that_answers_later(tmp_path: Path) -> None:
     base = Recorder()
     image = Overlay(base, tmp_path / "overlay", fresh=True)
@@ -514,6 +540,16 @@ def test_a_folder_elsewhere_of_a_machine_that_was_lost(tmp_path: Path) -> None:
     os.close(lock)
     with pytest.raises(errors.ConfigError, match="TMPDIR"):
         elsewhere.folder(machine / "blk1.elsewhere", tmp_path / "nowhere", fresh=True)
+
+
+def test_a_folder_that_is_called_like_ours_is_left_alone(tmp_path: Path) -> None:
+    users, begun = (tmp_path / f"vmesh-{os.getuid()}-{name}" for name in ("backup", "begun"))
+    for each in (users, begun):
+        each.mkdir()
+    (users / "data").write_text("precious")
+    elsewhere.sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == [users]
+    assert (users / "data").read_text() == "precious"
 
 
 # The lock.

@@ -7,6 +7,7 @@ what is discarded or zeroed takes no room. Neither is mapped into memory, where 
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,17 +20,17 @@ _ZEROES = memoryview(bytes(BLOCK))
 
 
 class Overlay:
-    """`base` with what was written over it, in `path` and `path`.map; `fresh`: nothing yet. Raises ConfigError."""
+    """`base` with what was written over it, in `path` and `path`.map; `fresh`: nothing yet. Raises ConfigError.
+
+    Otherwise both files have to be there and whole: without them the base would show where something was written.
+    """
 
     def __init__(self, base: Image, path: Path, *, fresh: bool) -> None:
         self.size = base.size
         self._base = base
         blocks = -(-base.size // BLOCK)
-        try:
-            os.close(_open(path, blocks * BLOCK, fresh))
-            self._map = _open(path.with_name(path.name + ".map"), blocks, fresh)
-        except OSError as error:
-            raise errors.ConfigError(f"cannot make the temporary disk {path}: {error.strerror}") from error
+        os.close(_open(path, blocks * BLOCK, fresh))
+        self._map = _open(path.with_name(path.name + ".map"), blocks, fresh)
         self._data = RawImage(path, read_only=False)
 
     def begin(self, *, again: bool) -> None:
@@ -111,7 +112,10 @@ class Overlay:
             start = stop
 
     def _flags(self, block: int, count: int) -> bytes:
-        return os.pread(self._map, count, block)
+        flags = os.pread(self._map, count, block)
+        if len(flags) < count:
+            raise OSError(errno.EIO, "the map of the temporary disk was cut short")
+        return flags
 
     def _take(self, start: int, end: int) -> None:
         """The overlay has these blocks."""
@@ -121,6 +125,15 @@ class Overlay:
 
 
 def _open(path: Path, size: int, fresh: bool) -> int:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (os.O_TRUNC if fresh else 0), 0o600)
-    os.ftruncate(fd, size)
+    """Raises ConfigError."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_TRUNC if fresh else 0), 0o600)
+        if fresh:
+            os.ftruncate(fd, size)
+        found = os.fstat(fd).st_size
+    except OSError as error:
+        raise errors.ConfigError(f"cannot use the temporary disk {path}: {error.strerror}") from error
+    if found != size:
+        os.close(fd)
+        raise errors.ConfigError(f"size of the temporary disk {path}", expected=f"{size} bytes", got=str(found))
     return fd
