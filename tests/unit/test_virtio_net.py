@@ -17,9 +17,10 @@ from virtio_driver import BUFFERS, Driver, PackedDriver, SplitDriver, areas, gue
 from services.devices.virtio_net import device as net
 from services.devices.virtio_net.device import VirtioNet
 from vmesh import errors
-from vmesh.guest_memory import LocalGuestMemory
+from vmesh.guest_memory import Fill, LocalGuestMemory, Piece
 from vmesh.netdev.port import MAX_FRAME, Frame, Port, mac_address
 from vmesh.v1.devices_pb2 import VirtioNetState
+from vmesh.virtio.queue import length_of
 from vmesh.virtio.transport import (
     DRIVER_OK,
     F_INDIRECT_DESC,
@@ -233,6 +234,24 @@ def test_a_large_frame_is_spread_over_buffers_that_are_used_at_once(card: Card) 
     assert card.receive.add([], [(SECOND + 0x6000, 4000)]) is not None
     card.ring(net.RECEIVE)
     assert card.got() == [struct.pack("<10xH", 4) + large]
+
+
+def test_no_more_of_a_buffer_is_touched_than_a_frame_needs(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where guest memory is not mapped all that is touched is copied, and a buffer may be as large as it."""
+    touched: list[int] = []
+    scatter = card.memory.scatter
+
+    def watched(pieces: Sequence[Piece], fill: Fill) -> int:
+        touched.append(length_of(list(pieces)))
+        return scatter(pieces, fill)
+
+    monkeypatch.setattr(card.memory, "scatter", watched)
+    card.begin(F_VERSION_1 | net.F_MRG_RXBUF)
+    card.offer(50, 0x8000)
+    card.netdev.come(FRAME)
+    card.settle()
+    assert card.got() == [struct.pack("<10xH", 2) + FRAME]
+    assert touched == [50, 22]
 
 
 @pytest.mark.parametrize("features", [F_VERSION_1, F_VERSION_1 | F_RING_PACKED])

@@ -253,7 +253,10 @@ class VirtioNet(VirtioDevice):
         header = (bytes(frame[:_COUNT]) if offload else _PLAIN[:_COUNT]) + struct.pack("<H", len(chains))
         content = [memoryview(header)[: self._header_bytes], frame[HEADER_BYTES:] if offload else frame]
         for chain in chains:
-            done.append((chain, self.memory.scatter(chain.writable, lambda buffers: _move(content, buffers))))
+            place, _ = cut(chain.writable, size)  # what is behind it may be all of guest memory
+            written = self.memory.scatter(place, lambda buffers: _move(content, buffers))
+            done.append((chain, written))
+            size -= written
         self._counts["frames_received"] += 1
         self._counts["bytes_received"] += length
         self._counts["gso_received"] += offload and frame[_GSO_TYPE] != GSO_NONE
