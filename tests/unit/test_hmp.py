@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from typing import cast
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.monitor.control import Control
+from services.monitor.control import Control, Work
 from services.monitor.hmp import commands, dump
 from services.monitor.hmp.command import Command, Expression, Format, LineError
 from services.monitor.hmp.editor import LineEditor
 from services.monitor.hmp.expression import ExpressionError, evaluate
 from services.monitor.hmp.info import TOPICS
+from services.monitor.qmp.handlers import execute
 
 WORDS = ["info", "info status", "stop", "system_reset", "system_powerdown"]
 NOBODY = cast(Control, None)  # for what needs no machine
@@ -189,3 +191,15 @@ def test_instructions() -> None:
     assert lines[2].split() == ["0x0000000000001008:", "4501", "c.li", "a0,", "0"]
     assert lines[3].split() == ["0x000000000000100a:", "0000", "c.unimp"] or ".short" in lines[3]
     assert lines[4].endswith("Cannot access memory")
+
+
+@pytest.mark.parametrize("name", ["stop", "cont", "system_reset"])
+def test_what_a_command_may_do_is_what_it_may_in_qmp(name: str) -> None:
+    """Such as to mend a machine that a broken device has stopped."""
+    supervisor = SimpleNamespace(pause=lambda: iter(()), resume=lambda: iter(()), reset=lambda: iter(()))
+    control = cast(Control, cast(Any, SimpleNamespace(supervisor=supervisor)))
+    here, there = commands.execute(control, name), execute(control, name, {})
+    assert isinstance(here, Work)
+    assert isinstance(there, Work)
+    assert (here.exclusive, here.mends) == (there.exclusive, there.mends)
+    assert there.mends == (name != "system_reset")

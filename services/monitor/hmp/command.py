@@ -166,11 +166,7 @@ def _cut_expression(text: str) -> tuple[str, str]:
     return text, ""
 
 
-def texted(parts: Parts, *, exclusive: bool = False) -> Work:
-    """Work that prints nothing when it is done."""
-    return Work(_silent(parts), exclusive)
-
-
-def _silent(parts: Parts) -> Parts:
+def silent(parts: Parts) -> Parts:
+    """Prints nothing when it is done."""
     yield from parts
     return ""

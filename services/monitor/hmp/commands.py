@@ -9,10 +9,11 @@ import difflib
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 
 from services.monitor.control import Awaited, Control, Parts, Work
 from services.monitor.hmp import dump, info
-from services.monitor.hmp.command import Call, Command, LineError, Run, texted
+from services.monitor.hmp.command import Call, Command, LineError, Run, silent
 from services.monitor.operations import RequestError
 from services.monitor.qmp.check import Json
 from services.monitor.qmp.errors import QmpError
@@ -50,7 +51,7 @@ def execute(control: Control, line: str, hart: int = 0) -> object:
         answer = command.run(call)
     except QmpError as error:
         return f"Error: {error}\n"
-    return Work(_told(answer.parts), answer.exclusive) if isinstance(answer, Work) else answer
+    return replace(answer, parts=_told(answer.parts)) if isinstance(answer, Work) else answer
 
 
 def complete(control: Control, line: str) -> list[str]:
@@ -106,7 +107,7 @@ def _qmp(name: str, arguments: Callable[[Call], Json] = lambda call: {}) -> Run:
         answer = execute_qmp(call.control, name, arguments(call))
         match answer:
             case Work():
-                return texted(answer.parts, exclusive=answer.exclusive)
+                return replace(answer, parts=silent(answer.parts))
             case Awaited():
                 return Awaited(answer.future, _error)
         return ""

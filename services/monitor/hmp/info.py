@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from services.monitor import operations
 from services.monitor.control import Parts, Work, address_map, counters
@@ -244,7 +245,7 @@ def _memory_size(call: Call) -> str:
 
 def _migrate(call: Call) -> str | Work:
     answer = execute(call.control, "query-migrate", {})
-    return Work(_migrate_parts(answer.parts)) if isinstance(answer, Work) else _migration_text(answer)
+    return replace(answer, parts=_migrate_parts(answer.parts)) if isinstance(answer, Work) else _migration_text(answer)
 
 
 def _migrate_parts(parts: Parts) -> Parts:
