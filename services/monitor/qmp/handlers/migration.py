@@ -5,7 +5,6 @@ A snapshot is a job, as QEMU's is: the command begins it, JOB_STATUS_CHANGE and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -167,13 +166,17 @@ def snapshot_path(tag: str) -> Path:
 
 
 def save(control: Control, tag: str) -> Future[MigrationStatus]:
-    """Begin to save; the future has the status of the end."""
-    return control.supervisor.migration.request_to_end(MigrationRequest(save=str(snapshot_path(tag))))
+    """Begin to save; the future has the status of the end. Raises QmpError."""
+    return _to_end(control, MigrationRequest(save=str(snapshot_path(tag))))
 
 
 def load(control: Control, tag: str) -> Future[MigrationStatus]:
-    """Begin to load; the future has the status of the end."""
-    return control.supervisor.migration.request_to_end(MigrationRequest(load=str(snapshot_path(tag))))
+    """Begin to load; the future has the status of the end. Raises QmpError."""
+    return _to_end(control, MigrationRequest(load=str(snapshot_path(tag))))
+
+
+def _to_end(control: Control, request: MigrationRequest) -> Future[MigrationStatus]:
+    return control.supervisor.migration.request_to_end(request)
 
 
 def delete(control: Control, tag: str) -> None:
@@ -186,35 +189,45 @@ def delete(control: Control, tag: str) -> None:
 
 @handles("snapshot-save")
 def _snapshot_save(control: Control, arguments: Json) -> object:
-    return _job(control, arguments, "snapshot-save", save)
+    return _job(control, arguments, "snapshot-save", MigrationRequest(save=_path(arguments)))
 
 
 @handles("snapshot-load")
 def _snapshot_load(control: Control, arguments: Json) -> object:
-    return _job(control, arguments, "snapshot-load", load)
+    return _job(control, arguments, "snapshot-load", MigrationRequest(load=_path(arguments)))
 
 
 @handles("snapshot-delete")
 def _snapshot_delete(control: Control, arguments: Json) -> object:
+    _check_job(control, arguments)
     delete(control, str(arguments["tag"]))
-    job = _begin(control, str(arguments["job-id"]), "snapshot-delete")
-    _become(control, job, "concluded")
+    _become(control, _begin(control, arguments, "snapshot-delete"), "concluded")
     return {}
 
 
-def _job(
-    control: Control, arguments: Json, kind: str, begin: Callable[[Control, str], Future[MigrationStatus]]
-) -> Json:
-    job = _begin(control, str(arguments["job-id"]), kind)
-    begin(control, str(arguments["tag"])).add_done_callback(partial(_ended, control, job))
+def _path(arguments: Json) -> str:
+    return str(snapshot_path(str(arguments["tag"])))
+
+
+def _job(control: Control, arguments: Json, kind: str, request: MigrationRequest) -> Json:
+    """What can be wrong with the arguments is known by now: a job that was begun has an end."""
+    job = _begin(control, arguments, kind)
+    _to_end(control, request).add_done_callback(partial(_ended, control, job))
     return {}
 
 
-def _begin(control: Control, name: str, kind: str) -> Job:
+def _check_job(control: Control, arguments: Json) -> None:
+    """Raises QmpError if no job can be begun by that name."""
+    name = str(arguments["job-id"])
     if name in control.jobs:
         raise QmpError(f"Job ID '{name[:80]}' already in use")
     if len(control.jobs) >= _MAX_JOBS:
         raise QmpError(f"at most {_MAX_JOBS} jobs: job-dismiss forgets those that are concluded")
+
+
+def _begin(control: Control, arguments: Json, kind: str) -> Job:
+    _check_job(control, arguments)
+    name = str(arguments["job-id"])
     job = control.jobs[name] = Job(name, kind)
     for status in ("created", "running"):
         _become(control, job, status)
