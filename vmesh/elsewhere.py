@@ -60,7 +60,10 @@ def remove(link: Path) -> None:
 
 
 def sweep(place: Path) -> None:
-    """Remove this user's folders in `place` whose machine is gone."""
+    """Remove this user's folders in `place` whose machine is gone.
+
+    One without an owner may be anybody's, unless it is empty: its machine was killed before it could say so.
+    """
     for path in place.glob(f"{_prefix()}*"):
         with suppress(OSError):
             if path.lstat().st_uid != os.getuid():
@@ -68,7 +71,9 @@ def sweep(place: Path) -> None:
             fd = _lock(path)
             try:
                 owner = _owner(path)
-                if owner is None or not owner.is_symlink() or Path(os.readlink(owner)) != path:
+                if owner is None:
+                    path.rmdir()
+                elif not owner.is_symlink() or Path(os.readlink(owner)) != path:
                     shutil.rmtree(path, ignore_errors=True)
             finally:
                 os.close(fd)
