@@ -26,7 +26,7 @@ from vmesh.cli.placement import Placement
 from vmesh.cli.plan import CACHE, monitor_command, plan
 from vmesh.cli.serve import commands
 from vmesh.deploy.description import CPU, KEEPER, MEMORY, MIGRATION, MONITOR
-from vmesh.machine import LOCK, Machine
+from vmesh.machine import LOCK, MARK, Machine
 from vmesh.spawn import ServiceCommand, python
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,7 +105,7 @@ class Spread:
         for name in names:
             place = self._directory(name)
             place.mkdir(0o700, parents=True)
-            (place / LOCK).touch(0o600)
+            (place / LOCK).write_bytes(MARK)
             log = self.root / f"{name}.log"
             log.touch(0o600)
             os.link(log, place / "log")  # to be read when the directory is gone

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 LOCK = "lock"
-_MARK = b"the lock of a vmesh machine\n"  # what is in it
+MARK = b"the lock of a vmesh machine\n"  # what is in it
 RECORD = "machine.json"
 GATEWAY = "gateway.sock"
 LOG = "log"
@@ -229,13 +229,13 @@ class Machine:
             return False
 
     def remove(self) -> None:
-        """Remove the directory and all in it, if it is still ours; what is gone already is no error.
+        """Remove the directory and all in it, if it is still ours, and a machine's; what is gone already is no error.
 
         With the lock in hand it is told whether another process of this machine has removed it already, and a new
         machine has taken the name.
         """
         with _root_lock(self.path.parent):
-            if self.lock_fd < 0 or _same_file(self.lock_fd, self.path / LOCK):
+            if _is_machines(self.path) and (self.lock_fd < 0 or self.is_there()):
                 _remove_tree(self.path)
 
 
@@ -296,10 +296,13 @@ def create(name: str | None = None) -> Machine:
 def adopt(path: Path, lock_fd: int = -1) -> Machine:
     """The directory at `path` as one of its own processes sees it; without `lock_fd` its lock is taken here.
 
-    Raises MachineError if there is no such directory or another machine's processes hold it.
+    Raises MachineError if there is no such directory, it has something else in it, or another machine's processes hold
+    it.
     """
     if lock_fd < 0:
         try:
+            if os.listdir(path):
+                _check_machines(path)
             lock_fd = _make_lock(path)
             fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -313,12 +316,19 @@ def adopt(path: Path, lock_fd: int = -1) -> Machine:
 def meet(path: Path, lock_fd: int = -1) -> Machine:
     """The directory at `path`, of which another process has the lock: `remove` leaves a later machine's alone.
 
-    Raises MachineError if there is no such directory.
+    Raises MachineError if there is no such directory, or it is not a machine's.
     """
-    try:
-        return Machine(path, os.open(path / LOCK, os.O_RDONLY | os.O_CLOEXEC) if lock_fd < 0 else lock_fd)
-    except OSError as error:
-        raise MachineError(f"machine directory {path}: {error.strerror}") from error
+    if lock_fd < 0:
+        try:
+            lock_fd = os.open(path / LOCK, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise MachineError(f"machine directory {path}: {error.strerror}") from error
+        try:
+            _check_machines(path)
+        except MachineError:
+            os.close(lock_fd)
+            raise
+    return Machine(path, lock_fd)
 
 
 def find(name: str) -> Machine:
@@ -377,18 +387,25 @@ def _reap(root: Path) -> None:
 
 
 def _make_lock(path: Path) -> int:
-    """The lock of a machine's directory, which it thereby becomes."""
+    """The lock of a machine's directory, which it thereby becomes. Another program's lock is left as it is."""
     fd = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        if os.pread(fd, len(_MARK), 0) != _MARK:
-            os.pwrite(fd, _MARK, 0)
+        found = os.pread(fd, len(MARK), 0)
+        if not found:
+            os.pwrite(fd, MARK, 0)
+        elif found != MARK:
+            raise FileExistsError(errno.EEXIST, f"its file '{LOCK}' is another program's")
     except OSError:
         os.close(fd)
-        with suppress(OSError):
-            (path / LOCK).unlink()
-            path.rmdir()
+        _clear(path)
         raise
     return fd
+
+
+def _check_machines(path: Path) -> None:
+    """Raises MachineError: what is done to a machine's directory must not be done to another one."""
+    if not _is_machines(path):
+        raise MachineError(f"{path} is no machine's directory: it has no file '{LOCK}' that says so")
 
 
 def _is_machines(path: Path) -> bool:
@@ -398,7 +415,7 @@ def _is_machines(path: Path) -> bool:
     except OSError:
         return False
     with open(fd, "rb") as file, suppress(OSError):
-        return file.read(len(_MARK)) == _MARK
+        return file.read(len(MARK)) == MARK
     return False
 
 
@@ -446,14 +463,3 @@ def _root_lock(root: Path) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
-
-
-def _same_file(fd: int, path: Path) -> bool:
-    try:
-        mine, there = os.fstat(fd), path.stat()
-    except FileNotFoundError:
-        # Under the root lock a directory without a lock file is not one being made, but one half removed.
-        return True
-    except OSError:
-        return False
-    return (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino)

@@ -58,6 +58,7 @@ class Memory(Service):
     def __init__(self, runtime: Runtime, plan: Plan) -> None:
         self._runtime = runtime
         runtime.outlive_loss()
+        self._met = _meet(runtime.machine.path)
         self._expected = plan.expected
         self._waiting: list[tuple[Client, int]] = []  # MapRequests to be answered when all are attached
         self._grants: dict[bytes, list[messages.Grant]] = {}  # by identity of the connection
@@ -182,17 +183,20 @@ class Memory(Service):
             self._set_flags(array)
 
     def orphaned(self) -> None:
-        """Nobody else will clean up: remove the machine directory, after the other services have ended."""
-        lock = self._runtime.machine.path / machine.LOCK
+        """Nobody else will clean up: remove the machine directory, after the other services have ended.
+
+        It was met at the start: by now the name may be that of a later machine, whose directory is left alone.
+        """
+        if self._met is None:
+            return
         deadline = time.monotonic() + _OTHERS_SECONDS
         # Every process of the machine has inherited the lock: without ours it is free when the others are gone.
-        for fd in _open_on(lock):
+        for fd in _open_on(self._met.lock_fd):
             os.close(fd)
         with suppress(OSError):
-            fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            while not _lock(fd) and time.monotonic() < deadline:
+            while not _lock(self._met.lock_fd) and time.monotonic() < deadline:
                 time.sleep(0.02)
-            machine.Machine(self._runtime.machine.path, fd).remove()
+            self._met.remove()
 
     def counters(self) -> dict[str, int]:
         more = self._presence.counters() if self._away is None else self._away.counters()
@@ -346,13 +350,20 @@ def _pages(address: int, size: int) -> range:
     return range(address & -segment.PAGE, address + size, segment.PAGE) if size else range(0)
 
 
-def _open_on(path: Path) -> list[int]:
-    """The file descriptors of this process that are open on `path`."""
+def _meet(path: Path) -> machine.Machine | None:
+    """The machine in whose directory this service was started; None if it is in another one, of a test for example."""
+    with suppress(machine.MachineError):
+        return machine.meet(path)
+    return None
+
+
+def _open_on(fd: int) -> list[int]:
+    """The other file descriptors of this process that are open on the same file."""
     found = []
-    for entry in os.listdir("/proc/self/fd"):
+    for entry in map(int, os.listdir("/proc/self/fd")):
         with suppress(OSError):
-            if os.path.samestat(os.fstat(int(entry)), path.stat()):
-                found.append(int(entry))
+            if entry != fd and os.path.samestat(os.fstat(entry), os.fstat(fd)):
+                found.append(entry)
     return found
 
 

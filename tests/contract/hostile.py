@@ -26,7 +26,7 @@ from tests.models.hostile_console import Lives, answered
 from tests.models.hostile_memory import Hart, Memory
 from vmesh import wire
 from vmesh.board import encode as e
-from vmesh.machine import LOCK
+from vmesh.machine import LOCK, MARK
 from vmesh.machine import Machine as Directory
 from vmesh.spawn import python
 from vmesh.v1 import common_pb2 as common
@@ -115,7 +115,7 @@ class Campaign:
         self._machine = machine = Machine()
         self._peers: list[_Peer] = []
         folder, context, socket = machine.path, machine.context, machine.path / f"{name}.sock"
-        (folder / LOCK).touch()
+        (folder / LOCK).write_bytes(MARK)
         (folder / "folder").mkdir()
         (folder / "disk").write_bytes(bytes(1 << 20))
         if self._hostile_memory:

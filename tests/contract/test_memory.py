@@ -12,6 +12,7 @@ from harness import PATIENCE, RAM_BASE, Machine
 from tests.waiting import wait_for
 from vmesh import errors, wire
 from vmesh.limits import MOST_LIVES
+from vmesh.machine import LOCK, MARK
 from vmesh.v1 import common_pb2 as common
 from vmesh.v1 import lifecycle_pb2 as lifecycle
 from vmesh.v1.bus_pb2 import Description, Line, Region, Register
@@ -354,6 +355,7 @@ def test_the_layout_is_the_state(machine: Machine) -> None:
 
 
 def test_the_directory_goes_with_the_lifeline(machine: Machine) -> None:
+    (machine.path / LOCK).write_bytes(MARK)
     machine.start_memory()
     machine.monitor("memory").health()
     machine.cut_lifeline()

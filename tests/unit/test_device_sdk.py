@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -18,14 +17,13 @@ from services.devices.ns16550a.device import FIFO, Ns16550a
 from services.devices.virtio_console.device import INPUT, VirtioConsole
 from services.memory import service as memory_service
 from services.memory.layout import Image, Range, image_argument, place_images, range_argument, reservation_argument
-from vmesh import errors, segment, service
+from vmesh import errors, machine, segment, service
 from vmesh.board.virt import MAX_HARTS
 from vmesh.chardev import JOURNAL_BYTES
 from vmesh.device import DeviceService, Wires
 from vmesh.guest_memory import LocalGuestMemory
 from vmesh.log import Log
 from vmesh.loop import Loop
-from vmesh.machine import Machine
 from vmesh.slot import Slot
 from vmesh.v1.bus_pb2 import Access, AccessBatch, DeviceUpdate
 from vmesh.v1.common_pb2 import ROLE_HART
@@ -258,11 +256,12 @@ def test_memory_removes_the_directory_when_the_others_have_let_go_of_its_lock(
 ) -> None:
     path = tmp_path / "machine"
     path.mkdir()
+    (path / machine.LOCK).write_bytes(machine.MARK)
     holder = subprocess.Popen(
         [
             sys.executable,
             "-c",
-            f"import fcntl; f = open('{path}/lock', 'w'); fcntl.flock(f, 2); print(flush=True); input()",
+            f"import fcntl; f = open('{path}/lock', 'r+'); fcntl.flock(f, 2); print(flush=True); input()",
         ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -272,7 +271,7 @@ def test_memory_removes_the_directory_when_the_others_have_let_go_of_its_lock(
     os.open(path / "lock", os.O_RDWR)  # memory's own copy does not count
     monkeypatch.setattr(memory_service, "_OTHERS_SECONDS", 1e6)
     memory = memory_service.Memory.__new__(memory_service.Memory)
-    memory._runtime = SimpleNamespace(machine=Machine(path))  # type: ignore[assignment]
+    memory._met = machine.meet(path)
     thread = threading.Thread(target=memory.orphaned, daemon=True)  # it holds up nobody's end if it never returns
     try:
         thread.start()
@@ -282,6 +281,23 @@ def test_memory_removes_the_directory_when_the_others_have_let_go_of_its_lock(
         holder.communicate(b"\n", timeout=20)
     thread.join(20)
     assert not path.exists()
+
+
+def test_memory_leaves_the_directory_of_a_later_machine_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_service, "_OTHERS_SECONDS", 0.0)
+    path = tmp_path / "machine"
+    path.mkdir()
+    former = machine.adopt(path)
+    memory = memory_service.Memory.__new__(memory_service.Memory)
+    memory._met = machine.meet(path)
+    former.remove()
+    os.close(former.lock_fd)
+    path.mkdir()
+    later = machine.adopt(path)
+    memory.orphaned()
+    assert later.is_there()
+    assert later.alive()
+    os.close(later.lock_fd)
 
 
 def test_log_lines_stay_lines(tmp_path: Path) -> None:

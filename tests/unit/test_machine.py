@@ -62,6 +62,33 @@ def test_what_is_no_machines_is_left_alone(runtime: Path) -> None:
     assert (runtime / "systemd" / "private").read_text() == "kept"
 
 
+def test_a_directory_that_is_no_machines_is_not_made_one(tmp_path: Path) -> None:
+    """A service that is started by hand with another directory would remove it at its end."""
+    for name in ("notes", machine.LOCK):
+        folder = tmp_path / f"of {name}"
+        folder.mkdir()
+        (folder / name).write_text("precious")
+        with pytest.raises(MachineError, match="is no machine's directory: it has no file 'lock' that says so"):
+            machine.adopt(folder)
+        machine.Machine(folder).remove()
+        assert [(each.name, each.read_text()) for each in folder.iterdir()] == [(name, "precious")]
+    with pytest.raises(MachineError, match="is no machine's directory"):
+        machine.meet(folder)
+    with pytest.raises(OSError, match="its file 'lock' is another program's"):
+        machine._make_lock(folder)
+    assert (folder / machine.LOCK).read_text() == "precious"
+
+
+def test_an_empty_directory_is_made_a_machines(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    adopted = machine.adopt(tmp_path / "m")
+    met = machine.meet(adopted.path)
+    met.remove()
+    assert list(tmp_path.iterdir()) == []
+    for made in (adopted, met):
+        os.close(made.lock_fd)
+
+
 @pytest.mark.parametrize("begun", ["", machine.LOCK])
 def test_creation_that_was_killed_is_not_in_the_way(runtime: Path, begun: str) -> None:
     (runtime / "m").mkdir(parents=True)
