@@ -282,6 +282,20 @@ def test_errors_of_the_host_are_the_requests(tmp_path: Path) -> None:
     assert guest.ask(OUT, 0, b"x" * 512)[0] == OK
 
 
+@pytest.mark.parametrize("kind", [IN, OUT])
+def test_how_much_one_request_moves_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: int) -> None:
+    """A few buffers, named again and again, are gigabytes that are copied where guest memory is not mapped."""
+    monkeypatch.setattr(blk, "_MOST_BYTES", 4096)
+    image = Recorder()
+    guest = Guest(tmp_path, image)
+    for length, status in ((4096, OK), (4608, IOERR)):
+        if kind == IN:
+            assert guest.ask(IN, room=length)[0] == status
+        else:
+            assert guest.ask(OUT, data=bytes(length))[0] == status
+    assert len(image.done) == 1
+
+
 @pytest.mark.parametrize(("readable", "writable"), [(15, 1), (16, 0)])
 def test_a_request_without_header_or_status_needs_a_reset(tmp_path: Path, readable: int, writable: int) -> None:
     guest = Guest(tmp_path, Recorder())

@@ -49,6 +49,9 @@ _UNMAP = 1
 # sectors, ranges and alignment of discards, sectors and ranges of zeroes, write_zeroes_may_unmap, unused
 _CONFIG = struct.Struct("<QII4xI8xBxHIIIIIB3x")
 _WRITEBACK = 32  # its place
+# Of one read or write, whose buffers may be the same one many times: all of it is copied where guest memory is not
+# mapped. Linux sends at most 1.25 MiB unless its user raises that, U-Boot all of a file that lies in one piece.
+_MOST_BYTES = 256 << 20
 _MOST_RANGES = 16  # of one discard or write zeroes
 _MOST_DISCARDED = (1 << 22) - 1  # sectors of a range
 _MOST_ZEROED = 1 << 16  # they may have to be written
@@ -276,7 +279,7 @@ class VirtioBlk(VirtioDevice):
         counters = self._counters
         match kind:
             case Type.IN:
-                offset, length = self._range(sector, length_of(target))
+                offset, length = self._transfer(sector, target)
 
                 def fill(buffers: Buffers) -> int:
                     self._image.read(offset, buffers)
@@ -288,7 +291,7 @@ class VirtioBlk(VirtioDevice):
                 return written
             case Type.OUT:
                 self._check_writable()
-                offset, length = self._range(sector, length_of(data))
+                offset, length = self._transfer(sector, data)
                 if length:
                     self._image.write(offset, self.memory.gather(data))
                 self._settled()
@@ -329,6 +332,12 @@ class VirtioBlk(VirtioDevice):
                 self._image.zero(offset, length, unmap=unmap and self._options.discard)
             elif self._options.discard:
                 self._image.discard(offset, length)
+
+    def _transfer(self, sector: int, pieces: list[Piece]) -> tuple[int, int]:
+        """Offset and length in bytes of what is to be read or written."""
+        if (length := length_of(pieces)) > _MOST_BYTES:
+            raise Refused(S_IOERR)
+        return self._range(sector, length)
 
     def _range(self, sector: int, length: int) -> tuple[int, int]:
         """Offset and length in bytes of what is asked for, if it is whole sectors inside of the disk."""
