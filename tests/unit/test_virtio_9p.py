@@ -8,7 +8,7 @@ import random
 import stat
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -522,6 +522,39 @@ def test_what_the_guest_can_make_the_server_keep_is_bounded(folder: Path) -> Non
         client.ask(MKDIR, word(1), b"a" * 255, word(0o755), word(os.getgid()))
     client.walk(1, b"a" * 255, fid=1)
     refused(errno.ENAMETOOLONG, lambda: client.walk(1, b"b", fid=1))
+
+
+def test_listings_are_bounded_by_their_entries(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few large directories, or one that is open many times, must not fill the host's memory."""
+    monkeypatch.setattr(server_module, "ENTRIES", 20)
+    read = []
+    entries = Folder.entries
+
+    def counted(folder: Folder, held: int) -> Iterator[tuple[bytes, int, int]]:
+        for entry in entries(folder, held):
+            read.append(entry[0])
+            yield entry
+
+    monkeypatch.setattr(Folder, "entries", counted)
+    for number in range(7):
+        (folder / "directory" / f"n{number}").touch()
+    client = serve(folder)
+    client.mount()
+    for fid in (1, 2, 3):
+        client.open(fid, b"directory")
+        assert len(client.readdir(fid)) == 10
+    assert len(read) == 3 * 8
+    client.readdir(2, 2)  # is kept, and used last from now on
+    assert len(read) == 3 * 8
+    assert len(client.readdir(1, 2)) == 8  # is read again
+    client.readdir(2, 2)
+    assert len(read) == 4 * 8
+    for number in range(7, 1000):
+        (folder / "directory" / f"n{number}").touch()
+    read.clear()
+    refused(errno.EFBIG, lambda: client.readdir(3))
+    assert len(read) < 20  # not all of it
+    assert len(client.readdir(2, 2)) == 8
 
 
 def test_the_paths_of_all_fids_fit_into_the_state_whatever_is_walked_created_or_renamed(

@@ -205,10 +205,11 @@ class Folder:
         with suppress(*[FileNotFoundError] * again):
             os.rename(old_name, new_name, src_dir_fd=old, dst_dir_fd=new)
 
-    def entries(self, held: int) -> list[tuple[bytes, int, int]]:
+    def entries(self, held: int) -> Iterator[tuple[bytes, int, int]]:
         """Names, inodes and types (DT_*, 0 if not known) of what is in a directory, without `.` and `..`."""
         with os.scandir(_proc(held)) as found:
-            return [(entry.name, entry.inode(), self._kind(entry)) for entry in found]
+            for entry in found:
+                yield entry.name, entry.inode(), self._kind(entry)
 
     def own(self, held: int, mode: int, owner: tuple[int, int]) -> None:
         """Give what was just made its mode and owner."""

@@ -3,7 +3,7 @@
 Everything in a request is the guest's and may be wrong in any way: it is answered with an error, and nothing is done.
 What the guest can make the server keep is bounded: MAX_FIDS fids with a path of at most folder.MAX_PATH bytes each and
 MAX_NAMES bytes together, so that the state of all fits into a message; `most_open` files that are open; and the names
-of LISTINGS directories.
+of LISTINGS directories, ENTRIES together.
 
 **The server may be killed between any two instructions.** What holds then, by `redo` (see `handle`):
 
@@ -44,7 +44,7 @@ VERSION = b"9P2000.L"
 MIN_MSIZE, MAX_MSIZE = 4096, 512 << 10  # Linux asks for 128 KiB, and at most for 500 KiB
 MAX_FIDS = 16384
 MAX_NAMES = 8 << 20  # bytes of the paths of all fids: at most 1.5 times as many in the state (MAX_STATE_BYTES)
-LISTINGS = 16
+LISTINGS, ENTRIES = 16, 500_000
 
 _NONE_ID = 0xFFFF_FFFF  # no uid, or no gid
 _FILESYSTEM = 0x0102_1997  # V9FS_MAGIC, Linux include/uapi/linux/magic.h
@@ -618,24 +618,25 @@ class Server:
         An offset is a hash of the name. So it means the same when the names were read anew, by a successor too: what
         was there all the time comes once, whatever came or went meanwhile.
         """
+        self._listings.pop(number, None)
+        listing: list[tuple[int, bytes]] = []
         with self._hold(fid) as held:
             here = self._qid(self._folder.attributes(held))
-            found = self._folder.entries(held)
             host = os.stat(held)
-        if not host.st_nlink:  # removed: not even . and .. are there
-            self._listings[number] = []
-            return
-        device, above = host.st_dev, here
-        with suppress(FileNotFoundError, NotADirectoryError), self._folder.hold(fid.path[:-1]) as held:
-            above = self._qid(self._folder.attributes(held))
-        listing = [(1, _entry(here, 1, _DT_DIRECTORY, b".")), (2, _entry(above, 2, _DT_DIRECTORY, b".."))]
-        for name, inode, kind in found:
-            offset = max(3, int.from_bytes(blake2b(name, digest_size=8).digest(), "little") >> 1)
-            qid = Qid(_QID_OF.get(kind, messages.QID_FILE), 0, self._identify(device, inode))
-            listing.append((offset, _entry(qid, offset, kind, name)))
+            if host.st_nlink:  # else it was removed: not even . and .. are there
+                above = here
+                with suppress(FileNotFoundError, NotADirectoryError), self._folder.hold(fid.path[:-1]) as parent:
+                    above = self._qid(self._folder.attributes(parent))
+                listing += (1, _entry(here, 1, _DT_DIRECTORY, b".")), (2, _entry(above, 2, _DT_DIRECTORY, b".."))
+            for name, inode, kind in self._folder.entries(held):
+                if len(listing) >= ENTRIES:
+                    raise OSError(errno.EFBIG, "entries")
+                offset = max(3, int.from_bytes(blake2b(name, digest_size=8).digest(), "little") >> 1)
+                qid = Qid(_QID_OF.get(kind, messages.QID_FILE), 0, self._identify(host.st_dev, inode))
+                listing.append((offset, _entry(qid, offset, kind, name)))
         listing.sort()
         self._listings[number] = listing
-        while len(self._listings) > LISTINGS:
+        while len(self._listings) > LISTINGS or sum(map(len, self._listings.values())) > ENTRIES:
             self._listings.popitem(last=False)
 
     def _qid(self, found: Attributes) -> Qid:
