@@ -130,7 +130,7 @@ def _open_gateway(supervisor: Supervisor, remote: Remote | None, metrics: tuple[
             from services.monitor import metrics as exporter  # here: nobody else needs it
             from services.monitor.status import machine_status
 
-            exporter.serve(*metrics, lambda: machine_status(supervisor, usage=True))
+            exporter.serve(*metrics, lambda: machine_status(supervisor, usage=True), len(supervisor.board.all))
         place = str(remote or supervisor.machine.gateway)
         server = serve(supervisor, supervisor.machine.gateway, remote)
     except (OSError, RuntimeError, VmeshError) as error:

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import re
+import socket
+import sys
+import threading
 from collections.abc import Callable, Iterator
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import CollectorRegistry, generate_latest, start_http_server
+from prometheus_client import CollectorRegistry, generate_latest, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
 
+from vmesh import descriptors
 from vmesh.v1 import cpu_pb2, gateway_pb2
 
 _STATES = ("starting", "running", "paused", "ending")
+_CONNECTIONS = 8  # at once
+_PATIENCE = 5.0  # seconds that a client may say nothing, or not read
 _NO_NAME = re.compile(r"[^a-zA-Z0-9_]")
 
 
@@ -51,11 +60,55 @@ def exposition(status: gateway_pb2.MachineStatus) -> str:
     return generate_latest(registry).decode()
 
 
-def serve(host: str, port: int, status: Callable[[], gateway_pb2.MachineStatus]) -> None:
-    """Answer scrapes at `http://host:port/metrics`, in threads of their own. Raises OSError."""
+class _Handler(WSGIRequestHandler):
+    timeout = _PATIENCE
+
+    def log_message(self, *args: object) -> None:
+        """Nobody reads it."""
+
+
+class _Server(ThreadingWSGIServer):
+    """The library's has a thread for everybody who connects, for as long as they like: these are bounded."""
+
+    free: threading.Semaphore
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self.free.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # there is no thread for it
+            self.free.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Who has gone, or says nothing, is not worth a word."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
+
+
+def serve(host: str, port: int, status: Callable[[], gateway_pb2.MachineStatus], services: int) -> WSGIServer:
+    """Answer scrapes at `http://host:port/metrics`, in threads of their own, for a machine of so many services.
+
+    Raises OSError.
+    """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Machine(status))
-    start_http_server(port, addr=host, registry=registry)
+
+    class Server(_Server):
+        address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+
+    server = make_server(host, port, make_wsgi_app(registry), Server, _Handler)
+    server.free = threading.Semaphore(descriptors.for_clients(services, _CONNECTIONS))
+    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+    return server
 
 
 def _gauge(name: str, text: str, labels: list[str], value: float) -> Metric:
