@@ -1,8 +1,9 @@
 """gRPC's health service (grpc.health.v1), for checks that stay: `vmesh health --hold`, an orchestrator's probe.
 
-The library's own way to serve those that watch without a thread each is not used: its `set` waits, with its lock in
-hand, until the message is on its way, which the thread says that may wait for that lock, as a watcher has just left
-(grpcio-health-checking 1.85). The supervisor's loop then stood still for ever.
+The library's own (grpcio-health-checking 1.85) is not used. Where it serves those that watch without a thread each, its
+`set` waits, with its lock in hand, until the message is on its way, which the thread says that may wait for that lock,
+as a watcher has just left: the supervisor's loop then stood still for ever. And it keeps each name that was ever
+watched, known or not.
 """
 
 from __future__ import annotations
@@ -11,37 +12,73 @@ import threading
 from collections.abc import Iterator, Mapping
 
 import grpc
-from grpc_health.v1 import health, health_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.monitor.streams import refuse
 
 WATCHERS = 64  # at once; each has a thread of the gateway's
-_SERVING = {True: health_pb2.HealthCheckResponse.SERVING, False: health_pb2.HealthCheckResponse.NOT_SERVING}
+_SERVING = {
+    True: health_pb2.HealthCheckResponse.SERVING,
+    False: health_pb2.HealthCheckResponse.NOT_SERVING,
+    None: health_pb2.HealthCheckResponse.SERVICE_UNKNOWN,
+}
 
 
-class Health(health.HealthServicer):
+class Health(health_pb2_grpc.HealthServicer):
     """What `tell` was told last. `names` are well as long as there is somebody to ask."""
 
     def __init__(self, *names: str) -> None:
-        super().__init__(experimental_non_blocking=False)
         self._free = threading.Semaphore(WATCHERS)
-        self._known: dict[str, bool] = {}
-        for name in names:
-            self.set(name, health_pb2.HealthCheckResponse.SERVING)
+        self._changed = threading.Condition()
+        self._well = dict.fromkeys(names, True)
+        self._told: set[str] = set()
 
-    def Watch(  # type: ignore[override]  # the other way is the one that is not used
+    def Check(
+        self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext
+    ) -> health_pb2.HealthCheckResponse:
+        well = self._well.get(request.service)
+        if well is None:
+            refuse(context, grpc.StatusCode.NOT_FOUND, f"there is no service '{request.service[:80]}'")
+        return health_pb2.HealthCheckResponse(status=_SERVING[well])
+
+    def Watch(
         self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext
     ) -> Iterator[health_pb2.HealthCheckResponse]:
         """For each watcher the newest status, once it has taken the one before."""
         if not self._free.acquire(blocking=False):
             refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, f"{WATCHERS} watch already; end one")
-        if not context.add_callback(self._free.release):
-            self._free.release()  # it has gone already
-        return super().Watch(request, context)
+        gone = threading.Event()
+
+        def leave() -> None:
+            self._free.release()
+            with self._changed:
+                gone.set()
+                self._changed.notify_all()
+
+        if not context.add_callback(leave):
+            leave()  # it has gone already
+        return self._statuses(request.service, gone)
+
+    def _statuses(self, name: str, gone: threading.Event) -> Iterator[health_pb2.HealthCheckResponse]:
+        said: int | None = None
+
+        def is_due() -> bool:
+            return gone.is_set() or self._status(name) != said
+
+        while True:
+            with self._changed:
+                self._changed.wait_for(is_due)
+                status = said = self._status(name)
+            if gone.is_set():
+                return
+            yield health_pb2.HealthCheckResponse(status=status)
+
+    def _status(self, name: str) -> int:
+        return _SERVING[self._well.get(name)]
 
     def tell(self, services: Mapping[str, bool]) -> None:
         """Whether each service is well; those that are not named any more are not. Never waits for a watcher."""
-        for name in services.keys() | self._known.keys():
-            if self._known.get(name) != (well := services.get(name, False)):
-                self._known[name] = well
-                self.set(name, _SERVING[well])
+        with self._changed:
+            self._told |= services.keys()
+            self._well |= dict.fromkeys(self._told, False) | dict(services)
+            self._changed.notify_all()

@@ -60,6 +60,21 @@ def test_watchers_see_the_newest_and_unknown_ones_are_named(served: Served) -> N
         stream.cancel()
 
 
+def test_names_that_were_watched_are_not_kept(served: Served) -> None:
+    """Nor those that were asked for: else a stranger's names grow without end."""
+    with served.connect() as channel:
+        for number in range(COMINGS):
+            stream = watch(channel, f"stranger{number}", LIMIT)
+            assert next(stream).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+            stream.cancel()
+            with pytest.raises(grpc.RpcError) as error:
+                health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=f"asked{number}"))
+            assert isinstance(error.value, grpc.Call)
+            assert error.value.code() == grpc.StatusCode.NOT_FOUND
+    kept = [value for value in vars(served.health).values() if isinstance(value, dict | set)]
+    assert sum(map(len, kept)) <= 2, kept
+
+
 def test_who_tells_does_not_wait_for_watchers_that_come_and_go(served: Served) -> None:
     """Nor for one that never reads."""
     told = 0
