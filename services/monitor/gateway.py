@@ -6,7 +6,8 @@ The only threads of the monitor are here. Each call becomes an operation that th
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
@@ -17,7 +18,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import grpc
 from grpc_health.v1 import health as health_service
 from grpc_health.v1 import health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
 from services.monitor import health, hotplug, operations
 from services.monitor import streams as open_streams
@@ -32,8 +33,9 @@ from vmesh.v1 import cpu_pb2, gateway_pb2, migration_pb2, trace_pb2
 from vmesh.v1.gateway_pb2_grpc import MachineServicer, add_MachineServicer_to_server
 
 SERVICE = gateway_pb2.DESCRIPTOR.services_by_name["Machine"].full_name
+REFLECTIONS = 8  # at once
 # Each call has a thread while it lasts, made when it is first needed; streams and watchers leave some to the others.
-_THREADS = open_streams.LIMIT + health.WATCHERS + 16
+_THREADS = open_streams.LIMIT + health.WATCHERS + REFLECTIONS + 16
 _MEMORY_BYTES = 1 << 20  # of one ReadMemory or WriteMemory
 _MESSAGE_BYTES = _MEMORY_BYTES + (64 << 10)  # of what a client sends
 # An operation fails by itself when a service owes an answer too long; this only bounds a chain of slow ones.
@@ -64,7 +66,8 @@ def serve(supervisor: Supervisor, socket: Path, remote: Remote | None = None) ->
     state = health.Health("", SERVICE)
     health_pb2_grpc.add_HealthServicer_to_server(state, server)
     supervisor.call(lambda: setattr(supervisor, "tell_health", state.tell))
-    reflection.enable_server_reflection((SERVICE, health_service.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    described = Reflection((SERVICE, health_service.SERVICE_NAME, reflection.SERVICE_NAME))
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(described, server)  # type: ignore[no-untyped-call]
     server.add_insecure_port(f"unix:{socket}")
     if remote is not None:
         keys = remote.keys(server=True)
@@ -73,6 +76,24 @@ def serve(supervisor: Supervisor, socket: Path, remote: Remote | None = None) ->
         server.add_secure_port(remote.target, credentials)
     server.start()
     return server
+
+
+class Reflection(reflection.ReflectionServicer):
+    """gRPC's reflection, for a bounded number at once: each has a thread, whether it asks anything or not."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(names)
+        self._free = threading.Semaphore(REFLECTIONS)
+
+    def ServerReflectionInfo(  # type: ignore[override]  # there is no other kind of server here
+        self, request_iterator: Iterable[reflection_pb2.ServerReflectionRequest], context: grpc.ServicerContext
+    ) -> Iterator[reflection_pb2.ServerReflectionResponse]:
+        if not self._free.acquire(blocking=False):
+            refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, f"{REFLECTIONS} look already; end one")
+        try:
+            yield from super().ServerReflectionInfo(request_iterator, context)
+        finally:
+            self._free.release()
 
 
 class _Machine(MachineServicer):

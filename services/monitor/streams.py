@@ -55,16 +55,24 @@ class Streams:
     def attach(
         self, request_iterator: Iterator[gateway_pb2.ConsoleInput], context: grpc.ServicerContext
     ) -> Iterator[gateway_pb2.ConsoleOutput]:
-        first = next(request_iterator, None)
-        if first is None:
-            return
-        console = self._console(first.device, context)
-        with console, self._stream(context, lambda: _hang_up(console)):
-            typing = threading.Thread(target=_type, args=(console, first, request_iterator), daemon=True)
-            typing.start()
-            # The keeper drops what is not taken from this socket in time.
-            while data := console.recv(_OUTPUT_BYTES):
-                yield gateway_pb2.ConsoleOutput.FromString(data)
+        over = threading.Event()
+        consoles: list[socket.socket] = []
+
+        def end() -> None:
+            over.set()
+            for console in consoles:
+                _hang_up(console)
+
+        # A place is taken before anything is waited for: who says nothing has a thread, too.
+        with self._stream(context, end):
+            first = next(request_iterator, None)
+            if first is None:
+                return
+            with self._console(first.device, context) as console:
+                consoles.append(console)
+                if over.is_set():
+                    return
+                yield from _talk(console, first, request_iterator)
 
     def trace(self, context: grpc.ServicerContext) -> Iterator[trace_pb2.TraceRecords]:
         feed: Feed[trace_pb2.TraceRecords] = Feed(_TRACES, lambda records: len(records.records) + records.dropped)
@@ -116,6 +124,16 @@ class Streams:
 
         self._supervisor.call(lambda: ends.append(subscribe(feed.put)))
         return lambda: self._supervisor.call(end)
+
+
+def _talk(
+    console: socket.socket, first: gateway_pb2.ConsoleInput, more: Iterator[gateway_pb2.ConsoleInput]
+) -> Iterator[gateway_pb2.ConsoleOutput]:
+    """What comes from a console, while what the client sends goes there."""
+    threading.Thread(target=_type, args=(console, first, more), daemon=True).start()
+    # The keeper drops what is not taken from this socket in time.
+    while data := console.recv(_OUTPUT_BYTES):
+        yield gateway_pb2.ConsoleOutput.FromString(data)
 
 
 def _hang_up(console: socket.socket) -> None:
