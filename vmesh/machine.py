@@ -34,6 +34,11 @@ _BLOCK = 4096  # bytes; what a record has of its last one is there for the next 
 _LOOKS, _LOOK_SECONDS = 5, 0.01
 _SUN_PATH_BYTES = 108  # struct sockaddr_un, unix(7)
 _LONGEST_FILE = len("/virtio-console-00.console")
+#: What a device has in the directory, behind its name and a dot.
+_DEVICE_FILES = (
+    *("attach", "console", "doorbell", "elsewhere", "epoch", "export", "former", "fresh", "guard", "interrupts"),
+    *("kept", "ledger", "lock", "nbd", "new", "pulse", "slot", "sock"),
+)
 
 
 class MachineError(Exception):
@@ -132,6 +137,10 @@ class Machine:
     def elsewhere(self, device: str) -> Path:
         """The link to what that device keeps outside of this directory: vmesh/elsewhere.py."""
         return self.path / f"{device}.elsewhere"
+
+    def device_files(self, device: str) -> list[Path]:
+        """All that it may have here, but for the folder of its network, which is the keeper's to remove."""
+        return [self.path / f"{device}.{ending}" for ending in _DEVICE_FILES]
 
     def pulse(self, service: str) -> Path:
         """Whose time of modification says when the loop of that service ran last, if nobody has its lifeline."""

@@ -8,7 +8,6 @@ is that caller's (`ask`), and anything else that was not foreseen is a warning, 
 
 from __future__ import annotations
 
-import glob
 import os
 import signal
 import time
@@ -1019,7 +1018,7 @@ class Supervisor:
         if self._keeper is not None:
             self._keeper.forget(name)
         elsewhere.remove(self.machine.elsewhere(name))
-        for left in self.machine.path.glob(f"{glob.escape(name)}.*"):
+        for left in self.machine.device_files(name):
             with suppress(OSError):
                 left.unlink()
         if not service.on_trial:

@@ -42,6 +42,7 @@ def test_several_devices() -> None:
         ("base=0x4000000", "expected id=NAME"),
         ("id=../x,base=0x4000000", "expected id=NAME"),
         ("id=cpu,base=0x4000000", "none of monitor, gateway, memory, cache, cpu"),
+        ("id=handover,base=0x4000000", "none of monitor"),
         ("id=a", "expected base=ADDRESS"),
         ("id=a,base=here", "expected base to be a number"),
         ("id=a,base=0x4000002", "multiple of 4"),

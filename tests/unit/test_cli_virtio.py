@@ -116,6 +116,7 @@ def test_a_disk_that_a_server_has() -> None:
         (["-device", "virtio-rng-device,rng=r"], "of an -object, there is no 'r'"),
         (["-device", "virtio-rng-device,bus=pci.0"], "expected bus=virtio-mmio-bus.0"),
         (["-device", "virtio-rng-device,id=cpu"], "none of monitor"),
+        (["-device", "virtio-rng-device,id=qmp"], "none of monitor"),
         (["-device", "virtio-rng-device,bus=virtio-mmio-bus.2"] * 2, "expected one device on it"),
         (["-device", "virtio-rng-device,id=r"] * 2, "-device id=r: expected each id once"),
         (["-device", "virtio-rng-device"] * 9, "expected at most 8 virtio devices"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +15,10 @@ import pytest
 
 from tests.file_systems import mounted
 from vmesh import machine
+from vmesh.cli import names
 from vmesh.machine import MachineError, MachineRecord, ServiceRecord
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -158,6 +162,23 @@ def test_adopt_takes_the_lock_or_refuses(runtime: Path) -> None:
     os.close(adopted.lock_fd)
     with pytest.raises(MachineError, match="No such file"):
         machine.adopt(runtime / "other")
+
+
+def test_all_that_a_device_has_is_listed() -> None:
+    """What is not there outlives the device, and is the next one's of that name."""
+    made = machine.Machine(Path("/m"))
+    found = set()
+    for source in (*Path(ROOT, "vmesh").glob("*.py"), *Path(ROOT, "services").rglob("*.py")):
+        endings = re.findall(r'(?:\b(?:name|service|device)\}|with_suffix\(")\.([a-z]+)"', source.read_text())
+        found |= {made.path / f"d.{ending}" for ending in endings}
+    found.remove(made.network("d"))
+    assert found == set(made.device_files("d"))
+
+
+def test_no_device_is_called_like_a_file_of_the_machine() -> None:
+    made = machine.Machine(Path("/m"))
+    for path in (made.gateway, made.qmp, made.hmp, made.terminal_monitor, made.handover, made.path / machine.RECORD):
+        assert path.stem in names.TAKEN
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-x", "a b", "x" * 33, "ä", "a\n"])

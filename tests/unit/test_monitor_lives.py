@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from services.monitor.output import Output
 from services.monitor.supervisor import Settings, Supervisor
-from vmesh import wire
+from vmesh import elsewhere, wire
 from vmesh.addresses import Addresses
 from vmesh.log import Log
 from vmesh.machine import Machine
@@ -51,3 +51,28 @@ def test_a_welcome_that_is_read_after_the_end_of_its_process_raises_no_dead(tmp_
         for service in supervisor.services.values():
             service.link.close()
         private._context.destroy(0)
+
+
+def test_a_device_that_goes_takes_its_own_files_along(tmp_path: Path) -> None:
+    folder, place = tmp_path / "m", tmp_path / "temporary"
+    folder.mkdir()
+    place.mkdir()
+    machine, log = Machine(folder), Log("monitor", tmp_path / "log")
+    kinds = {"memory": "memory", "disk": "virtio-blk", "disk.1": "virtio-blk"}
+    commands = [ServiceCommand(name, kind, f"services.{kind}", ()) for name, kind in kinds.items()]
+    supervisor = Supervisor(machine, commands, Settings(), None, log, Output(log, None), Addresses(machine))
+    supervisor.attach()
+    others = [folder / name for name in ("disk.1.sock", "disk.1.slot")]
+    for each in (*machine.device_files("disk"), *others):
+        each.touch()
+    machine.elsewhere("disk").unlink()
+    data, lock = elsewhere.folder(machine.elsewhere("disk"), place, fresh=True)
+    os.close(lock)
+    try:
+        cast(Any, supervisor)._remove(supervisor.services["disk"])
+        assert sorted(folder.iterdir()) == sorted(others)
+        assert not data.exists()
+    finally:
+        for service in supervisor.services.values():
+            service.link.close()
+        cast(Any, supervisor)._context.destroy(0)

@@ -25,8 +25,8 @@ def parse(properties: Mapping[str, str]) -> External:
     if unknown := [key for key in properties if key not in known]:
         raise ValueError(f"no property '{unknown[0]}'; expected {USAGE}")
     name, kind = properties.get("id", ""), properties.get("kind", "")
-    if not names.is_name(name) or name in names.SERVICES:
-        raise ValueError(f"expected {names.USAGE}, and none of {', '.join(names.SERVICES)}")
+    if not names.is_name(name) or name in names.TAKEN:
+        raise ValueError(f"expected {names.USAGE}, and none of {', '.join(names.TAKEN)}")
     if kind and (not names.is_name(kind) or kind in names.SERVICES):
         raise ValueError(f"expected kind=KIND, at most 31 letters, digits and ._-, got '{kind}'")
     if "base" not in properties:

@@ -6,6 +6,8 @@ import re
 
 #: The machine's own services.
 SERVICES = ("monitor", "gateway", "memory", "cache", "cpu", "migration", "keeper")
+#: What a device cannot be called: the machine's own services, and files in its directory.
+TAKEN = (*SERVICES, "qmp", "hmp", "terminal-monitor", "handover", "machine", "services", "ram", "rom")
 USAGE = "id=NAME, at most 31 letters, digits and ._-"
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,30}")  # also that of a node: Devicetree Specification 0.4, 2.2.1

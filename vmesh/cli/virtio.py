@@ -26,7 +26,7 @@ CONSOLE = "virtconsole"
 CONSOLE_USAGE = f"{CONSOLE},chardev=NAME"
 SERIAL = "virtio-serial-device"
 
-_OURS = (*names.SERVICES, "uart0", "rtc", "test")
+_OURS = (*names.TAKEN, "uart0", "rtc", "test")
 _BUS = re.compile(r"virtio-mmio-bus\.([0-7])")
 _CACHES = {  # of QEMU's kinds, whether the guest is told of a cache; the host's file cache is always used
     "writeback": "writeback",

@@ -41,9 +41,7 @@ def _build(runtime: Runtime, options: argparse.Namespace) -> VirtioBlk:
     image = _open(runtime, options)
     if options.snapshot is not None:
         fresh = runtime.epoch == 1
-        folder, _lock = elsewhere.folder(
-            runtime.machine.path / f"{runtime.name}.overlay", options.snapshot, fresh=fresh
-        )
+        folder, _lock = elsewhere.folder(runtime.machine.elsewhere(runtime.name), options.snapshot, fresh=fresh)
         image = Overlay(image, folder / "disk", fresh=fresh)
     chosen = Options(
         read_only=options.read_only,
