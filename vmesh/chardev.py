@@ -252,7 +252,8 @@ class _File(Chardev):
 
     def start(self) -> None:
         try:
-            fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            # O_NONBLOCK is for what is no file, which is not waited for.
+            fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise errors.ConfigError(f"cannot write {self._path}: {error.strerror}") from error
         self._add(-1, fd)

@@ -15,6 +15,7 @@ A guest may cause as many events as it likes, and the machine directory is memor
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -142,7 +143,14 @@ class Log:
 
 
 def _open(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    """Whatever -D names is not waited for: what has no room for a line loses it."""
+    flags = os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        return os.open(path, os.O_WRONLY | flags, 0o600)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return os.open(path, os.O_RDWR | flags, 0o600)  # a FIFO that nobody reads yet
 
 
 def _quote(value: str) -> str:

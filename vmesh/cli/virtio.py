@@ -6,6 +6,7 @@ entry of DRIVERS.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
+from vmesh import plain
 from vmesh.board import virt
 from vmesh.cli import names, net, share
 from vmesh.spawn import ServiceCommand
@@ -314,7 +316,7 @@ def _check_file(file: Path, *, known_raw: bool) -> None:
     if known_raw:
         return
     try:
-        with file.open("rb") as image:
+        with open(plain.open_file(file, os.O_RDONLY, disk=True), "rb") as image:
             begin = image.read(8)
     except OSError as error:
         raise ValueError(f"the image cannot be read: {error.strerror}") from error

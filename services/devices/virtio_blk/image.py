@@ -91,7 +91,7 @@ class RawImage:
         self._path, self._read_only = path, read_only
         self._taken = False
         try:
-            self._fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
+            self._fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise errors.ConfigError(f"cannot open the disk {path}: {error.strerror}") from error
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from pathlib import Path
 
 from services.monitor.control import Control, Parts, Work, counters
 from services.monitor.qmp.check import Json
@@ -11,6 +12,7 @@ from services.monitor.qmp.errors import QmpError
 from services.monitor.qmp.handlers.devices import flag
 from services.monitor.qmp.handlers.registry import handles
 from services.monitor.qmp.schema.block import LIMITS, NOT_COUNTED
+from vmesh import plain
 from vmesh.cli import virtio
 
 KIND = "virtio-blk"
@@ -56,7 +58,7 @@ def _block_info(control: Control, name: str) -> Json:
 def _image(file: str, format_: str) -> Json:
     """ImageInfo; a disk behind a server has no size that is known here, and gives 0."""
     size, actual = 0, 0
-    with suppress(OSError), open(file, "rb") as image:
+    with suppress(OSError), open(plain.open_file(Path(file), os.O_RDONLY, disk=True), "rb") as image:
         status = os.fstat(image.fileno())
         actual = status.st_blocks * 512
         size = int.from_bytes(image.read(32)[_QCOW2_SIZE]) if format_ == "qcow2" else image.seek(0, os.SEEK_END)

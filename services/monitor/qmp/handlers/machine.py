@@ -10,6 +10,7 @@ from services.monitor.guest import read
 from services.monitor.qmp.check import Json
 from services.monitor.qmp.errors import QmpError
 from services.monitor.qmp.handlers.registry import handles
+from vmesh import plain
 from vmesh.board import virt
 
 _PIECE = 1 << 20
@@ -81,7 +82,7 @@ def _save(control: Control, arguments: Json, hart: int | None) -> Parts:
     if size and not (yield from read(control, address + size - 1, 1, hart=hart)):
         raise QmpError(f"Invalid addr 0x{address:016x}/size {size} specified")
     try:
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+        with open(plain.open_file(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
             for done in range(0, size, _PIECE):
                 wanted = min(_PIECE, size - done)
                 content = yield from read(control, address + done, wanted, hart=hart)
