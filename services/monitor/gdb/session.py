@@ -76,6 +76,7 @@ class Session:
         self._hart = 0  # that registers and memory are of
         self._step_hart = 0
         self._breakpoints: set[tuple[int, int, int]] = set()  # type as in Z, address, kind
+        self._holds = False  # harts, when the machine goes on
         self._physical = False
         self._step_bits = 7
         self._swbreak = self._hwbreak = False
@@ -92,13 +93,12 @@ class Session:
         self._pump()
 
     def ended(self) -> None:
-        """The client is gone: so are its breakpoints. A machine that was paused stays so."""
+        """The client is gone: so are its breakpoints, and what it held. A machine that was paused stays so."""
         self._unsubscribe()
         self._input.clear()
         if not self._over:
             self._over = True
-            if self._breakpoints:
-                self._supervisor.submit(self._let_go(), exclusive=True)
+            self._supervisor.submit(self._leave(), exclusive=True)
 
     def _pump(self) -> None:
         """Take packets until a command is under way, or the client does not read the answers."""
@@ -284,7 +284,7 @@ class Session:
         if not self._supervisor.paused:
             yield from operations.pause(self._supervisor.board)
 
-    def _ask(self, *bodies: cpu_pb2.ReadRegisters | cpu_pb2.WriteRegisters | cpu_pb2.SetBreakpoints) -> Operation:
+    def _ask(self, *bodies: cpu_pb2.WriteRegisters | cpu_pb2.SetBreakpoints | cpu_pb2.RunHarts) -> Operation:
         yield from self._halt()
         yield [Request(self._supervisor.board.cpu, body) for body in bodies]
 
@@ -426,6 +426,7 @@ class Session:
                 cpu_pb2.WriteRegisters(hart=self._step_hart, registers=[cpu_pb2.RegisterValue(name="pc", value=at)])
             )
         orders = self._orders(stepping)
+        self._holds = bool(orders.held)
         if stepping.hart is not None:
             orders.milliseconds = _STEP_TIME
             (packet,) = yield [Request(cpu, orders)]
@@ -496,11 +497,16 @@ class Session:
         self._over = True
         return b"OK"
 
+    def _leave(self) -> Operation:
+        """Let go of what the last command, which may have been under way when the client went, has left."""
+        if self._breakpoints or self._holds:
+            yield from self._let_go()
+
     def _let_go(self) -> Operation:
-        """No breakpoint is left; a machine that runs goes on."""
+        """No breakpoint is left, no hart is held; a machine that runs goes on."""
         paused = self._supervisor.paused
-        yield from self._ask(cpu_pb2.SetBreakpoints())
-        self._breakpoints = set()
+        yield from self._ask(cpu_pb2.SetBreakpoints(), cpu_pb2.RunHarts())
+        self._breakpoints, self._holds = set(), False
         if not paused:
             yield from self._supervisor.resume()
 
