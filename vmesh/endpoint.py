@@ -6,14 +6,12 @@ TCP is for this host alone: whoever reaches a monitor has the machine.
 
 from __future__ import annotations
 
-import os
 import socket
-import stat
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmesh import connecting, properties
+from vmesh import connecting, listening, properties
 from vmesh.errors import ConfigError
 
 USAGE = "unix:PATH[,server=on][,wait=off] or tcp:127.0.0.1:PORT[,server=on][,wait=off]"
@@ -102,26 +100,17 @@ def is_loopback(host: str) -> bool:
 class Listener:
     """A listening socket that only this user (Unix) or this host (TCP) can reach. Raises ConfigError.
 
-    A socket that an earlier process has left there is replaced, a file of another kind is not.
+    A socket that an earlier process has left there is replaced; one that is still listened at is not, nor is a file of
+    another kind.
     """
 
     def __init__(self, where: Endpoint) -> None:
         self.where = where
-        self.socket = socket.socket(where.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        former = os.umask(0o077)
         try:
-            if where.path is None:
-                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            elif _is_socket(where.path):
-                where.path.unlink(missing_ok=True)
-            self.socket.bind(where.address)
-            self.socket.listen(_BACKLOG)
-            self._made = _identity(where.path)
+            self.socket = listening.listen(where.path, _BACKLOG) if where.path else _listen(where)
         except OSError as error:
-            self.socket.close()
             raise ConfigError(f"cannot listen on {where.path or where}: {error.strerror or error}") from error
-        finally:
-            os.umask(former)
+        self._made = listening.identity(where.path) if where.path else None
 
     def fileno(self) -> int:
         return self.socket.fileno()
@@ -138,9 +127,8 @@ class Listener:
     def close(self) -> None:
         """Listen no more, and remove the socket's file unless somebody else listens there by now."""
         self.socket.close()
-        if self.where.path is not None and self._made == _identity(self.where.path):
-            with suppress(OSError):
-                self.where.path.unlink()
+        if self.where.path is not None:
+            listening.remove(self.where.path, self._made)
 
 
 def connect(where: Endpoint) -> socket.socket:
@@ -153,17 +141,13 @@ def connect(where: Endpoint) -> socket.socket:
     return peer
 
 
-def _is_socket(path: Path) -> bool:
+def _listen(port: Endpoint) -> socket.socket:
+    made = socket.socket(port.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        return stat.S_ISSOCK(path.lstat().st_mode)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(port.address)
+        made.listen(_BACKLOG)
     except OSError:
-        return False
-
-
-def _identity(path: Path | None) -> tuple[int, int] | None:
-    """Which file is at that path."""
-    try:
-        found = path.lstat() if path is not None else None
-    except OSError:
-        return None
-    return None if found is None else (found.st_dev, found.st_ino)
+        made.close()
+        raise
+    return made

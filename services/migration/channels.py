@@ -18,6 +18,7 @@ from services.migration.returned import LinkLost, say
 from vmesh import errors
 from vmesh.log import Log
 from vmesh.migration.records import VERSION, Reader, StreamError, Writer, parse, unexpected
+from vmesh.migration.uri import Place
 from vmesh.v1 import migration_pb2 as messages
 
 HEAD_SECONDS = 10.0  # for a connection to say what it is, its handshake included
@@ -60,6 +61,10 @@ class Channels:
     def session(self) -> bytes:
         """Which connections are taken: those of the first main one; empty before it."""
         return self._session
+
+    def listens_at(self, place: Place) -> bool:
+        """Whether what comes there is taken already."""
+        return self._listener is not None and self._listener.is_at(place)
 
     def listen(self, listener: Listener) -> None:
         """Take what comes to `listener` from now on, instead of to the one before."""

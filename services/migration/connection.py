@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 import ssl
@@ -13,7 +12,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
-from vmesh import connecting, errors
+from vmesh import connecting, errors, listening
 from vmesh.migration import uri
 from vmesh.migration.uri import Place, Tcp, Unix
 
@@ -142,8 +141,14 @@ class Listener:
             self._socket = _listen(place)
         except OSError as error:
             raise errors.ConfigError(f"cannot listen on {place}: {error.strerror or error}") from error
+        self._made = listening.identity(place.path) if isinstance(place, Unix) else None
         if isinstance(place, Tcp) and not place.port:
             self.place = Tcp(place.host, self._socket.getsockname()[1], place.keys)
+
+    def is_at(self, place: Place) -> bool:
+        """Whether that is where it listens, and can be found."""
+        made = listening.identity(place.path) if isinstance(place, Unix) else None
+        return not self.closed and place == self.place and made == self._made
 
     def accept(self) -> Connection:
         """The next connection; with TLS its `handshake` is still to be made, which the next one must not wait for.
@@ -163,8 +168,7 @@ class Listener:
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
         if isinstance(self.place, Unix):
-            with suppress(OSError):
-                self.place.path.unlink()
+            listening.remove(self.place.path, self._made)
 
 
 def connect(place: Place) -> Connection:
@@ -186,18 +190,8 @@ def connect(place: Place) -> Connection:
 def _listen(place: Place) -> socket.socket:
     if isinstance(place, Tcp):
         return socket.create_server((place.host, place.port), family=_family(place.host), backlog=_BACKLOG)
-    if place.path.is_socket():
-        place.path.unlink()  # of an earlier life: a living one is found in use by its machine, not by this
-    made = socket.socket(socket.AF_UNIX)
-    former = os.umask(0o077)
-    try:
-        made.bind(str(place.path))
-        made.listen(_BACKLOG)
-    except OSError:
-        made.close()
-        raise
-    finally:
-        os.umask(former)
+    made = listening.listen(place.path, _BACKLOG)
+    made.setblocking(True)
     return made
 
 

@@ -94,9 +94,12 @@ class Incoming(Job):
 
     def _listen(self, place: str) -> None:
         """Raises ConfigError."""
-        listener = Listener(uri.parse(place))
-        self._channels.listen(listener)
-        self.status.uri = str(listener.place)
+        where = uri.parse(place)
+        if not self._channels.listens_at(where):
+            listener = Listener(where)
+            self._channels.listen(listener)
+            where = listener.place
+        self.status.uri = str(where)
 
     # In the job's thread
 

@@ -7,6 +7,7 @@ go on), which becomes operations of the supervisor. All of this is in the superv
 from __future__ import annotations
 
 import os
+import select
 import signal
 import time
 from collections import deque
@@ -16,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from services.monitor import operations, run_states
@@ -24,7 +26,7 @@ from services.monitor.link import Link
 from services.monitor.operations import Operation, Request, RequestError
 from services.monitor.output import Output, one_line
 from services.monitor.run_states import Act, Stage
-from vmesh import slot
+from vmesh import listening, slot
 from vmesh.errors import PeerError, from_message, said
 from vmesh.log import Log
 from vmesh.migration.states import in_messages
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 NAME = "migration"
 DEATHS, DEATHS_SECONDS = 5, 10.0  # a process that dies so often within so long is started again only when asked for
 DEFER = "defer"
+_END_MS = 1000  # for a process that was killed to end
 _START_SECONDS = 30.0
 DEFAULT_PARAMETERS = migration_pb2.MigrationParameters(
     max_bandwidth=128 << 20,
@@ -248,8 +251,11 @@ class Migration:
         if self._child is not None:
             signal.pidfd_send_signal(self._child.pidfd, signal.SIGKILL)
             if self.under_way and self.status.incoming and self.status.uri.startswith("unix:"):
+                ended = select.poll()
+                ended.register(self._child.pidfd, select.POLLIN)
+                ended.poll(_END_MS)  # until then it listens
                 with suppress(OSError):  # what was killed leaves its socket
-                    os.unlink(self.status.uri.removeprefix("unix:"))
+                    listening.remove_stale(Path(self.status.uri.removeprefix("unix:")))
 
     # The process
 

@@ -75,8 +75,22 @@ def test_what_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "notes").read_text() == "precious"
 
 
+def test_socket_at_which_somebody_listens_is_left_to_them(tmp_path: Path) -> None:
+    """It would be unreachable, and nobody would say so. They hear nothing of who asks."""
+    first = Listener(Endpoint(tmp_path / "s"))
+    with pytest.raises(ConfigError, match=f"cannot listen on {tmp_path / 's'}: Address already in use"):
+        Listener(Endpoint(tmp_path / "s"))
+    with pytest.raises(BlockingIOError):
+        first.accept()
+    endpoint.connect(Endpoint(tmp_path / "s")).close()
+    first.close()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_socket_that_another_one_has_taken_over_is_left_to_it(tmp_path: Path) -> None:
-    first, second = Listener(Endpoint(tmp_path / "s")), Listener(Endpoint(tmp_path / "s"))
+    first = Listener(Endpoint(tmp_path / "s"))
+    (tmp_path / "s").unlink()
+    second = Listener(Endpoint(tmp_path / "s"))
     first.close()
     endpoint.connect(Endpoint(tmp_path / "s")).close()
     second.close()

@@ -100,6 +100,21 @@ def _only_virt(configuration: messages.Configuration) -> None:
         raise errors.BadState("board", expected="virt", got=configuration.board)
 
 
+def test_a_listener_leaves_its_path_to_the_next_one(tmp_path: Path) -> None:
+    place = uri.Unix(tmp_path / "s")
+    former = Listener(place)
+    assert former.is_at(place)
+    with pytest.raises(errors.ConfigError, match="Address already in use"):
+        Listener(place)
+    place.path.unlink()
+    assert not former.is_at(place)
+    later = Listener(place)
+    former.close()
+    connect(place).close()
+    later.close()
+    assert list(tmp_path.iterdir()) == []
+
+
 Make = Callable[..., Destination]
 
 
@@ -256,6 +271,21 @@ def test_who_hears_late_of_a_broken_link_does_not_cut_the_one_that_has_come_sinc
     new_end.write([b"x"])  # it is open
     new.read_into(memoryview(bytearray(1)))
     job.close()
+
+
+def test_a_source_is_awaited_again_at_the_same_path(tmp_path: Path) -> None:
+    """Success was said, and nobody could connect: the listener before had taken the new one's socket along."""
+    place = uri.Unix(tmp_path / "there")
+    job = Incoming(Side(tmp_path / "side").context(), str(place))
+    job.status.state = messages.MIGRATION_POSTCOPY_PAUSED
+    job.recover(str(place))
+    connect(place).close()
+    place.path.unlink()  # by whom ever: now there has to be a new one
+    job.recover(str(place))
+    connect(place).close()
+    assert job.status.uri == str(place)
+    job.close()
+    assert not place.path.exists()
 
 
 @pytest.mark.parametrize("left", [0, 5])

@@ -5,13 +5,12 @@ While nobody is at the other end the link is down and what the guest sends is lo
 
 from __future__ import annotations
 
-import os
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
-from vmesh import connecting, errors
+from vmesh import connecting, errors, listening
 from vmesh.log import Log
 from vmesh.loop import Loop
 from vmesh.netdev import options
@@ -19,6 +18,7 @@ from vmesh.netdev.frames import FrameSocket
 from vmesh.netdev.port import Frame, Port
 
 _TIMER = "netdev"
+_BACKLOG = 8
 
 
 class SocketNetdev(ABC):
@@ -189,26 +189,7 @@ def listen(path: Path) -> socket.socket:
 
     Raises ConfigError.
     """
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    former = os.umask(0o077)
     try:
-        if path.is_socket() and not _answers(path):
-            path.unlink()
-        listener.bind(str(path))
-        listener.listen(8)
+        return listening.listen(path, _BACKLOG)
     except OSError as error:
-        listener.close()
         raise errors.ConfigError(f"cannot listen on {path}: {error.strerror or error}") from error
-    finally:
-        os.umask(former)
-    return listener
-
-
-def _answers(path: Path) -> bool:
-    try:
-        connecting.now(path).close()
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return True
