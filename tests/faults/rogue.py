@@ -55,8 +55,8 @@ class RogueService(device.DeviceService):
             "flood": self._flood,
             "interrupts": self._raise,
             "dma": self._reach,
-            "notices": self._notify,
-            "large": self._send_much,
+            "notices": lambda: self._once_it_runs(self._notify),
+            "large": lambda: self._once_it_runs(self._send_much),
             "impostor": lambda: self._runtime.loop.call_in("pretend", 0.0, self._pretend),
         }
         if (action := misdeed.get(os.environ["ROGUE"])) is not None:
@@ -83,6 +83,13 @@ class RogueService(device.DeviceService):
             self._device.wires.set_line(0, self._line)
             self._send_update()
         self._runtime.loop.call_in("flood", 0.001, self._flood)
+
+    def _once_it_runs(self, action: Callable[[], None]) -> None:
+        """What a device breaks before it was ready ends the machine, which has not begun."""
+        if self._runtime.machine.read_record().state == "running":
+            action()
+        else:
+            self._runtime.loop.call_in("begin", 0.01, lambda: self._once_it_runs(action))
 
     def _notify(self) -> None:
         notice = common.Notice(severity=common.SEVERITY_INFO, text="more")
