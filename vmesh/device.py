@@ -257,7 +257,7 @@ class DeviceService(Service):
 
     def __init__(self, runtime: Runtime, device: Device) -> None:
         self.kind = device.kind
-        self.begins_paused = runtime.incoming
+        self.begins_paused = runtime.begins_paused
         self._runtime = runtime
         self._device = device
         self._links: dict[int, _Link] = {}

@@ -188,7 +188,9 @@ class Runtime:
                 raise errors.ConfigError(str(error)) from error
         self.epoch = epoch(options, self.machine)
         self._asked_to_end = False
-        self.incoming: bool = options.incoming and self.epoch == 1
+        # A later life does nothing before the monitor says Resume: the machine may stand still, be half loaded, or run
+        # elsewhere by now.
+        self.begins_paused: bool = options.incoming or self.epoch > 1
         self.phase = lifecycle.SERVICE_STARTING
         self.loop = Loop()
         self.log = Log(self.name, self.machine.log)

@@ -30,7 +30,7 @@ from services.monitor.migration import NAME as MIGRATION
 from services.monitor.migration import IncomingOptions, Migration
 from services.monitor.operations import Board, Operation, Request, RequestError
 from services.monitor.output import Output, one_line
-from services.monitor.run_states import Act
+from services.monitor.run_states import Act, Stage
 from services.monitor.warnings import Warnings
 from vmesh import elsewhere
 from vmesh.addresses import Addresses
@@ -505,10 +505,19 @@ class Supervisor:
         if not self._is_life(service, packet.welcome.epoch):
             return
         self.on_phase(f"{service.command.name} answers")
-        if service.was_ready and self._stopped:
+        if service.was_ready or packet.welcome.epoch > 1:  # it waits for this; one that does not is told to wait
+            go_on = lifecycle_pb2.Pause() if self._stopped else lifecycle_pb2.Resume()
             with suppress(PeerError):  # it will then be found hung
-                service.link.ask(lifecycle_pb2.Pause(), lambda packet: None)
+                service.link.ask(go_on, partial(self._told_to_go_on, service))
         self._ask_health(service)
+
+    def _told_to_go_on(self, service: Service, packet: Packet) -> None:
+        """A next life that cannot do as it is told, since its disk is in use for one, is none."""
+        if packet.WhichOneof("body") in ("error", "refused") and service.alive:
+            why = str(from_message(packet.error)) if packet.HasField("error") else packet.refused.reason
+            service.last_error = one_line(why)
+            self._log.info("killed", service=service.command.name, pid=service.child.pid, how=service.last_error)
+            _kill(service)
 
     def _report(self, service: Service, packet: Packet) -> None:
         service.asked_at = None
@@ -853,8 +862,9 @@ class Supervisor:
 
     @property
     def _stopped(self) -> bool:
-        """Whether the machine is paused, or may be so in the midst of an operation."""
-        return self.paused or any(run.exclusive for run in self._runs)
+        """Whether the machine is paused, or may be so in the midst of an operation, or has yet to come in."""
+        awaited = self.migration.stage in (Stage.AWAITED, Stage.LOADING)
+        return self.paused or awaited or any(run.exclusive for run in self._runs)
 
     def _may_return(self, service: Service) -> bool:
         """Whether a service that has ended may have another life: a device, and whoever has done nothing yet if it was

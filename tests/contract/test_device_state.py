@@ -98,6 +98,7 @@ class Running:
         self.machine.kill(self.case.name)
         self.case.start(self.machine, epoch=epoch)
         self.monitor = self.machine.monitor(self.case.name)
+        self.monitor.ask(lifecycle.Resume())
         wait_for(lambda: self.monitor.health().phase == lifecycle.SERVICE_RUNNING, "the next life")
         self.hart = self.machine.hart(self.case.name)
         assert self.hart.epoch == epoch

@@ -248,6 +248,8 @@ def test_killed_and_started_again(machine: Machine, case: Case) -> None:
     machine.kill(case.name)
     case.start(machine, epoch=2)
     monitor = machine.monitor(case.name)
+    wait_for(lambda: monitor.health().phase == lifecycle.SERVICE_PAUSED, "the second life, which is told to go on")
+    monitor.ask(lifecycle.Resume())
     wait_for(lambda: monitor.health().phase == lifecycle.SERVICE_RUNNING, "the second life")
     again = machine.hart(case.name)
     assert (again.epoch, again.sequence) == (2, 2)

@@ -1,6 +1,7 @@
 """`python -P -m tests.models.hostile_device`: a device that says anything to everybody, for `-device vmesh-external`.
 
-In each life it is well-behaved at first. SEED and the number of its life choose what it says.
+In each life it is well-behaved at first, and until the machine runs, which ends if a device is none by then. SEED and
+the number of its life choose what it says.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 import zmq
 
 from tests.models.hostile_bus import Device
+from vmesh.machine import Machine
 
 _POLITE_SECONDS = 1.0
 
@@ -36,6 +38,9 @@ def main(argv: Sequence[str]) -> None:
     os.umask(0o077)
     seed = int(os.environ["SEED"]) + options.epoch
     device = Device(zmq.Context(), options.machine, seed, options.epoch)
+    machine = Machine(options.machine)
+    while machine.read_record().state != "running":
+        device.step(polite=True)
     polite_until = time.monotonic() + _POLITE_SECONDS
     while True:
         device.step(polite=time.monotonic() < polite_until)
