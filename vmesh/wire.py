@@ -40,6 +40,7 @@ _ANSWERS = 128
 MAX_HARTS = 4096
 
 _MAX_CLIENTS = 1024
+_MAX_OF_DEVICE = 16  # of one device to a service, which needs one, and has some of former lives
 _HELD_SECONDS = 10.0  # for the monitor to tell of a process that it has started
 # Above any window of single-access batches, so that a peer that keeps to its credits never loses a message.
 QUEUE_MESSAGES = 4096
@@ -398,8 +399,8 @@ class Server:
         elif user and not may_say(user, said.role, said.name):
             got = f"{Role.Name(said.role)} {said.name}"
             self._refuse(identity, packet.id, "key", f"what the key of {user} stands for", got)
-        elif len(self.clients) >= _MAX_CLIENTS and not self._sweep():
-            self._refuse(identity, packet.id, "connections", f"at most {_MAX_CLIENTS} connections", "one more")
+        elif (most := self._most(said)) and not self._sweep(said):
+            self._refuse(identity, packet.id, "connections", f"at most {most} connections", "one more")
         else:
             client = Client(identity, said.role, said.name, said.hart, user, said.connection, process)
             self._supersede(client)
@@ -457,11 +458,20 @@ class Server:
         self.note_refusal(cause, reason)
         self.send_packet(identity, make(Refused(expected=expected, got=got, reason=reason), packet_id))
 
-    def _sweep(self) -> bool:
+    def _most(self, said: Hello) -> int:
+        """The number of connections that has been reached, for all or for this device; 0 if there is room."""
+        if len(self.clients) >= _MAX_CLIENTS:
+            return _MAX_CLIENTS
+        if said.role != common.ROLE_DEVICE:
+            return 0
+        there = sum(each.role == said.role and each.name == said.name for each in self.clients.values())
+        return _MAX_OF_DEVICE if there >= _MAX_OF_DEVICE else 0
+
+    def _sweep(self, said: Hello) -> bool:
         """Forget the clients that are gone, which a ROUTER tells only when it sends; whether there is room then."""
         for identity in list(self.clients):
             self.send_packet(identity, Packet())
-        return len(self.clients) < _MAX_CLIENTS
+        return not self._most(said)
 
 
 # What who dials may be sent: bytes of a packet, and how many of them may be unread.

@@ -25,6 +25,9 @@ PAGE = 4096
 #: A region's code is a few KiB.
 LONGEST_CODE = 1 << 20
 _ARENA = 16 << 20
+#: Of a machine: bytes of code, and contents of pages that it is known of. Nothing of it is ever forgotten, as harts run
+#: it, and a guest can make new code all the time.
+MOST_CODE, MOST_CONTENTS = 512 << 20, 1 << 18
 _OFFSET = struct.Struct("<H")
 #: Bytes of a page's fingerprint, and of its digest, which begins with it.
 FINGERPRINT, DIGEST = 8, 24
@@ -177,7 +180,7 @@ class Regions:
     def _serve(self, number: int) -> None:
         hart = self._harts.hart[number]
         for index in range(hart.fresh_count):
-            if _fingerprint(hart.fresh[index]) in self._fingerprints:
+            if _fingerprint(hart.fresh[index]) in self._fingerprints and not self._is_full():
                 self._fresh(number, hart.fresh[index])
         hart.fresh_count = 0
         for index in range(hart.hot_count):
@@ -225,8 +228,15 @@ class Regions:
         self._install(number, content, loaded)
         return content
 
+    def _is_full(self) -> bool:
+        """Whether a guest that makes code all the time has had what there is for it: the rest is interpreted."""
+        full = self._arena.bytes >= MOST_CODE or len(self._known) >= MOST_CONTENTS
+        if full:
+            self._harts.machine.hot_samples = 0  # nor do harts look for more
+        return full
+
     def _hot(self, number: int, page: int, offset: int) -> None:
-        if _read(page + _ARMED):
+        if _read(page + _ARMED) or self._is_full():
             return
         fingerprint, fresh = _fingerprint(page), ctypes.c_uint64.from_address(page + _FRESH)
         if fresh.value or fingerprint not in self._fingerprints:

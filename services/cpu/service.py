@@ -15,7 +15,7 @@ from itertools import count
 
 from google.protobuf.message import DecodeError, Message
 
-from vmesh import errors, segment, wire
+from vmesh import errors, limits, segment, wire
 from vmesh.latencies import Latencies
 from vmesh.loop import Inbox
 from vmesh.service import Runtime, Service
@@ -40,6 +40,8 @@ from .translator_process import TranslatorProcess
 #: A Python thread that wants the interpreter gets it this soon, in seconds: harts in Python code are rare and short.
 SWITCH_INTERVAL = 0.0002
 PAUSE_LIMIT = 10.0
+#: Seconds in which what devices have sent is here: shorter than anybody waits to find this service hung.
+DRAIN_LIMIT = 5.0
 MAX_RUN = 2000  # milliseconds of RunHarts
 SHUTDOWN_LIMIT = 0.5
 THROTTLE_SLICE = 0.01  # seconds that throttled harts run at a time
@@ -240,11 +242,12 @@ class Cpu(Service):
             self._runtime.loop.call_in("throttle", THROTTLE_SLICE, self._stand_still)
 
     def drain(self, updates: dict[str, int]) -> int:
-        deadline = time.monotonic() + PAUSE_LIMIT
+        deadline = time.monotonic() + DRAIN_LIMIT
         for number, device in self._devices.items():
             while self._last_update(device) < updates.get(device.name, 0):
                 if time.monotonic() > deadline:
                     expected = f"update {updates[device.name]} of {device.name}"
+                    self._complain(device.name, limits.BROKEN, f"says {expected}, which does not come")
                     raise errors.VmeshError("the bus did not drain", expected=expected, got=str(device.last_update))
                 self._irqchip[number].wait(0.05)
         return 0

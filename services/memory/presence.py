@@ -45,7 +45,7 @@ class Presence:
         self._base, self._flags = base, flags
         self._server, self._loop = server, loop
         self._wanted: dict[int, _Wanted] = {}  # by number of the page, the longest wanted first
-        self._waiting: dict[bytes, int] = {}  # pages by identity of who waits for them
+        self._waiting: dict[str, int] = {}  # pages by the name of who waits for them, on however many connections
         self._pager: Client | None = None
         self._latencies = Latencies()
         self._nonsense = 0
@@ -56,10 +56,10 @@ class Presence:
         if not missing:
             done()
             return
-        waiting = self._waiting.get(client.identity, 0) + len(missing)
+        waiting = self._waiting.get(client.name, 0) + len(missing)
         if waiting > WAITING_OF_ONE or len(self._wanted) + len(missing) > WAITING:
             raise errors.TooMany("pages that are waited for", expected=f"at most {WAITING_OF_ONE}", got=str(waiting))
-        self._waiting[client.identity] = waiting
+        self._waiting[client.name] = waiting
         waiter = _Waiter(client, missing, done)
         now = time.monotonic()
         for page in sorted(missing):
@@ -100,8 +100,18 @@ class Presence:
 
     def forget(self, name: str) -> None:
         """A service begins another life: what the former one has asked for must not happen any more."""
-        for wanted in self._wanted.values():
-            wanted.waiters = [waiter for waiter in wanted.waiters if waiter.client.name != name]
+        for page, wanted in list(self._wanted.items()):
+            left = [waiter for waiter in wanted.waiters if waiter.client.name != name]
+            self._count_off(name, len(wanted.waiters) - len(left))
+            wanted.waiters = left
+            if not left and not wanted.sent:
+                del self._wanted[page]
+
+    def _count_off(self, name: str, pages: int) -> None:
+        if pages:
+            self._waiting[name] -= pages
+            if not self._waiting[name]:
+                del self._waiting[name]
 
     @property
     def absent(self) -> int:
@@ -132,10 +142,7 @@ class Presence:
         self._latencies.add(time.monotonic() - wanted.since)
         for waiter in wanted.waiters:
             waiter.missing.discard(page)
-            identity = waiter.client.identity
-            self._waiting[identity] -= 1
-            if not self._waiting[identity]:
-                del self._waiting[identity]
+            self._count_off(waiter.client.name, 1)
             if not waiter.missing:
                 waiter.done()
 

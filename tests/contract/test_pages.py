@@ -140,6 +140,8 @@ def test_hostile_requests_are_refused(machine: Machine, pager: wire.Peer, ram: R
         hart.send(NeedPages(addresses=[page(n) for n in range(start, start + 256)]))
     with pytest.raises(errors.TooMany):
         hart.request(NeedPages(addresses=[page(2000)]), PATIENCE)
+    with pytest.raises(errors.TooMany):  # however many connections it has
+        machine.dial("memory", common.ROLE_CPU, name="cpu").request(NeedPages(addresses=[page(2000)]), PATIENCE)
     with pytest.raises(errors.NotAllowed):
         hart.request(ServePages(), PATIENCE)
     with pytest.raises(errors.NotAllowed):

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from services.cpu import regions
 from services.cpu.isa.riscv.encoding import encode
 from services.cpu.isa.riscv.features import FEATURES
 from services.cpu.isa.riscv.region import form
@@ -106,6 +107,19 @@ def test_hot_code_is_asked_for_once_and_installed() -> None:
     assert machine.cpu.harts.run(0) == EXIT_STOP
     assert hart.hot_count == 0
     assert not elsewhere.requests
+
+
+@pytest.mark.parametrize("limit", ["MOST_CODE", "MOST_CONTENTS"])
+def test_a_guest_that_makes_code_all_the_time_is_interpreted_in_the_end(
+    monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    monkeypatch.setattr(regions, limit, 0)
+    elsewhere = Elsewhere()
+    machine = Machine(elsewhere)
+    machine.run(10)
+    assert not elsewhere.asked
+    assert not machine.in_region()
+    assert machine.cpu.harts.machine.hot_samples == 0
 
 
 def test_what_was_never_run_is_left_out() -> None:

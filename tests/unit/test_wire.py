@@ -288,6 +288,19 @@ def test_connections_are_bounded_and_those_of_the_gone_are_used_again(
     assert answer.welcome.name == "one"
 
 
+def test_one_device_does_not_take_the_connections_of_others(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "_MAX_OF_DEVICE", 3)
+    peers = [listener.welcome(common.ROLE_DEVICE) for _ in range(3)]
+    said = wire.hello(common.ROLE_DEVICE, "peer")
+    assert listener.ask(listener.peer(said), wire.make(said, 1)).refused.expected == "at most 3 connections"
+    assert listener.hello(common.ROLE_DEVICE, "another").HasField("welcome")
+    assert listener.hello(common.ROLE_MONITOR, "peer").HasField("welcome")
+    for peer in peers:
+        peer.socket.close(0)
+
+
 def test_refusals_are_logged_at_powers_of_ten(listener: Listener, tmp_path: Path) -> None:
     for _ in range(1234):
         listener.server.note_refusal("cause", "text")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vmesh import errors
+from vmesh import errors, listening
 from vmesh.loop import Callback, Loop
 from vmesh.netdev.frames import FrameSocket
 from vmesh.netdev.stream import listen
@@ -55,11 +55,12 @@ class Hub:
         self._listen_no_more()
         for machine in list(self._machines):
             self._remove(machine)
-        self._path.unlink(missing_ok=True)
+        listening.remove(self._path, self._made)
 
     def _listen(self) -> None:
         """Raises ConfigError."""
         self._listener = listen(self._path)
+        self._made = listening.identity(self._path)
         self._loop.watch(self._listener.fileno(), read=self._accept)
 
     def _listen_no_more(self) -> None:
