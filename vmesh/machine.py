@@ -218,7 +218,7 @@ class Machine:
     def alive(self) -> bool:
         """Whether a process of the machine lives."""
         try:
-            fd = os.open(self.path / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(self.path / LOCK, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
             return False
         try:
@@ -384,15 +384,16 @@ def check_name(name: str) -> None:
 
 
 def _machines(root: Path) -> list[Machine]:
-    """Those whose directories are there, by name."""
+    """Those that live, by name; also of a vmesh that did not say in `lock` what it is (before December 2026)."""
     folders = sorted(Path(entry.path) for entry in os.scandir(root) if entry.is_dir(follow_symlinks=False))
-    return [Machine(path) for path in folders if _is_machines(path)]
+    return [machine for machine in map(Machine, folders) if (machine.path / RECORD).exists() and machine.alive()]
 
 
 def _reap(root: Path) -> None:
-    for machine in _machines(root):
-        if not machine.alive():
-            _remove_tree(machine.path)
+    for entry in os.scandir(root):
+        path = Path(entry.path)
+        if entry.is_dir(follow_symlinks=False) and _is_machines(path) and not Machine(path).alive():
+            _remove_tree(path)
 
 
 def _make_lock(path: Path) -> int:

@@ -93,6 +93,16 @@ def test_an_empty_directory_is_made_a_machines(tmp_path: Path) -> None:
         os.close(made.lock_fd)
 
 
+def test_a_living_machine_of_a_former_vmesh_is_found_and_left_alone(runtime: Path) -> None:
+    made = machine.create("m")
+    os.ftruncate(made.lock_fd, 0)
+    machine.reap()
+    assert [found.name for found in machine.machines()] == ["m"]
+    os.close(made.lock_fd)
+    assert machine.machines() == []
+    assert made.path.exists()
+
+
 @pytest.mark.parametrize("begun", ["", machine.LOCK])
 def test_creation_that_was_killed_is_not_in_the_way(runtime: Path, begun: str) -> None:
     (runtime / "m").mkdir(parents=True)
