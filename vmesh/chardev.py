@@ -18,13 +18,16 @@ waits for it: what is on its way is bounded, is part of the device's state, and 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import socket
+import struct
 import termios
 import time
 import tty
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,6 +47,7 @@ _MAX_CLIENTS = 16
 _STALL_SECONDS = 2.0  # at the end: how long a client may take nothing before it is given up
 _FINISH_SECONDS = 5.0  # at the end: how long it may take, however slowly
 _PTY_LOOK_SECONDS = 0.25
+_PTY_SECONDS, _PTY_QUIET_LOOKS = 0.005, 4  # at the end: between two looks whether all was read, and how many find that
 _SEEK_SECONDS = 0.2  # between two looks for the next keeper
 _KEEPER_SECONDS = 10.0  # for the keeper to listen: it starts when the device does
 _UNTAKEN_BYTES = 16 << 10  # of output, all in the slot, that the keeper has not taken, before the device waits
@@ -397,6 +401,17 @@ class _Pty(Chardev):
         os.set_blocking(master, False)
         self._add(master, master)
 
+    def finish(self) -> None:
+        """What the system keeps of it for who has it open is lost when this end is closed: that is waited for, too."""
+        super().finish()
+        if any(map(self._is_open, self._clients)):
+            with suppress(OSError):
+                slave = os.open(self.place.removeprefix("pty:"), os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+                try:
+                    _wait_unread(slave)
+                finally:
+                    os.close(slave)
+
     def _send(self, client: _Client) -> None:
         if self._is_open(client):
             super()._send(client)
@@ -419,6 +434,19 @@ class _Pty(Chardev):
         poller = select.poll()
         poller.register(client.sink, select.POLLIN)
         return not any(events & select.POLLHUP for _, events in poller.poll(0))
+
+
+def _wait_unread(terminal: int) -> None:
+    """Wait until what is to be read there was read, unless nothing is for a while, or it takes long. What was just
+    written is there a moment later."""
+    progress = time.monotonic()
+    end, before, quiet = progress + _FINISH_SECONDS, 0, 0
+    while quiet < _PTY_QUIET_LOOKS and time.monotonic() < min(progress + _STALL_SECONDS, end):
+        (unread,) = struct.unpack("i", fcntl.ioctl(terminal, termios.FIONREAD, bytes(4)))
+        if unread < before:
+            progress = time.monotonic()
+        before, quiet = unread, 0 if unread else quiet + 1
+        time.sleep(_PTY_SECONDS)
 
 
 class _Kept(Chardev):

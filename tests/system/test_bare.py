@@ -221,7 +221,9 @@ def test_serial_on_a_pseudo_terminal(run: Run, host: Host, image: Image) -> None
                 output += read_some(port, "an answer", limit=1.0)
         os.write(port, b"poweroff\r")
         while b"Power off." not in output:
-            output += read_some(port, "the guest's power-off")
+            more = read_some(port, "the guest's power-off")
+            assert more, output
+            output += more
     finally:
         os.close(port)
     assert machine.wait() == 0

@@ -272,6 +272,24 @@ def test_pty(tmp_path: Path) -> None:
         os.close(fd)
 
 
+@pytest.mark.parametrize("reads", [True, False])
+def test_who_has_a_pty_open_gets_what_was_written_last(tmp_path: Path, reads: bool) -> None:
+    """Unless it does not read."""
+    port = Port(tmp_path, "pty")
+    port.chardev.start()
+    text = b"Power off.\r\n" * 100
+    with open(port.chardev.place.removeprefix("pty:"), "rb", buffering=0) as terminal:
+        port.chardev.write(text)
+        ending = threading.Thread(target=port.chardev.finish)
+        ending.start()
+        got = b""
+        while reads and len(got) < len(text):
+            got += terminal.read(1000)
+        ending.join(SECONDS)
+        assert not ending.is_alive()
+        assert got == (text if reads else b"")
+
+
 def test_stdio() -> None:
     script = """
 import sys
