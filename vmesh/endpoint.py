@@ -100,14 +100,14 @@ def is_loopback(host: str) -> bool:
 class Listener:
     """A listening socket that only this user (Unix) or this host (TCP) can reach. Raises ConfigError.
 
-    A socket that an earlier process has left there is replaced; one that is still listened at is not, nor is a file of
-    another kind.
+    A socket that an earlier process has left there is replaced; one that is still listened at is not, unless this
+    machine comes from another one (`listening.succeed`), nor is a file of another kind.
     """
 
     def __init__(self, where: Endpoint) -> None:
         self.where = where
         try:
-            self.socket = listening.listen(where.path, _BACKLOG) if where.path else _listen(where)
+            self.socket = listening.listen(where.path, _BACKLOG, named=True) if where.path else _listen(where)
         except OSError as error:
             raise ConfigError(f"cannot listen on {where.path or where}: {error.strerror or error}") from error
         self._made = listening.identity(where.path) if where.path else None

@@ -15,11 +15,24 @@ from pathlib import Path
 Identity = tuple[int, int]
 
 
-def listen(path: Path, backlog: int) -> socket.socket:
-    """A listening, non-blocking socket at `path` that only its owner can connect to. Raises OSError."""
+_succeeds = False
+
+
+def succeed() -> None:
+    """The machine of this process, and of those that it forks, comes from another one, perhaps of this host and with
+    the same flags: the sockets that these name are taken from it (`listen` with `named`)."""
+    global _succeeds
+    _succeeds = True
+
+
+def listen(path: Path, backlog: int, *, named: bool = False) -> socket.socket:
+    """A listening, non-blocking socket at `path` that only its owner can connect to; `named` by a flag that a machine
+    has in common with the one that it comes from. Raises OSError."""
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     former = os.umask(0o077)
     try:
+        if named and _succeeds and path.is_socket() and not path.is_symlink():
+            path.unlink(missing_ok=True)
         remove_stale(path)
         made.bind(str(path))
         made.listen(backlog)

@@ -67,6 +67,7 @@ def parser(kind: str, description: str | None) -> Parser:
     made.add_argument("--name", default=kind, help="the name of this service in the machine (default: %(default)s)")
     made.add_argument("--epoch", type=positive, default=0, metavar="N", help="the count of its lives, from 1")
     made.add_argument("--incoming", action="store_true", help="begin paused: the machine's state is to come")
+    made.add_argument("--away", action="store_true", help="a later life: the machine is not here")
     for name, text in (("--listen", "be there for other hosts, with --keys"), ("--endpoint", "where they find it")):
         made.add_argument(name, type=addresses.tcp, metavar=addresses.TCP, help=text)
     addresses.add_options(made)
@@ -188,9 +189,11 @@ class Runtime:
                 raise errors.ConfigError(str(error)) from error
         self.epoch = epoch(options, self.machine)
         self._asked_to_end = False
-        # A later life does nothing before the monitor says Resume: the machine may stand still, be half loaded, or run
-        # elsewhere by now.
-        self.begins_paused: bool = options.incoming or self.epoch > 1
+        # What only one machine may hold at a time, the lock on a disk for one, is another's, or may be.
+        self.away: bool = options.away or (options.incoming and self.epoch == 1)
+        # A later life that the monitor has started does nothing before that says Resume: the machine may stand still,
+        # be half loaded, or run elsewhere by now. Others begin at once: they may have no monitor, and go on without.
+        self.begins_paused: bool = self.away or (self.epoch > 1 and self.lifeline >= 0)
         self.phase = lifecycle.SERVICE_STARTING
         self.loop = Loop()
         self.log = Log(self.name, self.machine.log)

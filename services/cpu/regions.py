@@ -180,7 +180,7 @@ class Regions:
     def _serve(self, number: int) -> None:
         hart = self._harts.hart[number]
         for index in range(hart.fresh_count):
-            if _fingerprint(hart.fresh[index]) in self._fingerprints and not self._is_full():
+            if _fingerprint(hart.fresh[index]) in self._fingerprints:
                 self._fresh(number, hart.fresh[index])
         hart.fresh_count = 0
         for index in range(hart.hot_count):
@@ -221,6 +221,8 @@ class Regions:
         digest = content.digest
         with self._lock:
             loaded = self._known.get(digest)
+            if loaded is None and self._is_full():
+                return content
             if loaded is None:
                 loaded = self._known[digest] = self._load(self._store.find(digest))
                 self._from_store += len(loaded)
@@ -230,21 +232,23 @@ class Regions:
 
     def _is_full(self) -> bool:
         """Whether a guest that makes code all the time has had what there is for it: the rest is interpreted."""
-        full = self._arena.bytes >= MOST_CODE or len(self._known) >= MOST_CONTENTS
-        if full:
-            self._harts.machine.hot_samples = 0  # nor do harts look for more
-        return full
+        return self._arena.bytes >= MOST_CODE or len(self._known) >= MOST_CONTENTS
 
     def _hot(self, number: int, page: int, offset: int) -> None:
-        if _read(page + _ARMED) or self._is_full():
+        if _read(page + _ARMED):
             return
         fingerprint, fresh = _fingerprint(page), ctypes.c_uint64.from_address(page + _FRESH)
+        full = self._is_full()
+        if full and fingerprint not in self._fingerprints:
+            return
         if fresh.value or fingerprint not in self._fingerprints:
             fresh.value = 0
             self._know(fingerprint)
             content = self._fresh(number, page)
         else:
             content = self._content(page)
+        if full:
+            return
         # asked again, it goes before what is less hot
         if self._translator.request(content.digest, content.code, offset, self._harts.executed(number, page)):
             self._asked.add((content.digest, offset))

@@ -24,7 +24,7 @@ from services.monitor.keeper import Keeper, command_argument, console_argument, 
 from services.monitor.migration import IncomingOptions
 from services.monitor.output import Output
 from services.monitor.supervisor import Actions, Settings, Supervisor
-from vmesh import addresses
+from vmesh import addresses, listening
 from vmesh.errors import ConfigError, VmeshError
 from vmesh.log import Log
 from vmesh.machine import MachineError, adopt, meet
@@ -69,6 +69,8 @@ def main(argv: list[str]) -> int:
     control = Control(supervisor, log, dict(arguments.console))
     supervisor.on_redirected = partial(_redirected, control)
     signals = _signal_pipe()
+    if arguments.incoming:
+        listening.succeed()
     try:
         opened = doors.open_all(control, arguments.door)
     except ConfigError as error:

@@ -66,6 +66,10 @@ _ALLOWED: Mapping[Stage, tuple[str, frozenset[Act]]] = {
 }
 
 
+#: What only one machine may hold, as the lock on a disk, is another's, or may be.
+AWAY = frozenset({Stage.AWAITED, Stage.LOADING, Stage.GIVEN, Stage.GONE, Stage.HANDED_OVER})
+
+
 def refusal(stage: Stage, act: Act) -> str:
     """Why it may not be done now; empty if it may."""
     reason, allowed = _ALLOWED[stage]

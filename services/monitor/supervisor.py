@@ -30,7 +30,7 @@ from services.monitor.migration import NAME as MIGRATION
 from services.monitor.migration import IncomingOptions, Migration
 from services.monitor.operations import Board, Operation, Request, RequestError
 from services.monitor.output import Output, one_line
-from services.monitor.run_states import Act, Stage
+from services.monitor.run_states import AWAY, Act, Stage
 from services.monitor.warnings import Warnings
 from vmesh import elsewhere
 from vmesh.addresses import Addresses
@@ -505,7 +505,7 @@ class Supervisor:
         if not self._is_life(service, packet.welcome.epoch):
             return
         self.on_phase(f"{service.command.name} answers")
-        if service.was_ready or packet.welcome.epoch > 1:  # it waits for this; one that does not is told to wait
+        if service.was_ready and (self._stopped or not self.attached):  # one that was started here waits for this
             go_on = lifecycle_pb2.Pause() if self._stopped else lifecycle_pb2.Resume()
             with suppress(PeerError):  # it will then be found hung
                 service.link.ask(go_on, partial(self._told_to_go_on, service))
@@ -918,7 +918,10 @@ class Supervisor:
         assert self._keeper is not None
         if self.state == gateway_pb2.MACHINE_ENDING:
             return  # the keeper may have ended
-        self._keeper.spawn(service.command, ["--epoch", str(service.epoch)], partial(self._spawned, service))
+        more = ["--epoch", str(service.epoch)]
+        if self.migration.stage in AWAY and service.command.module.startswith("services."):
+            more.append("--away")
+        self._keeper.spawn(service.command, more, partial(self._spawned, service))
 
     def _spawned(self, service: Service, child: Child | None, failure: str) -> None:
         if child is None and (service.on_trial or service.leaving):

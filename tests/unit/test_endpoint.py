@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmesh import endpoint
+from vmesh import endpoint, listening
 from vmesh.endpoint import Endpoint, Listener
 from vmesh.errors import ConfigError
 
@@ -84,6 +84,21 @@ def test_socket_at_which_somebody_listens_is_left_to_them(tmp_path: Path) -> Non
         first.accept()
     endpoint.connect(Endpoint(tmp_path / "s")).close()
     first.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_machine_that_comes_in_takes_the_socket_of_the_one_that_it_comes_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As its flags are the same, where both are on one host."""
+    first = Listener(Endpoint(tmp_path / "s"))
+    monkeypatch.setattr(listening, "_succeeds", False)  # and so again afterwards
+    listening.succeed()
+    second = Listener(Endpoint(tmp_path / "s"))
+    first.close()
+    endpoint.connect(Endpoint(tmp_path / "s")).close()
+    assert second.accept()
+    second.close()
     assert list(tmp_path.iterdir()) == []
 
 

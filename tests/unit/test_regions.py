@@ -113,13 +113,25 @@ def test_hot_code_is_asked_for_once_and_installed() -> None:
 def test_a_guest_that_makes_code_all_the_time_is_interpreted_in_the_end(
     monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
-    monkeypatch.setattr(regions, limit, 0)
     elsewhere = Elsewhere()
     machine = Machine(elsewhere)
     machine.run(10)
-    assert not elsewhere.asked
+    for digest, translation in elsewhere.compile():
+        machine.regions.add(digest, translation)
+    machine.run(2)
+    assert machine.in_region()
+    asked = elsewhere.asked
+    monkeypatch.setattr(regions, limit, 0)
+    put(machine.cpu, LOOP.replace("a0, a0, 1", "a0, a0, 2"))
+    machine.cpu.set(CODE)
+    machine.run(10)
+    assert elsewhere.asked == asked
     assert not machine.in_region()
-    assert machine.cpu.harts.machine.hot_samples == 0
+    put(machine.cpu, LOOP)  # what is there is used again
+    machine.cpu.set(CODE)
+    machine.run(10)
+    assert machine.in_region()
+    assert elsewhere.asked == asked
 
 
 def test_what_was_never_run_is_left_out() -> None:

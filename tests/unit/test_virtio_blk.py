@@ -595,6 +595,17 @@ def test_a_refused_use_leaves_no_lock(disk: Path) -> None:
     source.take()
 
 
+def test_the_base_of_a_temporary_disk_is_locked_while_the_machine_is_here(disk: Path, tmp_path: Path) -> None:
+    image = Overlay(RawImage(disk, read_only=True, later=True), tmp_path / "overlay", fresh=True)
+    RawImage(disk, read_only=False).close()
+    image.take()
+    with pytest.raises(errors.ConfigError, match="in use by another machine"):
+        RawImage(disk, read_only=False)
+    image.release()
+    RawImage(disk, read_only=False).close()
+    image.close()
+
+
 @pytest.mark.peer
 def test_the_lock_holds_against_qemu(disk: Path, peer: Callable[[str], str]) -> None:
     command = [peer("qemu-system-riscv64"), "-machine", "virt", "-display", "none", "-S", "-monitor", "stdio"]

@@ -831,7 +831,8 @@ int serve(const struct device *device, int argc, char **argv) {
     recover();
     write_slot();
     attach();
-    self.phase = PHASE(RUNNING);
+    // A later life that the monitor has started is told to go on.
+    self.phase = self.epoch > 1 && self.lifeline >= 0 ? PHASE(PAUSED) : PHASE(RUNNING);
     log_line("info", "started kind=%s epoch=%" PRIu64 " pid=%d", device->kind, self.epoch, getpid());
     run();
     int linger = 200;  // ms, for the last answer

@@ -61,7 +61,7 @@ def _open(runtime: Runtime, options: argparse.Namespace) -> Image:
     if server is not None:
         return _of_server(runtime, NbdImage(server, read_only=read_only, kept=_kept(runtime)))
     if options.format == "raw":
-        return RawImage(Path(options.file), read_only=read_only, later=runtime.begins_paused)
+        return RawImage(Path(options.file), read_only=read_only, later=runtime.away)
     socket = runtime.machine.path / f"{runtime.name}.nbd"
     discard = options.discard == "unmap"
     return ServedImage(Path(options.file), options.format, socket, read_only=read_only, discard=discard)

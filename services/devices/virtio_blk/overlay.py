@@ -74,10 +74,10 @@ class Overlay:
             self._take(start, stop)
 
     def take(self) -> None:
-        """Nothing: others may use it too."""
+        self._base.take()
 
     def release(self) -> None:
-        """Nothing."""
+        self._base.release()
 
     def close(self) -> None:
         self._base.close()
