@@ -40,6 +40,7 @@ class Terminal:
         self.output = ""  # all that came, without carriage returns
         self._seen = 0  # how much of it was expected already
         self._ended = False
+        self.limit = LIMIT  # seconds for what is expected to come
         if pipes:
             self._fd, theirs = os.pipe()
             self.process = subprocess.Popen(
@@ -58,7 +59,7 @@ class Terminal:
 
     def expect(self, text: str) -> str:
         """Wait for `text`; gives what came before it, since the last text that was expected."""
-        deadline = time.monotonic() + LIMIT
+        deadline = time.monotonic() + self.limit
         while (place := self.output.find(text, self._seen)) < 0:
             self._read(deadline, text)
         before = self.output[self._seen : place]
@@ -108,7 +109,7 @@ class Terminal:
 
     def _read(self, deadline: float, what: str) -> None:
         ready, _, _ = select.select([self._fd], [], [], max(0.0, deadline - time.monotonic()))
-        assert ready, f"waited {LIMIT:g} s for {what!r} after {self.output[-2000:]!r}"
+        assert ready, f"waited {self.limit:g} s for {what!r} after {self.output[-2000:]!r}"
         try:
             data = os.read(self._fd, 65536)
         except OSError:  # of a terminal that everybody has closed

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.conftest import PROMPT, Terminal
+from tests.waiting import LIMIT
 from vmesh.guest import Guest, GuestError, image
 from vmesh.guest.cache import cache_directory
 
@@ -120,10 +121,11 @@ def big_file() -> Iterator[Download | None]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # making the disk takes a minute of two cores
+@pytest.mark.timeout(1800)  # making the disk takes a minute of two cores, and it is a whole distribution that boots
 def test_debian_boots_to_a_login_fetches_100_mb_and_powers_off(run: Run, disk: Path, big_file: Download | None) -> None:
     card = ("-netdev", "user,id=n", "-device", "virtio-net-device,netdev=n") if big_file else ()
     machine = run("-m", "512M", *drive(disk), "-snapshot", *card, "-append", "quiet root=/dev/vda")
+    machine.limit = 4 * LIMIT
     machine.expect("debian login: ")
     machine.type("root\n")
     machine.expect(ROOT_PROMPT)
