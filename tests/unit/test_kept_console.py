@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from services.monitor.console import KeptConsole
+from tests.waiting import wait_for
 from vmesh import chardev, errors
 from vmesh.chardev import JOURNAL_BYTES, PENDING_BYTES, Chardev
 from vmesh.log import Log
@@ -168,9 +169,12 @@ def test_reader_that_takes_nothing_holds_up_the_end_for_a_short_time_only(bench:
 def test_device_that_sends_without_leave_is_let_go(bench: Bench) -> None:
     bench.fill()
     bench.device._limit = 1 << 62  # type: ignore[attr-defined]
-    bench.turn()
-    bench.turn()
-    assert "console out of step" in (bench.folder / "log").read_text()
+
+    def is_told() -> bool:
+        bench.turn()
+        return "console out of step" in (bench.folder / "log").read_text()
+
+    wait_for(is_told, "the keeper to let go of it")
 
 
 def test_state_with_too_much_output_is_refused() -> None:
