@@ -53,11 +53,12 @@ def start(cpu: Cpu, text: str, harts: int, rounds: int) -> list[Stop]:
 @dataclass(frozen=True, slots=True)
 class Lock:
     """How a critical section begins and ends; s2 is the lock's address, s3 is 1, a0 the hart's number. ``harts``
-    that it serves."""
+    that it serves. ``in_turn``: who goes next is settled; with fewer cores than harts, each turn waits for the host."""
 
     acquire: str
     release: str
     harts: int = HARTS
+    in_turn: bool = False
 
 
 FLAGS = "slli t3, a0, 6; add t3, t3, s2; xori t4, a0, 1; slli t5, t4, 6; add t5, t5, s2"
@@ -81,6 +82,7 @@ LOCKS = {
     "ticket": Lock(
         "amoadd.w.aq t0, s3, (s2); turn: lw t1, 64(s2); beq t0, t1, got; pause; j turn; got: fence r, rw",
         "addiw t1, t1, 1; fence rw, w; sw t1, 64(s2)",
+        in_turn=True,
     ),
     # flags of the two harts at s2 and s2 + 64, whose turn it is at s2 + 128
     "peterson": Lock(

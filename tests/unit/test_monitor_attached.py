@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -61,8 +62,14 @@ class World:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(path))
             listener.listen()
-            listener.accept()[0].close()
-        self.wait(lambda: self.service(name).link is not lost, f"the loss of {name}")
+            listener.setblocking(False)
+
+            def is_lost() -> bool:
+                with suppress(BlockingIOError):  # the connection before this one may come, too
+                    listener.accept()[0].close()
+                return self.service(name).link is not lost
+
+            self.wait(is_lost, f"the loss of {name}")
 
     def wait(self, condition: Callable[[], object], what: str) -> None:
         def step() -> bool:

@@ -39,7 +39,9 @@ def test_atomic_counters(cpu: Cpu, name: str) -> None:
 
 @pytest.mark.parametrize("name", LOCKS)
 def test_locks(cpu: Cpu, name: str) -> None:
-    assert count(cpu, locked(LOCKS[name]), LOCKS[name].harts, ROUNDS) == ROUNDS
+    lock = LOCKS[name]
+    rounds = ROUNDS // 20 if lock.in_turn else ROUNDS
+    assert count(cpu, locked(lock), lock.harts, rounds) == rounds
 
 
 @pytest.mark.parametrize("name", TESTS)
