@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from contextlib import suppress
+from itertools import groupby
 
 import pytest
 
@@ -108,7 +109,9 @@ def test_device_killed_while_the_machine_resets_is_asked_again(rig: Rig) -> None
     _kill(rig.service("uart0").pid)
     rig.wait_life("uart0", 2)
     wait_for(lambda: rig.asked("cpu")[-1:] == ["resume"], "the cpu to go on")
-    assert rig.asked("uart0") == ["hello", "pause", "drain", "hello", "pause", "drain", "reset", "resume"]
+    # The answer to Pause may still be on its way when the device dies: it is then asked that again, too.
+    asked = [each for each, _ in groupby(rig.asked("uart0"))]
+    assert asked == ["hello", "pause", "drain", "hello", "pause", "drain", "reset", "resume"]
     rig.order("test", "poweroff 0")
     assert launcher.wait() == 0
     rig.wait_clean()
