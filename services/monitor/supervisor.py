@@ -515,9 +515,7 @@ class Supervisor:
         """A next life that cannot do as it is told, since its disk is in use for one, is none."""
         if packet.WhichOneof("body") in ("error", "refused") and service.alive:
             why = str(from_message(packet.error)) if packet.HasField("error") else packet.refused.reason
-            service.last_error = one_line(why)
-            self._log.info("killed", service=service.command.name, pid=service.child.pid, how=service.last_error)
-            _kill(service)
+            self._hung(service, one_line(why))
 
     def _report(self, service: Service, packet: Packet) -> None:
         service.asked_at = None
@@ -919,7 +917,7 @@ class Supervisor:
         if self.state == gateway_pb2.MACHINE_ENDING:
             return  # the keeper may have ended
         more = ["--epoch", str(service.epoch)]
-        if self.migration.stage in AWAY and service.command.module.startswith("services."):
+        if self.migration.stage in AWAY and service.command.module != EXTERNAL:
             more.append("--away")
         self._keeper.spawn(service.command, more, partial(self._spawned, service))
 

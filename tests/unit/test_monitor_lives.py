@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
+from services.monitor.migration import Migration
 from services.monitor.output import Output
-from services.monitor.supervisor import Settings, Supervisor
-from vmesh import elsewhere, wire
+from services.monitor.run_states import Stage
+from services.monitor.supervisor import EXTERNAL, Settings, Supervisor
+from vmesh import elsewhere, errors, wire
 from vmesh.addresses import Addresses
 from vmesh.log import Log
 from vmesh.machine import Machine
@@ -47,6 +52,46 @@ def test_a_welcome_that_is_read_after_the_end_of_its_process_raises_no_dead(tmp_
         private._kill_all()
         private._dead(second)
         assert not any(service.alive for service in supervisor.services.values())
+    finally:
+        for service in supervisor.services.values():
+            service.link.close()
+        private._context.destroy(0)
+
+
+def test_a_next_life_while_the_machine_is_elsewhere_is_told_so_unless_it_is_no_program_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine, log = Machine(tmp_path), Log("monitor", tmp_path / "log")
+    modules = {"m": ("memory", "services.memory"), "disk": ("virtio-blk", "services.devices.virtio_blk")}
+    modules["theirs"] = ("copier", EXTERNAL)
+    commands = [ServiceCommand(name, kind, module, ()) for name, (kind, module) in modules.items()]
+    supervisor = Supervisor(machine, commands, Settings(), None, log, Output(log, None), Addresses(machine))
+    supervisor.attach()
+    private, spawned = cast(Any, supervisor), dict[str, list[str]]()
+    private._keeper = SimpleNamespace(spawn=lambda command, more, done: spawned.update({command.name: more}))
+    try:
+        for stage, more in ((Stage.NOTHING, []), (Stage.GONE, ["--away"])):
+            monkeypatch.setattr(Migration, "stage", stage)
+            for name in ("disk", "theirs"):
+                private._spawn(supervisor.services[name])
+            assert spawned == {"disk": ["--epoch", "1", *more], "theirs": ["--epoch", "1"]}
+    finally:
+        for service in supervisor.services.values():
+            service.link.close()
+        private._context.destroy(0)
+
+
+def test_a_next_life_that_cannot_go_on_ends_and_says_why(tmp_path: Path) -> None:
+    machine, log = Machine(tmp_path), Log("monitor", tmp_path / "log")
+    kinds = {"memory": "memory", "disk": "virtio-blk"}
+    commands = [ServiceCommand(name, kind, f"services.{kind}", ()) for name, kind in kinds.items()]
+    supervisor = Supervisor(machine, commands, Settings(), None, log, Output(log, None), Addresses(machine))
+    supervisor.attach()
+    disk, private = supervisor.services["disk"], cast(Any, supervisor)
+    disk.was_ready = disk.alive = True
+    try:
+        private._told_to_go_on(disk, Packet(error=errors.ConfigError("the disk is in use").message()))
+        assert (disk.state, disk.last_error) == ("hung", "the disk is in use")
     finally:
         for service in supervisor.services.values():
             service.link.close()
