@@ -385,14 +385,17 @@ def check_name(name: str) -> None:
 
 def _machines(root: Path) -> list[Machine]:
     """Those that live, by name; also of a vmesh that did not say in `lock` what it is (before December 2026)."""
-    folders = sorted(Path(entry.path) for entry in os.scandir(root) if entry.is_dir(follow_symlinks=False))
-    return [machine for machine in map(Machine, folders) if (machine.path / RECORD).exists() and machine.alive()]
+    found = map(Machine, _directories(root))
+    return [machine for machine in found if (machine.path / RECORD).exists() and machine.alive()]
+
+
+def _directories(root: Path) -> list[Path]:
+    return sorted(Path(entry.path) for entry in os.scandir(root) if entry.is_dir(follow_symlinks=False))
 
 
 def _reap(root: Path) -> None:
-    for entry in os.scandir(root):
-        path = Path(entry.path)
-        if entry.is_dir(follow_symlinks=False) and _is_machines(path) and not Machine(path).alive():
+    for path in _directories(root):
+        if _is_machines(path) and not Machine(path).alive():
             _remove_tree(path)
 
 

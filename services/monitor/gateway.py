@@ -6,7 +6,6 @@ The only threads of the monitor are here. Each call becomes an operation that th
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -24,7 +23,7 @@ from services.monitor import health, hotplug, operations
 from services.monitor import streams as open_streams
 from services.monitor.operations import Board, Operation, RequestError
 from services.monitor.status import machine_status
-from services.monitor.streams import Streams, refuse
+from services.monitor.streams import Places, Streams, refuse
 from services.monitor.supervisor import StateError, Supervisor
 from services.monitor.swap import swap
 from vmesh import descriptors
@@ -79,21 +78,17 @@ def serve(supervisor: Supervisor, socket: Path, remote: Remote | None = None) ->
 
 
 class Reflection(reflection.ReflectionServicer):
-    """gRPC's reflection, for a bounded number at once: each has a thread, whether it asks anything or not."""
+    """gRPC's reflection, for a bounded number at once."""
 
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__(names)
-        self._free = threading.Semaphore(REFLECTIONS)
+        self._places = Places(REFLECTIONS, f"{REFLECTIONS} look already")
 
     def ServerReflectionInfo(  # type: ignore[override]  # there is no other kind of server here
         self, request_iterator: Iterable[reflection_pb2.ServerReflectionRequest], context: grpc.ServicerContext
     ) -> Iterator[reflection_pb2.ServerReflectionResponse]:
-        if not self._free.acquire(blocking=False):
-            refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, f"{REFLECTIONS} look already; end one")
-        try:
+        with self._places.one(context):
             yield from super().ServerReflectionInfo(request_iterator, context)
-        finally:
-            self._free.release()
 
 
 class _Machine(MachineServicer):

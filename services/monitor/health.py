@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from services.monitor.streams import refuse
+from services.monitor.streams import Places, refuse
 
 WATCHERS = 64  # at once; each has a thread of the gateway's
 _SERVING = {
@@ -28,7 +28,7 @@ class Health(health_pb2_grpc.HealthServicer):
     """What `tell` was told last. `names` are well as long as there is somebody to ask."""
 
     def __init__(self, *names: str) -> None:
-        self._free = threading.Semaphore(WATCHERS)
+        self._places = Places(WATCHERS, f"{WATCHERS} watch already")
         self._changed = threading.Condition()
         self._well = dict.fromkeys(names, True)
         self._told: set[str] = set()
@@ -45,33 +45,25 @@ class Health(health_pb2_grpc.HealthServicer):
         self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext
     ) -> Iterator[health_pb2.HealthCheckResponse]:
         """For each watcher the newest status, once it has taken the one before."""
-        if not self._free.acquire(blocking=False):
-            refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, f"{WATCHERS} watch already; end one")
         gone = threading.Event()
 
         def leave() -> None:
-            self._free.release()
             with self._changed:
                 gone.set()
                 self._changed.notify_all()
 
-        if not context.add_callback(leave):
-            leave()  # it has gone already
-        return self._statuses(request.service, gone)
-
-    def _statuses(self, name: str, gone: threading.Event) -> Iterator[health_pb2.HealthCheckResponse]:
-        said: int | None = None
-
-        def is_due() -> bool:
-            return gone.is_set() or self._status(name) != said
-
-        while True:
-            with self._changed:
-                self._changed.wait_for(is_due)
-                status = said = self._status(name)
-            if gone.is_set():
-                return
-            yield health_pb2.HealthCheckResponse(status=status)
+        with self._places.one(context):
+            if not context.add_callback(leave):
+                leave()  # it has gone already
+            said: int | None = None
+            while True:
+                with self._changed:
+                    while not gone.is_set() and self._status(request.service) == said:
+                        self._changed.wait()
+                    said = self._status(request.service)
+                if gone.is_set():
+                    return
+                yield health_pb2.HealthCheckResponse(status=said)
 
     def _status(self, name: str) -> int:
         return _SERVING[self._well.get(name)]

@@ -33,13 +33,31 @@ _SERIAL_PORT = "uart0"
 Item = TypeVar("Item")
 
 
+class Places:
+    """For calls that may stay: so many at once, as each has a thread of the gateway's, whether it says anything or not.
+    `taken` is what one too many is told."""
+
+    def __init__(self, number: int, taken: str) -> None:
+        self._free = threading.Semaphore(number)
+        self._taken = taken
+
+    @contextmanager
+    def one(self, context: grpc.ServicerContext) -> Iterator[None]:
+        if not self._free.acquire(blocking=False):
+            refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, f"{self._taken}; end one")
+        try:
+            yield
+        finally:
+            self._free.release()
+
+
 class Streams:
     """All that are open."""
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
         self._tracing = Tracing(supervisor)
-        self._free = threading.Semaphore(LIMIT)
+        self._places = Places(LIMIT, f"there are {LIMIT} streams already")
 
     def events(self, context: grpc.ServicerContext) -> Iterator[gateway_pb2.Event]:
         feed: Feed[Event] = Feed(_EVENTS)
@@ -102,16 +120,14 @@ class Streams:
     @contextmanager
     def _stream(self, context: grpc.ServicerContext, end: Callable[[], None]) -> Iterator[None]:
         """For as long as a stream lasts; `end` is called when the client has gone, or the machine ends."""
-        if not self._free.acquire(blocking=False):
-            refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, f"there are {LIMIT} streams already; end one")
-        try:
-            self._supervisor.call(lambda: self._supervisor.at_end.add(end))
-            if not context.add_callback(end):
-                end()  # it has gone already
-            yield
-        finally:
-            self._supervisor.call(lambda: self._supervisor.at_end.discard(end))
-            self._free.release()
+        with self._places.one(context):
+            try:
+                self._supervisor.call(lambda: self._supervisor.at_end.add(end))
+                if not context.add_callback(end):
+                    end()  # it has gone already
+                yield
+            finally:
+                self._supervisor.call(lambda: self._supervisor.at_end.discard(end))
 
     def _subscribe(
         self, subscribe: Callable[[Callable[[Item], None]], Callable[[], None]], feed: Feed[Item]
