@@ -34,6 +34,7 @@ class Rig:
         _share_core(runtime / "cache")
         self._root = root
         self._started: list[subprocess.Popen[bytes]] = []
+        self._seen: set[int] = set()
 
     def start(self, *flags: str) -> subprocess.Popen[bytes]:
         """`vmesh run` of stand-ins; its stdin stays open."""
@@ -111,18 +112,25 @@ class Rig:
     def processes(self) -> list[int]:
         """The living processes that have this runtime directory in their environment."""
         mark = f"VMESH_RUNTIME={self.runtime}".encode()
-        return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _lives_with(pid, mark)]
+        found = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _lives_with(pid, mark)]
+        self._seen.update(found)
+        return found
+
+    def wait_ended(self) -> None:
+        """Wait until all processes have ended, and with them their files: locks are held until then."""
+        wait_for(lambda: not self.processes(), "all processes to end")
+        wait_for(lambda: not any(map(_ends, self._seen)), "all processes to let go of their files")
 
     def wait_clean(self) -> None:
         """Wait until no process and no machine directory is left."""
-        wait_for(lambda: not self.processes(), "all processes to end")
+        self.wait_ended()
         assert not self.machine.path.exists(), list(self.machine.path.iterdir())
 
     def close(self) -> None:
         for process in self._started:
             process.kill()
             process.wait()
-        wait_for(lambda: not self.processes(), "all processes to end")
+        self.wait_ended()
         self._tell()
         shutil.rmtree(self.runtime, ignore_errors=True)
 
@@ -151,6 +159,19 @@ def _lives_with(pid: int, mark: bytes) -> bool:
         return mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:
         return False
+
+
+def _ends(pid: int) -> bool:
+    """Whether a process that has no memory any more, and so no environment, still has files or threads."""
+    try:
+        Path(f"/proc/{pid}/environ").read_bytes()
+    except ProcessLookupError:
+        with suppress(OSError):
+            zombie = b"State:\tZ" in Path(f"/proc/{pid}/status").read_bytes()
+            return not zombie or len(os.listdir(f"/proc/{pid}/task")) > 1
+    except OSError:
+        pass  # there is no such process, or it is another one's
+    return False
 
 
 @pytest.fixture
