@@ -116,6 +116,7 @@ class _Loaded:
     step_count: int
     entries: Any
     entry_count: int
+    offsets: frozenset[int]  # of the entries
     address: int
     size: int
 
@@ -230,6 +231,11 @@ class Regions:
         self._install(number, content, loaded)
         return content
 
+    def _is_user(self, number: int, content: _Content) -> bool:
+        """Whether that page of a hart has what is known of its content, and is told of more."""
+        with self._lock:
+            return (number, _read(content.page + _PHYSICAL)) in self._users.get(content.digest, ())
+
     def _is_full(self) -> bool:
         """Whether a guest that makes code all the time has had what there is for it: the rest is interpreted."""
         return self._arena.bytes >= MOST_CODE or len(self._known) >= MOST_CONTENTS
@@ -241,13 +247,13 @@ class Regions:
         full = self._is_full()
         if full and fingerprint not in self._fingerprints:
             return
-        if fresh.value or fingerprint not in self._fingerprints:
+        content = self._content(page)
+        # also where data beside its code has changed, which the core does not tell
+        if fresh.value or not self._is_user(number, content):
             fresh.value = 0
             self._know(fingerprint)
             content = self._fresh(number, page)
-        else:
-            content = self._content(page)
-        if full:
+        if full or any(offset in each.offsets for each in self._known.get(content.digest, ())):
             return
         # asked again, it goes before what is less hot
         if self._translator.request(content.digest, content.code, offset, self._harts.executed(number, page)):
@@ -279,8 +285,11 @@ class Regions:
                 steps = ctypes.create_string_buffer(each.steps, len(each.steps))
                 entries = ctypes.create_string_buffer(each.entries, len(each.entries))
                 address = self._arena.add(each.code)
+                offsets = frozenset(offset for (offset,) in _OFFSET.iter_unpack(each.entries))
                 loaded.append(
-                    _Loaded(steps, len(each.steps) // 2, entries, len(each.entries) // 2, address, len(each.code))
+                    _Loaded(
+                        steps, len(each.steps) // 2, entries, len(each.entries) // 2, offsets, address, len(each.code)
+                    )
                 )
             else:
                 self._refused += 1

@@ -227,6 +227,31 @@ def test_a_later_machine_begins_with_what_was_kept() -> None:
     assert later.regions.counters()["regions_from_store"] == 1
 
 
+def test_what_was_kept_of_a_page_whose_data_changes_beside_its_code() -> None:
+    """The core tells of changed code only; the digest is of all bytes, and is looked up when the code is hot."""
+
+    def run(elsewhere: Elsewhere) -> Machine:
+        machine = Machine(elsewhere)
+        machine.run(1)
+        machine.cpu.write(CODE + PAGE // 2, b"data")
+        machine.cpu.forget()
+        machine.run(9)
+        return machine
+
+    elsewhere = Elsewhere()
+    machine = run(elsewhere)
+    made = elsewhere.compile()
+    for each in made:
+        machine.regions.add(*each)
+    machine.run(1)
+    assert machine.in_region()
+
+    elsewhere = Elsewhere({digest: [translation] for digest, translation in made})
+    machine = run(elsewhere)
+    assert machine.in_region()
+    assert elsewhere.asked == 0
+
+
 def test_extensions_that_are_off_there() -> None:
     """A region of a machine with other extensions is none of this one's (the salt of ``_digest``)."""
     elsewhere = Elsewhere()
