@@ -105,9 +105,11 @@ class Cpu(Service):
 
     def start(self) -> None:
         sys.setswitchinterval(SWITCH_INTERVAL)
+        store = RegionStore(store_path() if self._plan.cache else None)
         if self._plan.hot_samples:
             self._translator = TranslatorProcess(self._plan.features, self._regions_add, self._plan.cache)
-            self._translator.start()
+            if not len(store):  # else most of what will be hot has been translated
+                self._translator.start()
         memory = self._runtime.dial(self._plan.memory, common_pb2.ROLE_CPU)
         memory.greet(GREETING_LIMIT)
         # The devices may be long in coming: the monitor decides how long the machine waits for them.
@@ -125,7 +127,6 @@ class Cpu(Service):
         if self._perf_map is not None:
             self._perf_map.core(self._harts.blob.base, len(self._core.image), self._core.symbols)
         if self._translator is not None:
-            store = RegionStore(store_path() if self._plan.cache else None)
             self._regions = Regions(self._harts, self._translator, store, self._plan.hot_samples, self._perf_map)
         self._listener = Listener(self._harts, self._runtime.machine.path, partial(self._call, self._complain_of_flood))
         for description in answer.devices:
