@@ -292,6 +292,10 @@ class Device:
             right = lifecycle_pb2.HealthReport(phase=lifecycle_pb2.SERVICE_RUNNING, name="h0", epoch=self._epoch)
         elif kind == "drain":
             right = lifecycle_pb2.Drained()
+        elif kind == "resume":
+            right = common_pb2.Done()
+        elif right_share == 1.0:
+            return  # what needs no answer, as `processes`, or ends it
         if right is not None and rng.random() < right_share:
             with suppress(zmq.Again):
                 self.router.send_multipart([sender, wire.make(right, packet.id).SerializeToString()], zmq.NOBLOCK)
