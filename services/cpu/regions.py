@@ -2,7 +2,8 @@
 
 A hart's thread serves its own decoded pages, between two runs of native code, so nothing here races with the hart. A
 region belongs to the bytes of its page: it is looked up by their digest whenever a page is decoded, by any hart, in
-this machine or a later one.
+this machine or a later one. A compiler in the guest writes into a page that runs, and changes instructions there: so a
+region goes into the place that it was asked for, too, if the page has other bytes by now, but not where the region is.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ _ARENA = 16 << 20
 #: Of a machine: bytes of code, and contents of pages that it is known of. Nothing of it is ever forgotten, as harts run
 #: it, and a guest can make new code all the time.
 MOST_CODE, MOST_CONTENTS = 512 << 20, 1 << 18
+#: Regions of a physical page that are remembered while its bytes change, the newest.
+MOST_OF_A_PLACE = 64
+#: Contents of pages that the translator was asked about: more than it lets wait.
+_MOST_ASKED = 512
 _OFFSET = struct.Struct("<H")
 #: Bytes of a page's fingerprint, and of its digest, which begins with it.
 FINGERPRINT, DIGEST = 8, 24
@@ -110,8 +115,10 @@ class Arena:
         return address
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Loaded:
+    """A region in this process. ``made_of``: all instructions, as bytes of the page from an offset."""
+
     steps: Any
     step_count: int
     entries: Any
@@ -119,6 +126,11 @@ class _Loaded:
     offsets: frozenset[int]  # of the entries
     address: int
     size: int
+    made_of: tuple[tuple[int, bytes], ...]
+
+    def fits(self, code: bytes) -> bool:
+        """Whether these bytes of a page have the instructions that it was made of."""
+        return bool(self.made_of) and all(code.startswith(part, offset) for offset, part in self.made_of)
 
 
 class Regions:
@@ -141,6 +153,8 @@ class Regions:
         self._lock = threading.Lock()
         self._known: dict[bytes, list[_Loaded]] = {}
         self._asked: set[tuple[bytes, int]] = set()
+        self._asked_code: dict[bytes, bytes] = {}  # by digest, the newest last
+        self._places: dict[int, list[_Loaded]] = defaultdict(list)  # what was in a physical page, the newest last
         self._waiting: list[list[tuple[int, bytes, _Loaded]]] = [[] for _ in harts.hart]
         self._users: dict[bytes, set[tuple[int, int]]] = defaultdict(set)
         self._compile_us = 0
@@ -194,14 +208,15 @@ class Regions:
         for physical, digest, loaded in waiting:
             page = self._find(hart, physical)
             # the page may have changed since it was asked for
-            if page and (content := self._content(page)).digest == digest:
+            if page and ((content := self._content(page)).digest == digest or loaded.fits(content.code)):
+                self._remember(physical, content.digest, [loaded])
                 self._install(number, content, [loaded])
 
     def add(self, digest: bytes, translation: Translation, microseconds: int = 0) -> None:
         """Takes a compiled region, and tells the harts that run its page. ``microseconds``: what it took to compile.
         Called by the translator's thread."""
         with self._lock:
-            loaded = self._load([translation])
+            loaded = self._load([translation], self._asked_code.get(digest, b""))
             self._known.setdefault(digest, []).extend(loaded)
             self._translated += 1
             self._compile_us += microseconds
@@ -225,11 +240,24 @@ class Regions:
             if loaded is None and self._is_full():
                 return content
             if loaded is None:
-                loaded = self._known[digest] = self._load(self._store.find(digest))
+                loaded = self._known[digest] = self._load(self._store.find(digest), content.code)
                 self._from_store += len(loaded)
-            self._users[digest].add((number, _read(page + _PHYSICAL)))
+            physical = _read(page + _PHYSICAL)
+            self._users[digest].add((number, physical))
+            loaded = loaded + [
+                each for each in self._places[physical] if each not in loaded and each.fits(content.code)
+            ]
+        self._remember(physical, digest, loaded)
         self._install(number, content, loaded)
         return content
+
+    def _remember(self, physical: int, digest: bytes, loaded: list[_Loaded]) -> None:
+        """These regions are in a page of that content, and may be again when it changes."""
+        with self._lock:
+            place = self._places[physical]
+            if (known := self._known.get(digest)) is not None:
+                known += [each for each in loaded if each not in known]
+            place[:] = [*(each for each in place if each not in loaded), *loaded][-MOST_OF_A_PLACE:]
 
     def _is_user(self, number: int, content: _Content) -> bool:
         """Whether that page of a hart has what is known of its content, and is told of more."""
@@ -253,9 +281,16 @@ class Regions:
             fresh.value = 0
             self._know(fingerprint)
             content = self._fresh(number, page)
-        if full or any(offset in each.offsets for each in self._known.get(content.digest, ())):
+        if known := [each for each in self._known.get(content.digest, ()) if offset in each.offsets]:
+            self._install(number, content, known)  # another hart may have found that it fits
+        if full or known:
             return
         # asked again, it goes before what is less hot
+        with self._lock:
+            self._asked_code.pop(content.digest, None)
+            self._asked_code[content.digest] = content.code
+            if len(self._asked_code) > _MOST_ASKED:
+                del self._asked_code[next(iter(self._asked_code))]
         if self._translator.request(content.digest, content.code, offset, self._harts.executed(number, page)):
             self._asked.add((content.digest, offset))
 
@@ -277,8 +312,9 @@ class Regions:
                 self._names.region(each.address, each.size, _read(page + _PHYSICAL) + entry)
         self._installed += len(loaded)
 
-    def _load(self, translations: list[Translation]) -> list[_Loaded]:
-        """Makes translations ready to be installed; those that are not sound are left out."""
+    def _load(self, translations: list[Translation], code: bytes) -> list[_Loaded]:
+        """Makes translations of a page ready to be installed; those that are not sound are left out. ``code`` is what
+        they were made of, empty if that is not known any more."""
         loaded = []
         for each in translations:
             if each.sound:
@@ -288,7 +324,14 @@ class Regions:
                 offsets = frozenset(offset for (offset,) in _OFFSET.iter_unpack(each.entries))
                 loaded.append(
                     _Loaded(
-                        steps, len(each.steps) // 2, entries, len(each.entries) // 2, offsets, address, len(each.code)
+                        steps,
+                        len(each.steps) // 2,
+                        entries,
+                        len(each.entries) // 2,
+                        offsets,
+                        address,
+                        len(each.code),
+                        _instructions(each.steps, code),
                     )
                 )
             else:
@@ -309,6 +352,17 @@ class Regions:
         while page and _read(page + _PHYSICAL) != physical:
             page = _read(page + _NEXT)
         return page
+
+
+def _instructions(steps: bytes, code: bytes) -> tuple[tuple[int, bytes], ...]:
+    """What is at the offsets ``steps`` of a page, together where they touch; each may be of 4 bytes."""
+    parts: list[list[int]] = []
+    for (offset,) in sorted(_OFFSET.iter_unpack(steps)) if code else ():
+        if parts and offset <= parts[-1][1]:
+            parts[-1][1] = min(offset + 4, PAGE)
+        else:
+            parts.append([offset, min(offset + 4, PAGE)])
+    return tuple((first, code[first:end]) for first, end in parts)
 
 
 def _fingerprint(page: int) -> bytes:

@@ -216,6 +216,36 @@ def test_a_page_that_changed_meanwhile() -> None:
     assert a1 == 2 * a0
 
 
+def test_a_page_that_changed_beside_what_was_compiled() -> None:
+    """A compiler in the guest writes its next function there meanwhile: the region is of the same instructions."""
+    elsewhere = Elsewhere()
+    machine = Machine(elsewhere)
+    machine.run(10)
+    made = elsewhere.compile()
+    machine.cpu.write(CODE + PAGE // 2, b"data")
+    machine.cpu.forget()
+    machine.run(1)
+    for each in made:
+        machine.regions.add(*each)
+    machine.run(1)
+    assert machine.in_region()
+
+    # changed where the region is, and back, in a page that is not the same any more: nothing is compiled again
+    put(machine.cpu, LOOP.replace("addi a1, a1, 1", "addi a1, a1, 3"))
+    machine.cpu.set(CODE, {10: 0, 11: 0})
+    machine.run(1)
+    assert not machine.in_region()
+    machine.cpu.write(CODE + PAGE // 2, b"more")
+    put(machine.cpu, LOOP)
+    machine.cpu.set(CODE, {10: 0, 11: 0})
+    asked = elsewhere.asked
+    machine.run(3)
+    assert machine.in_region()
+    assert elsewhere.asked == asked
+    a0, a1 = machine.cpu.x()[10:12]
+    assert a1 == 2 * a0
+
+
 def test_a_later_machine_begins_with_what_was_kept() -> None:
     elsewhere = Elsewhere()
     machine = Machine(elsewhere)
