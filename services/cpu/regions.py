@@ -14,11 +14,12 @@ import struct
 import threading
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from .digest import blake2b
 from .harts import Harts
+from .isa.riscv.region import instruction_length
 from .isa.riscv.state import ATTENTION_REGIONS, CODE_HASH, CODE_PAGE_STRIDE, EXITS, KNOWN, CodePage
 from .native.blob import map_executable
 
@@ -31,8 +32,8 @@ _ARENA = 16 << 20
 MOST_CODE, MOST_CONTENTS = 512 << 20, 1 << 18
 #: Regions of a physical page that are remembered while its bytes change, the newest.
 MOST_OF_A_PLACE = 64
-#: Contents of pages that the translator was asked about: more than it lets wait.
-_MOST_ASKED = 512
+#: Contents that the translator was asked about, more than it lets wait; and pages that one answer goes to.
+MOST_ASKED, _MOST_USERS = 512, 256
 _OFFSET = struct.Struct("<H")
 #: Bytes of a page's fingerprint, and of its digest, which begins with it.
 FINGERPRINT, DIGEST = 8, 24
@@ -50,6 +51,15 @@ class Translation:
     entries: bytes
     code: bytes
 
+    @staticmethod
+    def nothing(offset: int) -> Translation:
+        """Says that at ``offset`` there is next to nothing to compile."""
+        return Translation(b"", _OFFSET.pack(offset), b"")
+
+    @property
+    def is_nothing(self) -> bool:
+        return len(self.entries) == _OFFSET.size and not self.steps and not self.code
+
     @property
     def sound(self) -> bool:
         """Whether it can be put into a page: offsets of instructions in it, entries among them."""
@@ -63,7 +73,7 @@ class Translation:
 class Translator(Protocol):
     """Compiles regions elsewhere; the answer comes to ``Regions.add``."""
 
-    def request(self, digest: bytes, page: bytes, offset: int, executed: bytes) -> bool: ...
+    def request(self, digest: bytes, page: bytes, offset: int, executed: bytes, physical: int) -> bool: ...
 
 
 class Store(Protocol):
@@ -115,9 +125,20 @@ class Arena:
         return address
 
 
+@dataclass(slots=True)
+class _Asked:
+    """A content that the translator was asked about: where, and by which harts in which physical pages."""
+
+    code: bytes
+    offsets: set[int] = field(default_factory=set)
+    barren: set[int] = field(default_factory=set)  # of these, where there is next to nothing to compile
+    users: dict[tuple[int, int], None] = field(default_factory=dict)
+
+
 @dataclass(slots=True, eq=False)
 class _Loaded:
-    """A region in this process. ``made_of``: all instructions, as bytes of the page from an offset."""
+    """A region in this process. ``made_of``: all instructions, as bytes of the page from an offset; nothing if that is
+    not known any more."""
 
     steps: Any
     step_count: int
@@ -132,6 +153,10 @@ class _Loaded:
         """Whether these bytes of a page have the instructions that it was made of."""
         return bool(self.made_of) and all(code.startswith(part, offset) for offset, part in self.made_of)
 
+    def is_of(self, translation: Translation, code: bytes) -> bool:
+        """Whether it is what a translation of this page would be here."""
+        return bytes(self.steps) == translation.steps and bytes(self.entries) == translation.entries and self.fits(code)
+
 
 class Regions:
     """The regions of a machine. ``hot_samples`` is how often the clock must find a slot before it is translated."""
@@ -143,22 +168,20 @@ class Regions:
         self._translator = translator
         self._store = store
         self._names = names
-        #: of the pages that regions are known of or asked for; native code looks at a bit for each
+        #: of the contents that regions are known of; native code looks at a bit for each
         self._fingerprints = set[bytes]()
         self._known_bits = (ctypes.c_uint8 * (KNOWN // 8))()
         harts.machine.known = ctypes.addressof(self._known_bits)
         for fingerprint in store.fingerprints():
-            self._know(fingerprint)
+            self._mark(fingerprint)
         self._arena = Arena()
         self._lock = threading.Lock()
-        self._known: dict[bytes, list[_Loaded]] = {}
-        self._asked: set[tuple[bytes, int]] = set()
-        self._asked_code: dict[bytes, bytes] = {}  # by digest, the newest last
+        self._known: dict[bytes, list[_Loaded]] = {}  # by digest; of contents without a region nothing
+        self._asked: dict[bytes, _Asked] = {}  # by digest, the newest last
         self._places: dict[int, list[_Loaded]] = defaultdict(list)  # what was in a physical page, the newest last
         self._waiting: list[list[tuple[int, bytes, _Loaded]]] = [[] for _ in harts.hart]
-        self._users: dict[bytes, set[tuple[int, int]]] = defaultdict(set)
         self._compile_us = 0
-        self._installed = self._from_store = self._translated = self._refused = 0
+        self._installed = self._from_store = self._translated = self._refused = self._asked_for = 0
         # the extensions that are on shape the code too
         self._salt = harts.machine.features.to_bytes(16, "little")
         self._python_ns = 0
@@ -175,7 +198,7 @@ class Regions:
             "regions_from_store": self._from_store,
             "regions_installed": self._installed,
             "region_bytes": self._arena.bytes,
-            "regions_asked": len(self._asked),
+            "regions_asked": self._asked_for,
             "regions_refused": self._refused,
             "code_pages": sum(hart.count_code_pages for hart in harts),
             "region_compile_us": self._compile_us,
@@ -195,8 +218,10 @@ class Regions:
     def _serve(self, number: int) -> None:
         hart = self._harts.hart[number]
         for index in range(hart.fresh_count):
-            if _fingerprint(hart.fresh[index]) in self._fingerprints:
-                self._fresh(number, hart.fresh[index])
+            page = hart.fresh[index]
+            if _fingerprint(page) in self._fingerprints:
+                content = self._content(page)
+                self._install(number, content, self._fitting(content))
         hart.fresh_count = 0
         for index in range(hart.hot_count):
             slot = hart.hot[index]
@@ -209,90 +234,91 @@ class Regions:
             page = self._find(hart, physical)
             # the page may have changed since it was asked for
             if page and ((content := self._content(page)).digest == digest or loaded.fits(content.code)):
-                self._remember(physical, content.digest, [loaded])
                 self._install(number, content, [loaded])
 
     def add(self, digest: bytes, translation: Translation, microseconds: int = 0) -> None:
-        """Takes a compiled region, and tells the harts that run its page. ``microseconds``: what it took to compile.
+        """Takes a compiled region, and tells the harts that asked for it. ``microseconds``: what it took to compile.
         Called by the translator's thread."""
         with self._lock:
-            loaded = self._load([translation], self._asked_code.get(digest, b""))
-            self._known.setdefault(digest, []).extend(loaded)
+            asked = self._asked.get(digest) or _Asked(b"")
+            if translation.is_nothing:
+                asked.barren.update(offset for (offset,) in _OFFSET.iter_unpack(translation.entries))
+                return
+            places = {physical: self._places[physical] for _, physical in asked.users}
+            twins = (each for place in places.values() for each in place if each.is_of(translation, asked.code))
+            loaded = next(twins, None) or next(iter(self._load([translation], asked.code)), None)
             self._translated += 1
             self._compile_us += microseconds
-            users = list(self._users[digest])
+            if loaded is None:
+                return
+            self._know(digest, [loaded])
+            for place in places.values():
+                _put_last(place, [loaded])
+                del place[:-MOST_OF_A_PLACE]
+            users = list(asked.users)
             for number, physical in users:
-                self._waiting[number].extend((physical, digest, each) for each in loaded)
+                self._waiting[number].append((physical, digest, loaded))
         for number, _ in users:
             self._harts.raise_attention(number, ATTENTION_REGIONS)
 
-    def _know(self, fingerprint: bytes) -> None:
+    def _know(self, digest: bytes, loaded: list[_Loaded]) -> None:
+        """These regions are of that content."""
+        _put_last(self._known.setdefault(digest, []), loaded)
+        self._mark(digest[:FINGERPRINT])
+
+    def _mark(self, fingerprint: bytes) -> None:
+        """Have pages of that fingerprint told when they are decoded."""
         self._fingerprints.add(fingerprint)
         number = int.from_bytes(fingerprint, "little") % KNOWN
         self._known_bits[number // 8] |= 1 << number % 8
 
-    def _fresh(self, number: int, page: int) -> _Content:
-        """Puts the regions that are known of a page into it."""
-        content = self._content(page)
-        digest = content.digest
+    def _fitting(self, content: _Content) -> list[_Loaded]:
+        """The regions that may be put into a page: those of its content last, before them what was in this place."""
         with self._lock:
-            loaded = self._known.get(digest)
-            if loaded is None and self._is_full():
-                return content
-            if loaded is None:
-                loaded = self._known[digest] = self._load(self._store.find(digest), content.code)
+            place = self._places[_read(content.page + _PHYSICAL)]
+            loaded = self._known.get(content.digest)
+            if loaded is None and not self._is_full() and (kept := self._store.find(content.digest)):
+                loaded = self._load(kept, content.code)
                 self._from_store += len(loaded)
-            physical = _read(page + _PHYSICAL)
-            self._users[digest].add((number, physical))
-            loaded = loaded + [
-                each for each in self._places[physical] if each not in loaded and each.fits(content.code)
-            ]
-        self._remember(physical, digest, loaded)
-        self._install(number, content, loaded)
-        return content
-
-    def _remember(self, physical: int, digest: bytes, loaded: list[_Loaded]) -> None:
-        """These regions are in a page of that content, and may be again when it changes."""
-        with self._lock:
-            place = self._places[physical]
-            if (known := self._known.get(digest)) is not None:
-                known += [each for each in loaded if each not in known]
-            place[:] = [*(each for each in place if each not in loaded), *loaded][-MOST_OF_A_PLACE:]
-
-    def _is_user(self, number: int, content: _Content) -> bool:
-        """Whether that page of a hart has what is known of its content, and is told of more."""
-        with self._lock:
-            return (number, _read(content.page + _PHYSICAL)) in self._users.get(content.digest, ())
+                self._know(content.digest, loaded)
+            fitting = [each for each in place if each.fits(content.code)]
+            if loaded:
+                _put_last(fitting, loaded)
+                _put_last(place, loaded)
+                del place[:-MOST_OF_A_PLACE]
+            return fitting
 
     def _is_full(self) -> bool:
-        """Whether a guest that makes code all the time has had what there is for it: the rest is interpreted."""
+        """Whether a guest that makes code all the time has had what there is for it: no more is compiled."""
         return self._arena.bytes >= MOST_CODE or len(self._known) >= MOST_CONTENTS
 
     def _hot(self, number: int, page: int, offset: int) -> None:
         if _read(page + _ARMED):
             return
-        fingerprint, fresh = _fingerprint(page), ctypes.c_uint64.from_address(page + _FRESH)
-        full = self._is_full()
-        if full and fingerprint not in self._fingerprints:
-            return
+        fresh = ctypes.c_uint64.from_address(page + _FRESH)
+        new, fresh.value = fresh.value, 0
         content = self._content(page)
-        # also where data beside its code has changed, which the core does not tell
-        if fresh.value or not self._is_user(number, content):
-            fresh.value = 0
-            self._know(fingerprint)
-            content = self._fresh(number, page)
-        if known := [each for each in self._known.get(content.digest, ()) if offset in each.offsets]:
-            self._install(number, content, known)  # another hart may have found that it fits
-        if full or known:
+        if not new and (known := self._asked.get(content.digest)) and offset in known.barren:
             return
+        fitting = self._fitting(content)
+        there = [each for each in fitting if offset in each.offsets]
+        if new or there:  # not told, as data beside its code had changed, or it was another hart that asked
+            self._install(number, content, fitting)
+        if there or self._is_full():
+            return
+        physical = _read(page + _PHYSICAL)
+        with self._lock:  # before the answer can come
+            asked = self._asked.pop(content.digest, None) or _Asked(content.code)
+            self._asked[content.digest] = asked
+            self._asked_for += offset not in asked.offsets
+            asked.offsets.add(offset)
+            asked.users[number, physical] = None
+            if len(asked.users) > _MOST_USERS:
+                del asked.users[next(iter(asked.users))]
+            if len(self._asked) > MOST_ASKED:
+                del self._asked[next(iter(self._asked))]
         # asked again, it goes before what is less hot
-        with self._lock:
-            self._asked_code.pop(content.digest, None)
-            self._asked_code[content.digest] = content.code
-            if len(self._asked_code) > _MOST_ASKED:
-                del self._asked_code[next(iter(self._asked_code))]
-        if self._translator.request(content.digest, content.code, offset, self._harts.executed(number, page)):
-            self._asked.add((content.digest, offset))
+        self._translator.request(content.digest, content.code, offset, self._harts.executed(number, page), physical)
 
     def _install(self, number: int, content: _Content, loaded: list[_Loaded]) -> None:
         page = content.page
@@ -355,14 +381,21 @@ class Regions:
 
 
 def _instructions(steps: bytes, code: bytes) -> tuple[tuple[int, bytes], ...]:
-    """What is at the offsets ``steps`` of a page, together where they touch; each may be of 4 bytes."""
+    """What is at the offsets ``steps`` of a page, together where they touch."""
     parts: list[list[int]] = []
     for (offset,) in sorted(_OFFSET.iter_unpack(steps)) if code else ():
+        end = offset + instruction_length(code[offset])
         if parts and offset <= parts[-1][1]:
-            parts[-1][1] = min(offset + 4, PAGE)
+            parts[-1][1] = end
         else:
-            parts.append([offset, min(offset + 4, PAGE)])
+            parts.append([offset, end])
     return tuple((first, code[first:end]) for first, end in parts)
+
+
+def _put_last(regions: list[_Loaded], newer: list[_Loaded]) -> None:
+    """Of regions of one place, the newest last: a later one takes an entry that both have."""
+    again = set(newer)
+    regions[:] = [*(each for each in regions if each not in again), *newer]
 
 
 def _fingerprint(page: int) -> bytes:

@@ -105,9 +105,11 @@ class Cpu(Service):
 
     def start(self) -> None:
         sys.setswitchinterval(SWITCH_INTERVAL)
-        store = RegionStore(store_path() if self._plan.cache else None)
         if self._plan.hot_samples:
-            self._translator = TranslatorProcess(self._plan.features, self._regions_add, self._plan.cache)
+            store = RegionStore(store_path() if self._plan.cache else None)
+            self._translator = TranslatorProcess(
+                self._plan.features, self._regions_add, self._plan.cache, partial(self._call, self._start_translator)
+            )
             if not len(store):  # else most of what will be hot has been translated
                 self._translator.start()
         memory = self._runtime.dial(self._plan.memory, common_pb2.ROLE_CPU)
@@ -149,6 +151,10 @@ class Cpu(Service):
             )
             self._threads.append(thread)
             thread.start()
+
+    def _start_translator(self) -> None:
+        if self._translator is not None:
+            self._translator.start()
 
     def _regions_add(self, digest: bytes, translation: Translation, microseconds: int) -> None:
         if self._regions is not None:

@@ -20,7 +20,7 @@ from .isa.riscv.region import ALL, RegionModule, emit, form
 from .native.build import BuildError, build_region
 from .region_store import RegionWriter, store_path
 from .regions import DIGEST, PAGE, Translation
-from .translator_process import KEY, Request, pack_answer, receive
+from .translator_process import CONTENT, PLACE, Request, pack_answer, receive
 
 #: Requests that wait; of more, the oldest are forgotten: what is hot now matters.
 MOST_WAITING = 256
@@ -45,7 +45,7 @@ def translate(request: Request) -> Translation | None:
 
 def serve(connection: socket.socket, writer: RegionWriter | None) -> None:
     """Answers requests until the other side is gone; ``writer`` keeps the translations."""
-    # by digest and entry, the newest last: asked again, a request is newer
+    # by place, the newest last: asked again, a request is newer, and what a page held before is not needed any more
     waiting: dict[bytes, bytes] = {}
     poller = select.poll()
     poller.register(connection, select.POLLIN)
@@ -55,15 +55,16 @@ def serve(connection: socket.socket, writer: RegionWriter | None) -> None:
             message = receive(connection)
             if not message:
                 return
-            key = message[:KEY]
-            if key not in done:
-                waiting.pop(key, None)
-                waiting[key] = message
+            if message[CONTENT] not in done:
+                waiting.pop(message[PLACE], None)
+                waiting[message[PLACE]] = message
         while len(waiting) > MOST_WAITING:
             del waiting[next(iter(waiting))]
         # the newest first: what is hot just now
-        key, message = waiting.popitem()
-        done.add(key)
+        _, message = waiting.popitem()
+        if message[CONTENT] in done:  # of another place
+            continue
+        done.add(message[CONTENT])
         request = Request.parse(message)
         began = time.monotonic_ns()
         try:
@@ -72,10 +73,9 @@ def serve(connection: socket.socket, writer: RegionWriter | None) -> None:
             why = problem if isinstance(problem, BuildError) else f"{type(problem).__name__}: {problem}"
             print(f"vmesh: a region cannot be compiled: {why}", file=sys.stderr)
             continue
-        if translation is None:
-            continue
-        connection.send(pack_answer(request.digest, translation, (time.monotonic_ns() - began) // 1000))
-        if writer is not None:
+        answer = translation or Translation.nothing(request.offset)
+        connection.send(pack_answer(request.digest, answer, (time.monotonic_ns() - began) // 1000))
+        if translation is not None and writer is not None:
             writer.append(request.digest, translation)
 
 
@@ -84,7 +84,7 @@ def main(argv: list[str]) -> int:
     os.nice(NICENESS)
     scheduling.usual_slices()
     writer = RegionWriter(store_path()) if "--keep" in argv else None
-    translate(Request(bytes(DIGEST), 0, frozenset("i"), ALL, _WARMING))
+    translate(Request(bytes(DIGEST), 0, 0, frozenset("i"), ALL, _WARMING))
     with socket.socket(fileno=int(argv[0])) as connection, contextlib.suppress(OSError):
         serve(connection, writer)
     return 0

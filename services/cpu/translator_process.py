@@ -22,12 +22,12 @@ from vmesh.spawn import python
 
 from .regions import DIGEST, Translation
 
-# digest, entry, number of feature bytes, slots that were run; then the features and the page
-_REQUEST = struct.Struct(f"<{DIGEST}sHH256s")
+# digest, entry, address of the page, number of feature bytes, slots that were run; then the features and the page
+_REQUEST = struct.Struct(f"<{DIGEST}sHQH256s")
 # digest, bytes of steps, of entries, of code, microseconds that it took; then the parts
 _ANSWER = struct.Struct(f"<{DIGEST}sHHII")
-#: The part of a request that tells it from others: digest and entry.
-KEY = DIGEST + 2
+#: The parts of a request that tell it from others: by its content, digest and entry; by its place, entry and address.
+CONTENT, PLACE = slice(0, DIGEST + 2), slice(DIGEST, DIGEST + 10)
 _LARGEST = 1 << 20
 #: How often the process is started, before it is taken to fail always.
 MOST_STARTS = 16
@@ -40,23 +40,25 @@ Answer = Callable[[bytes, Translation, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The region at ``offset`` of a page, of what has been ``executed`` there (see ``region.form``)."""
+    """The region at ``offset`` of a ``physical`` page, of what has been ``executed`` there (see ``region.form``)."""
 
     digest: bytes
     offset: int
+    physical: int
     features: frozenset[str]
     executed: bytes
     page: bytes
 
     def pack(self) -> bytes:
         features = ",".join(sorted(self.features)).encode()
-        return _REQUEST.pack(self.digest, self.offset, len(features), self.executed) + features + self.page
+        header = _REQUEST.pack(self.digest, self.offset, self.physical, len(features), self.executed)
+        return header + features + self.page
 
     @staticmethod
     def parse(message: bytes) -> Request:
-        digest, offset, length, executed = _REQUEST.unpack_from(message)
+        digest, offset, physical, length, executed = _REQUEST.unpack_from(message)
         features = message[_REQUEST.size : _REQUEST.size + length].decode().split(",")
-        return Request(digest, offset, frozenset(features), executed, message[_REQUEST.size + length :])
+        return Request(digest, offset, physical, frozenset(features), executed, message[_REQUEST.size + length :])
 
 
 def pack_answer(digest: bytes, translation: Translation, microseconds: int) -> bytes:
@@ -83,9 +85,13 @@ def _answer_of(message: bytes) -> tuple[bytes, Translation, int]:
 class TranslatorProcess:
     """The cpu's side: starts the process with the first request, and hands on what it compiles."""
 
-    def __init__(self, features: frozenset[str], answer: Answer, keep: bool) -> None:
-        """``keep``: translations go to the disk too."""
+    def __init__(
+        self, features: frozenset[str], answer: Answer, keep: bool, start_soon: Callable[[], None] | None = None
+    ) -> None:
+        """``keep``: translations go to the disk too. ``start_soon`` has another thread call ``start``, so that a hart
+        does not wait for it; without it, the one that asks does."""
         self._keep = keep
+        self._start_soon = start_soon or self._start
         self._features = features
         self.starts = 0
         self._not_before = 0.0
@@ -94,12 +100,13 @@ class TranslatorProcess:
         self._connection: socket.socket | None = None
         self._lock = threading.Lock()
 
-    def request(self, digest: bytes, page: bytes, offset: int, executed: bytes) -> bool:
+    def request(self, digest: bytes, page: bytes, offset: int, executed: bytes, physical: int) -> bool:
         """Asks for the region at ``offset`` of a page, of what has been ``executed`` (see ``region.form``). Never
-        waits: False if the translator has no room, ask again later."""
-        message = Request(digest, offset, self._features, executed, page).pack()
+        waits: False if the translator has no room or is not there yet, ask again later."""
+        message = Request(digest, offset, physical, self._features, executed, page).pack()
         with self._lock:
-            self._start()
+            if self._connection is None:
+                self._start_soon()
             if self._connection is None:
                 return False
             try:
@@ -114,8 +121,9 @@ class TranslatorProcess:
             self._start()
 
     def close(self) -> None:
-        """Ends the process."""
+        """Ends the process for good."""
         with self._lock:
+            self.starts = MOST_STARTS
             self._end()
 
     def _end(self) -> None:

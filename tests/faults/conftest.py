@@ -163,14 +163,12 @@ def _lives_with(pid: int, mark: bytes) -> bool:
 
 def _ends(pid: int) -> bool:
     """Whether a process that has no memory any more, and so no environment, still has files or threads."""
-    try:
-        Path(f"/proc/{pid}/environ").read_bytes()
-    except ProcessLookupError:
-        with suppress(OSError):
-            zombie = b"State:\tZ" in Path(f"/proc/{pid}/status").read_bytes()
-            return not zombie or len(os.listdir(f"/proc/{pid}/task")) > 1
-    except OSError:
-        pass  # there is no such process, or it is another one's
+    with suppress(OSError):  # there is no such process any more, or it is another user's
+        with suppress(ProcessLookupError):  # or, of an older Linux, nothing
+            if Path(f"/proc/{pid}/environ").read_bytes():
+                return False
+        zombie = b"State:\tZ" in Path(f"/proc/{pid}/status").read_bytes()
+        return not zombie or len(os.listdir(f"/proc/{pid}/task")) > 1
     return False
 
 

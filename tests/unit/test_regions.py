@@ -36,8 +36,8 @@ class Elsewhere:
         self.asked = 0
         self.kept = kept or {}
 
-    def request(self, digest: bytes, page: bytes, offset: int, executed: bytes) -> bool:
-        self.requests[digest, offset] = Request(digest, offset, frozenset(FEATURES), executed, page)
+    def request(self, digest: bytes, page: bytes, offset: int, executed: bytes, physical: int) -> bool:
+        self.requests[digest, offset] = Request(digest, offset, physical, frozenset(FEATURES), executed, page)
         self.asked += 1
         return True
 
@@ -184,7 +184,7 @@ def test_regions_of_one_page_that_come_together() -> None:
     machine.run(10)
     (first,) = elsewhere.requests.values()
     for offset in (4, 8):
-        elsewhere.request(first.digest, first.page, offset, first.executed)
+        elsewhere.request(first.digest, first.page, offset, first.executed, CODE)
     for each in elsewhere.compile():
         machine.regions.add(*each)
     machine.run(1)
@@ -233,7 +233,7 @@ def test_a_page_that_changed_beside_what_was_compiled() -> None:
     # changed where the region is, and back, in a page that is not the same any more: nothing is compiled again
     put(machine.cpu, LOOP.replace("addi a1, a1, 1", "addi a1, a1, 3"))
     machine.cpu.set(CODE, {10: 0, 11: 0})
-    machine.run(1)
+    machine.run(5)
     assert not machine.in_region()
     machine.cpu.write(CODE + PAGE // 2, b"more")
     put(machine.cpu, LOOP)
@@ -244,6 +244,76 @@ def test_a_page_that_changed_beside_what_was_compiled() -> None:
     assert elsewhere.asked == asked
     a0, a1 = machine.cpu.x()[10:12]
     assert a1 == 2 * a0
+
+
+def test_a_page_that_changed_right_behind_what_was_compiled() -> None:
+    """A region that ends in an instruction of two bytes says nothing of the two behind it."""
+    elsewhere = Elsewhere()
+    machine = Machine(elsewhere)
+    machine.cpu.write(CODE + 16, b"\xc5\xbf\x13\x00")  # c.j -16, and half of another instruction
+    machine.cpu.forget()
+    machine.cpu.set(CODE)
+    machine.run(10)
+    for each in elsewhere.compile():
+        machine.regions.add(*each)
+    machine.cpu.write(CODE + 18, b"\x93\x00")
+    machine.cpu.forget()
+    asked = elsewhere.asked
+    machine.run(5)
+    assert machine.in_region()
+    assert elsewhere.asked == asked
+
+
+def test_a_loop_that_counts_beside_itself_is_compiled_once() -> None:
+    """Each answer is of another content of the page, and the same region."""
+    elsewhere = Elsewhere()
+    machine = Machine(elsewhere)
+    for number in range(5):
+        machine.cpu.write(CODE + PAGE // 2, bytes([number]))
+        machine.cpu.forget()
+        machine.run(3)
+    made = elsewhere.compile()
+    assert len(made) > 1
+    for each in made:
+        machine.regions.add(*each)
+    machine.run(1)
+    assert machine.in_region()
+    size = machine.regions.counters()["region_bytes"]
+    assert size == len(made[0][1].code)
+
+
+def test_what_cannot_be_compiled_is_not_asked_for_again() -> None:
+    elsewhere = Elsewhere()
+    machine = Machine(elsewhere)
+    machine.run(10)
+    ((digest, offset),) = elsewhere.requests
+    machine.regions.add(digest, Translation.nothing(offset))
+    asked = elsewhere.asked
+    machine.run(10)
+    assert elsewhere.asked == asked
+    machine.cpu.write(CODE + PAGE // 2, b"data")  # another content, which may be told otherwise
+    machine.cpu.forget()
+    machine.run(10)
+    assert elsewhere.asked > asked
+
+
+@pytest.mark.parametrize("bound", ["MOST_CODE", "MOST_CONTENTS"])
+def test_what_is_there_is_used_when_no_more_is_compiled(bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = Elsewhere()
+    machine = Machine(elsewhere)
+    machine.run(10)
+    for each in elsewhere.compile():
+        machine.regions.add(*each)
+    monkeypatch.setattr(regions, bound, 0)
+    put(machine.cpu, LOOP.replace("addi a1, a1, 1", "addi a1, a1, 3"))
+    machine.cpu.write(CODE + PAGE // 2, b"data")
+    machine.cpu.set(CODE)
+    machine.run(5)
+    assert not machine.in_region()
+    put(machine.cpu, LOOP)
+    machine.cpu.set(CODE)
+    machine.run(5)
+    assert machine.in_region()
 
 
 def test_a_later_machine_begins_with_what_was_kept() -> None:

@@ -58,15 +58,15 @@ def process(answers: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def is_expected(translation: Translation) -> bool:
     """Whether it is the loop's."""
-    return translation == translate(Request(DIGEST, 0, frozenset(FEATURES), ALL, PAGE_OF_CODE))
+    return translation == translate(Request(DIGEST, 0, 0, frozenset(FEATURES), ALL, PAGE_OF_CODE))
 
 
 def test_a_request_is_answered_and_kept(process: TranslatorProcess, answers: Answers) -> None:
-    process.request(DIGEST, PAGE_OF_CODE, 0, ALL)
+    process.request(DIGEST, PAGE_OF_CODE, 0, ALL, 0)
     digest, first = answers.get(timeout=LIMIT)
     assert digest == DIGEST
     assert is_expected(first)
-    process.request(DIGEST[::-1], PAGE_OF_CODE, 4, ALL)
+    process.request(DIGEST[::-1], PAGE_OF_CODE, 4, ALL, 0)
     digest, translation = answers.get(timeout=LIMIT)
     assert digest == DIGEST[::-1]
     assert translation.sound
@@ -77,20 +77,20 @@ def test_a_request_is_answered_and_kept(process: TranslatorProcess, answers: Ans
 def test_nothing_is_kept_unless_asked(answers: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     process = TranslatorProcess(frozenset(FEATURES), answers, keep=False)
-    process.request(DIGEST, PAGE_OF_CODE, 0, ALL)
+    process.request(DIGEST, PAGE_OF_CODE, 0, ALL, 0)
     assert answers.get(timeout=LIMIT)[0] == DIGEST
     process.close()
     assert not store_path().exists()
 
 
 def test_many_requests_at_once(process: TranslatorProcess, answers: Answers) -> None:
-    """More than the socket holds; where nothing can be compiled no answer comes."""
+    """More than the socket holds; where nothing can be compiled the answer says so."""
     for number in range(40):
-        code = bytes([number]) * 24, PAGE_OF_CODE, 0 if number % 2 else 16, ALL
+        code = bytes([number]) * 24, PAGE_OF_CODE, 0 if number % 2 else 16, ALL, number << 12
         wait_for(partial(process.request, *code), "room for a request")
-    got = [answers.get(timeout=LIMIT) for _ in range(20)]
-    assert {digest for digest, _ in got} == {bytes([number]) * 24 for number in range(1, 40, 2)}
-    assert all(is_expected(each) for _, each in got)
+    got = dict(answers.get(timeout=LIMIT) for _ in range(40))
+    assert got.keys() == {bytes([number]) * 24 for number in range(40)}
+    assert all(is_expected(each) if digest[0] % 2 else each == Translation.nothing(16) for digest, each in got.items())
 
 
 def pid_of(process: TranslatorProcess) -> int:
@@ -101,18 +101,18 @@ def pid_of(process: TranslatorProcess) -> int:
 @pytest.mark.parametrize("stopped", [False, True])
 def test_a_killed_translator_is_started_again(process: TranslatorProcess, answers: Answers, stopped: bool) -> None:
     """Killed while idle, or with requests that it has not read; requests are answered again, no child is left."""
-    process.request(DIGEST, PAGE_OF_CODE, 0, ALL)
+    process.request(DIGEST, PAGE_OF_CODE, 0, ALL, 0)
     answers.get(timeout=LIMIT)
     first = pid_of(process)
     if stopped:
         os.kill(first, signal.SIGSTOP)
         for _ in range(3):
-            process.request(DIGEST, PAGE_OF_CODE, 0, ALL)
+            process.request(DIGEST, PAGE_OF_CODE, 0, ALL, 0)
     os.kill(first, signal.SIGKILL)
 
     def answered() -> bool:
         # what is sent to a process that is about to die is lost
-        process.request(b"2" * 24, PAGE_OF_CODE, 0, ALL)
+        process.request(b"2" * 24, PAGE_OF_CODE, 0, ALL, 0)
         with contextlib.suppress(queue.Empty):
             return answers.get(timeout=2)[0] == b"2" * 24
         return False
@@ -129,14 +129,14 @@ def test_a_translator_that_always_dies(answers: Answers, monkeypatch: pytest.Mon
     process = TranslatorProcess(frozenset(FEATURES), answers, keep=False)
     deadline = time.monotonic() + LIMIT
     while process.starts < MOST_STARTS and time.monotonic() < deadline:
-        process.request(DIGEST, PAGE_OF_CODE, 0, ALL)
+        process.request(DIGEST, PAGE_OF_CODE, 0, ALL, 0)
         time.sleep(0.01)
     time.sleep(0.1)
     for _ in range(10):
-        process.request(DIGEST, PAGE_OF_CODE, 0, ALL)
+        process.request(DIGEST, PAGE_OF_CODE, 0, ALL, 0)
         time.sleep(0.02)
     assert process.starts == MOST_STARTS
-    assert not process.request(DIGEST, PAGE_OF_CODE, 0, ALL)
+    assert not process.request(DIGEST, PAGE_OF_CODE, 0, ALL, 0)
     process.close()
 
 
@@ -145,7 +145,7 @@ def test_asked_again_a_request_is_the_newest() -> None:
     order = [0, 1, 2, 1, 0]
     with ours, theirs:
         for number in order:
-            request = Request(bytes([number]) * 24, 0, frozenset(FEATURES), ALL, PAGE_OF_CODE)
+            request = Request(bytes([number]) * 24, 0, number << 12, frozenset(FEATURES), ALL, PAGE_OF_CODE)
             ours.send(request.pack())
         thread = threading.Thread(target=translator.serve, args=(theirs, None))
         thread.start()
@@ -153,6 +153,34 @@ def test_asked_again_a_request_is_the_newest() -> None:
         ours.shutdown(socket.SHUT_RDWR)
         thread.join(LIMIT)
     assert answered == [0, 1, 2]
+
+
+def test_what_a_page_held_before_is_not_compiled() -> None:
+    """Data beside the code changes all the time: of each place the newest request waits."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        for number in range(20):
+            ours.send(Request(bytes([number]) * 24, 0, 0x8000_0000, frozenset(FEATURES), ALL, PAGE_OF_CODE).pack())
+        thread = threading.Thread(target=translator.serve, args=(theirs, None))
+        thread.start()
+        assert ours.recv(1 << 20)[0] == 19
+        ours.shutdown(socket.SHUT_RDWR)
+        thread.join(LIMIT)
+
+
+def test_another_thread_starts_it_where_a_hart_must_not_wait(answers: Answers) -> None:
+    asked = threading.Event()
+    process = TranslatorProcess(frozenset(FEATURES), answers, keep=False, start_soon=asked.set)
+    assert not process.request(DIGEST, PAGE_OF_CODE, 0, ALL, 0)
+    assert asked.is_set()
+    assert process.starts == 0
+    process.start()
+    assert process.request(DIGEST, PAGE_OF_CODE, 0, ALL, 0)
+    assert answers.get(timeout=LIMIT)[0] == DIGEST
+    process.close()
+    assert not process.request(DIGEST, PAGE_OF_CODE, 0, ALL, 0)  # it is closed for good
+    assert process._process is not None
+    assert process._process.returncode is not None
 
 
 def test_what_cannot_be_compiled_costs_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +193,7 @@ def test_what_cannot_be_compiled_costs_nothing_else(monkeypatch: pytest.MonkeyPa
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         for number in (2, 1):
-            ours.send(Request(bytes([number]) * 24, 0, frozenset(FEATURES), ALL, PAGE_OF_CODE).pack())
+            ours.send(Request(bytes([number]) * 24, 0, number << 12, frozenset(FEATURES), ALL, PAGE_OF_CODE).pack())
         thread = threading.Thread(target=translator.serve, args=(theirs, None))
         thread.start()
         assert ours.recv(1 << 20)[0] == 2
@@ -175,14 +203,14 @@ def test_what_cannot_be_compiled_costs_nothing_else(monkeypatch: pytest.MonkeyPa
 
 def test_a_translator_that_does_not_read(process: TranslatorProcess, answers: Answers) -> None:
     """A hart that asks never waits: it is told that there is no room."""
-    process.request(DIGEST, PAGE_OF_CODE, 0, ALL)
+    process.request(DIGEST, PAGE_OF_CODE, 0, ALL, 0)
     answers.get(timeout=LIMIT)
     os.kill(pid_of(process), signal.SIGSTOP)
     taken: list[int] = []
     done = threading.Event()
 
     def ask() -> None:
-        taken.append(sum(process.request(DIGEST[::-1], PAGE_OF_CODE, 0, ALL) for _ in range(500)))
+        taken.append(sum(process.request(DIGEST[::-1], PAGE_OF_CODE, 0, ALL, 0) for _ in range(500)))
         done.set()
 
     threading.Thread(target=ask, daemon=True).start()
@@ -195,7 +223,7 @@ def test_a_translator_that_does_not_read(process: TranslatorProcess, answers: An
 
 
 def test_close_ends_it(process: TranslatorProcess, answers: Answers) -> None:
-    process.request(DIGEST, PAGE_OF_CODE, 0, ALL)
+    process.request(DIGEST, PAGE_OF_CODE, 0, ALL, 0)
     pid = pid_of(process)
     process.close()
     with pytest.raises(ProcessLookupError):
@@ -232,7 +260,7 @@ def test_garbage_ends_the_process(
     process: TranslatorProcess, answers: Answers, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing of it is handed on; the next request goes to a new one."""
-    process.request(DIGEST, PAGE_OF_CODE, 0, ALL)
+    process.request(DIGEST, PAGE_OF_CODE, 0, ALL, 0)
     assert answers.get(timeout=LIMIT)[0] == DIGEST
     first = pid_of(process)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -253,7 +281,7 @@ def test_garbage_ends_the_process(
     assert answers.empty()
     with pytest.raises(ProcessLookupError):
         os.kill(first, 0)
-    process.request(DIGEST, PAGE_OF_CODE, 0, ALL)
+    process.request(DIGEST, PAGE_OF_CODE, 0, ALL, 0)
     assert answers.get(timeout=LIMIT)[0] == DIGEST
     assert pid_of(process) != first
     with pytest.raises(OSError):  # noqa: PT011

@@ -155,15 +155,18 @@ def _decoded(bits: int) -> tuple[Instruction, int]:
     return identify(word), word
 
 
+def instruction_length(first: int) -> int:
+    """Bytes of the instruction that begins with this byte (Unprivileged ISA, 1.5)."""
+    return 4 if first & 3 == 3 else 2
+
+
 def step_at(page: bytes, offset: int) -> Step | None:
     """The instruction at ``offset`` of a page; None if it is not whole in the page."""
-    bits = int.from_bytes(page[offset : offset + 2], "little")
-    if bits & 3 == 3:
-        if offset + 4 > PAGE:
-            return None
-        bits = int.from_bytes(page[offset : offset + 4], "little")
+    length = instruction_length(page[offset])
+    if offset + length > PAGE:
+        return None
+    bits = int.from_bytes(page[offset : offset + length], "little")
     instruction, word = _decoded(bits)
-    length = 4 if bits & 3 == 3 else 2
     handler = HANDLER_BASE[instruction.name]
     if length == 2:
         handler += SHORT_OFFSET if is_relative(instruction) else SHORT
