@@ -26,6 +26,7 @@ from services.monitor.status import machine_status
 from services.monitor.streams import Places, Streams, refuse
 from services.monitor.supervisor import StateError, Supervisor
 from services.monitor.swap import swap
+from services.monitor.texts import Texts
 from vmesh import descriptors
 from vmesh.remote import Remote
 from vmesh.v1 import cpu_pb2, gateway_pb2, migration_pb2, trace_pb2
@@ -54,6 +55,7 @@ def serve(supervisor: Supervisor, socket: Path, remote: Remote | None = None) ->
     server = grpc.server(
         ThreadPoolExecutor(_THREADS, thread_name_prefix="gateway"),
         maximum_concurrent_rpcs=_THREADS,
+        interceptors=[Texts()],
         options=[
             ("grpc.max_receive_message_length", _MESSAGE_BYTES),
             ("grpc.so_reuseport", 0),
