@@ -135,6 +135,7 @@ class Service:
     was_ready: bool = False  # in this life or one before
     on_trial: bool = False  # it has yet to show that it can take its place: if it ends, the machine does not
     leaving: bool = False  # it was taken off the board
+    finished: bool = False  # at the machine's end: it has brought out what the guest has written
     broken: bool = False  # it died too often, and has no next life before it is mended
     successor: Successor | None = None  # what to start when this life ends, as it was asked to
     deaths: deque[float] = field(default_factory=lambda: deque(maxlen=DEATHS))  # when it died last
@@ -289,7 +290,7 @@ class Supervisor:
 
     def tell_processes(self) -> None:
         """Tell each service which processes the others are, and so who may say what to it."""
-        if self.attached or self.state == gateway_pb2.MACHINE_ENDING:  # they are not ours, nor known here; or all go
+        if self.attached or self.failure:  # they are not ours, nor known here; or all go
             return
         there = [service for service in self.services.values() if service.alive]
         known = {service.command.name: _process(service.command, service.child) for service in there}
@@ -505,11 +506,16 @@ class Supervisor:
         if not self._is_life(service, packet.welcome.epoch):
             return
         self.on_phase(f"{service.command.name} answers")
+        if self.state == gateway_pb2.MACHINE_ENDING and service.command.name in self._shutting_down:
+            self._ask_to_end(service)
+            return
         if service.was_ready and (self._stopped or not self.attached):  # one that was started here waits for this
             go_on = lifecycle_pb2.Pause() if self._stopped else lifecycle_pb2.Resume()
             with suppress(PeerError):  # it will then be found hung
                 service.link.ask(go_on, partial(self._told_to_go_on, service))
         self._ask_health(service)
+        if self.state == gateway_pb2.MACHINE_ENDING:
+            self._shut_down()
 
     def _told_to_go_on(self, service: Service, packet: Packet) -> None:
         """A next life that cannot do as it is told, since its disk is in use for one, is none."""
@@ -681,6 +687,7 @@ class Supervisor:
 
     def _dead(self, service: Service) -> None:
         _, status = os.waitpid(service.child.pid, 0)
+        service.finished |= status == 0
         self._drain(service)
         self.unwatch(service.child.pidfd)
         self.unwatch(service.child.output)
@@ -714,6 +721,9 @@ class Supervisor:
         self._log.info("service ended", service=service.command.name, how=how)
         self.tell_processes()
         if self.state == gateway_pb2.MACHINE_ENDING:
+            if self._has_more(service):
+                service.deaths.append(time.monotonic())
+                self._start_life(service, how)
             self._shut_down()
         elif service.leaving:
             self._remove(service)
@@ -730,7 +740,7 @@ class Supervisor:
         self._maybe_ended()
 
     def _maybe_ended(self) -> None:
-        if any(service.alive for service in self.services.values()):
+        if any(map(self._is_there, self.services.values())):
             return
         if self._keeper is None:
             if self.state == gateway_pb2.MACHINE_ENDING:
@@ -890,6 +900,8 @@ class Supervisor:
     def _start_life(self, service: Service, how: str) -> None:
         """Start the process of the next epoch; `how` the former one ended."""
         service.state, service.welcomed, service.asked_at = "restarting", False, None
+        if self.state == gateway_pb2.MACHINE_ENDING:
+            self._end_deadline = max(self._end_deadline, time.monotonic() + END_LIMIT)
         self._output.forget(service.command.name)  # the last words are one life's
         service.began = time.monotonic()
         if not self.attached:  # else its lives are counted where they are started
@@ -914,7 +926,7 @@ class Supervisor:
 
     def _spawn(self, service: Service) -> None:
         assert self._keeper is not None
-        if self.state == gateway_pb2.MACHINE_ENDING:
+        if self.state == gateway_pb2.MACHINE_ENDING and not self._is_there(service):
             return  # the keeper may have ended
         more = ["--epoch", str(service.epoch)]
         if self.migration.stage in AWAY and service.command.module != EXTERNAL:
@@ -928,11 +940,15 @@ class Supervisor:
             return
         if child is None:
             self._break(service, f"cannot be started again: {failure}")
+            if self.state == gateway_pb2.MACHINE_ENDING:
+                service.state = "dead"
+                self._shut_down()
             self._maybe_ended()
             return
         if service.broken or self.services.get(service.command.name) is not service:
             self._reap(child)  # it is not waited for any more
             return
+        awaited = self._is_there(service)
         service.child, service.alive = child, True
         try:
             self._meet(service)
@@ -940,7 +956,8 @@ class Supervisor:
             self._unforeseen(error)
             _kill(service)
         self.tell_processes()
-        if self.state == gateway_pb2.MACHINE_ENDING or service.successor is not None or service.leaving:
+        ends = self.state == gateway_pb2.MACHINE_ENDING and not awaited
+        if ends or service.successor is not None or service.leaving:
             _kill(service)
 
     def _reap(self, child: Child) -> None:
@@ -1287,18 +1304,46 @@ class Supervisor:
     # The end
 
     def _shut_down(self) -> None:
-        """Ask the next group to end once all of the one before it are gone."""
-        while self._to_shut_down and not any(self.services[name].alive for name in self._shutting_down):
+        """Ask the next group to end once all of the one before it are gone: the first once all devices are there."""
+        if not self._shutting_down and any(map(self._comes_back, self.services.values())):
+            return
+        while self._to_shut_down and not any(self._is_there(self.services[name]) for name in self._shutting_down):
             self._shutting_down = self._to_shut_down.popleft()
             for service in (self.services[name] for name in self._shutting_down):
-                if service.alive and not service.welcomed:
+                if service.alive and service.welcomed:
+                    self._ask_to_end(service)
+                elif service.alive and not (service.was_ready and self._has_more(service)):
                     _kill(service)  # it waits for others to start, and has nothing to bring to an end
-                elif service.alive:
-                    with suppress(PeerError):  # it will then be killed
-                        service.link.ask(lifecycle_pb2.Shutdown(), partial(self._shut, service))
 
-    def _shut(self, service: Service, _packet: Packet) -> None:
+    def _ask_to_end(self, service: Service) -> None:
+        with suppress(PeerError):  # it will then be killed
+            service.link.ask(lifecycle_pb2.Shutdown(), partial(self._shut, service))
+
+    def _has_more(self, service: Service) -> bool:
+        """Whether a device that has died while the machine ends has another life, which brings out what the former one
+        has left in its slot, and handles what harts have written since."""
+        return (
+            self._keeper is not None
+            and not self.failure
+            and not self.lost
+            and self._end_deadline < float("inf")
+            and self._may_return(service)
+            and not (service.finished or service.broken or service.leaving or service.on_trial)
+            and len(service.deaths) < DEATHS
+        )
+
+    def _is_there(self, service: Service) -> bool:
+        """Whether somebody's end is waited for: a process', or at the machine's end that of a device's next life."""
+        return service.alive or self._comes_back(service)
+
+    def _comes_back(self, service: Service) -> bool:
+        """Whether the machine ends, and waits for the next life of a device."""
+        ending = self.state == gateway_pb2.MACHINE_ENDING
+        return ending and service.state == "restarting" and not service.welcomed and self._has_more(service)
+
+    def _shut(self, service: Service, packet: Packet) -> None:
         """It has brought out what the guest has written. Its end is not seen where it is on another host."""
+        service.finished |= packet.WhichOneof("body") == "done"
         if service.link.remote and service.alive:
             service.link.close()
             self._ended(service, "has ended")

@@ -173,6 +173,25 @@ def test_monitor_and_memory_killed_leaves_nothing(rig: Rig) -> None:
     rig.wait_clean()
 
 
+@pytest.mark.parametrize("first", ["killed", "powered off"])
+def test_a_device_that_dies_as_the_machine_ends_has_another_life_to_bring_out_what_it_has(rig: Rig, first: str) -> None:
+    launcher = rig.start()
+    record = rig.wait_running()
+    pid = next(service.pid for service in record.services if service.name == "uart0")
+    if first == "killed":
+        _kill(pid)
+        rig.order("test", "poweroff 0")
+    else:
+        os.kill(pid, signal.SIGSTOP)
+        rig.order("test", "poweroff 0")
+        wait_for(lambda: "shutdown" in rig.asked("cpu"), "the machine to end")
+        _kill(pid)
+    assert launcher.wait() == 0
+    assert rig.asked("uart0").count("hello") == 2
+    assert rig.asked("uart0")[-1] == "shutdown"
+    rig.wait_clean()
+
+
 @pytest.mark.parametrize("round_", range(6))
 def test_anyone_killed_at_a_random_moment_leaves_nothing(rig: Rig, round_: int) -> None:
     seed = secrets.randbits(32)
