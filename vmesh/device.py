@@ -438,6 +438,7 @@ class DeviceService(Service):
     def shutdown(self) -> None:
         self._work(even_if_blocked=True)
         self._answer_bell()
+        self._write_slot()
         self._device.shutdown()
 
     def counters(self) -> dict[str, int]:

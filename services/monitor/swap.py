@@ -140,8 +140,6 @@ def _check(supervisor: Supervisor, name: str, command: Sequence[str], directory:
     if by_hand(former):
         text = f"{name} was started by hand: end it, and start the other one with the next --epoch"
         raise RequestError(text, callers_fault=True)
-    if any("\0" in word for word in (*command, directory)):
-        raise RequestError("a command with a NUL: no program can be given that", callers_fault=True)
     if not command or shutil.which(os.path.join(directory, command[0]) if "/" in command[0] else command[0]) is None:
         text = f"there is no program '{command[0] if command else ''}' to take the place of {name}"
         raise RequestError(text, callers_fault=True)

@@ -148,6 +148,18 @@ def test_next_life_goes_on_where_a_killed_one_was(bench: Bench) -> None:
     assert bench.read(len(bench.written)) == bench.written
 
 
+def test_what_is_not_in_the_slot_yet_is_not_sent(bench: Bench) -> None:
+    """The keeper has room again in the midst of a turn, whose end the device does not live to see."""
+    bench.write(b"first ")
+    journal = bench.device.journal()
+    bench.device.write(b"second")
+    bench.device._writable()  # type: ignore[attr-defined]
+    bench.device._keeper.close()  # type: ignore[attr-defined]
+    bench.device = bench.life(journal)
+    bench.device.write(b"second")  # the access is replayed
+    assert bench.read(12) == b"first second"
+
+
 def test_pending_output_is_bounded_and_what_is_lost_is_said(bench: Bench) -> None:
     bench.fill()
     kept = len(bench.device.pending())
