@@ -144,6 +144,10 @@ class Service:
     def ready(self) -> bool:
         return self.welcomed and self.state not in _NOT_READY
 
+    @property
+    def dies_too_often(self) -> bool:
+        return len(self.deaths) == DEATHS and self.deaths[-1] - self.deaths[0] < DEATHS_SECONDS
+
 
 @dataclass(slots=True, eq=False)
 class _Run:
@@ -883,15 +887,14 @@ class Supervisor:
 
     def _restart(self, service: Service, how: str) -> None:
         """Start the next life of a device, unless it dies again and again."""
-        now = time.monotonic()
-        service.deaths.append(now)
+        service.deaths.append(time.monotonic())
         last = self._output.last_line(service.command.name)
         told = f"{how}; its last words: {last}" if last else how
         if self.lost:  # what it needs is not there
             self._break(service, how)
             service.last_error = told
             return
-        if len(service.deaths) == DEATHS and now - service.deaths[0] < DEATHS_SECONDS:
+        if service.dies_too_often:
             self._break(service, f"{how}, for the {DEATHS}th time within {DEATHS_SECONDS:g} s")
             return
         service.last_error = told
@@ -1329,7 +1332,7 @@ class Supervisor:
             and self._end_deadline < float("inf")
             and self._may_return(service)
             and not (service.finished or service.broken or service.leaving or service.on_trial)
-            and len(service.deaths) < DEATHS
+            and not service.dies_too_often
         )
 
     def _is_there(self, service: Service) -> bool:

@@ -192,6 +192,18 @@ def test_a_device_that_dies_as_the_machine_ends_has_another_life_to_bring_out_wh
     rig.wait_clean()
 
 
+def test_a_device_that_dies_again_and_again_as_the_machine_ends_does_not_keep_it(rig: Rig) -> None:
+    launcher = rig.start()
+    rig.wait_running()
+    rig.order("test", "poweroff 0")
+    wait_for(lambda: "shutdown" in rig.asked("cpu"), "the machine to end")
+    while launcher.poll() is None:
+        if pid := rig.pid("uart0"):
+            _kill(pid)
+    assert launcher.returncode == 0
+    rig.wait_clean()
+
+
 @pytest.mark.parametrize("round_", range(6))
 def test_anyone_killed_at_a_random_moment_leaves_nothing(rig: Rig, round_: int) -> None:
     seed = secrets.randbits(32)
