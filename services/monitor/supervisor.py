@@ -903,6 +903,7 @@ class Supervisor:
     def _start_life(self, service: Service, how: str) -> None:
         """Start the process of the next epoch; `how` the former one ended."""
         service.state, service.welcomed, service.asked_at = "restarting", False, None
+        service.finished = False  # what a life before has left in order, as it went by itself, is not the machine's end
         if self.state == gateway_pb2.MACHINE_ENDING:
             self._end_deadline = max(self._end_deadline, time.monotonic() + END_LIMIT)
         self._output.forget(service.command.name)  # the last words are one life's

@@ -192,6 +192,19 @@ def test_a_device_that_dies_as_the_machine_ends_has_another_life_to_bring_out_wh
     rig.wait_clean()
 
 
+def test_a_device_that_once_went_in_order_has_another_life_as_the_machine_ends(rig: Rig) -> None:
+    launcher = rig.start()
+    rig.wait_running()
+    rig.order("uart0", "exit 0")
+    pid = rig.wait_life("uart0", 2).pid
+    _kill(pid)
+    rig.order("test", "poweroff 0")
+    assert launcher.wait() == 0
+    assert rig.asked("uart0").count("hello") == 3
+    assert rig.asked("uart0")[-1] == "shutdown"
+    rig.wait_clean()
+
+
 def test_a_device_that_dies_again_and_again_as_the_machine_ends_does_not_keep_it(rig: Rig) -> None:
     launcher = rig.start()
     rig.wait_running()
