@@ -460,14 +460,14 @@ class _Kept(Chardev):
         self._greeted = False
         self._output = bytearray()  # that the keeper has not said it has taken
         self._position = 0  # of the first byte of it
-        self._kept = 0  # bytes of it that are in the slot: a next life has no others, so no others may be sent
+        self._in_slot = 0  # bytes of it that are in the slot: a next life has no others, so no others may be sent
         self._sent = 0  # bytes of it that have been sent
         self._limit = 0  # the position before which the keeper lets it be sent
         self._held = False  # what has not been sent is in a state that was saved
         self._handed_over = False
         self._input = bytearray()  # that the device has no room for
         self._taken = 0  # of input
-        self._kept_taken = 0  # of that, what is in the slot: only then may the keeper forget it
+        self._taken_in_slot = 0  # of that, what is in the slot: only then may the keeper forget it
         self._told = 0  # what the keeper was last told of that
 
     def recover(self, journal: bytes) -> None:
@@ -476,7 +476,7 @@ class _Kept(Chardev):
             former = ConsolePacket.FromString(journal)
             self._position, self._taken = former.position, former.taken
             self._output[:] = former.data
-            self._kept, self._kept_taken = len(self._output), self._taken
+            self._in_slot, self._taken_in_slot = len(self._output), self._taken
 
     def journal(self) -> bytes:
         return ConsolePacket(position=self._position, data=bytes(self._output), taken=self._taken).SerializeToString()
@@ -491,7 +491,7 @@ class _Kept(Chardev):
                 if time.monotonic() > deadline:
                     raise errors.ConfigError(f"cannot connect to {self._path}: {error.strerror}") from error
                 time.sleep(0.002)
-        hello = ConsolePacket(version=_VERSION, position=self._position, taken=self._kept_taken, fresh=self._fresh)
+        hello = ConsolePacket(version=_VERSION, position=self._position, taken=self._taken_in_slot, fresh=self._fresh)
         self._keeper.send(hello.SerializeToString())
 
     def wait(self, lifeline: int) -> None:
@@ -507,7 +507,7 @@ class _Kept(Chardev):
         self._output += data
         if (surplus := len(self._output) - self._sent - PENDING_BYTES) > 0:
             del self._output[self._sent : self._sent + surplus]
-            self._kept = min(self._kept, self._sent)  # what follows is another than the slot has
+            self._in_slot = min(self._in_slot, self._sent)  # what follows is another than the slot has
             self._lose(surplus, "the console is not read")
 
     @property
@@ -522,7 +522,7 @@ class _Kept(Chardev):
     def restore(self, pending: bytes) -> None:
         self._await_taking()
         self._output[self._sent :] = pending
-        self._kept = min(self._kept, self._sent)
+        self._in_slot = min(self._in_slot, self._sent)
 
     def release(self) -> None:
         self._held = self._handed_over = False
@@ -532,14 +532,14 @@ class _Kept(Chardev):
         self._handed_over = True
 
     def commit(self) -> None:
-        self._kept, self._kept_taken = len(self._output), self._taken
+        self._in_slot, self._taken_in_slot = len(self._output), self._taken
         self._go_on()
 
     def _go_on(self) -> None:
         """Send what may be sent. In the midst of a turn that is not all that the device has said."""
         if self._greeted:
             self._send_output()
-            if self._told != self._kept_taken:
+            if self._told != self._taken_in_slot:
                 self._send_packet(ConsolePacket(position=self._position + self._sent))
 
     @property
@@ -583,9 +583,9 @@ class _Kept(Chardev):
         self._log.warning("console output lost", bytes=count, reason=reason)
 
     def _send_output(self) -> None:
-        while not self._held and self._sent < self._kept:
+        while not self._held and self._sent < self._in_slot:
             position = self._position + self._sent
-            count = min(_PACKET_BYTES, self._kept - self._sent, self._limit - position)
+            count = min(_PACKET_BYTES, self._in_slot - self._sent, self._limit - position)
             if count <= 0:
                 return
             piece = bytes(self._output[self._sent : self._sent + count])
@@ -594,7 +594,7 @@ class _Kept(Chardev):
             self._sent += len(piece)
 
     def _send_packet(self, packet: ConsolePacket) -> bool:
-        packet.version, packet.taken = _VERSION, self._kept_taken
+        packet.version, packet.taken = _VERSION, self._taken_in_slot
         try:
             self._keeper.send(packet.SerializeToString())
         except BlockingIOError:
@@ -603,7 +603,7 @@ class _Kept(Chardev):
         except OSError:
             self._ended_keeper()
             return False
-        self._told = self._kept_taken
+        self._told = self._taken_in_slot
         return True
 
     def _writable(self) -> None:
@@ -623,7 +623,7 @@ class _Kept(Chardev):
             return
         if self._fresh and not self._greeted:
             self._position = packet.taken
-            self._taken = self._kept_taken = packet.position
+            self._taken = self._taken_in_slot = packet.position
         self._greeted = True
         took = packet.taken - self._position
         if not 0 <= took <= len(self._output):
@@ -633,7 +633,7 @@ class _Kept(Chardev):
             return
         del self._output[:took]
         self._position += took
-        self._kept = max(0, self._kept - took)
+        self._in_slot = max(0, self._in_slot - took)
         self._sent = max(0, self._sent - took)
         self._limit = packet.limit
         known = self._taken + len(self._input)
@@ -661,7 +661,7 @@ class _Kept(Chardev):
             self._keeper = connecting.now(self._path, socket.SOCK_SEQPACKET)
             self._input.clear()  # what has not been taken is sent again
             self._sent = 0
-            said = ConsolePacket(version=_VERSION, position=self._position, taken=self._kept_taken)
+            said = ConsolePacket(version=_VERSION, position=self._position, taken=self._taken_in_slot)
             self._keeper.send(said.SerializeToString())
         except OSError:
             self._loop.call_in("keeper", _SEEK_SECONDS, self._seek)

@@ -253,8 +253,7 @@ class Regions:
                 return
             self._know(digest, [loaded])
             for place in places.values():
-                _put_last(place, [loaded])
-                del place[:-MOST_OF_A_PLACE]
+                _remember(place, [loaded])
             users = list(asked.users)
             for number, physical in users:
                 self._waiting[number].append((physical, digest, loaded))
@@ -284,8 +283,7 @@ class Regions:
             fitting = [each for each in place if each.fits(content.code)]
             if loaded:
                 _put_last(fitting, loaded)
-                _put_last(place, loaded)
-                del place[:-MOST_OF_A_PLACE]
+                _remember(place, loaded)
             return fitting
 
     def _is_full(self) -> bool:
@@ -298,7 +296,7 @@ class Regions:
         fresh = ctypes.c_uint64.from_address(page + _FRESH)
         new, fresh.value = fresh.value, 0
         content = self._content(page)
-        if not new and (known := self._asked.get(content.digest)) and offset in known.barren:
+        if not new and (asked := self._asked.get(content.digest)) and offset in asked.barren:
             return
         fitting = self._fitting(content)
         there = [each for each in fitting if offset in each.offsets]
@@ -396,6 +394,12 @@ def _put_last(regions: list[_Loaded], newer: list[_Loaded]) -> None:
     """Of regions of one place, the newest last: a later one takes an entry that both have."""
     again = set(newer)
     regions[:] = [*(each for each in regions if each not in again), *newer]
+
+
+def _remember(place: list[_Loaded], newer: list[_Loaded]) -> None:
+    """These were in a physical page last."""
+    _put_last(place, newer)
+    del place[:-MOST_OF_A_PLACE]
 
 
 def _fingerprint(page: int) -> bytes:

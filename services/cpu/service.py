@@ -43,6 +43,7 @@ PAUSE_LIMIT = 10.0
 #: Seconds in which what devices have sent is here: shorter than anybody waits to find this service hung.
 DRAIN_LIMIT = 5.0
 MAX_RUN = 2000  # milliseconds of RunHarts
+#: For devices to take what harts have posted, one of which may be starting: shorter than the monitor waits for the end.
 SHUTDOWN_LIMIT = 2.0
 THROTTLE_SLICE = 0.01  # seconds that throttled harts run at a time
 MAX_THROTTLE = 99
