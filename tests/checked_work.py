@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.system.conftest import NO_SELF_TESTS
 from tests.waiting import LIMIT, wait_for
 from vmesh.guest import Guest, initramfs
 
@@ -45,7 +46,7 @@ def flags(guest: Guest, scratch: Path) -> list[str]:
     archive.write_bytes(guest.initrd.read_bytes() + initramfs.archive(iter([entry])))
     disk.write_bytes(bytes(DISK_BYTES))
     # What the kernel says of errors is said, and no line of ours.
-    append = f"{guest.append} loglevel=4 vmesh.run=work"
+    append = f"{guest.append} loglevel=4 {NO_SELF_TESTS} vmesh.run=work"
     made = ["-m", "256M", "-nographic", "-bios", guest.bios, "-kernel", str(guest.kernel), "-initrd", str(archive)]
     return [*made, "-append", append, "-drive", f"file={disk},format=raw"]
 

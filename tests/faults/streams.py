@@ -28,16 +28,22 @@ from vmesh.v1.migration_pb2 import MigrationStatus
 DATA_BYTES = 12 << 20  # of RAM that are not zero, behind the page with the program
 COUNT_PAGE = DATA_BYTES  # where in RAM the guest counts
 _PAGE = 4096
+_IN_A_ROW = 1024  # counts between two rests, a power of 2
 _ROUNDS = 1000  # instructions
 ENDED = (migration_pb2.MIGRATION_COMPLETED, migration_pb2.MIGRATION_FAILED, migration_pb2.MIGRATION_CANCELLED)
 
 
 def counter(seed: int = 3) -> bytes:
-    """A guest that counts in memory for ever: in the last page of a lot of data, which comes last when it is moved."""
+    """A guest that counts in memory for ever: in the last page of a lot of data, which comes last when it is moved.
+
+    Now and then it rests, lest it keep a core from what is tested.
+    """
     program = Program()
-    program.emit(e.auipc(e.T0, COUNT_PAGE >> 12), e.addi(e.T1, e.ZERO, 0))
+    program.emit(e.auipc(e.S0, COUNT_PAGE >> 12), e.addi(e.S1, e.ZERO, 0))
     program.label("again")
-    program.emit(e.addi(e.T1, e.T1, 1), e.sw(e.T1, e.T0, 0))
+    program.emit(e.addi(e.S1, e.S1, 1), e.sw(e.S1, e.S0, 0), e.andi(e.T0, e.S1, _IN_A_ROW - 1))
+    program.to("again", lambda offset: e.bne(e.T0, e.ZERO, offset))
+    program.emit(*programs.rest(1))
     program.jump("again")
     return programs.elf(program.assemble().ljust(_PAGE, b"\0") + random.Random(seed).randbytes(DATA_BYTES))
 

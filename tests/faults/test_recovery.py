@@ -21,7 +21,7 @@ from vmesh.client import MachineClient
 
 pytestmark = pytest.mark.system
 
-LINES = 20_000
+LINES = 10_000
 OUTPUT = b"".join(b"%08x\n" % number for number in range(LINES))
 
 
@@ -106,7 +106,7 @@ def test_killed_too_often_the_machine_stands_still_until_it_is_told_to_go_on(rig
 
 def test_answers_that_a_hart_waits_for_while_the_device_is_killed(rig: Rig, tmp_path: Path) -> None:
     moments = chance()
-    launcher = start(rig, tmp_path, programs.loop_back(6000))
+    launcher = start(rig, tmp_path, programs.loop_back(3000))
     rig.wait_running()
     lives = [kill(rig, "uart0")]
     for _ in range(3):

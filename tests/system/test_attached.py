@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from tests.system.conftest import BRIEF
 from tests.waiting import LIMIT, kill_all, wait_for, wait_life
 from vmesh.spawn import python
 
@@ -29,7 +30,7 @@ class Engine:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, service: str) -> None:
-        flags = ["-m", "256M"] if service == "memory" else []
+        flags = ["-m", "256M", "-append", BRIEF] if service == "memory" else []
         with open(self.output(service), "ab") as out, open(self.errors(service), "ab") as err:
             self.processes[service] = subprocess.Popen(
                 python("vmesh.cli", "serve", service, *flags),

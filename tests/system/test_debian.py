@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.conftest import BRIEF, PROMPT, Host, Terminal, counters
+from tests.system.conftest import BRIEF, NO_SELF_TESTS, PROMPT, Host, Terminal, counters
 from vmesh.guest import Guest
 
 pytestmark = pytest.mark.system
@@ -75,7 +75,7 @@ def test_quiet_shows_what_the_script_writes_and_nothing_else(host: Host, debian:
     script = f"echo {text} | wc -c\ncat <<'X'\n\ttab \x03\x04\x7f\\n\nX\nfalse\n"
 
     assert host.script("-quiet", stdin=script, status=1) == "1001\n\ttab \x03\x04\x7f\\n\n"
-    assert host.script("-quiet", "-append", "vmesh.run=cat", stdin="to cat") == "to cat\n"
+    assert host.script("-quiet", "-append", f"{NO_SELF_TESTS} vmesh.run=cat", stdin="to cat") == "to cat\n"
 
 
 def test_commands_from_a_pipe_for_a_snapshot_at_a_prompt(host: Host, run: Run, debian: Guest, tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_keys_for_signals_go_to_the_guest(shell: Terminal) -> None:
 
 
 def test_reboot_resets_and_power_off_ends(run: Run, debian: Guest) -> None:
-    machine = run("-append", "loglevel=4")
+    machine = run("-append", f"loglevel=4 {NO_SELF_TESTS}")
     machine.expect(PROMPT)
     machine.type("reboot -f\n")
     machine.expect("OpenSBI v")
@@ -208,7 +208,7 @@ def test_reboot_resets_and_power_off_ends(run: Run, debian: Guest) -> None:
 
 
 def test_reboot_with_no_reboot_ends(run: Run, debian: Guest) -> None:
-    machine = run("-no-reboot", "-append", 'vmesh.run="reboot -f"', pipes=True)
+    machine = run("-no-reboot", "-append", f'{NO_SELF_TESTS} vmesh.run="reboot -f"', pipes=True)
 
     assert machine.wait() == 0
     assert machine.output.count("OpenSBI v") == 1

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.conftest import PROMPT, Terminal
+from tests.system.conftest import BRIEF, PROMPT, Terminal
 from tests.waiting import LIMIT
 from vmesh.guest import Guest, GuestError, image
 from vmesh.guest.cache import cache_directory
@@ -52,7 +52,7 @@ def small_disk(peer: Callable[[str], str], debian: Guest, tmp_path: Path) -> Pat
     ("words", "mounted"), [("", "ro"), ("rw", "rw"), ("init=/sbin/other rootfstype=ext4 rw ro", "ro")]
 )
 def test_root_on_a_disk_goes_on_with_what_is_there(run: Run, small_disk: Path, words: str, mounted: str) -> None:
-    machine = run(*drive(small_disk), "-append", f"loglevel=1 root=/dev/vda {words}", pipes=True)
+    machine = run(*drive(small_disk), "-append", f"{BRIEF} root=/dev/vda {words}", pipes=True)
 
     assert machine.wait() == 0
     # The kernel does not wait for what the programs' terminal has yet to bring out.
@@ -64,7 +64,7 @@ def test_root_on_a_disk_goes_on_with_what_is_there(run: Run, small_disk: Path, w
 
 @pytest.mark.parametrize("words", ["root=/dev/vdb", "root=/dev/vda init=/nothing", "root=/dev/vda rootfstype=ext5"])
 def test_root_that_is_not_there_is_told_and_the_shell_comes(run: Run, small_disk: Path, words: str) -> None:
-    machine = run(*drive(small_disk), "-append", f"loglevel=1 {words}", pipes=True)
+    machine = run(*drive(small_disk), "-append", f"{BRIEF} {words}", pipes=True)
 
     assert machine.wait() == 0
     assert re.search(rf"^{words.split()[0]}: expected a file system of type ", machine.output, re.MULTILINE)

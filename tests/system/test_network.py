@@ -192,7 +192,7 @@ def test_machines_on_a_hub_and_a_card_that_is_killed(
     one, two = machines
     assert "3 packets received" in one.ask("ping -c 3 -i 0.2 -w 20 10.1.0.2")
 
-    one.ask("dd if=/dev/urandom of=/tmp/f bs=1M count=12 2>/dev/null")
+    one.ask("dd if=/dev/urandom of=/tmp/f bs=1M count=6 2>/dev/null")
     digest = one.ask("sha256sum /tmp/f").split()[0]
     two.type("nc -lp 9 >/tmp/f; sha256sum /tmp/f; echo d''one\n")
     one.type("until nc 10.1.0.2 9 </tmp/f; do :; done\n")

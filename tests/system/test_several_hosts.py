@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from tests.hosts import free_port
+from tests.system.conftest import BRIEF
 from tests.waiting import LIMIT, Process, kill_all, wait_for
 from vmesh import curve
 from vmesh.spawn import python
@@ -81,7 +82,7 @@ def hosts() -> Iterator[Hosts]:
 def test_boots_answers_and_leaves_nothing(hosts: Hosts) -> None:
     for address, services in HOSTS.items():
         for service in services:
-            hosts.start(address, service, *(["-m", "256M"] if service in ("memory", "host") else []))
+            hosts.start(address, service, *(["-m", "256M", "-append", BRIEF] if service in ("memory", "host") else []))
     prompt = b"~ # "
     wait_for(lambda: prompt in hosts.console, lambda: f"a prompt in {hosts.console[-500:]!r}", LIMIT)
     here = hosts.environment("127.0.0.1")

@@ -19,6 +19,7 @@ from vmesh.guest import Guest
 pytestmark = pytest.mark.system
 
 Run = Callable[..., Terminal]
+FILES = 300  # in a folder
 MOUNT = "mount -t 9p -o trans=virtio,msize=65536 host /mnt"
 ROUNDS = 100
 KILLS = 4  # a device that dies more often within a short time is given up
@@ -43,7 +44,7 @@ def flags(folder: Path, model: str = "none", properties: str = "") -> tuple[str,
 def test_what_the_guest_reads_writes_and_lists(host: Host, debian: Guest, folder: Path, packed: bool) -> None:
     many = folder / "many"
     many.mkdir()
-    for number in range(1000):
+    for number in range(FILES):
         (many / f"file {number}").touch()
     commands = [
         MOUNT,
@@ -55,7 +56,7 @@ def test_what_the_guest_reads_writes_and_lists(host: Host, debian: Guest, folder
         "echo one >text; echo two >>text; cat text",
         "rm -r many && ls",
     ]
-    listed = hashlib.sha256("".join(sorted(f"file {number}\n" for number in range(1000))).encode()).hexdigest()
+    listed = hashlib.sha256("".join(sorted(f"file {number}\n" for number in range(FILES))).encode()).hexdigest()
     device = ("-fsdev", f"local,id=f,path={folder},security_model=none")
     device += ("-device", f"virtio-9p-device,fsdev=f,mount_tag=host,packed={'on' if packed else 'off'}")
 
@@ -63,7 +64,7 @@ def test_what_the_guest_reads_writes_and_lists(host: Host, debian: Guest, folder
 
     written = hashlib.sha256((folder / "a" / "b" / "moved").read_bytes()).hexdigest()
     assert f"{hashlib.sha256((folder / 'noise').read_bytes()).hexdigest()}  noise" in answer
-    assert f"{listed}  -\n1000\n" in answer
+    assert f"{listed}  -\n{FILES}\n" in answer
     assert f"{written}  new" in answer
     assert f"{written}  -" in answer
     assert "\n640 2\n" in answer
