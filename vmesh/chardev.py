@@ -680,6 +680,10 @@ class _Kept(Chardev):
 _Rest = tuple[Loop, Log, Callable[[], int], Callable[[bytes], None]]
 
 
+#: Of --chardev, for those who start a device by hand.
+USAGE = "socket:PATH, unix:, file:, pty, stdio, null, kept:PATH; `kept`: at its place in the machine directory"
+
+
 def make(
     specification: str, loop: Loop, log: Log, wanted: Callable[[], int], receive: Callable[[bytes], None]
 ) -> Chardev:
@@ -706,6 +710,11 @@ def make(
         expected="socket:PATH, unix:PATH[,server][,nowait], file:PATH, kept:PATH, pty, stdio or null",
         got=specification or "nothing",
     )
+
+
+def found(specification: str, kept: Path) -> str:
+    """The specification, where `kept` alone means the one at its place in the machine directory."""
+    return f"kept:{kept}" if specification == "kept" else specification
 
 
 def check_pending(name: str, output: bytes) -> None:

@@ -700,6 +700,15 @@ class DeviceService(Service):
         return state
 
 
+def parser(kind: str, description: str | None, *, interrupt: bool = True) -> service.Parser:
+    """The options of a device with one place and, unless it has no `interrupt`, one wire; it may add its own."""
+    made = service.parser(kind, description)
+    made.add_argument("--base", type=service.number, required=True, metavar="ADDRESS", help="where the guest finds it")
+    if interrupt:
+        made.add_argument("--irq", type=service.number, required=True, metavar="N", help="the wire that it drives")
+    return made
+
+
 def run(
     options: argparse.Namespace, build: Callable[[Runtime], Device], *, capabilities: Set[Capability] | None = None
 ) -> int:
@@ -710,10 +719,7 @@ def run(
 
 def main(kind: str, build: Callable[[Runtime, int, int], Device]) -> NoReturn:
     """The command line of a device with one place and one interrupt: serve `build(runtime, base, irq)`, to its end."""
-    parser = service.parser(kind, None)
-    parser.add_argument("--base", type=service.number, required=True, metavar="ADDRESS")
-    parser.add_argument("--irq", type=service.number, required=True, metavar="N")
-    options = parser.parse_args()
+    options = parser(kind, None).parse_args()
     sys.exit(run(options, lambda runtime: build(runtime, options.base, options.irq)))
 
 

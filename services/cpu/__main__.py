@@ -32,10 +32,8 @@ def _harts(text: str) -> int:
     return int(text)
 
 
-def _transports(text: str) -> range:
-    base, _, number = text.partition(":")
-    start = service.number(base)
-    return range(start, start + TRANSPORT * service.number(number))
+def _transports(text: str) -> tuple[range, ...]:
+    return tuple(range(base, base + TRANSPORT) for base in map(service.number, text.split(",")))
 
 
 def _seconds(text: str) -> float:
@@ -62,13 +60,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--reset-pc", type=service.number, required=True, metavar="ADDRESS", help="where all harts start"
     )
-    parser.add_argument("--aclint", type=service.number, default=0x200_0000, metavar="ADDRESS")
-    parser.add_argument("--plic", type=service.number, default=0xC00_0000, metavar="ADDRESS")
+    parser.add_argument("--aclint", type=service.number, required=True, metavar="ADDRESS")
+    parser.add_argument("--plic", type=service.number, required=True, metavar="ADDRESS")
     parser.add_argument(
         "--transports",
         type=_transports,
-        default=range(0),
-        metavar="BASE:COUNT",
+        default=(),
+        metavar="ADDRESS,...",
         help="virtio-mmio transports, of 4 KiB each: those without a device answer that they have none",
     )
     parser.add_argument(

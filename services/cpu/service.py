@@ -69,7 +69,7 @@ class Plan:
     perf_map: bool = False
     bus_limit: float = 20.0  # seconds
     memory: str = "memory"  # the service that has RAM on this host
-    transports: range = range(0)  # addresses of the virtio-mmio transports: who has no device answers that
+    transports: tuple[range, ...] = ()  # addresses of the virtio-mmio transports: who has no device answers that
 
 
 class Cpu(Service):

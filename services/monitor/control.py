@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from services.monitor.operations import Batch, Board, Operation, Request
@@ -85,6 +86,14 @@ class Control:
                 follows = words[place + 1] if place + 1 < len(words) else "--"
                 found[word[2:]] = "on" if follows.startswith("--") else follows
         return found
+
+    @property
+    def reserved(self) -> list[tuple[str, int, int]]:
+        """What the cpu answers for itself: name, address and bytes, as memory is told to keep it free."""
+        words = self.supervisor.services[self.board.memory].command.arguments
+        found = [value for option, value in pairwise(words) if option == "--reserve"]
+        parts = [(name, *place.split(":")) for name, _, place in (each.partition("=") for each in found)]
+        return [(name, int(base, 0), int(size, 0)) for name, base, size in parts]
 
     @property
     def harts(self) -> int:

@@ -22,13 +22,13 @@ from services.monitor.feed import Feed
 from services.monitor.supervisor import Supervisor
 from services.monitor.tracing import Tracing
 from vmesh import connecting
+from vmesh.board import virt
 from vmesh.v1 import gateway_pb2, trace_pb2
 
 LIMIT = 32  # streams at once
 _EVENTS = 1024  # that are kept for a client
 _TRACES = 8  # messages of a trace that are kept for a client; all clients have the same ones
 _OUTPUT_BYTES = 64 << 10  # of one ConsoleOutput, at least as large as the keeper's packets
-_SERIAL_PORT = "uart0"
 
 Item = TypeVar("Item")
 
@@ -108,7 +108,7 @@ class Streams:
         """A connection to the keeper's side of a console."""
         machine = self._supervisor.machine
         there = sorted(path.stem for path in machine.path.glob("*.attach"))
-        name = device or (_SERIAL_PORT if _SERIAL_PORT in there else there[0] if there else "")
+        name = device or (virt.UART0.name if virt.UART0.name in there else there[0] if there else "")
         if name not in there:
             expected = f"expected one of {', '.join(there)}" if there else "this machine has none"
             refuse(context, grpc.StatusCode.NOT_FOUND, f"there is no console '{name[:80]}'; {expected}")

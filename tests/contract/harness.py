@@ -29,6 +29,8 @@ from vmesh.v1.packet_pb2 import Packet
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = LIMIT  # no test depends on how much of it is used
 RAM_BASE, RAM_SIZE = 0x8000_0000, 16 << 20
+#: What the cpu is told of its own parts.
+IRQCHIP = ("--aclint", "0x2000000", "--plic", "0xc000000")
 Service = subprocess.Popen[str] | warm.Process
 
 
@@ -71,7 +73,7 @@ class Machine:
         program.write_bytes(struct.pack("<3I", 0x00128293, 0x10500073, 0xFF9FF06F))
         self.start_memory("--image", f"{RAM_BASE:#x}={program}")
         features = "i,m,a,f,d,c,zicsr,zifencei,zicntr,sstc,svadu,sv39"
-        options = ["--harts", str(harts), "--features", features, "--reset-pc", f"{RAM_BASE:#x}", *arguments]
+        options = ["--harts", str(harts), "--features", features, "--reset-pc", f"{RAM_BASE:#x}", *IRQCHIP, *arguments]
         return self.start("services.cpu", "cpu", *options)
 
     def failure(self, name: str) -> str:

@@ -20,7 +20,7 @@ from typing import Protocol
 
 from google.protobuf.message import Message
 
-from tests.contract.harness import RAM_BASE, ROOT, Machine
+from tests.contract.harness import IRQCHIP, RAM_BASE, ROOT, Machine
 from tests.models.hostile_bus import Device, Talker
 from tests.models.hostile_console import Lives, answered
 from tests.models.hostile_memory import Hart, Memory
@@ -33,7 +33,7 @@ from vmesh.v1 import common_pb2 as common
 from vmesh.v1 import lifecycle_pb2 as lifecycle
 
 _FEATURES = "i,m,a,f,d,c,zicsr,zifencei,zicntr,sstc,svadu,sv39"
-_CPU = f"--harts 2 --features {_FEATURES} --reset-pc {RAM_BASE:#x} --bus-limit 0.3"
+_CPU = f"--harts 2 --features {_FEATURES} --reset-pc {RAM_BASE:#x} {' '.join(IRQCHIP)} --bus-limit 0.3"
 _VIRTIO = "--base 0x10008000 --irq 8"
 
 
@@ -50,9 +50,9 @@ class _Service:
 SERVICES = {
     "memory": _Service("services.memory", "--ram 16M", ("anybody",)),
     "cpu": _Service("services.cpu", _CPU),
-    "uart0": _Service("services.devices.ns16550a", "--irq 10 --chardev socket:{}/console"),
-    "rtc": _Service("services.devices.goldfish_rtc", "--irq 11"),
-    "test": _Service("services.devices.sifive_test"),
+    "uart0": _Service("services.devices.ns16550a", "--base 0x10000000 --irq 10 --chardev socket:{}/console"),
+    "rtc": _Service("services.devices.goldfish_rtc", "--base 0x101000 --irq 11"),
+    "test": _Service("services.devices.sifive_test", "--base 0x100000"),
     "rng": _Service("services.devices.virtio_rng", _VIRTIO),
     "blk": _Service("services.devices.virtio_blk", f"{_VIRTIO} --file {{}}/disk --discard unmap --num-queues 2"),
     "net": _Service(

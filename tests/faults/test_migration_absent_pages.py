@@ -50,7 +50,9 @@ def obedient() -> bytes:
     program.emit(e.sd(e.ZERO, e.T0, ORDER - COUNT))
     program.jump("again")
     program.label("reset")
-    program.emit(e.lui(e.T0, virt.TEST.base >> 12), e.lui(e.T1, 7), e.addi(e.T1, e.T1, 0x777), e.sw(e.T1, e.T0, 0))
+    program.emit(
+        e.lui(e.T0, virt.TEST.range.base >> 12), e.lui(e.T1, 7), e.addi(e.T1, e.T1, 0x777), e.sw(e.T1, e.T0, 0)
+    )
     program.emit(e.jal(e.ZERO, 0))
     return programs.elf(program.assemble().ljust(4096, b"\0") + random.Random(5).randbytes(DATA_BYTES))
 

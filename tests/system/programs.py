@@ -59,7 +59,7 @@ def touch(address: int) -> bytes:
     program.emit(e.addi(e.S2, e.S2, 1), e.addi(e.T1, e.ZERO, 2), e.lui(e.T0, address >> 12))
     program.to("again", lambda offset: e.bne(e.S2, e.T1, offset))
     program.emit(e.csrr(e.T1, MCAUSE), e.slli(e.T1, e.T1, 16), *_load(e.T2, 0x3333), e.add(e.T1, e.T1, e.T2))
-    program.emit(e.lui(e.T0, virt.TEST.base >> 12), e.sw(e.T1, e.T0, 0))
+    program.emit(e.lui(e.T0, virt.TEST.range.base >> 12), e.sw(e.T1, e.T0, 0))
     program.label("park")
     program.jump("park")
     return program.assemble()
@@ -92,7 +92,7 @@ def sweep(size: int) -> bytes:
 def count(lines: int) -> bytes:
     """Prints the numbers from 0 to `lines` - 1, a line of eight hexadecimal digits each, and powers off."""
     program = Program()
-    program.emit(e.lui(e.S0, virt.UART0.base >> 12), e.addi(e.S1, e.ZERO, 0), *_load(e.S2, lines))
+    program.emit(e.lui(e.S0, virt.UART0.range.base >> 12), e.addi(e.S1, e.ZERO, 0), *_load(e.S2, lines))
     program.label("line")
     program.emit(e.slli(e.S4, e.S1, 32), e.addi(e.A2, e.ZERO, 8))
     program.label("digit")
@@ -119,7 +119,7 @@ def loop_back(times: int) -> bytes:
     """Sends bytes to itself through the serial port's loop-back, `times` of them, one by one: a posted write and a read
     that waits and takes the byte away. Ends with failure code 1 when another byte comes than was sent."""
     program = Program()
-    program.emit(e.lui(e.S0, virt.UART0.base >> 12), e.addi(e.S1, e.ZERO, 0), *_load(e.S2, times))
+    program.emit(e.lui(e.S0, virt.UART0.range.base >> 12), e.addi(e.S1, e.ZERO, 0), *_load(e.S2, times))
     program.emit(e.addi(e.T0, e.ZERO, _LOOP), e.sb(e.T0, e.S0, _MCR))
     program.label("again")
     program.emit(e.sb(e.S1, e.S0, 0), e.lbu(e.T0, e.S0, 0), e.andi(e.T1, e.S1, 0xFF))
@@ -135,8 +135,8 @@ def loop_back(times: int) -> bytes:
 def rest(milliseconds: int) -> tuple[int, ...]:
     """Sleeps so long, by the timer of hart 0; takes t0 to t2 and mie, to which nothing else is due meanwhile."""
     return (
-        *_load(e.T0, virt.CLINT.base + _MTIME), e.ld(e.T1, e.T0, 0), *_load(e.T2, milliseconds * _TICKS_PER_MS),
-        e.add(e.T1, e.T1, e.T2), *_load(e.T0, virt.CLINT.base + _MTIMECMP), e.sd(e.T1, e.T0, 0),
+        *_load(e.T0, virt.CLINT.range.base + _MTIME), e.ld(e.T1, e.T0, 0), *_load(e.T2, milliseconds * _TICKS_PER_MS),
+        e.add(e.T1, e.T1, e.T2), *_load(e.T0, virt.CLINT.range.base + _MTIMECMP), e.sd(e.T1, e.T0, 0),
         e.addi(e.T0, e.ZERO, 1 << _MACHINE_TIMER), e.csrw(e.MIE, e.T0), e.wfi(),
     )  # fmt: skip
 
@@ -154,7 +154,7 @@ def copy(base: int, irq: int, times: int = 1) -> bytes:
     Codes below say what was wrong: 1 the interrupt, 2 the status, 3 the copy, 4 the line after it was acknowledged.
     """
     program = Program()
-    program.emit(e.lui(e.S0, base >> 12), e.lui(e.S1, virt.PLIC.base >> 12), *_load(e.S2, irq))
+    program.emit(e.lui(e.S0, base >> 12), e.lui(e.S1, virt.PLIC.range.base >> 12), *_load(e.S2, irq))
     program.emit(e.lui(e.S3, 0x80000), e.slli(e.S3, e.S3, 32), e.srli(e.S3, e.S3, 32))  # the start of RAM
     program.emit(e.lui(e.S4, 0x100), e.add(e.S4, e.S3, e.S4), *_load(e.T0, COPIED))
     program.emit(e.sd(e.S3, e.S0, 0), e.sd(e.S4, e.S0, 8), e.sd(e.T0, e.S0, 16), e.addi(e.T1, e.ZERO, 1))
@@ -170,7 +170,7 @@ def copy(base: int, irq: int, times: int = 1) -> bytes:
         program.emit(e.addi(e.S5, e.S5, 1), e.andi(e.T0, e.S5, _IN_A_ROW - 1))
         program.to("again", lambda offset: e.bne(e.T0, e.ZERO, offset))
         program.emit(*rest(_REST_MS))
-        program.emit(e.lui(e.T0, virt.UART0.base >> 12), e.lbu(e.T0, e.T0, _LSR), e.andi(e.T0, e.T0, _DATA_READY))
+        program.emit(e.lui(e.T0, virt.UART0.range.base >> 12), e.lbu(e.T0, e.T0, _LSR), e.andi(e.T0, e.T0, _DATA_READY))
         program.emit(e.addi(e.T1, e.ZERO, 1))
         program.to("again", lambda offset: e.beq(e.T0, e.ZERO, offset))
     program.emit(e.slli(e.T0, e.S2, 2), e.add(e.T0, e.S1, e.T0), e.sw(e.T1, e.T0, 0))  # priority
@@ -187,14 +187,14 @@ def copy(base: int, irq: int, times: int = 1) -> bytes:
     program.emit(e.ld(e.T0, e.S0, 32), e.andi(e.T0, e.T0, 0x7F), e.addi(e.A0, e.T0, 128))
     program.label("end")
     program.emit(e.slli(e.A0, e.A0, 16), *_load(e.T2, 0x3333), e.add(e.T1, e.A0, e.T2))
-    program.emit(e.lui(e.T0, virt.TEST.base >> 12), e.sw(e.T1, e.T0, 0))
+    program.emit(e.lui(e.T0, virt.TEST.range.base >> 12), e.sw(e.T1, e.T0, 0))
     program.label("park")
     program.jump("park")
     return program.assemble()
 
 
 def _finish(program: Program, value: int) -> None:
-    program.emit(e.lui(e.T0, virt.TEST.base >> 12), *_load(e.T1, value), e.sw(e.T1, e.T0, 0))
+    program.emit(e.lui(e.T0, virt.TEST.range.base >> 12), *_load(e.T1, value), e.sw(e.T1, e.T0, 0))
     program.emit(e.jal(e.ZERO, 0))
 
 

@@ -126,7 +126,8 @@ def big_file() -> Iterator[Download | None]:
 @pytest.mark.timeout(1800)  # making the disk takes a minute of two cores, and it is a whole distribution that boots
 def test_debian_boots_to_a_login_fetches_100_mb_and_powers_off(run: Run, disk: Path, big_file: Download | None) -> None:
     card = ("-netdev", "user,id=n", "-device", "virtio-net-device,netdev=n") if big_file else ()
-    machine = run("-m", "512M", *drive(disk), "-snapshot", *card, "-append", "quiet root=/dev/vda")
+    append = "quiet root=/dev/vda systemd.default_device_timeout_sec=3600"  # of the guest: a busy host takes its time
+    machine = run("-m", "512M", *drive(disk), "-snapshot", *card, "-append", append)
     machine.limit = 4 * LIMIT
     machine.expect("debian login: ")
     machine.type("root\n")

@@ -15,14 +15,14 @@ from unicorn import riscv_const
 
 from vmesh.board import boot, cpu_model, virt
 from vmesh.board.boot import BootFiles, BootPlan, resolve
-from vmesh.board.devicetree import Board
 from vmesh.board.errors import ImageError
+from vmesh.board.parts import Board
 
 MIB = 1 << 20
 
 
 def board(ram_size: int = 512 * MIB) -> Board:
-    return Board(ram_size, 1, cpu_model.parse("rv64"))
+    return virt.board(ram_size, 1, cpu_model.parse("rv64"))
 
 
 def sized(path: Path, size: int, head: bytes = b"") -> Path:
@@ -64,7 +64,7 @@ def elf(
 
 def reset_record(plan: BootPlan) -> tuple[int, ...]:
     """start, dtb and OpenSBI's fw_dynamic_info of the reset vector."""
-    (vector,) = [blob for blob in plan.blobs if blob.address == virt.MROM.base]
+    (vector,) = [blob for blob in plan.blobs if blob.address == virt.MROM.range.base]
     return struct.unpack("<8Q", vector.data[24:])
 
 
@@ -98,17 +98,17 @@ def test_resolve_reset_vector_hands_over_to_firmware_and_kernel(tmp_path: Path) 
 def test_reset_vector_runs_as_firmware_expects_it() -> None:
     start, dtb, kernel = 0x8000_0000, 0x9FE0_0000, 0x8020_0000
     hart = unicorn.Uc(unicorn.UC_ARCH_RISCV, unicorn.UC_MODE_RISCV64)
-    hart.mem_map(virt.MROM.base, virt.MROM.size)
+    hart.mem_map(virt.MROM.range.base, virt.MROM.range.size)
     hart.mem_map(start, 4096)
     vector = boot.reset_vector(start, dtb, kernel)
-    hart.mem_write(virt.MROM.base, vector)
+    hart.mem_write(virt.MROM.range.base, vector)
 
-    hart.emu_start(virt.MROM.base, start, count=20)
+    hart.emu_start(virt.MROM.range.base, start, count=20)
 
     assert hart.reg_read(riscv_const.UC_RISCV_REG_PC) == start
     assert hart.reg_read(riscv_const.UC_RISCV_REG_A0) == 0
     assert hart.reg_read(riscv_const.UC_RISCV_REG_A1) == dtb
-    info = hart.reg_read(riscv_const.UC_RISCV_REG_A2) - virt.MROM.base
+    info = hart.reg_read(riscv_const.UC_RISCV_REG_A2) - virt.MROM.range.base
     assert struct.unpack_from("<6Q", vector, info) == (0x4942534F, 2, kernel, 1, 0, 0)
 
 
@@ -250,7 +250,7 @@ def test_resolve_bad_files_are_refused_by_name(
     for name, mib in {"empty": 0.0, "small": 2**-16, "big": 65.0, "half": 40.0, "under": 31.5}.items():
         sized(Path(name), int(mib * MIB))
     elf(Path("low.elf"), [(virt.DRAM_BASE + 8, b"x" * 16, 16)], 0)
-    elf(Path("mmio.elf"), [(virt.UART0.base, b"x" * 16, 16)], 0)
+    elf(Path("mmio.elf"), [(virt.UART0.range.base, b"x" * 16, 16)], 0)
     elf(Path("notes.elf"), [(virt.DRAM_BASE - 4096, b"x" * 16, 16)], 0, flags=4)
     elf(Path("arm.elf"), [(virt.DRAM_BASE, b"x", 1)], 0, machine=183)
     elf(Path("none.elf"), [], 0)

@@ -10,9 +10,10 @@ from pathlib import Path
 import libfdt
 import pytest
 
-from vmesh.board import cpu_model, devicetree
-from vmesh.board.devicetree import Board, Chosen
+from vmesh.board import cpu_model, devicetree, virt
+from vmesh.board.devicetree import Chosen
 from vmesh.board.errors import ImageError
+from vmesh.board.parts import Board
 
 Tree = dict[str, dict[str, bytes]]
 
@@ -51,7 +52,7 @@ def read(dtb: bytes) -> Tree:
 
 
 def board(ram_size: int = 512 << 20, harts: int = 1) -> Board:
-    return Board(ram_size, harts, cpu_model.parse("rv64"))
+    return virt.board(ram_size, harts, cpu_model.parse("rv64"))
 
 
 @pytest.mark.peer

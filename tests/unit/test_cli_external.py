@@ -9,11 +9,11 @@ from pathlib import Path
 import libfdt
 import pytest
 
-from services.memory.layout import Range, place_argument
-from vmesh.board import cpu_model, devicetree, virt
-from vmesh.board.devicetree import Board
+from services.memory import layout
+from vmesh.board import commands, cpu_model, devicetree, virt
 from vmesh.board.errors import BoardError
-from vmesh.board.external import External, check
+from vmesh.board.external import External
+from vmesh.board.parts import Board, Range
 from vmesh.cli import external
 from vmesh.cli.options import OptionError, parse
 from vmesh.cli.plan import plan
@@ -21,14 +21,18 @@ from vmesh.machine import Machine
 from vmesh.spawn import python
 
 RAM = 128 << 20
-COPIER = External("copier0", virt.Region(0x400_0000, 0x1000, 20))
+COPIER = External("copier0", Range(0x400_0000, 0x1000), 20)
+
+
+def board(*devices: External) -> Board:
+    return virt.board(RAM, 1, cpu_model.parse("rv64")).with_devices(*(device.part for device in devices))
 
 
 def test_all_properties() -> None:
     text = "vmesh-external,id=c,base=0x5000000,irq=7,size=64,kind=copier,compatible=acme,,copier acme,,mover,wait=3"
     (device,) = parse(["-device", text + ",command=./copier  -v 'a b'"]).external
-    region = virt.Region(0x500_0000, 64, 7)
-    assert device == External("c", region, "copier", ("acme,copier", "acme,mover"), "./copier -v 'a b'", 3.0)
+    place = Range(0x500_0000, 64)
+    assert device == External("c", place, 7, "copier", ("acme,copier", "acme,mover"), "./copier -v 'a b'", 3.0)
 
 
 def test_several_devices() -> None:
@@ -66,24 +70,24 @@ def test_what_cannot_be_followed(text: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("device", "reason"),
     [
-        (External("a", virt.Region(0x8000_0000 + RAM - 4, 8)), "overlaps memory"),
-        (External("a", virt.Region(0x1000_0000, 4)), "overlaps uart0 at 0x10000000"),
-        (External("a", virt.Region(0xC00_0000 - 4, 8)), "overlaps plic"),
-        (External("a", virt.Region(0x1000_1000, 4)), "overlaps virtio-mmio 0"),
-        (External("a", virt.Region(0x400_0800, 4)), "overlaps copier0 at 0x4000000"),
-        (External("a", virt.Region(0x500_0000, 4, 10)), "interrupt 10 is uart0's"),
-        (External("a", virt.Region(0x500_0000, 4, 1)), "interrupt 1 is virtio-mmio 0's"),
-        (External("a", virt.Region(0x500_0000, 4, 20)), "interrupt 20 is copier0's"),
+        (External("a", Range(0x8000_0000 + RAM - 4, 8)), "overlaps ram"),
+        (External("a", Range(0x1000_0000, 4)), "overlaps uart0 at 0x10000000"),
+        (External("a", Range(0xC00_0000 - 4, 8)), "overlaps plic"),
+        (External("a", Range(0x1000_1000, 4)), "overlaps virtio-mmio-bus.0"),
+        (External("a", Range(0x400_0800, 4)), "overlaps copier0 at 0x4000000"),
+        (External("a", Range(0x500_0000, 4), 10), "interrupt 10 is uart0's"),
+        (External("a", Range(0x500_0000, 4), 1), "interrupt 1 is virtio-mmio-bus.0's"),
+        (External("a", Range(0x500_0000, 4), 20), "interrupt 20 is copier0's"),
     ],
 )
 def test_places_that_are_taken(device: External, reason: str) -> None:
     with pytest.raises(BoardError, match=reason):
-        check([COPIER, device], RAM)
+        board(COPIER, device)
 
 
 def test_places_that_are_free() -> None:
-    above, below = virt.Region(0x400_1000, 8), virt.Region(0x3FF_FFFC, 4)
-    check([COPIER, External("a", above), External("b", below)], RAM)
+    above, below = Range(0x400_1000, 8), Range(0x3FF_FFFC, 4)
+    board(COPIER, External("a", above), External("b", below))
 
 
 @pytest.mark.parametrize("name", ["rtc", "copier0", "rng0"])
@@ -97,8 +101,8 @@ def test_names_that_are_taken(tmp_path: Path, name: str) -> None:
 
 
 def test_the_process() -> None:
-    by_hand = external.service_command(COPIER, Path("/m"))
-    started = external.service_command(External("c", virt.Region(0, 4), "copier", command="a 'b c'"), Path("/m"))
+    by_hand = commands.device(COPIER.part, Path("/m"))
+    started = commands.device(External("c", Range(0, 4), kind="copier", command="a 'b c'").part, Path("/m"))
     assert (by_hand.name, by_hand.kind) == ("copier0", "external")
     assert by_hand.arguments[-2:] == ("--wait", "60")
     assert (started.name, started.kind) == ("c", "copier")
@@ -107,14 +111,14 @@ def test_the_process() -> None:
 
 
 def test_memory_reads_the_place() -> None:
-    place = place_argument(external.place(External("c", virt.Region(0x400_0000, 0x28, 20), "copier")))
-    assert (place.kind, place.range, place.irq) == ("copier", Range("c", 0x400_0000, 0x28), 20)
+    place = layout.place_argument(external.place(External("c", Range(0x400_0000, 0x28), 20, "copier")))
+    assert (place.kind, place.range, place.irq) == ("copier", layout.Range("c", 0x400_0000, 0x28), 20)
 
 
 def test_node_in_the_device_tree() -> None:
-    named = External("copier0", virt.Region(0x400_0000, 0x1000, 20), "copier", ("acme,copier", "acme,mover"))
-    nameless = External("other", virt.Region(0x500_0000, 0x1000))
-    tree = libfdt.Fdt(devicetree.build(Board(RAM, 1, cpu_model.parse("rv64"), external=(named, nameless))))
+    named = External("copier0", Range(0x400_0000, 0x1000), 20, "copier", ("acme,copier", "acme,mover"))
+    nameless = External("other", Range(0x500_0000, 0x1000))
+    tree = libfdt.Fdt(devicetree.build(board(named, nameless)))
     node = tree.path_offset("/soc/copier@4000000")
     assert bytes(tree.getprop(node, "compatible")) == b"acme,copier\0acme,mover\0"
     assert bytes(tree.getprop(node, "reg")) == (0x400_0000).to_bytes(8, "big") + (0x1000).to_bytes(8, "big")

@@ -157,12 +157,12 @@ def test_the_default_guest_has_what_it_needs(monkeypatch: pytest.MonkeyPatch) ->
     for words, enough in (("-m 64M", False), ("-m 127M", False), ("-m 128M", True), ("-m 1M -bios none", True)):
         options = parse(words.split())
         if enough:
-            assert plan.board_of(options).ram_size == options.memory_bytes
+            assert plan.board_of(options).ram.size == options.memory_bytes
         else:
             with pytest.raises(BoardError, match="the default guest, Debian's kernel, needs 128M at least"):
                 plan.board_of(options)
     monkeypatch.setattr(plan.guest, "find", lambda: None)  # the small one of ours is content with less
-    assert plan.board_of(parse(["-m", "64M"])).ram_size == 64 << 20
+    assert plan.board_of(parse(["-m", "64M"])).ram.size == 64 << 20
 
 
 def test_a_package_that_is_not_there_is_not_taken_from_an_index(

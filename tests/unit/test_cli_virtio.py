@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from vmesh.board import commands
 from vmesh.cli import virtio
 from vmesh.cli.options import OptionError, Serial, parse
 from vmesh.endpoint import Endpoint
@@ -21,10 +22,8 @@ def disk(tmp_path: Path) -> Path:
 def services(*flags: str) -> dict[int, tuple[str, list[str]]]:
     """Name and arguments by slot."""
     options = parse(flags)
-    made = virtio.services(
-        options.virtio_devices, options.drives, options.netdevs, options.shares, options.snapshot, ("--machine", "M")
-    )
-    return {slot: (command.name, list(command.arguments)) for slot, command in made.items()}
+    made = virtio.parts(options.virtio_devices, options.drives, options.netdevs, options.shares, options.snapshot)
+    return {slot: (part.name, list(commands.device(part, Path("M")).arguments)) for slot, part in made.items()}
 
 
 def test_slots_are_taken_from_the_last_on_and_devices_come_before_drives(disk: Path) -> None:

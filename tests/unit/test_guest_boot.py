@@ -11,8 +11,7 @@ import pytest
 
 from tests.waiting import LIMIT, read_some
 from vmesh import guest
-from vmesh.board import cpu_model, devicetree
-from vmesh.board.devicetree import Board
+from vmesh.board import cpu_model, devicetree, virt
 from vmesh.guest import tiny
 
 pytestmark = pytest.mark.peer
@@ -105,7 +104,7 @@ def test_debian_finds_its_way_by_our_device_tree(
 ) -> None:
     ours = tmp_path / "ours.dtb"
     cpu = cpu_model.parse("rv64,zicbom=off,zicboz=off,svadu=off")  # the oldest QEMU we meet has none of these
-    ours.write_bytes(devicetree.build(Board(512 << 20, 2, cpu)))
+    ours.write_bytes(devicetree.build(virt.board(512 << 20, 2, cpu)))
     command = 'vmesh.run="cat /proc/interrupts /proc/cpuinfo; ls /sys/class/rtc; nproc"'
 
     output = run_in_qemu(peer("qemu-system-riscv64"), [*flags(debian, command), "-smp", "2", "-dtb", str(ours)])

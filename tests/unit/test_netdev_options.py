@@ -19,8 +19,8 @@ from vmesh.netdev.user import UserNetdev, command
 def cards(*flags: str) -> dict[int, str]:
     """The cards' own arguments by slot."""
     asked = parse(flags)
-    made = virtio.services(asked.virtio_devices, asked.drives, asked.netdevs, asked.shares, asked.snapshot, ())
-    return {slot: " ".join(each.arguments[6:]) for slot, each in made.items()}
+    made = virtio.parts(asked.virtio_devices, asked.drives, asked.netdevs, asked.shares, asked.snapshot)
+    return {slot: " ".join(each.arguments) for slot, each in made.items()}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """What lies in memory at power-on, and where the harts start: the rules of QEMU's `virt`.
 
-    plan = resolve(Board(ram_size=512 << 20, harts=1, cpu=cpu_model.parse("rv64")), BootFiles(kernel=Path("Image")))
+    plan = resolve(virt.board(512 << 20, harts=1, cpu=cpu_model.parse("rv64")), BootFiles(kernel=Path("Image")))
     plan.loads      parts of files, by name and offset: a kernel is never read into Python's memory
     plan.blobs      what was made for this boot: the reset vector (in MROM) and the device tree
     plan.start_pc   where every hart starts, in MROM
@@ -22,9 +22,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vmesh.board import devicetree, encode, virt
-from vmesh.board.devicetree import Board, Chosen
+from vmesh.board import devicetree, encode
+from vmesh.board.devicetree import Chosen
 from vmesh.board.errors import ImageError
+from vmesh.board.parts import Board, Range
 
 MIB = 1 << 20
 PAGE = 4096
@@ -124,16 +125,16 @@ def resolve(
     `scratch` is a directory for what has to be unpacked (a kernel in gzip form); `firmware` are further places where
     `-bios default` looks; `rng_seed` is for a reproducible run, otherwise the host's random numbers seed the guest's.
     """
-    ram_end = virt.DRAM_BASE + board.ram_size
+    ram, rom = board.ram, board.of_kind("rom").range
     programs: list[_Program] = []
     if files.bios != "none":
         path = find_firmware(firmware) if files.bios == "default" else Path(files.bios)
-        programs.append(_program("-bios", path, virt.DRAM_BASE))
+        programs.append(_program("-bios", path, ram.base, ram))
     kernel: _Program | None = None
     if files.kernel is not None:
-        free = programs[-1].end if programs else virt.DRAM_BASE
-        path = _unpacked(files.kernel, scratch, board.ram_size)
-        kernel = _program("-kernel", path, _align_up(free, _KERNEL_ALIGNMENT))
+        free = programs[-1].end if programs else ram.base
+        path = _unpacked(files.kernel, scratch, ram.size)
+        kernel = _program("-kernel", path, _align_up(free, _KERNEL_ALIGNMENT), ram)
         programs.append(kernel)
     if not programs:
         raise ImageError("-bios none: expected -kernel with it, there is nothing to run")
@@ -144,7 +145,7 @@ def resolve(
         if kernel is None:
             raise ImageError("-initrd: expected -kernel with it")
         size = _size("-initrd", files.initrd)
-        wished = kernel.entry + min(board.ram_size // 2, _INITRD_DISTANCE)
+        wished = kernel.entry + min(ram.size // 2, _INITRD_DISTANCE)
         start = max(wished, _align_up(kernel.end, PAGE))
         initrd = (start, start + size)
         loads.append(Load(f"-initrd {files.initrd}", start, files.initrd, 0, size, size))
@@ -154,10 +155,10 @@ def resolve(
         data = devicetree.with_chosen(_read_dtb(files.dtb), chosen, f"-dtb {files.dtb}")
     else:
         data = devicetree.with_chosen(devicetree.build(board), chosen)
-    dtb = Blob("the device tree", _align_down(min(ram_end, _DTB_LIMIT) - len(data), _DTB_ALIGNMENT), data)
+    dtb = Blob("the device tree", _align_down(min(ram.end, _DTB_LIMIT) - len(data), _DTB_ALIGNMENT), data)
     reset = reset_vector(programs[0].entry, dtb.address, kernel.entry if kernel else 0)
-    _check_places(board, [*loads, Load(dtb.name, dtb.address, Path(), 0, len(data), len(data))])
-    return BootPlan(tuple(loads), (Blob("the reset vector", virt.MROM.base, reset), dtb), dtb, virt.MROM.base)
+    _check_places(ram, [*loads, Load(dtb.name, dtb.address, Path(), 0, len(data), len(data))])
+    return BootPlan(tuple(loads), (Blob("the reset vector", rom.base, reset), dtb), dtb, rom.base)
 
 
 def reset_vector(start: int, dtb: int, next_address: int) -> bytes:
@@ -182,13 +183,13 @@ def reset_vector(start: int, dtb: int, next_address: int) -> bytes:
     return code + struct.pack("<8Q", start, dtb, *info)
 
 
-def _program(flag: str, path: Path, raw_address: int) -> _Program:
+def _program(flag: str, path: Path, raw_address: int, ram: Range) -> _Program:
     """Firmware or kernel: an ELF file where it wants to be, anything else as it is at `raw_address`."""
     size = _size(flag, path)
     name = f"{flag} {path}"
     head = _head(flag, path)
     if head.startswith(b"\x7fELF"):
-        return _elf(name, path, size)
+        return _elf(name, path, size, ram)
     if head[:2] == b"MZ" and head[4:8] == b"zimg":
         raise ImageError(f"{name}: expected an Image, an ELF file or a raw image, got an EFI zboot image (vmlinuz.efi)")
     memory_size = size
@@ -200,7 +201,7 @@ def _program(flag: str, path: Path, raw_address: int) -> _Program:
     return _Program(raw_address, raw_address + memory_size, (load,))
 
 
-def _elf(name: str, path: Path, size: int) -> _Program:
+def _elf(name: str, path: Path, size: int, ram: Range) -> _Program:
     from elftools.common.exceptions import ELFError  # here: 70 ms that only an ELF file is worth
     from elftools.elf.elffile import ELFFile
 
@@ -228,10 +229,10 @@ def _elf(name: str, path: Path, size: int) -> _Program:
     loads = [
         part
         for load, header in zip(loads, headers, strict=True)
-        if (part := _in_ram(load, needed=bool(header["p_flags"] & (_PF_X | _PF_W)))) is not None
+        if (part := _in_ram(load, ram, needed=bool(header["p_flags"] & (_PF_X | _PF_W)))) is not None
     ]
     if not loads:
-        raise ImageError(f"{name}: expected segments in RAM, which begins at {virt.DRAM_BASE:#x}: link it there")
+        raise ImageError(f"{name}: expected segments in RAM, which begins at {ram.base:#x}: link it there")
     low = min(load.address for load in loads)
     end = max(load.address + load.memory_size for load in loads)
     # A kernel linked to virtual addresses says those as its entry: then it starts at its lowest physical address.
@@ -239,25 +240,25 @@ def _elf(name: str, path: Path, size: int) -> _Program:
     return _Program(entry if inside else low, end, tuple(loads))
 
 
-def _in_ram(load: Load, *, needed: bool) -> Load | None:
+def _in_ram(load: Load, ram: Range, *, needed: bool) -> Load | None:
     """The part of an ELF file's segment that is not below RAM, where linkers put the file's headers and notes.
 
     As on QEMU's board, those are left out; raises ImageError if all of a segment with code or data would be.
     """
-    below = virt.DRAM_BASE - load.address
+    below = ram.base - load.address
     if below <= 0:
         return load
     if below < load.memory_size:
         size = max(load.size - below, 0)
         return replace(
             load,
-            address=virt.DRAM_BASE,
+            address=ram.base,
             offset=load.offset + below if size else load.offset,
             size=size,
             memory_size=load.memory_size - below,
         )
     if needed:
-        raise ImageError(f"{_place(load)} does not lie in RAM, which begins at {virt.DRAM_BASE:#x}: link it there")
+        raise ImageError(f"{_place(load)} does not lie in RAM, which begins at {ram.base:#x}: link it there")
     return None
 
 
@@ -280,14 +281,13 @@ def _unpacked(path: Path, scratch: Path, limit: int) -> Path:
     return target
 
 
-def _check_places(board: Board, loads: Sequence[Load]) -> None:
+def _check_places(ram: Range, loads: Sequence[Load]) -> None:
     """Raises ImageError where something lies outside RAM or over something else, naming both."""
-    ram_end = virt.DRAM_BASE + board.ram_size
     for load in loads:
-        if load.address < virt.DRAM_BASE or load.address + load.memory_size > ram_end:
+        if load.address < ram.base or load.address + load.memory_size > ram.end:
             raise ImageError(
-                f"{_place(load)} does not fit into the {_amount(board.ram_size)} of RAM "
-                f"at {virt.DRAM_BASE:#x} to {ram_end:#x}: give more with -m"
+                f"{_place(load)} does not fit into the {_amount(ram.size)} of RAM "
+                f"at {ram.base:#x} to {ram.end:#x}: give more with -m"
             )
     for first, second in itertools.pairwise(sorted(loads, key=lambda load: load.address)):
         if first.address + first.memory_size > second.address:

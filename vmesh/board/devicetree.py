@@ -9,8 +9,6 @@ interrupt-controller/sifive,plic-1.0.0.yaml; `qemu-system-riscv64 -machine virt,
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import libfdt
@@ -18,25 +16,9 @@ import libfdt
 from vmesh.board import virt
 from vmesh.board.cpu_model import CACHE_BLOCK_BYTES, CpuModel
 from vmesh.board.errors import ImageError
-from vmesh.board.external import External
+from vmesh.board.parts import Board, EachHart, Node, Part
 
-# Interrupt numbers of a hart's local interrupt controller (privileged manual, mcause).
-_S_EXTERNAL, _M_EXTERNAL, _M_SOFTWARE, _M_TIMER = 9, 11, 3, 7
-# Phandles: the PLIC, the test device, then two for each hart.
-_PLIC, _TEST, _FIRST_HART = 1, 2, 3
-
-_SERIAL_PATH = f"/soc/serial@{virt.UART0.base:x}"
 _CHOSEN_ROOM = 256  # bytes for the node, property names and padding that `with_chosen` may add
-
-
-@dataclass(frozen=True, slots=True)
-class Board:
-    """A machine as the device tree describes it: RAM in bytes, harts, ISA, added devices."""
-
-    ram_size: int
-    harts: int
-    cpu: CpuModel
-    external: tuple[External, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,24 +38,32 @@ def build(board: Board) -> bytes:
     """The flattened device tree of `board`; /chosen names the console and nothing else yet."""
     tree = libfdt.FdtSw()
     tree.finish_reservemap()
+    console, ram, numbers = _path(board[board.console]), board.of_kind("ram").range, _Phandles(board)
     with tree.add_node(""):
         tree.property_u32("#address-cells", 2)
         tree.property_u32("#size-cells", 2)
         tree.property_string("compatible", "riscv-virtio")
         tree.property_string("model", "riscv-virtio,qemu")
         with tree.add_node("aliases"):
-            tree.property_string("serial0", _SERIAL_PATH)
+            tree.property_string("serial0", console)
         with tree.add_node("chosen"):
-            tree.property_string("stdout-path", _SERIAL_PATH)
-        with tree.add_node(f"memory@{virt.DRAM_BASE:x}"):
+            tree.property_string("stdout-path", console)
+        with tree.add_node(f"memory@{ram.base:x}"):
             tree.property_string("device_type", "memory")
-            tree.property("reg", _cells64(virt.DRAM_BASE, board.ram_size))
-        _cpus(tree, board)
-        _soc(tree, board)
+            tree.property("reg", _cells64(ram.base, ram.size))
+        _cpus(tree, board, numbers)
+        with tree.add_node("soc"):
+            tree.property_u32("#address-cells", 2)
+            tree.property_u32("#size-cells", 2)
+            tree.property_string("compatible", "simple-bus")
+            tree.property("ranges", b"")
+            for part in board.parts:
+                if part.node:
+                    _part(tree, part, part.node, board.harts, numbers)
         for name, value in (("poweroff", virt.TEST_POWER_OFF), ("reboot", virt.TEST_RESET)):
             with tree.add_node(name):
                 tree.property_string("compatible", f"syscon-{name}")
-                tree.property_u32("regmap", _TEST)
+                tree.property_u32("regmap", numbers.part(board.power))
                 tree.property_u32("offset", 0)
                 tree.property_u32("value", value)
     fdt = tree.as_fdt()
@@ -108,22 +98,40 @@ def with_chosen(dtb: bytes, chosen: Chosen, name: str = "the device tree") -> by
     return bytes(fdt.as_bytearray())
 
 
-def _cpus(tree: libfdt.FdtSw, board: Board) -> None:
+class _Phandles:
+    """The numbers by which nodes refer to others: parts that are referred to, then two for each hart."""
+
+    def __init__(self, board: Board) -> None:
+        named = [part.name for part in board.parts if part.node and part.node.referred_to]
+        self._parts = {name: number for number, name in enumerate(named, 1)}
+
+    def part(self, name: str) -> int:
+        return self._parts[name]
+
+    def cpu(self, hart: int) -> int:
+        return len(self._parts) + 1 + 2 * hart
+
+    def local(self, hart: int) -> int:
+        """Of the hart's local interrupt controller."""
+        return self.cpu(hart) + 1
+
+
+def _cpus(tree: libfdt.FdtSw, board: Board, numbers: _Phandles) -> None:
     with tree.add_node("cpus"):
         tree.property_u32("#address-cells", 1)
         tree.property_u32("#size-cells", 0)
         tree.property_u32("timebase-frequency", virt.TIMEBASE_HZ)
         for hart in range(board.harts):
-            _cpu(tree, board.cpu, hart)
+            _cpu(tree, board.cpu, hart, numbers)
         with tree.add_node("cpu-map"), tree.add_node("cluster0"):
             for hart in range(board.harts):
                 with tree.add_node(f"core{hart}"):
-                    tree.property_u32("cpu", _cpu_phandle(hart))
+                    tree.property_u32("cpu", numbers.cpu(hart))
 
 
-def _cpu(tree: libfdt.FdtSw, cpu: CpuModel, hart: int) -> None:
+def _cpu(tree: libfdt.FdtSw, cpu: CpuModel, hart: int, numbers: _Phandles) -> None:
     with tree.add_node(f"cpu@{hart:x}"):
-        tree.property_u32("phandle", _cpu_phandle(hart))
+        tree.property_u32("phandle", numbers.cpu(hart))
         tree.property_string("device_type", "cpu")
         tree.property_u32("reg", hart)
         tree.property_string("status", "okay")
@@ -140,63 +148,37 @@ def _cpu(tree: libfdt.FdtSw, cpu: CpuModel, hart: int) -> None:
             tree.property_u32("#interrupt-cells", 1)
             tree.property("interrupt-controller", b"")
             tree.property_string("compatible", "riscv,cpu-intc")
-            tree.property_u32("phandle", _intc_phandle(hart))
+            tree.property_u32("phandle", numbers.local(hart))
 
 
-def _soc(tree: libfdt.FdtSw, board: Board) -> None:
-    with tree.add_node("soc"):
-        tree.property_u32("#address-cells", 2)
-        tree.property_u32("#size-cells", 2)
-        tree.property_string("compatible", "simple-bus")
-        tree.property("ranges", b"")
-        with _device(tree, "test", virt.TEST, "sifive,test1", "sifive,test0", "syscon"):
-            tree.property_u32("phandle", _TEST)
-        with _device(tree, "rtc", virt.RTC, "google,goldfish-rtc"):
-            pass
-        with _device(tree, "clint", virt.CLINT, "sifive,clint0", "riscv,clint0"):
-            tree.property("interrupts-extended", _wires(board.harts, _M_SOFTWARE, _M_TIMER))
-        with _device(tree, "plic", virt.PLIC, "sifive,plic-1.0.0", "riscv,plic0"):
-            tree.property_u32("phandle", _PLIC)
-            tree.property_u32("#address-cells", 0)
-            tree.property_u32("#interrupt-cells", 1)
-            tree.property("interrupt-controller", b"")
-            tree.property_u32("riscv,ndev", virt.PLIC_SOURCES)
-            tree.property("interrupts-extended", _wires(board.harts, _M_EXTERNAL, _S_EXTERNAL))
-        with _device(tree, "serial", virt.UART0, "ns16550a"):
-            tree.property_u32("clock-frequency", virt.UART_CLOCK_HZ)
-        for slot in range(virt.VIRTIO_SLOTS):
-            with _device(tree, "virtio_mmio", virt.virtio(slot), "virtio,mmio"):
-                pass
-        for device in board.external:
-            if device.compatible:
-                with _device(tree, device.kind or device.name, device.region, *device.compatible):
-                    pass
+def _part(tree: libfdt.FdtSw, part: Part, node: Node, harts: int, numbers: _Phandles) -> None:
+    """A part's node, below /soc."""
+    with tree.add_node(_name(part, node)):
+        tree.property("compatible", _strings(*node.compatible))
+        tree.property("reg", _cells64(part.range.base, part.range.size))
+        if part.interrupt:
+            tree.property_u32("interrupts", part.interrupt.number)
+            tree.property_u32("interrupt-parent", numbers.part(part.interrupt.controller))
+        if node.referred_to:
+            tree.property_u32("phandle", numbers.part(part.name))
+        for name, value in node.properties:
+            match value:
+                case int():
+                    tree.property_u32(name, value)
+                case EachHart(interrupts):
+                    pairs = [(numbers.local(hart), interrupt) for hart in range(harts) for interrupt in interrupts]
+                    tree.property(name, b"".join(struct.pack(">II", *pair) for pair in pairs))
+                case _:
+                    tree.property(name, value)
 
 
-@contextmanager
-def _device(tree: libfdt.FdtSw, name: str, region: virt.Region, *compatible: str) -> Iterator[None]:
-    """The node of a device on /soc; the caller adds what is particular to it inside."""
-    with tree.add_node(f"{name}@{region.base:x}"):
-        tree.property("compatible", _strings(*compatible))
-        tree.property("reg", _cells64(region.base, region.size))
-        if region.irq:
-            tree.property_u32("interrupts", region.irq)
-            tree.property_u32("interrupt-parent", _PLIC)
-        yield
+def _name(part: Part, node: Node) -> str:
+    return f"{node.name}@{part.range.base:x}"
 
 
-def _cpu_phandle(hart: int) -> int:
-    return _FIRST_HART + 2 * hart
-
-
-def _intc_phandle(hart: int) -> int:
-    return _FIRST_HART + 2 * hart + 1
-
-
-def _wires(harts: int, *interrupts: int) -> bytes:
-    """interrupts-extended: each of `interrupts` at each hart's local interrupt controller."""
-    pairs = [(_intc_phandle(hart), interrupt) for hart in range(harts) for interrupt in interrupts]
-    return b"".join(struct.pack(">II", *pair) for pair in pairs)
+def _path(part: Part) -> str:
+    assert part.node is not None, f"{part.name} is not in the device tree"
+    return f"/soc/{_name(part, part.node)}"
 
 
 def _cells64(*values: int) -> bytes:

@@ -1,51 +1,74 @@
-"""QEMU's RISC-V `virt` board: where things are in guest physical memory and which interrupt line they raise.
+"""QEMU's RISC-V `virt` board: its parts, where they are in guest physical memory, and which wires they drive.
 
+No other file has an address of the board, an interrupt number or a name of a part: they ask here.
 Source: QEMU docs/system/riscv/virt.rst and the device tree of `qemu-system-riscv64 -machine virt,dumpdtb=`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from vmesh.board.cpu_model import CpuModel
+from vmesh.board.parts import Board, Carrier, EachHart, Node, Part, Range, Wire
 
-
-@dataclass(frozen=True, slots=True)
-class Region:
-    """A range of guest physical addresses, in bytes, and the PLIC source of the device there (0: it has none)."""
-
-    base: int
-    size: int
-    irq: int = 0
-
-    @property
-    def end(self) -> int:
-        """The first address behind the region."""
-        return self.base + self.size
-
-
-MROM = Region(0x1000, 0xF000)
-TEST = Region(0x10_0000, 0x1000)
-RTC = Region(0x10_1000, 0x1000, irq=11)
-CLINT = Region(0x200_0000, 0x1_0000)
-PLIC = Region(0xC00_0000, 0x60_0000)
-UART0 = Region(0x1000_0000, 0x100, irq=10)
-DRAM_BASE = 0x8000_0000
-# By the name of the service, where it is one.
-PARTS = {"mrom": MROM, "test": TEST, "rtc": RTC, "clint": CLINT, "plic": PLIC, "uart0": UART0}
-
-VIRTIO_SLOTS = 8
-PLIC_SOURCES = 96
-PLIC_CONTEXTS_PER_HART = 2  # M-mode, then S-mode
 MAX_HARTS = 512
 TIMEBASE_HZ = 10_000_000
-UART_CLOCK_HZ = 3_686_400
+PLIC_SOURCES = 96
 
 # What the guest writes to the test device (`sifive,test1`) to end the machine or to start it anew.
 TEST_POWER_OFF = 0x5555
 TEST_RESET = 0x7777
 
+_UART_CLOCK_HZ = 3_686_400
+# Interrupts of a hart's local interrupt controller (privileged manual, mcause).
+_M_SOFTWARE, _M_TIMER, _S_EXTERNAL, _M_EXTERNAL = 3, 7, 9, 11
 
-def virtio(slot: int) -> Region:
-    """The virtio-mmio transport `slot`, 0 to VIRTIO_SLOTS - 1."""
-    if not 0 <= slot < VIRTIO_SLOTS:
-        raise ValueError(f"virtio-mmio slot {slot}: expected 0 to {VIRTIO_SLOTS - 1}")
-    return Region(0x1000_1000 + slot * 0x1000, 0x1000, irq=1 + slot)
+
+def wire(number: int) -> Wire:
+    """An input of the PLIC."""
+    return Wire("plic", number)
+
+
+DRAM_BASE = 0x8000_0000
+MROM = Part("mrom", "rom", Range(0x1000, 0xF000), carrier=Carrier.MEMORY)
+TEST = Part(
+    "test", "sifive-test", Range(0x10_0000, 0x1000),
+    node=Node("test", ("sifive,test1", "sifive,test0", "syscon"), referred_to=True),
+)  # fmt: skip
+RTC = Part("rtc", "goldfish-rtc", Range(0x10_1000, 0x1000), wire(11), node=Node("rtc", ("google,goldfish-rtc",)))
+CLINT = Part(
+    "clint", "aclint", Range(0x200_0000, 0x1_0000), carrier=Carrier.CPU,
+    node=Node(
+        "clint", ("sifive,clint0", "riscv,clint0"), (("interrupts-extended", EachHart((_M_SOFTWARE, _M_TIMER))),)
+    ),
+)  # fmt: skip
+PLIC = Part(
+    "plic", "plic", Range(0xC00_0000, 0x60_0000), carrier=Carrier.CPU,
+    node=Node(
+        "plic", ("sifive,plic-1.0.0", "riscv,plic0"),
+        (
+            ("#address-cells", 0), ("#interrupt-cells", 1), ("interrupt-controller", b""),
+            ("riscv,ndev", PLIC_SOURCES), ("interrupts-extended", EachHart((_M_EXTERNAL, _S_EXTERNAL))),
+        ),
+        referred_to=True,
+    ),
+)  # fmt: skip
+UART0 = Part(
+    "uart0", "ns16550a", Range(0x1000_0000, 0x100), wire(10),
+    node=Node("serial", ("ns16550a",), (("clock-frequency", _UART_CLOCK_HZ),)), arguments=("--chardev", "kept"),
+)  # fmt: skip
+# All are in the device tree, as QEMU's are: a device may be added while the machine runs. Named as QEMU's buses.
+TRANSPORTS = tuple(
+    Part(
+        f"virtio-mmio-bus.{slot}", "virtio-mmio", Range(0x1000_1000 + 0x1000 * slot, 0x1000), wire(1 + slot),
+        carrier=Carrier.NOBODY, node=Node("virtio_mmio", ("virtio,mmio",)),
+    )
+    for slot in range(8)
+)  # fmt: skip
+PARTS = (MROM, UART0, RTC, TEST, CLINT, PLIC, *TRANSPORTS)
+#: The devices that every machine has.
+DEVICES = tuple(part.name for part in PARTS if part.carrier is Carrier.SERVICE)
+
+
+def board(ram_size: int, harts: int, cpu: CpuModel) -> Board:
+    """The board with so many bytes of RAM, and no device added."""
+    ram = Part("ram", "ram", Range(DRAM_BASE, ram_size), carrier=Carrier.MEMORY)
+    return Board((ram, *PARTS), harts, cpu, console=UART0.name, power=TEST.name, sources=PLIC_SOURCES)

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vmesh import curve, errors
+from vmesh.board import virt
 
 #: What every machine has.
-SERVICES = ("monitor", "memory", "cache", "cpu", "migration", "uart0", "rtc", "test")
+SERVICES = ("monitor", "memory", "cache", "cpu", "migration", *virt.DEVICES)
 
 
 def keys(folder: Path, devices: Sequence[str]) -> int:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from vmesh.board import virt
 from vmesh.board.external import External
+from vmesh.board.parts import Range
 from vmesh.cli import names
-from vmesh.spawn import ServiceCommand
 
 DRIVER = "vmesh-external"
 USAGE = (
@@ -45,30 +45,18 @@ def parse(properties: Mapping[str, str]) -> External:
         raise ValueError(f"command= or wait= cannot be read: {error}") from None
     if not 0 < wait < 1e6:
         raise ValueError(f"expected wait=SECONDS above 0, got {wait:g}")
-    return External(name, virt.Region(base, size, irq), kind, compatible, command, wait)
-
-
-def service_command(device: External, machine: Path) -> ServiceCommand:
-    """The process that stands for the device, or becomes it."""
-    arguments = ["--machine", str(machine), "--name", device.name, "--base", f"{device.region.base:#x}"]
-    if device.region.irq:
-        arguments += ["--irq", str(device.region.irq)]
-    if device.command:
-        arguments += ["--command", device.command]
-    else:
-        arguments += ["--wait", f"{device.wait_seconds:g}"]
-    return ServiceCommand(device.name, device.kind or "external", "services.external", tuple(arguments))
+    return External(name, Range(base, size), irq, kind, compatible, command, wait)
 
 
 def place(device: External) -> str:
     """What memory's --place takes: what the device has to say of itself when it attaches."""
-    return f"{device.name}={device.kind}@{device.region.base:#x}:{device.region.size:#x}/{device.region.irq}"
+    return f"{device.name}={device.kind}@{device.range.base:#x}:{device.range.size:#x}/{device.irq}"
 
 
 def note(device: External, machine: Path) -> str:
     """For the user, who has to start it."""
-    irq = f" --irq {device.region.irq}" if device.region.irq else ""
-    arguments = f"--machine {machine} --name {device.name} --base {device.region.base:#x}{irq}"
+    irq = f" --irq {device.irq}" if device.irq else ""
+    arguments = f"--machine {machine} --name {device.name} --base {device.range.base:#x}{irq}"
     return f"waiting for the device {device.name}: start it with {arguments}"
 
 

@@ -7,12 +7,12 @@ from itertools import pairwise
 from pathlib import Path
 
 from vmesh import properties
-from vmesh.board import virt
-from vmesh.cli import external, net, options, virtio
+from vmesh.board import commands, virt
+from vmesh.cli import net, options, virtio
 from vmesh.errors import said
 from vmesh.spawn import ServiceCommand
 
-_SLOTS = {virt.virtio(slot).base: slot for slot in range(virt.VIRTIO_SLOTS)}
+_SLOTS = {bus.range.base: slot for slot, bus in enumerate(virt.TRANSPORTS)}
 _PATHS = ("file", "path", "addr.path")
 
 
@@ -62,18 +62,17 @@ def _external(asked: options.RunOptions, machine: Path) -> ServiceCommand:
     (device,) = asked.external
     if not device.command:
         raise ValueError("expected command=TEXT: a machine that runs does not wait for a device started by hand")
-    return external.service_command(device, machine)
+    return commands.device(device.part, machine)
 
 
 def _virtio(asked: options.RunOptions, machine: Path, there: Sequence[ServiceCommand]) -> ServiceCommand:
     cards = sum(each.kind == virtio.DRIVERS[net.DRIVER].kind for each in there)
-    made = virtio.services(
-        asked.virtio_devices, asked.drives, asked.netdevs, asked.shares, False, ("--machine", str(machine)),
-        dict(_occupied(there)), cards,
-    )  # fmt: skip
+    made = virtio.parts(
+        asked.virtio_devices, asked.drives, asked.netdevs, asked.shares, False, dict(_occupied(there)), cards
+    )
     if len(made) != 1:
         raise ValueError("-drive: expected an id= that the device names, and no if=virtio")
-    return next(iter(made.values()))
+    return commands.device(next(iter(made.values())), machine)
 
 
 def _occupied(there: Sequence[ServiceCommand]) -> Iterator[tuple[int, str]]:

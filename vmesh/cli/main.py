@@ -191,7 +191,7 @@ def _keys(arguments: Sequence[str]) -> int:
         "service, for its owner only. Keys that are there stay as they are.",
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="where to put them")
-    parser.add_argument("devices", nargs="*", metavar="DEVICE", help="besides uart0, rtc and test, e.g. virtio-blk-0")
+    parser.add_argument("devices", nargs="*", metavar="DEVICE", help="besides those of every machine, e.g. blk0")
     options = parser.parse_args(arguments)
     from vmesh.cli.curve_keys import keys
 
@@ -288,7 +288,9 @@ def _attach(arguments: Sequence[str]) -> int:
     text = "Show a console of a running machine on this terminal, and type at it. The terminal that the machine was "
     text += "started on, and others that are attached, go on as before. Ctrl-A d detaches, Ctrl-A h lists the keys."
     parser = _machine_parser("attach", text)
-    parser.add_argument("device", nargs="?", default="", metavar="DEVICE", help="which console (default: uart0)")
+    parser.add_argument(
+        "device", nargs="?", default="", metavar="DEVICE", help="which console (default: the serial port)"
+    )
     parser.add_argument("--read-only", action="store_true", help="only look; Ctrl-C ends that")
     options = parser.parse_intermixed_args(arguments)
     from vmesh.cli.attach import attach

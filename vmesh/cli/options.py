@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vmesh import endpoint, properties
+from vmesh.board import virt
 from vmesh.board.external import External
 from vmesh.cli import external, gdb, monitors, net, qemu, share, virtio
 from vmesh.endpoint import Endpoint
@@ -25,8 +26,6 @@ _SIZE = re.compile(
 )
 _RAM_ALIGNMENT = 8 << 10
 _LARGEST_RAM = 1 << 50
-UART = "uart0"  # the service that is the board's serial port
-MAX_HARTS = 512  # the board's limit in QEMU's `virt` (docs/system/riscv/virt.rst)
 
 _ACTIONS: Mapping[str, tuple[str, ...]] = {
     "reboot": ("reset", "shutdown"),
@@ -129,14 +128,16 @@ class RunOptions:
     def consoles(self) -> dict[str, Serial]:
         """What each serial device is connected to, by the device's name."""
         named = dict(self.chardevs)
-        return {UART: self.console} | {
+        return {virt.UART0.name: self.console} | {
             device: named[chardev] for device, chardev in virtio.consoles(self.virtio_devices).items()
         }
 
     @property
     def terminal(self) -> tuple[str, Serial]:
         """The serial device that the launcher's terminal is for; its kind is not stdio if there is none."""
-        return next((each for each in self.consoles.items() if each[1].kind == "stdio"), (UART, self.console))
+        return next(
+            (each for each in self.consoles.items() if each[1].kind == "stdio"), (virt.UART0.name, self.console)
+        )
 
     @property
     def doors(self) -> tuple[monitors.Monitor, ...]:
@@ -281,8 +282,8 @@ def hart_count(text: str) -> int:
         raise ValueError(f"expected maxcpus equal to cpus, {cpus}: harts cannot be added while the machine runs")
     if topology and cpus % product:
         raise ValueError(f"expected cpus to be a multiple of sockets*cores*threads, {cpus} is none of {product}")
-    if cpus > MAX_HARTS:
-        raise ValueError(f"expected at most {MAX_HARTS} harts")
+    if cpus > virt.MAX_HARTS:
+        raise ValueError(f"expected at most {virt.MAX_HARTS} harts")
     return cpus
 
 
@@ -685,7 +686,7 @@ OPTIONS: tuple[Option, ...] = (
         _accel,
     ),
     Option(("-cpu",), "MODEL[,ext=on|off]", "The hart's model and extensions; -cpu help lists them.", _cpu),
-    Option(("-smp",), "[cpus=]N", f"The number of harts, 1 to {MAX_HARTS}.", _smp),
+    Option(("-smp",), "[cpus=]N", f"The number of harts, 1 to {virt.MAX_HARTS}.", _smp),
     Option(
         ("-m",),
         "[size=]SIZE",
@@ -843,7 +844,7 @@ _BY_NAME: Mapping[str, Option] = {name: option for option in OPTIONS for name in
 def _check_together(options: RunOptions) -> None:
     """Raises OptionError for flags that make no sense together."""
     try:
-        virtio.services(options.virtio_devices, options.drives, options.netdevs, options.shares, options.snapshot, ())
+        virtio.parts(options.virtio_devices, options.drives, options.netdevs, options.shares, options.snapshot)
     except ValueError as error:
         raise OptionError(str(error)) from error
     _check_consoles(options)

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vmesh import guest
-from vmesh.board import boot, cpu_model, devicetree, virt
-from vmesh.board import external as external_devices
+from vmesh.board import boot, commands, cpu_model, devicetree, virt
 from vmesh.board.boot import BootFiles, BootPlan
-from vmesh.board.devicetree import Board
 from vmesh.board.errors import BoardError
+from vmesh.board.parts import Board, Carrier
 from vmesh.cli import external, virtio
-from vmesh.cli.options import MEBIBYTE, UART, RunOptions, Serial
+from vmesh.cli.options import MEBIBYTE, RunOptions, Serial
 from vmesh.endpoint import Endpoint
 from vmesh.machine import Machine
 from vmesh.migration import uri
@@ -69,8 +68,9 @@ def board_of(options: RunOptions) -> Board:
     if options.boots_default_guest and ram < _LEAST_GUEST_RAM and guest.find() is not None:
         least = f"{_LEAST_GUEST_RAM >> 20}M"
         raise BoardError(f"-m: the default guest, Debian's kernel, needs {least} at least; -kernel boots another")
-    external_devices.check(options.external, ram)
-    return Board(ram, options.harts, cpu_model.parse(options.cpu or "rv64"), options.external)
+    board = virt.board(ram, options.harts, cpu_model.parse(options.cpu or "rv64"))
+    added = virtio.parts(options.virtio_devices, options.drives, options.netdevs, options.shares, options.snapshot)
+    return board.with_devices(*added.values(), *(device.part for device in options.external))
 
 
 def device_tree(options: RunOptions, scratch: Path) -> bytes:
@@ -140,16 +140,16 @@ def _services(options: RunOptions, board: Board, booted: BootPlan, machine: Mach
     images = [f"{load.address:#x}={load.path.absolute()}@{load.offset}:{load.size}" for load in booted.loads]
     images += [f"{blob.address:#x}={machine.path / _FILES[blob.name]}" for blob in booted.blobs]
     place = ("--machine", str(machine.path))
-    devices = _devices(machine, place)
-    devices += _virtio(options, place).values()
-    if options.incoming or options.load_snapshot:
-        devices = [replace(device, arguments=(*device.arguments, "--incoming")) for device in devices]
-    devices += [external.service_command(device, machine.path) for device in options.external]
-    names = [device.name for device in devices]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise BoardError(f"-device id={min(twice)}: expected each id once, and none that the board has")
-    memory = [*place, "--ram", str(board.ram_size), "--ram-base", f"{virt.DRAM_BASE:#x}", "--rom", _range(virt.MROM)]
-    memory += ["--reserve", f"clint={_range(virt.CLINT)}", "--reserve", f"plic={_range(virt.PLIC)}"]
+    comes_in = bool(options.incoming) or options.load_snapshot is not None
+    devices = [commands.device(part, machine.path) for part in board.carried_by(Carrier.SERVICE)]
+    by_hand = {device.name for device in options.external}
+    devices = [
+        replace(device, arguments=(*device.arguments, "--incoming"))
+        if comes_in and device.name not in by_hand
+        else device
+        for device in devices
+    ]
+    memory = [*place, *commands.memory(board)]
     if options.cpu_apart:
         memory.append("--cached")
     if options.incoming.startswith(uri.HANDOVER):
@@ -158,7 +158,7 @@ def _services(options: RunOptions, board: Board, booted: BootPlan, machine: Mach
     memory += [word for device in options.external for word in ("--place", external.place(device))]
     memory += [word for image in images for word in ("--image", image)]
     cpu = [*place, "--name", "cpu", "--harts", str(board.harts), "--features", board.cpu.option]
-    cpu += ["--reset-pc", f"{booted.start_pc:#x}", "--transports", f"{virt.virtio(0).base:#x}:{virt.VIRTIO_SLOTS}"]
+    cpu += ["--reset-pc", f"{booted.start_pc:#x}", *commands.cpu(board)]
     if not options.translate:
         cpu += ["--hot-samples", "0"]
     if not options.cache:
@@ -166,7 +166,7 @@ def _services(options: RunOptions, board: Board, booted: BootPlan, machine: Mach
     if options.perf_map:
         cpu.append("--perf-map")
     cpu += ["--bus-limit", f"{options.bus_limit:g}"]
-    if options.paused or options.incoming or options.load_snapshot:
+    if options.paused or comes_in:
         cpu.append("--paused")
     cache = []
     if options.cpu_apart:
@@ -177,24 +177,6 @@ def _services(options: RunOptions, board: Board, booted: BootPlan, machine: Mach
         *cache,
         ServiceCommand("cpu", "cpu", "services.cpu", tuple(cpu)),
         *devices,
-    )
-
-
-def _devices(machine: Machine, place: tuple[str, ...]) -> list[ServiceCommand]:
-    uart = (*place, "--name", UART, "--base", f"{virt.UART0.base:#x}", "--irq", str(virt.UART0.irq))
-    uart += ("--chardev", f"kept:{machine.kept_console(UART)}")
-    rtc = (*place, "--name", "rtc", "--base", f"{virt.RTC.base:#x}", "--irq", str(virt.RTC.irq))
-    test = (*place, "--name", "test", "--base", f"{virt.TEST.base:#x}")
-    return [
-        ServiceCommand(UART, "ns16550a", "services.devices.ns16550a", uart),
-        ServiceCommand("rtc", "goldfish-rtc", "services.devices.goldfish_rtc", rtc),
-        ServiceCommand("test", "sifive-test", "services.devices.sifive_test", test),
-    ]
-
-
-def _virtio(options: RunOptions, place: Sequence[str]) -> dict[int, ServiceCommand]:
-    return virtio.services(
-        options.virtio_devices, options.drives, options.netdevs, options.shares, options.snapshot, place
     )
 
 
@@ -211,7 +193,3 @@ def _chardev(device: str, serial: Serial, machine: Machine) -> str:
             return f"file:{serial.path}"
         case other:
             return other
-
-
-def _range(region: virt.Region) -> str:
-    return f"{region.base:#x}:{region.size:#x}"

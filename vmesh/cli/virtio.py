@@ -1,4 +1,4 @@
-"""`-drive`, `-snapshot` and `-device virtio-*-device`: from the flags to the virtio-mmio slots and their processes.
+"""`-drive`, `-snapshot` and `-device virtio-*-device`: from the flags to the virtio-mmio slots and the parts there.
 
 Source: QEMU's manual page for the properties; `info qtree` for which slot a device gets. A new kind of device is an
 entry of DRIVERS.
@@ -7,7 +7,6 @@ entry of DRIVERS.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,8 +15,8 @@ from pathlib import Path
 
 from vmesh import plain
 from vmesh.board import virt
+from vmesh.board.parts import Part
 from vmesh.cli import names, net, share
-from vmesh.spawn import ServiceCommand
 
 DRIVE_USAGE = (
     "file=FILE|nbd:...[,format=raw|qcow2][,if=virtio|none][,id=NAME][,readonly=on|off][,snapshot=on|off]"
@@ -28,8 +27,8 @@ CONSOLE = "virtconsole"
 CONSOLE_USAGE = f"{CONSOLE},chardev=NAME"
 SERIAL = "virtio-serial-device"
 
-_OURS = (*names.TAKEN, "uart0", "rtc", "test")
-_BUS = re.compile(r"virtio-mmio-bus\.([0-7])")
+_OURS = (*names.TAKEN, *virt.DEVICES)
+_BUSES = [bus.name for bus in virt.TRANSPORTS]
 _CACHES = {  # of QEMU's kinds, whether the guest is told of a cache; the host's file cache is always used
     "writeback": "writeback",
     "none": "writeback",
@@ -89,10 +88,6 @@ class Driver:
     usage: str
     arguments: Callable[[Mapping[str, str], Backends], list[str]]
 
-    @property
-    def module(self) -> str:
-        return f"services.devices.{self.kind.replace('-', '_')}"
-
 
 def parse_drive(properties: Mapping[str, str]) -> Drive:
     """The disk of a -drive. Raises ValueError."""
@@ -151,12 +146,10 @@ def parse_device(driver: str, properties: Mapping[str, str]) -> Device:
     name = properties.get("id", "")
     if (name and not names.is_name(name)) or name in _OURS:
         raise ValueError(f"expected {names.USAGE}, and none of {', '.join(_OURS)}, got '{name}'")
-    bus = _BUS.fullmatch(properties.get("bus", ""))
-    if "bus" in properties and bus is None:
-        raise ValueError(
-            f"expected bus=virtio-mmio-bus.0 to virtio-mmio-bus.{virt.VIRTIO_SLOTS - 1}, got '{properties['bus']}'"
-        )
-    return Device(driver, name, int(bus[1]) if bus else -1, _on(properties, "packed"), own)
+    bus = properties.get("bus", "")
+    if bus and bus not in _BUSES:
+        raise ValueError(f"expected bus={_BUSES[0]} to {_BUSES[-1]}, got '{bus}'")
+    return Device(driver, name, _BUSES.index(bus) if bus else -1, _on(properties, "packed"), own)
 
 
 def usage(driver: str) -> str:
@@ -164,17 +157,16 @@ def usage(driver: str) -> str:
     return f"{driver}{DRIVERS[driver].usage}[,id=NAME][,bus=virtio-mmio-bus.N][,packed=on|off]"
 
 
-def services(
+def parts(
     devices: Sequence[Device],
     drives: Sequence[Drive],
     netdevs: Sequence[net.Netdev],
     shares: Sequence[share.Share],
     snapshot: bool,
-    place: Sequence[str],
     there: Mapping[int, str] | None = None,
     cards: int = 0,
-) -> dict[int, ServiceCommand]:
-    """The processes by slot. Raises ValueError for what does not fit together.
+) -> dict[int, Part]:
+    """The devices by slot. Raises ValueError for what does not fit together.
 
     As on QEMU's board: first the devices of -device, then those that if=virtio makes, each in the last slot free. A
     drive without if= gets its device from here unless a -device names it.
@@ -192,8 +184,8 @@ def services(
         named[name] = drive
         if drive.interface == "virtio" or (not drive.interface and name not in taken):
             wanted.append(Device("virtio-blk-device", properties={"drive": name}))
-    if len(wanted) + len(there) > virt.VIRTIO_SLOTS:
-        raise ValueError(f"expected at most {virt.VIRTIO_SLOTS} virtio devices, got {len(wanted) + len(there)}")
+    if len(wanted) + len(there) > len(_BUSES):
+        raise ValueError(f"expected at most {len(_BUSES)} virtio devices, got {len(wanted) + len(there)}")
     backends = Backends(
         named, {netdev.name: netdev for netdev in netdevs}, {shared.name: shared for shared in shares}, count(cards)
     )
@@ -202,9 +194,9 @@ def services(
     if len(backends.shares) < len(shares):
         raise ValueError("-fsdev id=: expected each id once")
     used: set[tuple[str, str]] = set()
-    slots: dict[int, ServiceCommand] = {}
+    slots: dict[int, Part] = {}
     named_slots = {each.slot for each in wanted} | there.keys()
-    free = [slot for slot in reversed(range(virt.VIRTIO_SLOTS)) if slot not in named_slots]
+    free = [slot for slot in reversed(range(len(_BUSES))) if slot not in named_slots]
     names = {device.name for device in wanted} | set(there.values())
     if twice := [name for name in names if name and [device.name for device in wanted].count(name) > 1]:
         raise ValueError(f"-device id={twice[0]}: expected each id once")
@@ -212,7 +204,7 @@ def services(
         driver = DRIVERS[device.driver]
         slot = device.slot if device.slot >= 0 else free.pop(0)
         if slot in slots or slot in there:
-            raise ValueError(f"bus=virtio-mmio-bus.{slot}: expected one device on it")
+            raise ValueError(f"bus={_BUSES[slot]}: expected one device on it")
         name = device.name or next(
             free_name for number in range(len(names) + 1) if (free_name := f"{driver.short}{number}") not in names
         )
@@ -222,10 +214,9 @@ def services(
             if backend in used:
                 raise ValueError(f"{backend[0]} '{backend[1]}': expected one device for it")
             used.add(backend)
-        region = virt.virtio(slot)
-        arguments = [*place, "--name", name, "--base", f"{region.base:#x}", "--irq", str(region.irq)]
-        arguments += [*driver.arguments(own, backends), *["--packed"] * device.packed]
-        slots[slot] = ServiceCommand(name, driver.kind, driver.module, tuple(arguments))
+        arguments = (*driver.arguments(own, backends), *["--packed"] * device.packed)
+        bus = virt.TRANSPORTS[slot]
+        slots[slot] = Part(name, driver.kind, bus.range, bus.interrupt, arguments=arguments, bus=bus.name)
     if idle := [netdev.name for netdev in netdevs if ("netdev", netdev.name) not in used]:
         raise ValueError(f"-netdev id={idle[0]}: expected a -device with netdev={idle[0]}")
     return slots

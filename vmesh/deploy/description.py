@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from vmesh.board import virt
+
 MACHINE = "machine"  # its name inside of its containers, as `vmesh serve` has it
 IMAGE = "vmesh"
 USER = 10001  # as deploy/Dockerfile has it
@@ -14,7 +16,7 @@ RAM = "1g"  # of the volume, unless somebody says otherwise: guest memory, and s
 STOP_SECONDS = 20
 
 MEMORY, MONITOR, KEEPER, MIGRATION, CPU = "memory", "monitor", "keeper", "migration", "cpu"
-DEVICES = ("uart0", "rtc", "test")  # of the board without further flags
+DEVICES = virt.DEVICES  # without further flags
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,15 +124,15 @@ def _start(p: Program) -> None:
     p.jump("park")
     p.label("awake")
     p.emit(
-        e.lui(e.S0, virt.UART0.base >> 12),
+        e.lui(e.S0, virt.UART0.range.base >> 12),
         e.addi(e.T0, e.ZERO, _RX_INTERRUPT),
         e.sb(e.T0, e.S0, _IER),
-        e.lui(e.T1, virt.PLIC.base >> 12),
+        e.lui(e.T1, virt.PLIC.range.base >> 12),
         e.sw(e.T0, e.T1, 4 * virt.UART0.irq),  # priority 1; the threshold is 0 after reset
         e.addi(e.T0, e.ZERO, 1 << virt.UART0.irq),
-        e.lui(e.T2, (virt.PLIC.base + _PLIC_ENABLE) >> 12),
+        e.lui(e.T2, (virt.PLIC.range.base + _PLIC_ENABLE) >> 12),
         e.sw(e.T0, e.T2, 0),
-        e.lui(e.S1, (virt.PLIC.base + _PLIC_CLAIM) >> 12),
+        e.lui(e.S1, (virt.PLIC.range.base + _PLIC_CLAIM) >> 12),
         e.addi(e.T0, e.ZERO, 1),
         e.slli(e.T0, e.T0, _MACHINE_EXTERNAL),
         e.csrw(e.MIE, e.T0),
@@ -203,7 +203,7 @@ def _power_off(p: Program) -> None:
     p.label("power_off")
     _say(p, "bye")
     p.emit(
-        e.lui(e.T0, virt.TEST.base >> 12),
+        e.lui(e.T0, virt.TEST.range.base >> 12),
         e.lui(e.T1, virt.TEST_POWER_OFF >> 12),
         e.addi(e.T1, e.T1, virt.TEST_POWER_OFF & 0xFFF),
         e.sw(e.T1, e.T0, 0),

@@ -6,14 +6,13 @@ import sys
 from collections.abc import Sequence
 
 from services.devices.sifive_test.device import SifiveTest
-from vmesh import device, service
+from vmesh import device
 from vmesh.privileges import REACH
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the device; gives the exit status."""
-    parser = service.parser("sifive-test", "Switches the machine off, or resets it.")
-    parser.add_argument("--base", type=service.number, default=0x10_0000, metavar="ADDRESS")
+    parser = device.parser("sifive-test", "Switches the machine off, or resets it.", interrupt=False)
     options = parser.parse_args(argv)
     return device.run(options, lambda runtime: SifiveTest(runtime, options.base), capabilities=REACH)
 

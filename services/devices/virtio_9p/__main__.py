@@ -9,7 +9,7 @@ from pathlib import Path
 
 from services.devices.virtio_9p.device import Virtio9p
 from services.devices.virtio_9p.folder import Folder
-from vmesh import device, service
+from vmesh import device
 from vmesh.privileges import FILES, Capability
 
 _FILES = 4096  # that the process may have open, if the host allows it
@@ -18,9 +18,7 @@ _OWN_FILES = 96  # of these are not the guest's
 
 def main(argv: Sequence[str]) -> int:
     """Run the device; gives the exit status."""
-    parser = service.parser("virtio-9p", "A folder of the host for the guest.")
-    parser.add_argument("--base", type=service.number, default=0x1000_1000, metavar="ADDRESS")
-    parser.add_argument("--irq", type=service.number, default=1, metavar="N")
+    parser = device.parser("virtio-9p", "A folder of the host for the guest.")
     parser.add_argument("--packed", action="store_true", help="offer the packed ring")
     parser.add_argument("--path", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--tag", required=True, help="what the guest mounts it by")

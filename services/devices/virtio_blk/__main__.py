@@ -14,16 +14,14 @@ from services.devices.virtio_blk.image import SECTOR, Image, RawImage
 from services.devices.virtio_blk.nbd import NbdImage
 from services.devices.virtio_blk.overlay import Overlay
 from services.devices.virtio_blk.qemu_nbd import ServedImage
-from vmesh import device, elsewhere, service
+from vmesh import device, elsewhere
 from vmesh.privileges import FILES
 from vmesh.service import Runtime
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the device; gives the exit status."""
-    parser = service.parser("virtio-blk", "A disk.")
-    parser.add_argument("--base", type=service.number, default=0x1000_1000, metavar="ADDRESS")
-    parser.add_argument("--irq", type=service.number, default=1, metavar="N")
+    parser = device.parser("virtio-blk", "A disk.")
     parser.add_argument("--file", required=True, metavar="PATH", help="an image, a block device, or nbd:... (QEMU's)")
     parser.add_argument("--format", choices=("raw", "qcow2"), default="raw")
     parser.add_argument("--read-only", action="store_true")

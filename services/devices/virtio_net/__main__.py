@@ -16,9 +16,7 @@ from vmesh.privileges import FILES, Capability
 
 def main(argv: Sequence[str]) -> int:
     """Run the device; gives the exit status."""
-    parser = service.parser("virtio-net", "A network card.")
-    parser.add_argument("--base", type=service.number, default=0x1000_1000, metavar="ADDRESS")
-    parser.add_argument("--irq", type=service.number, default=1, metavar="N")
+    parser = device.parser("virtio-net", "A network card.")
     parser.add_argument("--packed", action="store_true", help="offer the packed ring")
     parser.add_argument("--netdev", required=True, metavar="SPEC", help=USAGE)
     parser.add_argument("--mac", default="52:54:00:12:34:56", metavar="ADDRESS")

@@ -6,15 +6,13 @@ import sys
 from collections.abc import Sequence
 
 from services.devices.virtio_rng.device import VirtioRng
-from vmesh import device, service
+from vmesh import device
 from vmesh.privileges import REACH
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the device; gives the exit status."""
-    parser = service.parser("virtio-rng", "Random bytes of the host for the guest.")
-    parser.add_argument("--base", type=service.number, default=0x1000_1000, metavar="ADDRESS")
-    parser.add_argument("--irq", type=service.number, default=1, metavar="N")
+    parser = device.parser("virtio-rng", "Random bytes of the host for the guest.")
     parser.add_argument("--packed", action="store_true", help="offer the packed ring")
     options = parser.parse_args(argv)
     return device.run(

@@ -11,7 +11,6 @@ from services.monitor.hmp.command import Call, Command, Run
 from services.monitor.hmp.mappings import Mappings
 from services.monitor.qmp.handlers import execute
 from services.monitor.qmp.handlers.devices import Object, tree
-from vmesh.board import virt
 from vmesh.cli import show
 from vmesh.migration import snapshots
 from vmesh.v1 import cpu_pb2, gateway_pb2
@@ -87,8 +86,7 @@ def _mtree_parts(call: Call) -> Parts:
         for region in device.regions:
             name = device.name if region.name in ("", device.name) else f"{device.name}.{region.name}"
             rows.append((region.base, region.size, "i/o", name, device.name))
-    for name, part in (("clint", virt.CLINT), ("plic", virt.PLIC)):
-        rows.append((part.base, part.size, "i/o", name, "cpu"))
+    rows += [(base, size, "i/o", name, "cpu") for name, base, size in call.control.reserved]
     lines = [
         f"    {base:016x}-{base + size - 1:016x} (prio 0, {kind}): {name} [service {service}]"
         for base, size, kind, name, service in sorted(rows)

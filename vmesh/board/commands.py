@@ -1,0 +1,38 @@
+"""From parts to command lines: what services are told of where things are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vmesh.board.parts import Board, Carrier, Part, Range
+from vmesh.spawn import ServiceCommand
+
+
+def device(part: Part, machine: Path) -> ServiceCommand:
+    """The service that is this part, in the machine directory `machine`."""
+    arguments = ["--machine", str(machine), "--name", part.name, "--base", f"{part.range.base:#x}"]
+    if part.irq:
+        arguments += ["--irq", str(part.irq)]
+    module = part.module or f"services.devices.{part.kind.replace('-', '_')}"
+    return ServiceCommand(part.name, part.kind, module, (*arguments, *part.arguments))
+
+
+def memory(board: Board) -> list[str]:
+    """What memory is told of the address map: its own parts, and what it has to keep free for the cpu's."""
+    ram, rom = board.of_kind("ram").range, board.of_kind("rom").range
+    words = ["--ram", str(ram.size), "--ram-base", f"{ram.base:#x}", "--rom", _range(rom)]
+    for part in board.carried_by(Carrier.CPU):
+        words += ["--reserve", f"{part.name}={_range(part.range)}"]
+    return words
+
+
+def cpu(board: Board) -> list[str]:
+    """What the cpu is told of its own parts, and of transports where a device may come."""
+    words = [word for part in board.carried_by(Carrier.CPU) for word in (f"--{part.kind}", f"{part.range.base:#x}")]
+    if buses := board.carried_by(Carrier.NOBODY):
+        words += ["--transports", ",".join(f"{bus.range.base:#x}" for bus in buses)]
+    return words
+
+
+def _range(found: Range) -> str:
+    return f"{found.base:#x}:{found.size:#x}"
