@@ -62,6 +62,9 @@ class Status:
 
     def message(self) -> MigrationStatus:
         now = self.ended or time.monotonic()
+        rate, page_rate = self.rate, self.page_rate
+        if self.ended and now > self.began:  # of all of it, as QEMU has it then
+            rate, page_rate = (each / (now - self.began) for each in (self.transferred, self.normal + self.zero))
         downtime = (self.went_on - self.stopped) * 1e3 if self.stopped and self.went_on else 0.0
         return MigrationStatus(
             state=self.state,
@@ -83,11 +86,11 @@ class Status:
                 total=self.total,
                 duplicate=self.zero,
                 normal=self.normal,
-                mbps=self.rate * 8 / 1e6,
+                mbps=rate * 8 / 1e6,
                 dirty_sync_count=self.rounds,
                 postcopy_requests=self.requests,
                 page_size=PAGE,
-                pages_per_second=self.page_rate,
+                pages_per_second=page_rate,
                 dirty_pages_rate=self.dirty_rate,
                 precopy_bytes=self.precopy_bytes,
                 downtime_bytes=self.downtime_bytes,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from services.migration.job import check_same_machine
+from services.migration.status import Status
 from vmesh.errors import BadState
 from vmesh.v1.migration_pb2 import Configuration
 
@@ -46,3 +47,8 @@ def test_what_differs_is_named(change: Callable[[Configuration], object], reason
     with pytest.raises(BadState) as refused:
         check_same_machine(machine(), machine(change))
     assert str(refused.value).startswith(reason)
+
+
+def test_rate_of_one_that_has_ended_is_of_all_of_it() -> None:
+    found = Status(began=10.0, ended=12.0, transferred=50_000_000, zero=100, normal=300, rate=1.0).message().ram
+    assert (found.mbps, found.pages_per_second) == (200.0, 200.0)

@@ -13,5 +13,10 @@ USAGE = "id=NAME, at most 31 letters, digits and ._-"
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,30}")  # also that of a node: Devicetree Specification 0.4, 2.2.1
 
 
+def said(text: str) -> str:
+    """What somebody gave for a name, in a message."""
+    return f"'{text}'" if text else "none"
+
+
 def is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None

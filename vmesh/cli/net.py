@@ -38,7 +38,7 @@ def parse_netdev(text: str) -> Netdev:
 
     name, rest = _without(text, "id")
     if not names.is_name(name):
-        raise ValueError(f"expected {names.USAGE}, got '{name}'")
+        raise ValueError(f"expected {names.USAGE}, got {names.said(name)}")
     return Netdev(name, options.parse(rest))
 
 

@@ -54,7 +54,7 @@ def _share(properties: Mapping[str, str], name: str, others: tuple[str, ...], us
     if unknown := [key for key in properties if key not in (*others, "path", "security_model", "readonly")]:
         raise ValueError(f"no property '{unknown[0]}'; expected {usage}")
     if not names.is_name(name):
-        raise ValueError(f"expected {names.USAGE}, got '{name}'")
+        raise ValueError(f"expected {names.USAGE}, got {names.said(name)}")
     if not properties.get("path"):
         raise ValueError("expected path=FOLDER")
     folder = Path(properties["path"]).absolute()

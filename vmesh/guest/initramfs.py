@@ -138,6 +138,25 @@ class Entry:
     device: tuple[int, int] = (0, 0)
 
 
+# What busybox's udhcpc runs, and where it looks for it.
+_LEASE = """\
+#!/bin/sh
+case $1 in
+deconfig)
+    ip link set "$interface" up
+    ip addr flush dev "$interface"
+    ;;
+bound | renew)
+    ip addr add "$ip/$mask" dev "$interface" 2>/dev/null
+    for each in $router; do ip route replace default via "$each" dev "$interface" && break; done
+    for each in $dns; do echo "nameserver $each"; done >/etc/resolv.conf
+    ;;
+esac
+"""
+# What mount without -t tries: the kernel loads the driver when it is asked for the first, then what it has.
+_FILE_SYSTEMS = "ext4\n*\n"
+
+
 def build(busybox: bytes, modules: Iterable[Entry] = ()) -> bytes:
     """The archive, byte for byte the same for the same busybox and modules."""
     return archive(chain(_entries(busybox), modules))
@@ -158,13 +177,15 @@ def archive(entries: Iterable[Entry]) -> bytes:
 
 
 def _entries(busybox: bytes) -> Iterator[Entry]:
-    for folder in ("bin", "sbin", "dev", "proc", "root", "sys", "tmp", "etc", "mnt"):
+    for folder in ("bin", "sbin", "dev", "proc", "root", "sys", "tmp", "etc", "etc/udhcpc", "mnt"):
         yield Entry(folder, stat.S_IFDIR | _ROOT_MODE)
     yield Entry("dev/console", stat.S_IFCHR | 0o600, device=_CONSOLE)
     yield Entry("dev/null", stat.S_IFCHR | 0o666, device=_NULL)
     yield Entry("dev/ttyS0", stat.S_IFCHR | 0o600, device=_TTY_S0)
     yield Entry("init", stat.S_IFREG | _ROOT_MODE, INIT.encode())
     yield Entry("bin/busybox", stat.S_IFREG | _ROOT_MODE, busybox)
+    yield Entry("etc/udhcpc/default.script", stat.S_IFREG | _ROOT_MODE, _LEASE.encode())
+    yield Entry("etc/filesystems", stat.S_IFREG | 0o644, _FILE_SYSTEMS.encode())
     # Debian's busybox finds its other commands by itself, through /proc/self/exe.
     yield Entry("bin/sh", stat.S_IFLNK | 0o777, b"busybox")
     yield Entry("sbin/modprobe", stat.S_IFLNK | 0o777, b"../bin/busybox")  # what the kernel itself calls for a module

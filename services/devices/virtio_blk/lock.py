@@ -56,4 +56,5 @@ def _take(fd: int, path: Path, writes: bool) -> None:
 
 
 def _taken(path: Path) -> errors.ConfigError:
-    return errors.ConfigError(f"the disk {path} is in use by another machine: one that writes has to be the only one")
+    who = "another machine, or another drive of this one"
+    return errors.ConfigError(f"the disk {path} is in use by {who}: one that writes has to be the only one")
