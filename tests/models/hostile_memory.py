@@ -16,7 +16,8 @@ from tests.models.hostile_bus import BODIES, RAM_BASE, Inventor
 from vmesh import segment, wire
 from vmesh.v1 import bus_pb2, common_pb2, memory_pb2
 from vmesh.v1.packet_pb2 import Packet
-from vmesh.virtio.transport import DRIVER_OK, NEEDS_RESET, Offset
+from vmesh.virtio.device import DRIVER_OK, NEEDS_RESET
+from vmesh.virtio.mmio import Offset
 
 SIZE = 1 << 20
 _QUEUE_BYTES = 0x4000  # of RAM, for the rings of one

@@ -15,7 +15,8 @@ from services.devices.virtio_9p.device import Virtio9p
 from services.devices.virtio_9p.folder import Folder
 from vmesh.slot import MARKS
 from vmesh.v1.devices_pb2 import VirtioQueueState
-from vmesh.virtio.transport import DRIVER_OK, F_VERSION_1, FEATURES_OK
+from vmesh.virtio.device import DRIVER_OK, F_VERSION_1, FEATURES_OK
+from vmesh.virtio.mmio import Mmio
 
 ROOT = 0
 MSIZE = 8192
@@ -140,7 +141,7 @@ class Share(Client):
         runtime.machine, runtime.name, runtime.epoch = SimpleNamespace(path=self.directory), "share0", self._epoch
         slot = self.device.slot_state() if self._epoch > 1 else None
         self.device = Virtio9p(
-            runtime, 0x1000_8000, 8, Folder(self.folder, mapped=self._mapped), "host", **self._options
+            runtime, Mmio(0x1000_8000, 8), Folder(self.folder, mapped=self._mapped), "host", **self._options
         )
         self.device.marks = self._marks
         self.device.reset()

@@ -22,7 +22,8 @@ from vmesh import elsewhere, errors
 from vmesh.machine import _remove_tree
 from vmesh.v1.common_pb2 import DiskError
 from vmesh.v1.devices_pb2 import VirtioQueueState
-from vmesh.virtio.transport import DRIVER_OK, F_VERSION_1, FEATURES_OK, NEEDS_RESET
+from vmesh.virtio.device import DRIVER_OK, F_VERSION_1, FEATURES_OK, NEEDS_RESET
+from vmesh.virtio.mmio import Mmio
 
 IN, OUT, FLUSH, GET_ID, DISCARD, WRITE_ZEROES = 0, 1, 4, 8, 11, 13
 OK, IOERR, UNSUPP = 0, 1, 2
@@ -79,7 +80,7 @@ class Guest:
     def __init__(self, directory: Path, image: Image, options: Options | None = None, features: int = F_FLUSH) -> None:
         self.memory = guest_memory(directory)
         self.runtime = FakeRuntime()
-        self.device = VirtioBlk(self.runtime, 0x1000_8000, 8, image, options or Options())  # type: ignore[arg-type]
+        self.device = VirtioBlk(self.runtime, Mmio(0x1000_8000, 8), image, options or Options())  # type: ignore[arg-type]
         self.device.reset()
         self.device.memory = self.memory
         self.device.attached()
@@ -328,11 +329,11 @@ def test_another_disk_does_not_fit_a_state(tmp_path: Path) -> None:
 
 def test_number_of_queues(tmp_path: Path) -> None:
     runtime = FakeRuntime()
-    device = VirtioBlk(runtime, 0, 1, Recorder(), Options(queues=4))  # type: ignore[arg-type]
+    device = VirtioBlk(runtime, Mmio(0, 1), Recorder(), Options(queues=4))  # type: ignore[arg-type]
     assert device.offered & F_MQ
     assert struct.unpack_from("<H", device.config(), 34) == (4,)
     with pytest.raises(errors.ConfigError):
-        VirtioBlk(runtime, 0, 1, Recorder(), Options(queues=17))  # type: ignore[arg-type]
+        VirtioBlk(runtime, Mmio(0, 1), Recorder(), Options(queues=17))  # type: ignore[arg-type]
 
 
 # A host that takes its time.

@@ -16,9 +16,10 @@ from services.devices.virtio_console.device import INPUT, MOST, RECEIVE, TRANSMI
 from vmesh import errors
 from vmesh.slot import MARKS
 from vmesh.v1.devices_pb2 import VirtioConsoleState, VirtioQueueState
+from vmesh.virtio.device import DRIVER_OK, F_RING_PACKED, F_VERSION_1, FEATURES_OK, NEEDS_RESET
+from vmesh.virtio.mmio import Mmio
 from vmesh.virtio.packed import WRAP
 from vmesh.virtio.queue import Areas
-from vmesh.virtio.transport import DRIVER_OK, F_RING_PACKED, F_VERSION_1, FEATURES_OK, NEEDS_RESET
 
 SIZE = 16
 RECEIVE_BUFFERS, SEND_BUFFERS = BUFFERS, BUFFERS + 0x20000
@@ -108,7 +109,7 @@ class Guest:
 
     def _build(self) -> VirtioConsole:
         runtime: Any = FakeRuntime()
-        device = VirtioConsole(runtime, 0x1000_8000, 8, "null", packed=self.packed)
+        device = VirtioConsole(runtime, Mmio(0x1000_8000, 8), "null", packed=self.packed)
         device.console = Kept()  # type: ignore[assignment]
         device.marks = self.marks
         device.memory = self.memory

@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from test_virtio_blk import Recorder
 from test_virtio_console import Kept
+from test_virtio_mmio import Guest
 from test_virtio_net import MAC, FakeNetdev
-from test_virtio_transport import Guest
 from virtio_driver import BASE, BUFFERS, RAM, areas, guest_memory
 
 from services.devices.virtio_9p.device import Virtio9p
@@ -31,14 +31,15 @@ from services.devices.virtio_console.device import VirtioConsole
 from services.devices.virtio_net.device import VirtioNet
 from services.devices.virtio_rng.device import VirtioRng
 from vmesh.device import BusError
-from vmesh.virtio.transport import DRIVER_OK, F_INDIRECT_DESC, F_RING_PACKED, F_VERSION_1, NEEDS_RESET, Offset
-from vmesh.virtio.transport import VirtioDevice as Device
+from vmesh.virtio.device import DRIVER_OK, F_INDIRECT_DESC, F_RING_PACKED, F_VERSION_1, NEEDS_RESET
+from vmesh.virtio.device import VirtioDevice as Device
+from vmesh.virtio.mmio import Mmio, Offset
 
 SIZE = 16  # of each queue
 
 
 def console(runtime: Any, folder: Path) -> Device:
-    made = VirtioConsole(runtime, 0x1000_8000, 8, "null", packed=True)
+    made = VirtioConsole(runtime, Mmio(0x1000_8000, 8), "null", packed=True)
     made.console = Kept()  # type: ignore[assignment]
     return made
 
@@ -46,13 +47,13 @@ def console(runtime: Any, folder: Path) -> Device:
 def shared_folder(runtime: Any, folder: Path) -> Device:
     runtime.machine, runtime.name, runtime.epoch = SimpleNamespace(path=folder), "share0", 1
     (folder / "share").mkdir()
-    return Virtio9p(runtime, 0x1000_8000, 8, Folder(folder / "share", mapped=False), "host", packed=True)
+    return Virtio9p(runtime, Mmio(0x1000_8000, 8), Folder(folder / "share", mapped=False), "host", packed=True)
 
 
 DEVICES: dict[str, Callable[[Any, Path], Device]] = {
-    "blk": lambda runtime, folder: VirtioBlk(runtime, 0x1000_8000, 8, Recorder(), Options(queues=2, packed=True)),
-    "net": lambda runtime, folder: VirtioNet(runtime, 0x1000_8000, 8, FakeNetdev, mac=MAC, packed=True),
-    "rng": lambda runtime, folder: VirtioRng(runtime, 0x1000_8000, 8, packed=True),
+    "blk": lambda runtime, folder: VirtioBlk(runtime, Mmio(0x1000_8000, 8), Recorder(), Options(queues=2, packed=True)),
+    "net": lambda runtime, folder: VirtioNet(runtime, Mmio(0x1000_8000, 8), FakeNetdev, mac=MAC, packed=True),
+    "rng": lambda runtime, folder: VirtioRng(runtime, Mmio(0x1000_8000, 8), packed=True),
     "console": console,
     "9p": shared_folder,
 }

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from device_harness import FakeRuntime
-from test_virtio_transport import Guest
+from test_virtio_mmio import Guest
 from virtio_driver import BUFFERS, Driver, PackedDriver, SplitDriver, areas, guest_memory
 
 from services.devices.virtio_net import device as net
@@ -20,16 +20,9 @@ from vmesh import errors
 from vmesh.guest_memory import Fill, LocalGuestMemory, Piece
 from vmesh.netdev.port import MAX_FRAME, Frame, Port, mac_address
 from vmesh.v1.devices_pb2 import VirtioNetState
+from vmesh.virtio.device import DRIVER_OK, F_INDIRECT_DESC, F_RING_PACKED, F_VERSION_1, FEATURES_OK, NEEDS_RESET
+from vmesh.virtio.mmio import Mmio, Offset
 from vmesh.virtio.queue import length_of
-from vmesh.virtio.transport import (
-    DRIVER_OK,
-    F_INDIRECT_DESC,
-    F_RING_PACKED,
-    F_VERSION_1,
-    FEATURES_OK,
-    NEEDS_RESET,
-    Offset,
-)
 
 MAC = bytes.fromhex("525400123456")
 PLAIN = bytes(12)
@@ -82,7 +75,7 @@ class Card(Guest):
     def __init__(self, memory: LocalGuestMemory, *, offload: bool = False, packed: bool = False, mtu: int = 0) -> None:
         self.runtime = FakeRuntime()
         self.made: list[FakeNetdev] = []
-        self.card = VirtioNet(self.runtime, 0x1000_1000, 1, self.plug, mac=MAC, mtu=mtu, packed=packed)  # type: ignore[arg-type]
+        self.card = VirtioNet(self.runtime, Mmio(0x1000_1000, 1), self.plug, mac=MAC, mtu=mtu, packed=packed)  # type: ignore[arg-type]
         self.netdev = self.made[0]
         self.netdev.offload = offload
         if offload:

@@ -11,6 +11,7 @@ from services.devices.virtio_9p.device import Virtio9p
 from services.devices.virtio_9p.folder import Folder
 from vmesh import device
 from vmesh.privileges import FILES, Capability
+from vmesh.virtio.mmio import Mmio
 
 _FILES = 4096  # that the process may have open, if the host allows it
 _OWN_FILES = 96  # of these are not the guest's
@@ -30,8 +31,7 @@ def main(argv: Sequence[str]) -> int:
         options,
         lambda runtime: Virtio9p(
             runtime,
-            options.base,
-            options.irq,
+            Mmio(options.base, options.irq),
             Folder(options.path, mapped=options.security == "mapped-xattr"),
             options.tag,
             read_only=options.read_only,

@@ -12,8 +12,8 @@ from vmesh.service import Runtime
 from vmesh.slot import MARKS
 from vmesh.v1.devices_pb2 import Virtio9pFid, Virtio9pState
 from vmesh.v1.slot_pb2 import Virtio9pRecord
+from vmesh.virtio.device import Transport, VirtioDevice
 from vmesh.virtio.queue import Chain, Queue, cut, length_of
-from vmesh.virtio.transport import VirtioDevice
 
 QUEUE_SIZE = 128
 F_MOUNT_TAG = 1 << 0
@@ -37,8 +37,7 @@ class Virtio9p(VirtioDevice):
     def __init__(
         self,
         runtime: Runtime,
-        base: int,
-        irq: int,
+        transport: Transport,
         folder: Folder,
         tag: str,
         *,
@@ -46,7 +45,7 @@ class Virtio9p(VirtioDevice):
         most_open: int = 512,
         packed: bool = False,
     ) -> None:
-        super().__init__(runtime, base, irq, queue_sizes=(QUEUE_SIZE,), features=F_MOUNT_TAG, packed=packed)
+        super().__init__(runtime, transport, queue_sizes=(QUEUE_SIZE,), features=F_MOUNT_TAG, packed=packed)
         self._tag = tag.encode()
         if not 0 < len(self._tag) <= MAX_TAG:
             raise errors.ConfigError("mount tag", expected=f"1 to {MAX_TAG} bytes", got=repr(tag[:80]))

@@ -17,6 +17,7 @@ from services.devices.virtio_blk.qemu_nbd import ServedImage
 from vmesh import device, elsewhere
 from vmesh.privileges import FILES
 from vmesh.service import Runtime
+from vmesh.virtio.mmio import Mmio
 
 
 def main(argv: Sequence[str]) -> int:
@@ -50,7 +51,7 @@ def _build(runtime: Runtime, options: argparse.Namespace) -> VirtioBlk:
         flushes=options.cache != "unsafe" and options.snapshot is None,
         packed=options.packed,
     )
-    return VirtioBlk(runtime, options.base, options.irq, image, chosen)
+    return VirtioBlk(runtime, Mmio(options.base, options.irq), image, chosen)
 
 
 def _open(runtime: Runtime, options: argparse.Namespace) -> Image:

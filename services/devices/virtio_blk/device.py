@@ -19,8 +19,8 @@ from vmesh.guest_memory import Piece
 from vmesh.service import Runtime
 from vmesh.v1.common_pb2 import SEVERITY_ERROR, SEVERITY_INFO, SEVERITY_WARNING, DiskError
 from vmesh.v1.devices_pb2 import VirtioBlkState
+from vmesh.virtio.device import Transport, VirtioDevice
 from vmesh.virtio.queue import Chain, Queue, cut, length_of
-from vmesh.virtio.transport import VirtioDevice
 
 QUEUE_SIZE = 256
 MAX_QUEUES = 16
@@ -88,7 +88,7 @@ class VirtioBlk(VirtioDevice):
     state = VirtioBlkState
     device_id = 2
 
-    def __init__(self, runtime: Runtime, base: int, irq: int, image: Image, options: Options) -> None:
+    def __init__(self, runtime: Runtime, transport: Transport, image: Image, options: Options) -> None:
         if not 1 <= options.queues <= MAX_QUEUES:
             raise errors.ConfigError("num-queues", expected=f"1 to {MAX_QUEUES}", got=str(options.queues))
         features = F_SEG_MAX | F_BLK_SIZE | F_TOPOLOGY | F_FLUSH | F_CONFIG_WCE | F_DISCARD | F_WRITE_ZEROES
@@ -103,8 +103,7 @@ class VirtioBlk(VirtioDevice):
         self._counters = dict.fromkeys(("reads", "writes", "flushes", "bytes_read", "bytes_written", "errors"), 0)
         super().__init__(
             runtime,
-            base,
-            irq,
+            transport,
             queue_sizes=(QUEUE_SIZE,) * options.queues,
             features=features,
             packed=options.packed,

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from services.devices.virtio_blk import lock
 from vmesh import errors
-from vmesh.virtio.transport import NotYet
+from vmesh.virtio.device import NotYet
 
 SECTOR = 512
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from services.devices.virtio_console.device import VirtioConsole
 from vmesh import chardev, device
 from vmesh.privileges import FILES, Capability
+from vmesh.virtio.mmio import Mmio
 
 
 def main(argv: Sequence[str]) -> int:
@@ -20,8 +21,7 @@ def main(argv: Sequence[str]) -> int:
         options,
         lambda runtime: VirtioConsole(
             runtime,
-            options.base,
-            options.irq,
+            Mmio(options.base, options.irq),
             chardev.found(options.chardev, runtime.machine.kept_console(runtime.name)),
             packed=options.packed,
         ),

@@ -16,8 +16,8 @@ from google.protobuf.message import Message
 from vmesh import chardev, errors
 from vmesh.service import Runtime
 from vmesh.v1.devices_pb2 import VirtioConsoleState
+from vmesh.virtio.device import Transport, VirtioDevice
 from vmesh.virtio.queue import Chain, Queue, cut, length_of
-from vmesh.virtio.transport import VirtioDevice
 
 RECEIVE, TRANSMIT = 0, 1
 QUEUE_SIZE = 128
@@ -36,9 +36,9 @@ class VirtioConsole(VirtioDevice):
     device_id = 3
     slot_bytes = chardev.JOURNAL_BYTES + INPUT + 1024
 
-    def __init__(self, runtime: Runtime, base: int, irq: int, specification: str, *, packed: bool = False) -> None:
+    def __init__(self, runtime: Runtime, transport: Transport, specification: str, *, packed: bool = False) -> None:
         super().__init__(
-            runtime, base, irq, queue_sizes=(QUEUE_SIZE, QUEUE_SIZE), features=F_EMERG_WRITE, packed=packed
+            runtime, transport, queue_sizes=(QUEUE_SIZE, QUEUE_SIZE), features=F_EMERG_WRITE, packed=packed
         )
         self.console = chardev.make(specification, runtime.loop, runtime.log, self._room, self._typed)
         self._input = b""

@@ -12,6 +12,7 @@ from vmesh.netdev import options as netdev
 from vmesh.netdev.make import make
 from vmesh.netdev.port import mac_address
 from vmesh.privileges import FILES, Capability
+from vmesh.virtio.mmio import Mmio
 
 
 def main(argv: Sequence[str]) -> int:
@@ -30,8 +31,7 @@ def main(argv: Sequence[str]) -> int:
             raise errors.ConfigError(str(error)) from error
         return VirtioNet(
             runtime,
-            options.base,
-            options.irq,
+            Mmio(options.base, options.irq),
             lambda port: make(asked, runtime.loop, runtime.log, port, runtime.machine.network(runtime.name)),
             mac=mac,
             mtu=options.host_mtu,

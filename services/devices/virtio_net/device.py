@@ -17,8 +17,8 @@ from vmesh import errors
 from vmesh.netdev.port import HEADER_BYTES, MAX_FRAME, MIN_FRAME, Frame, Netdev, Port
 from vmesh.service import Runtime
 from vmesh.v1.devices_pb2 import VirtioNetState
+from vmesh.virtio.device import F_VERSION_1, Transport, VirtioDevice
 from vmesh.virtio.queue import Chain, Queue, cut, length_of
-from vmesh.virtio.transport import F_VERSION_1, VirtioDevice
 
 RECEIVE, TRANSMIT = 0, 1
 QUEUE_SIZE = 256
@@ -54,8 +54,7 @@ class VirtioNet(VirtioDevice):
     def __init__(
         self,
         runtime: Runtime,
-        base: int,
-        irq: int,
+        transport: Transport,
         plug: Callable[[Port], Netdev],
         *,
         mac: bytes,
@@ -73,7 +72,7 @@ class VirtioNet(VirtioDevice):
         self._held = False  # the netdev is full
         self._stalled = False  # and has been for long
         self._counts = dict.fromkeys(_COUNTERS, 0)
-        super().__init__(runtime, base, irq, queue_sizes=(QUEUE_SIZE, QUEUE_SIZE), features=features, packed=packed)
+        super().__init__(runtime, transport, queue_sizes=(QUEUE_SIZE, QUEUE_SIZE), features=features, packed=packed)
 
     def start(self) -> None:
         self.netdev.start()

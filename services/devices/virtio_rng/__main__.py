@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from services.devices.virtio_rng.device import VirtioRng
 from vmesh import device
 from vmesh.privileges import REACH
+from vmesh.virtio.mmio import Mmio
 
 
 def main(argv: Sequence[str]) -> int:
@@ -17,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     return device.run(
         options,
-        lambda runtime: VirtioRng(runtime, options.base, options.irq, packed=options.packed),
+        lambda runtime: VirtioRng(runtime, Mmio(options.base, options.irq), packed=options.packed),
         capabilities=REACH,
     )
 

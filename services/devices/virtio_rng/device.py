@@ -6,8 +6,8 @@ import os
 
 from vmesh.service import Runtime
 from vmesh.v1.devices_pb2 import VirtioRngState
+from vmesh.virtio.device import Transport, VirtioDevice
 from vmesh.virtio.queue import Chain, Queue, cut
-from vmesh.virtio.transport import VirtioDevice
 
 QUEUE_SIZE = 64
 MOST = 4096  # bytes for one request: the device may give fewer than there is room for (5.4.6.2)
@@ -20,8 +20,8 @@ class VirtioRng(VirtioDevice):
     state = VirtioRngState
     device_id = 4
 
-    def __init__(self, runtime: Runtime, base: int, irq: int, *, packed: bool = False) -> None:
-        super().__init__(runtime, base, irq, queue_sizes=(QUEUE_SIZE,), packed=packed)
+    def __init__(self, runtime: Runtime, transport: Transport, *, packed: bool = False) -> None:
+        super().__init__(runtime, transport, queue_sizes=(QUEUE_SIZE,), packed=packed)
 
     def request(self, queue: Queue, chain: Chain) -> int:
         return self.memory.scatter(cut(chain.writable, MOST)[0], _fill)

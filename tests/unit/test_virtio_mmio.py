@@ -12,8 +12,7 @@ from vmesh import errors
 from vmesh.guest_memory import LocalGuestMemory
 from vmesh.v1.bus_pb2 import READ_LATCH, WRITE_CLEARS, WRITE_DOORBELL
 from vmesh.v1.devices_pb2 import VirtioRngState
-from vmesh.virtio.queue import Chain, Queue
-from vmesh.virtio.transport import (
+from vmesh.virtio.device import (
     ACKNOWLEDGE,
     DRIVER,
     DRIVER_OK,
@@ -23,9 +22,10 @@ from vmesh.virtio.transport import (
     F_VERSION_1,
     FEATURES_OK,
     NEEDS_RESET,
-    Offset,
     VirtioDevice,
 )
+from vmesh.virtio.mmio import Mmio, Offset
+from vmesh.virtio.queue import Chain, Queue
 
 FEATURE = 1 << 3
 
@@ -38,7 +38,7 @@ class Echo(VirtioDevice):
     device_id = 42
 
     def __init__(self, runtime: FakeRuntime, *, packed: bool = False) -> None:
-        super().__init__(runtime, 0x1000_8000, 8, queue_sizes=(16, 8), features=FEATURE, packed=packed)  # type: ignore[arg-type]
+        super().__init__(runtime, Mmio(0x1000_8000, 8), queue_sizes=(16, 8), features=FEATURE, packed=packed)  # type: ignore[arg-type]
         self.first = 1
 
     def request(self, queue: Queue, chain: Chain) -> int:

@@ -1,22 +1,19 @@
-"""A virtio device on MMIO (virtio 1.2, 2.1 to 2.4 and 4.2): registers, feature negotiation, status, queues, interrupts.
+"""A virtio device (virtio 1.2, 2.1 to 2.4): features, status, queues, configuration, whatever leads to it.
 
-What an access costs (docs/protocol.md), and why it is right:
+A model is a `VirtioDevice`. How a driver reaches it is its `Transport`: registers on MMIO (mmio.py), later PCI. The
+transport calls what is under "What a transport calls"; the device tells it of interrupts and of its status.
 
-* QueueNotify is a doorbell: it only says that there may be something in a queue, and what a life of the device was
-  rung for and did not look at, its successor finds in the queues. Queues are served when the turn of the loop ends, so
-  that one turn, and one interrupt, is for all that the driver has made available until then; a ring for a queue that
-  was looked at already costs nothing.
-* InterruptStatus is a latch, and InterruptACK clears it: neither is a message. The driver acknowledges before it looks
-  into the ring, and we raise the bit after we have pushed, so that whatever it does not find comes with another raise.
-* Status is a shadow.
-* All else is for setting up and is sync.
+Queues are served when the turn of the loop ends, so that one turn, and one interrupt, is for all that the driver has
+made available until then; a ring for a queue that was looked at already costs nothing. What a life of the device was
+rung for and did not look at, its successor finds in the queues.
 """
 
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from google.protobuf.message import Message
 
@@ -24,74 +21,62 @@ from vmesh import errors
 from vmesh.device import Device
 from vmesh.service import Runtime
 from vmesh.slot import MARKS
-from vmesh.v1.bus_pb2 import READ_LATCH, READ_SHADOW, WRITE_CLEARS, WRITE_DOORBELL, Line, Region, Register
+from vmesh.v1.bus_pb2 import Line, Region
 from vmesh.v1.common_pb2 import SEVERITY_WARNING
 from vmesh.v1.devices_pb2 import VirtioQueueState, VirtioState
 from vmesh.virtio.packed import WRAP, PackedQueue
 from vmesh.virtio.queue import MAX_SIZE, Areas, Chain, Malformed, Queue
 from vmesh.virtio.split import SplitQueue
 
-SIZE = 0x1000  # of the region on the board
-CONFIG = 0x100  # where the device's own configuration begins
-MAGIC = 0x7472_6976
-VERSION = 2
-VENDOR = 0x554D_4551  # "QEMU": 4.2.2 leaves it to the vendor; xv6 and others take a disk for theirs by it
-
 F_INDIRECT_DESC, F_EVENT_IDX, F_VERSION_1, F_RING_PACKED = 1 << 28, 1 << 29, 1 << 32, 1 << 34
-# 3 to 6 (feature bits) say what is always offered; a packed ring only where it is asked for, as in QEMU.
-TRANSPORT_FEATURES = F_INDIRECT_DESC | F_EVENT_IDX | F_VERSION_1
+# 6 (reserved feature bits) says what is always offered; a packed ring only where it is asked for, as in QEMU.
+RING_FEATURES = F_INDIRECT_DESC | F_EVENT_IDX | F_VERSION_1
 
 ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET, FAILED = 1, 2, 4, 8, 64, 128
-USED_BUFFER, CONFIG_CHANGED = 1, 2  # of InterruptStatus
-
-
-class Offset:
-    """The registers (4.2.2), of 32 bits each."""
-
-    MAGIC_VALUE = 0x00
-    VERSION = 0x04
-    DEVICE_ID = 0x08
-    VENDOR_ID = 0x0C
-    DEVICE_FEATURES = 0x10
-    DEVICE_FEATURES_SEL = 0x14
-    DRIVER_FEATURES = 0x20
-    DRIVER_FEATURES_SEL = 0x24
-    QUEUE_SEL = 0x30
-    QUEUE_NUM_MAX = 0x34
-    QUEUE_NUM = 0x38
-    QUEUE_READY = 0x44
-    QUEUE_NOTIFY = 0x50
-    INTERRUPT_STATUS = 0x60
-    INTERRUPT_ACK = 0x64
-    STATUS = 0x70
-    QUEUE_DESC_LOW = 0x80
-    QUEUE_DESC_HIGH = 0x84
-    QUEUE_DRIVER_LOW = 0x90
-    QUEUE_DRIVER_HIGH = 0x94
-    QUEUE_DEVICE_LOW = 0xA0
-    QUEUE_DEVICE_HIGH = 0xA4
-    SHM_LEN_LOW = 0xB0
-    SHM_BASE_HIGH = 0xBC
-    CONFIG_GENERATION = 0xFC
+USED_BUFFER, CONFIG_CHANGED = 1, 2  # why a device interrupts, as transports have it
 
 
 _MASK32 = (1 << 32) - 1
 _STATUS_BITS = ACKNOWLEDGE | DRIVER | DRIVER_OK | FEATURES_OK | FAILED
-_ADDRESSES = {
-    Offset.QUEUE_DESC_LOW: "descriptors",
-    Offset.QUEUE_DRIVER_LOW: "driver",
-    Offset.QUEUE_DEVICE_LOW: "device",
-}
-_REGISTERS = (
-    Register(name="MagicValue, Version, DeviceID, VendorID", offset=0, size=4, count=4, read=READ_SHADOW),
-    Register(name="InterruptStatus", offset=Offset.INTERRUPT_STATUS, size=4, read=READ_LATCH, line=0),
-    Register(
-        name="InterruptACK", offset=Offset.INTERRUPT_ACK, size=4, write=WRITE_CLEARS, latch=Offset.INTERRUPT_STATUS
-    ),
-    Register(name="Status", offset=Offset.STATUS, size=4, read=READ_SHADOW),
-    Register(name="QueueNotify", offset=Offset.QUEUE_NOTIFY, size=4, write=WRITE_DOORBELL),
-)
 _TURN_NS = 1_000_000  # how long queues are served before what is done is told, and registers are looked at again
+
+
+Area = Literal["descriptors", "driver", "device"]  # of a queue (2.6, 2.8)
+
+
+class Transport(ABC):
+    """How a driver reaches a device: what is on the board, and the registers there."""
+
+    regions: list[Region]
+    lines: list[Line]
+
+    @abstractmethod
+    def bind(self, device: VirtioDevice) -> None:
+        """This is the device, once; it is not on the board yet."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """The device is as after power-on."""
+
+    @abstractmethod
+    def interrupt(self, bits: int) -> None:
+        """The device has more to tell, USED_BUFFER or CONFIG_CHANGED or both."""
+
+    @abstractmethod
+    def forget_interrupts(self) -> None:
+        """None is pending, whatever was before."""
+
+    @abstractmethod
+    def show_status(self, status: int) -> None:
+        """The device's status, when it may have changed."""
+
+    @abstractmethod
+    def read(self, region: int, offset: int, size: int) -> int:
+        """An access of the driver."""
+
+    @abstractmethod
+    def write(self, region: int, offset: int, size: int, value: int) -> None:
+        """An access of the driver."""
 
 
 class NotYet(Exception):
@@ -112,19 +97,18 @@ class VirtioDevice(Device):
     def __init__(
         self,
         runtime: Runtime,
-        base: int,
-        irq: int,
+        transport: Transport,
         *,
         queue_sizes: Sequence[int],
         features: int = 0,
         packed: bool = False,
     ) -> None:
         super().__init__(runtime)
-        self.regions = [Region(name="virtio-mmio", base=base, size=SIZE, access_sizes=7, registers=_REGISTERS)]
-        self.lines = [Line(name="interrupt", irq=irq)]
+        self._transport = transport
+        self.regions, self.lines = transport.regions, transport.lines
         if 2 * len(queue_sizes) > MARKS or not all(0 < size <= MAX_SIZE for size in queue_sizes):
             raise errors.ConfigError(f"expected at most {MARKS // 2} queues of at most {MAX_SIZE} entries")
-        self.offered = features | TRANSPORT_FEATURES | (F_RING_PACKED if packed else 0)
+        self.offered = features | RING_FEATURES | (F_RING_PACKED if packed else 0)
         self.queues: list[Queue | None] = [None] * len(queue_sizes)  # those that the driver has made ready
         self.paused = False
         self._attached = False
@@ -132,6 +116,7 @@ class VirtioDevice(Device):
         self._rung = 0  # a bit for each queue that is to be looked at
         self._chains = 0
         self._state = self._power_on()
+        transport.bind(self)
 
     # What a model overrides.
 
@@ -256,9 +241,8 @@ class VirtioDevice(Device):
         self.queues = [None] * len(self._queue_sizes)
         self._rung = 0
         self.reset_device()
-        for index, value in enumerate((MAGIC, VERSION, self.device_id, VENDOR)):
-            self.wires.set_shadow(0, 4 * index, 4, value)
-        self.wires.clear_latch(0, Offset.INTERRUPT_STATUS, 4)
+        self._transport.reset()
+        self._transport.forget_interrupts()
         self._drive()
 
     def save(self) -> Message:
@@ -301,7 +285,7 @@ class VirtioDevice(Device):
             for index in range(len(self.marks)):
                 self.marks[index] = 0
             self._make_queues()
-        self.wires.clear_latch(0, Offset.INTERRUPT_STATUS, 4)
+        self._transport.forget_interrupts()
         if self._state.interrupt_status:  # what of it the guest has seen is not known: once more does no harm
             self._interrupt(self._state.interrupt_status)
         if self._state.status & DRIVER_OK:
@@ -312,79 +296,30 @@ class VirtioDevice(Device):
         return {"requests": self._chains}
 
     def read(self, region: int, offset: int, size: int) -> int:
-        if offset >= CONFIG:
-            return int.from_bytes(self.config()[offset - CONFIG : offset - CONFIG + size], "little")
-        if size != 4:
-            return 0  # 4.2.2.2: the driver must not; as on QEMU's board
-        state = self._state
-        queue = self._selected()
-        match offset:
-            case Offset.MAGIC_VALUE:
-                return MAGIC
-            case Offset.VERSION:
-                return VERSION
-            case Offset.DEVICE_ID:
-                return self.device_id
-            case Offset.VENDOR_ID:
-                return VENDOR
-            case Offset.DEVICE_FEATURES:
-                return self.offered >> 32 * state.device_features_sel & _MASK32 if state.device_features_sel < 2 else 0
-            case Offset.QUEUE_NUM_MAX:
-                return self._queue_sizes[state.queue_sel] if queue is not None else 0
-            case Offset.QUEUE_READY:
-                return int(queue is not None and queue.ready)
-            case Offset.INTERRUPT_STATUS:
-                return state.interrupt_status
-            case Offset.STATUS:
-                return state.status
-            case Offset.CONFIG_GENERATION:
-                return state.config_generation
-            case _ if Offset.SHM_LEN_LOW <= offset <= Offset.SHM_BASE_HIGH:
-                return _MASK32  # 4.2.2: there is no such shared memory region
-            case _:
-                return 0
+        return self._transport.read(region, offset, size)
 
     def write(self, region: int, offset: int, size: int, value: int) -> None:
-        if offset == Offset.QUEUE_NOTIFY and size == 4:
-            if value < len(self.queues):
-                self._rung |= 1 << value
-            return
-        if offset >= CONFIG:
-            if offset - CONFIG + size <= len(self.config()):
-                self.write_config(offset - CONFIG, size, value)
-            return
-        if size != 4:
-            return
+        self._transport.write(region, offset, size, value)
+
+    # What a transport calls. What a driver must not do changes nothing, as on QEMU's board.
+
+    @property
+    def transport_state(self) -> VirtioState:
+        """Where the driver's selectors, which are a transport's own, are kept; the rest is this class's."""
+        return self._state
+
+    def features(self, word: int) -> int:
+        """The 32 bits `word` of the features that are offered."""
+        return self.offered >> 32 * word & _MASK32 if word < 2 else 0
+
+    def accept_features(self, word: int, value: int) -> None:
+        """The driver takes these of word `word`."""
         state = self._state
-        match offset:
-            case Offset.STATUS:
-                self._write_status(value)
-            case Offset.DEVICE_FEATURES_SEL:
-                state.device_features_sel = value
-            case Offset.DRIVER_FEATURES_SEL:
-                state.driver_features_sel = value
-            case Offset.DRIVER_FEATURES:
-                self._write_features(value)
-            case Offset.QUEUE_SEL:
-                state.queue_sel = value
-            case _:
-                self._write_queue(offset, value)
-        self._drive()
+        if state.status & FEATURES_OK or word >= 2:
+            return  # 3.1.1: settled; or bits that nobody has
+        state.driver_features = state.driver_features & ~(_MASK32 << 32 * word) | value << 32 * word
 
-    # The rest is this class's own.
-
-    def _power_on(self) -> VirtioState:
-        return VirtioState(queues=[VirtioQueueState(size=size) for size in self._queue_sizes])
-
-    def _interrupt(self, bits: int) -> None:
-        self._state.interrupt_status |= bits
-        self.wires.raise_latch(0, Offset.INTERRUPT_STATUS, 4, bits)
-
-    def _drive(self) -> None:
-        state, wires = self._state, self.wires
-        wires.set_shadow(0, Offset.STATUS, 4, state.status)
-
-    def _write_status(self, value: int) -> None:
+    def set_status(self, value: int) -> None:
         state = self._state
         if not value:
             self.reset()
@@ -398,37 +333,30 @@ class VirtioDevice(Device):
         if added & DRIVER_OK:
             self.driver_ready()
             self._ring_all()
+        self._drive()
 
-    def _write_features(self, value: int) -> None:
-        state = self._state
-        if state.status & FEATURES_OK or state.driver_features_sel >= 2:
-            return  # 3.1.1: settled; or bits that nobody has
-        shift = 32 * state.driver_features_sel
-        state.driver_features = state.driver_features & ~(_MASK32 << shift) | value << shift
+    def most_entries(self, index: int) -> int:
+        """Of the queue; 0: there is none."""
+        return self._queue_sizes[index] if index < len(self._queue_sizes) else 0
 
-    def _selected(self) -> VirtioQueueState | None:
-        queues = self._state.queues
-        return queues[self._state.queue_sel] if self._state.queue_sel < len(queues) else None
+    def is_ready(self, index: int) -> bool:
+        return index < len(self._queue_sizes) and self._state.queues[index].ready
 
-    def _write_queue(self, offset: int, value: int) -> None:
-        queue = self._selected()
-        if queue is None:
+    def size_queue(self, index: int, entries: int) -> None:
+        if index < len(self._queue_sizes) and not self.is_ready(index):
+            self._state.queues[index].size = entries
+
+    def place_queue(self, index: int, area: Area, half: int, value: int) -> None:
+        """Half 0 of the area's guest physical address, the low one, or half 1."""
+        if index < len(self._queue_sizes) and not self.is_ready(index):
+            queue = self._state.queues[index]
+            setattr(queue, area, getattr(queue, area) & ~(_MASK32 << 32 * half) | value << 32 * half)
+
+    def set_ready(self, index: int, ready: bool) -> None:
+        if index >= len(self._queue_sizes):
             return
-        if offset == Offset.QUEUE_READY:
-            self._write_ready(queue, value)
-            return
-        if queue.ready:
-            return  # 4.2.2.2: the driver must not
-        if offset == Offset.QUEUE_NUM:
-            queue.size = value
-        elif name := _ADDRESSES.get(offset):
-            setattr(queue, name, getattr(queue, name) & ~_MASK32 | value)
-        elif name := _ADDRESSES.get(offset - 4):
-            setattr(queue, name, getattr(queue, name) & _MASK32 | value << 32)
-
-    def _write_ready(self, queue: VirtioQueueState, value: int) -> None:
-        index = self._state.queue_sel
-        if value != 1:
+        queue = self._state.queues[index]
+        if not ready:
             queue.ready = False
             self.queues[index] = None
         elif not queue.ready and self._state.status & FEATURES_OK:
@@ -440,6 +368,23 @@ class VirtioDevice(Device):
             queue.position = WRAP if packed else 0  # 2.8.1: the wrap counter begins as 1
             self.marks[2 * index] = 0
             self._make_queue(index)
+
+    def notify(self, index: int) -> None:
+        """The driver has made something available in the queue."""
+        if index < len(self.queues):
+            self._rung |= 1 << index
+
+    # The rest is this class's own.
+
+    def _power_on(self) -> VirtioState:
+        return VirtioState(queues=[VirtioQueueState(size=size) for size in self._queue_sizes])
+
+    def _interrupt(self, bits: int) -> None:
+        self._state.interrupt_status |= bits
+        self._transport.interrupt(bits)
+
+    def _drive(self) -> None:
+        self._transport.show_status(self._state.status)
 
     def _size_error(self, index: int, size: int, packed: bool) -> str:
         if 0 < size <= self._queue_sizes[index] and (packed or not size & size - 1):
