@@ -8,6 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+
+class HelpRequested(Exception):
+    """Not an error: somebody asked what there is, and this is the text."""
+
+
 _PART = re.compile(r"(?:[^,]|,,)*", re.DOTALL)
 
 

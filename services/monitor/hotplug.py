@@ -9,13 +9,12 @@ from __future__ import annotations
 from services.monitor import operations
 from services.monitor.operations import Board, Operation, Request, RequestError
 from services.monitor.supervisor import Supervisor
-from vmesh.cli import hotplug
-from vmesh.cli.options import HelpRequested, OptionError
+from vmesh.board import virt
 from vmesh.errors import VmeshError, said
+from vmesh.properties import HelpRequested
+from vmesh.qdev import hotplug
 from vmesh.spawn import ServiceCommand
 from vmesh.v1 import cpu_pb2, gateway_pb2, lifecycle_pb2, memory_pb2
-
-_OF_THE_BOARD = ("ns16550a", "goldfish-rtc", "sifive-test")
 
 
 def add(supervisor: Supervisor, request: gateway_pb2.AddDeviceRequest, reply: gateway_pb2.AddDeviceReply) -> Operation:
@@ -66,9 +65,7 @@ def _detach(board: Board, name: str) -> Operation:
 def remove(supervisor: Supervisor, name: str) -> Operation:
     """Take a device away. RequestError for one that is not there or belongs to the board."""
     _check_now(supervisor)
-    removable = [
-        each for each in supervisor.board.devices if supervisor.services[each].command.kind not in _OF_THE_BOARD
-    ]
+    removable = [each for each in supervisor.board.devices if each not in virt.DEVICES]
     if name not in removable:
         there = ", ".join(removable) or "none"
         raise RequestError(f"no device '{name}' can be taken away; expected one of: {there}", callers_fault=True)
@@ -100,7 +97,7 @@ def _parse(supervisor: Supervisor, request: gateway_pb2.AddDeviceRequest) -> Ser
         )
     except HelpRequested:
         raise RequestError(f"device '{request.device}': expected a device", callers_fault=True) from None
-    except (OptionError, ValueError) as error:
+    except ValueError as error:
         raise RequestError(str(error), callers_fault=True) from None
     except (OSError, VmeshError) as error:  # a file that it names
         raise RequestError(str(said(error)), callers_fault=True) from None

@@ -14,10 +14,10 @@ from vmesh.board import commands, cpu_model, devicetree, virt
 from vmesh.board.errors import BoardError
 from vmesh.board.external import External
 from vmesh.board.parts import Board, Range
-from vmesh.cli import external
 from vmesh.cli.options import OptionError, parse
 from vmesh.cli.plan import plan
 from vmesh.machine import Machine
+from vmesh.qdev import external
 from vmesh.spawn import python
 
 RAM = 128 << 20

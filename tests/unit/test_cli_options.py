@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from vmesh.cli.monitors import Monitor
 from vmesh.cli.options import (
     OPTIONS,
-    HelpRequested,
     OptionError,
     RunOptions,
     Serial,
@@ -22,6 +21,7 @@ from vmesh.cli.options import (
     usage,
 )
 from vmesh.endpoint import Endpoint
+from vmesh.properties import HelpRequested
 
 
 def tcp(port: int, *, wait: bool) -> Endpoint:

@@ -13,7 +13,6 @@ import pytest
 from services.monitor import doors
 from services.monitor.keeper import command_argument, console_argument
 from vmesh import chardev, endpoint, properties, remote
-from vmesh.cli import hotplug
 from vmesh.cli.options import parse
 from vmesh.cli.plan import MachinePlan, monitor_command, plan
 from vmesh.endpoint import Listener
@@ -22,6 +21,7 @@ from vmesh.loop import Loop
 from vmesh.machine import Machine
 from vmesh.migration import uri
 from vmesh.netdev import options as netdev
+from vmesh.qdev import hotplug
 
 ODD = "a,b c:d=e é,,f"
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from vmesh.board import commands
-from vmesh.cli import virtio
 from vmesh.cli.options import OptionError, Serial, parse
 from vmesh.endpoint import Endpoint
 
@@ -22,7 +21,7 @@ def disk(tmp_path: Path) -> Path:
 def services(*flags: str) -> dict[int, tuple[str, list[str]]]:
     """Name and arguments by slot."""
     options = parse(flags)
-    made = virtio.parts(options.virtio_devices, options.drives, options.netdevs, options.shares, options.snapshot)
+    made = options.parts()
     return {slot: (part.name, list(commands.device(part, Path("M")).arguments)) for slot, part in made.items()}
 
 

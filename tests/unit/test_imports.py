@@ -1,5 +1,5 @@
-"""The two rules that keep the rooms apart: a service never imports another service; vmesh/ never imports a service. And
-what nobody uses."""
+"""The rules that keep the rooms apart: a service never imports another service, or the command line; vmesh/ never imports
+a service. And what nobody uses."""
 
 from __future__ import annotations
 
@@ -68,6 +68,17 @@ def test_imports_whole_tree_keeps_the_rooms_apart() -> None:
         violation
         for module, path in modules()
         for violation in violations(path.read_text(encoding="utf-8"), module, path.name == "__init__.py")
+    ]
+    assert not found
+
+
+def test_no_service_and_none_of_its_rooms_knows_the_command_line() -> None:
+    found = [
+        f"{module} imports {imported}"
+        for module, path in modules()
+        if not module.startswith(("vmesh.cli", "vmesh.deploy"))
+        for imported in imported_modules(path.read_text(encoding="utf-8"), module, path.name == "__init__.py")
+        if imported == "vmesh.cli" or imported.startswith("vmesh.cli.")
     ]
     assert not found
 

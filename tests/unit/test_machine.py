@@ -15,8 +15,8 @@ import pytest
 
 from tests.file_systems import mounted
 from vmesh import machine
-from vmesh.cli import names
 from vmesh.machine import MachineError, MachineRecord, ServiceRecord
+from vmesh.qdev import names
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,19 +7,19 @@ from pathlib import Path
 import pytest
 
 from vmesh import errors
-from vmesh.cli import net, virtio
 from vmesh.cli.options import OptionError, parse
 from vmesh.log import Log
 from vmesh.loop import Loop
 from vmesh.netdev import options
 from vmesh.netdev.options import Forward, Stream, Tap, User
 from vmesh.netdev.user import UserNetdev, command
+from vmesh.qdev import net
 
 
 def cards(*flags: str) -> dict[int, str]:
     """The cards' own arguments by slot."""
     asked = parse(flags)
-    made = virtio.parts(asked.virtio_devices, asked.drives, asked.netdevs, asked.shares, asked.snapshot)
+    made = asked.parts()
     return {slot: " ".join(each.arguments) for slot, each in made.items()}
 
 

@@ -14,9 +14,9 @@ from services.monitor.control import Control, Work
 from services.monitor.qmp.errors import QmpError
 from services.monitor.qmp.handlers import block, execute
 from vmesh import chardev, errors, plain
-from vmesh.cli import virtio
 from vmesh.log import Log
 from vmesh.loop import Loop
+from vmesh.qdev import virtio
 
 
 def save(path: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from google.protobuf import json_format
 
-from vmesh.cli import show
+from vmesh import show
 from vmesh.client import GatewayError, MachineClient, connect
 from vmesh.machine import MachineError
 from vmesh.v1 import migration_pb2
@@ -53,7 +53,7 @@ def control(verb: str, name: str, hart: int = 0, *, as_json: bool = False) -> in
 
 def device_add(name: str, device: str, drives: Sequence[str], netdevs: Sequence[str], fsdevs: Sequence[str]) -> int:
     """Add a device; says where the guest finds it."""
-    from vmesh.cli import hotplug
+    from vmesh.qdev import hotplug
 
     texts = [[hotplug.absolute(text) for text in group] for group in (drives, netdevs, fsdevs)]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from vmesh.board.errors import BoardError
 from vmesh.cli import options as flags
-from vmesh.cli.options import HelpRequested, OptionError
+from vmesh.cli.options import OptionError
 from vmesh.cli.plan import plan
 from vmesh.client import GatewayError, MachineClient
 from vmesh.deploy import manifests
@@ -21,6 +21,7 @@ from vmesh.deploy.description import CPU, MEMORY, Deployment, describe
 from vmesh.errors import VmeshError
 from vmesh.guest import GuestError
 from vmesh.machine import Machine, MachineError, check_name, find
+from vmesh.properties import HelpRequested
 from vmesh.spawn import python
 from vmesh.v1 import gateway_pb2
 

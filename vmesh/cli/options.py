@@ -15,10 +15,11 @@ from pathlib import Path
 
 from vmesh import endpoint, properties
 from vmesh.board import virt
-from vmesh.board.external import External
-from vmesh.cli import external, gdb, monitors, net, qemu, share, virtio
+from vmesh.cli import gdb, monitors, qemu
 from vmesh.endpoint import Endpoint
 from vmesh.errors import VmeshError
+from vmesh.qdev import added, external, net, share, virtio
+from vmesh.qdev.added import Added
 
 MEBIBYTE = 1 << 20
 _SIZE = re.compile(
@@ -57,10 +58,6 @@ class OptionError(Exception):
     """A flag that cannot be followed; the message is one line that says what was expected."""
 
 
-class HelpRequested(Exception):
-    """Not an error: the text to print instead of running."""
-
-
 @dataclass(frozen=True, slots=True)
 class Serial:
     """Where a serial port or a monitor goes: `kind` is stdio, null, none, pty, file (`path`) or socket (`endpoint`)."""
@@ -72,20 +69,13 @@ class Serial:
 
 
 @dataclass(frozen=True, slots=True)
-class RunOptions:
+class RunOptions(Added):
     """What `vmesh run` was asked for. None where the default depends on the rest (see `vmesh.cli.run`)."""
 
     dumpdtb: Path | None = None
     memory_bytes: int | None = None
     harts: int = 1
     translate: bool = True
-    external: tuple[External, ...] = ()
-    virtio_devices: tuple[virtio.Device, ...] = ()
-    objects: tuple[str, ...] = ()  # sources of random numbers, which are all the host's
-    drives: tuple[virtio.Drive, ...] = ()
-    netdevs: tuple[net.Netdev, ...] = ()
-    snapshot: bool = False
-    shares: tuple[share.Share, ...] = ()
     perf_map: bool = False
     cache: bool = True
     cpu: str | None = None
@@ -172,7 +162,7 @@ class Option:
 
 
 def parse(arguments: Sequence[str]) -> RunOptions:
-    """The options of a command line. Raises OptionError, or HelpRequested for --help and `-cpu help` and the like.
+    """The options of a command line. Raises OptionError, and HelpRequested for --help, `-cpu help` and the like.
 
     A flag may be written with one dash or two, as QEMU allows. Of a flag given twice the last holds.
     """
@@ -181,7 +171,7 @@ def parse(arguments: Sequence[str]) -> RunOptions:
     serials = 0
     for argument in rest:
         if argument in ("-h", "-help", "--help"):
-            raise HelpRequested(usage())
+            raise properties.HelpRequested(usage())
         if not argument.startswith("-") or argument == "-":
             raise OptionError(
                 f"unexpected argument '{argument}': expected a flag; a disk is -drive file=FILE,format=raw"
@@ -289,7 +279,7 @@ def hart_count(text: str) -> int:
 
 def _machine(options: RunOptions, text: str) -> RunOptions:
     if text == "help":
-        raise HelpRequested("virt                 RISC-V VirtIO board (default)")
+        raise properties.HelpRequested("virt                 RISC-V VirtIO board (default)")
     for key, value in properties.parse(text, "type").items():
         match key:
             case "type" if value != "virt":
@@ -321,7 +311,7 @@ _AS_IT_IS: Mapping[str, Sequence[str]] = {  # properties of QEMU's board that as
 
 def _accel(options: RunOptions, text: str) -> RunOptions:
     if text == "help":
-        raise HelpRequested("Accelerators supported:\ntcg (vmesh's own interpreter and translator)")
+        raise properties.HelpRequested("Accelerators supported:\ntcg (vmesh's own interpreter and translator)")
     for key, value in properties.parse(text, "accel").items():
         if key == "accel" and value != "tcg":
             raise ValueError("expected tcg: harts are emulated, never virtualised")
@@ -560,7 +550,7 @@ def _pid_file(options: RunOptions, text: str) -> RunOptions:
 
 def _log_items(options: RunOptions, text: str) -> RunOptions:
     if text == "help":
-        raise HelpRequested("\n".join(f"{item:<14}{what}" for item, what in LOG_ITEMS.items()))
+        raise properties.HelpRequested("\n".join(f"{item:<14}{what}" for item, what in LOG_ITEMS.items()))
     for item in text.split(","):
         if item in _REFUSED_LOG_ITEMS:
             raise ValueError(f"'{item}' is not traced yet; expected one of {', '.join(LOG_ITEMS)}")
@@ -573,60 +563,6 @@ def _log_file(options: RunOptions, text: str) -> RunOptions:
     return replace(options, log_file=_path(text))
 
 
-def _device(options: RunOptions, text: str) -> RunOptions:
-    found = properties.parse(text, "driver")
-    driver = found.pop("driver", "")
-    if driver == "help":
-        raise HelpRequested(
-            "\n".join([*(virtio.usage(name) for name in virtio.DRIVERS), virtio.CONSOLE_USAGE, external.USAGE])
-        )
-    if driver == virtio.CONSOLE:
-        return replace(options, virtio_devices=virtio.add_console(options.virtio_devices, found))
-    if driver in virtio.DRIVERS:
-        return replace(options, virtio_devices=(*options.virtio_devices, virtio.parse_device(driver, found)))
-    if driver == external.DRIVER:
-        return replace(options, external=(*options.external, external.parse(found)))
-    known = ", ".join([*virtio.DRIVERS, virtio.CONSOLE, external.DRIVER])
-    why = "the board has no PCI" if driver.endswith("-pci") else f"no device '{driver}' can be added"
-    raise ValueError(f"{why}; expected one of {known}")
-
-
-def _drive(options: RunOptions, text: str) -> RunOptions:
-    return replace(options, drives=(*options.drives, virtio.parse_drive(properties.parse(text, "file"))))
-
-
-def _disk(options: RunOptions, text: str, *, read_only: bool = False) -> RunOptions:
-    """-hda and the like: a -drive whose value is nothing but the file."""
-    more = {"readonly": "on"} if read_only else {}
-    return replace(options, drives=(*options.drives, virtio.parse_drive({"file": text, **more})))
-
-
-def _cdrom(options: RunOptions, text: str) -> RunOptions:
-    return _disk(options, text, read_only=True)
-
-
-def _netdev(options: RunOptions, text: str) -> RunOptions:
-    return replace(options, netdevs=(*options.netdevs, net.parse_netdev(text)))
-
-
-def _nic(options: RunOptions, text: str) -> RunOptions:
-    made = net.parse_nic(text, len(options.netdevs))
-    if made is None:
-        return options
-    card = virtio.parse_device(net.DRIVER, made[1])
-    return replace(options, netdevs=(*options.netdevs, made[0]), virtio_devices=(*options.virtio_devices, card))
-
-
-def _fsdev(options: RunOptions, text: str) -> RunOptions:
-    return replace(options, shares=(*options.shares, share.parse(properties.parse(text, "driver"))))
-
-
-def _virtfs(options: RunOptions, text: str) -> RunOptions:
-    shared, tag = share.parse_virtfs(properties.parse(text, "driver"))
-    device = virtio.Device("virtio-9p-device", properties={"fsdev": shared.name, "mount_tag": tag})
-    return replace(options, shares=(*options.shares, shared), virtio_devices=(*options.virtio_devices, device))
-
-
 def _global(options: RunOptions, text: str) -> RunOptions:
     found = properties.parse(text, "")
     if found.keys() == {"driver", "property", "value"}:
@@ -636,16 +572,6 @@ def _global(options: RunOptions, text: str) -> RunOptions:
     if _on_off("force-legacy", found["virtio-mmio.force-legacy"]):
         raise ValueError("expected force-legacy=off, the transport is that of virtio 1 (version 2) only")
     return options
-
-
-def _object(options: RunOptions, text: str) -> RunOptions:
-    found = properties.parse(text, "qom-type")
-    kind, name = found.pop("qom-type", ""), found.pop("id", "")
-    if kind not in ("rng-random", "rng-builtin"):
-        raise ValueError("expected rng-random or rng-builtin: RAM is -m, keys are where they are used, threads its own")
-    if not name or found.pop("filename", "/dev/urandom") not in ("/dev/urandom", "/dev/random", "/dev/hwrng") or found:
-        raise ValueError(f"expected {kind},id=NAME, the host's random numbers")
-    return replace(options, objects=(*options.objects, name))
 
 
 def _snapshot(options: RunOptions, _text: str) -> RunOptions:
@@ -765,15 +691,17 @@ OPTIONS: tuple[Option, ...] = (
     Option(("-pidfile",), "FILE", "Write the number of this process into FILE, which ends with it.", _pid_file),
     Option(("-d",), "ITEMS", "Say these on stderr, comma separated; -d help lists them.", _log_items),
     Option(("-D",), "FILE", "Keep the machine's log, every line of every service, in FILE.", _log_file),
-    Option(("-drive",), "file=FILE[,PROP=VALUE]", f"Add a disk: {virtio.DRIVE_USAGE}.", _drive),
-    Option(("-hda", "-hdb", "-hdc", "-hdd"), "FILE", "-drive file=FILE", _disk),
-    Option(("-cdrom",), "FILE", "-drive file=FILE,readonly=on", _cdrom),
-    Option(("-netdev",), "KIND[,PROP=VALUE]", f"What a network card is plugged into: {net.NETDEV_USAGE}.", _netdev),
+    Option(("-drive",), "file=FILE[,PROP=VALUE]", f"Add a disk: {virtio.DRIVE_USAGE}.", added.drive),
+    Option(("-hda", "-hdb", "-hdc", "-hdd"), "FILE", "-drive file=FILE", added.disk),
+    Option(("-cdrom",), "FILE", "-drive file=FILE,readonly=on", added.cdrom),
+    Option(
+        ("-netdev",), "KIND[,PROP=VALUE]", f"What a network card is plugged into: {net.NETDEV_USAGE}.", added.netdev
+    ),
     Option(
         ("-nic",),
         "KIND[,PROP=VALUE]",
         f"-netdev and -device {net.DRIVER} in one, with mac=ADDRESS if wanted; none for no card.",
-        _nic,
+        added.nic,
     ),
     Option(
         ("-global",),
@@ -785,7 +713,7 @@ OPTIONS: tuple[Option, ...] = (
         ("-object",),
         "rng-random|rng-builtin,id=NAME",
         "Accepted for -device virtio-rng-device,rng=NAME, whose bytes are the host's anyway.",
-        _object,
+        added.source,
     ),
     Option(("-snapshot",), "", "Write to temporary files instead of the disks' images.", _snapshot),
     Option(
@@ -796,15 +724,17 @@ OPTIONS: tuple[Option, ...] = (
         "socket,host=127.0.0.1,port=PORT[,server=on][,wait=off] too.",
         _chardev,
     ),
-    Option(("-virtfs",), "local,path=FOLDER[,...]", f"Share a folder with the guest: {share.VIRTFS_USAGE}.", _virtfs),
-    Option(("-fsdev",), "local,id=NAME[,...]", f"A folder for -device virtio-9p-device: {share.USAGE}.", _fsdev),
+    Option(
+        ("-virtfs",), "local,path=FOLDER[,...]", f"Share a folder with the guest: {share.VIRTFS_USAGE}.", added.virtfs
+    ),
+    Option(("-fsdev",), "local,id=NAME[,...]", f"A folder for -device virtio-9p-device: {share.USAGE}.", added.fsdev),
     Option(
         ("-device",),
         "DRIVER[,PROP=VALUE]",
         f"Add a device (-device help lists them); with {external.USAGE}: a program of your own (docs/devices.md). Its "
         "command gets --machine, --name, --epoch, --lifeline, --base and --irq; without one the machine waits until it "
         "is started by hand.",
-        _device,
+        added.device,
     ),
     Option(
         ("-perfmap",), "", "Write /tmp/perf-PID.map, from which perf knows the cpu's and the guest's code.", _perf_map
@@ -844,14 +774,10 @@ _BY_NAME: Mapping[str, Option] = {name: option for option in OPTIONS for name in
 def _check_together(options: RunOptions) -> None:
     """Raises OptionError for flags that make no sense together."""
     try:
-        virtio.parts(options.virtio_devices, options.drives, options.netdevs, options.shares, options.snapshot)
+        options.parts()
     except ValueError as error:
         raise OptionError(str(error)) from error
     _check_consoles(options)
-    for device in options.virtio_devices:
-        source = (device.properties or {}).get("rng", "")
-        if source and source not in options.objects:
-            raise OptionError(f"-device virtio-rng-device: expected rng=NAME of an -object, there is no '{source}'")
     if options.initrd is not None and options.kernel is None:
         raise OptionError("-initrd: expected -kernel with it")
     if options.append is not None and options.kernel is None and not options.boots_default_guest:

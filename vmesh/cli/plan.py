@@ -11,11 +11,11 @@ from vmesh.board import boot, commands, cpu_model, devicetree, virt
 from vmesh.board.boot import BootFiles, BootPlan
 from vmesh.board.errors import BoardError
 from vmesh.board.parts import Board, Carrier
-from vmesh.cli import external, virtio
 from vmesh.cli.options import MEBIBYTE, RunOptions, Serial
 from vmesh.endpoint import Endpoint
 from vmesh.machine import Machine
 from vmesh.migration import uri
+from vmesh.qdev import external
 from vmesh.spawn import ServiceCommand
 
 CACHE = "cache"
@@ -69,8 +69,7 @@ def board_of(options: RunOptions) -> Board:
         least = f"{_LEAST_GUEST_RAM >> 20}M"
         raise BoardError(f"-m: the default guest, Debian's kernel, needs {least} at least; -kernel boots another")
     board = virt.board(ram, options.harts, cpu_model.parse(options.cpu or "rv64"))
-    added = virtio.parts(options.virtio_devices, options.drives, options.netdevs, options.shares, options.snapshot)
-    return board.with_devices(*added.values(), *(device.part for device in options.external))
+    return board.with_devices(*options.parts().values(), *(device.part for device in options.external))
 
 
 def device_tree(options: RunOptions, scratch: Path) -> bytes:

@@ -21,12 +21,13 @@ from vmesh.board import cpu_model
 from vmesh.board.errors import BoardError
 from vmesh.cli import options as flags
 from vmesh.cli.console import Console
-from vmesh.cli.options import HelpRequested, OptionError, RunOptions
+from vmesh.cli.options import OptionError, RunOptions
 from vmesh.cli.plan import MachinePlan, device_tree, monitor_command, plan
 from vmesh.cli.script import Form, Script
 from vmesh.errors import VmeshError
 from vmesh.guest import GuestError
 from vmesh.machine import Machine, MachineError
+from vmesh.properties import HelpRequested
 from vmesh.spawn import Child, Task, adopt_orphans, describe_exit, start
 from vmesh.stdio import Stderr
 

@@ -21,13 +21,14 @@ from vmesh import descriptors
 from vmesh import machine as machines
 from vmesh.board.errors import BoardError
 from vmesh.cli import options as flags
-from vmesh.cli.options import HelpRequested, OptionError
+from vmesh.cli.options import OptionError
 from vmesh.cli.placement import Placement
 from vmesh.cli.plan import MachinePlan, monitor_command, plan
 from vmesh.deploy.description import KEEPER, MEMORY, MIGRATION
 from vmesh.errors import VmeshError
 from vmesh.guest import GuestError
 from vmesh.machine import Machine, MachineError
+from vmesh.properties import HelpRequested
 from vmesh.spawn import ServiceCommand
 
 HOST = "host"

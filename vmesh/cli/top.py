@@ -13,8 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from vmesh import waiting
-from vmesh.cli import show
+from vmesh import show, waiting
 from vmesh.cli.terminal import RawTerminal
 from vmesh.client import GatewayError, MachineClient, connect
 from vmesh.machine import MachineError

@@ -11,7 +11,7 @@ from services.monitor.hmp.command import Call, Command, Run
 from services.monitor.hmp.mappings import Mappings
 from services.monitor.qmp.handlers import execute
 from services.monitor.qmp.handlers.devices import Object, tree
-from vmesh.cli import show
+from vmesh import show
 from vmesh.migration import snapshots
 from vmesh.v1 import cpu_pb2, gateway_pb2
 

@@ -13,7 +13,7 @@ from services.monitor.qmp.handlers.devices import flag
 from services.monitor.qmp.handlers.registry import handles
 from services.monitor.qmp.schema.block import LIMITS, NOT_COUNTED
 from vmesh import plain
-from vmesh.cli import virtio
+from vmesh.qdev import virtio
 
 KIND = "virtio-blk"
 _QCOW2_SIZE = slice(24, 32)  # of the header: the size of the disk, big-endian (QEMU, docs/interop/qcow2)

@@ -16,7 +16,7 @@ from services.monitor.qmp.errors import DeviceNotFound, QmpError
 from services.monitor.qmp.handlers.registry import handles
 from services.monitor.supervisor import Service
 from vmesh import properties
-from vmesh.cli import external, net, virtio
+from vmesh.qdev import external, net, virtio
 from vmesh.v1 import gateway_pb2
 
 _PERIPHERAL = "/machine/peripheral/"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmesh.cli import names
+from vmesh.qdev import names
 
 USAGE = "local,id=NAME,path=FOLDER,security_model=none|mapped-xattr[,readonly=on|off]"
 VIRTFS_USAGE = "local,path=FOLDER,mount_tag=TAG,security_model=none|mapped-xattr[,readonly=on|off][,id=NAME]"

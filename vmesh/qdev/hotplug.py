@@ -8,8 +8,9 @@ from pathlib import Path
 
 from vmesh import properties
 from vmesh.board import commands, virt
-from vmesh.cli import net, options, virtio
 from vmesh.errors import said
+from vmesh.qdev import net, virtio
+from vmesh.qdev.added import Added, follow
 from vmesh.spawn import ServiceCommand
 
 _SLOTS = {bus.range.base: slot for slot, bus in enumerate(virt.TRANSPORTS)}
@@ -25,13 +26,14 @@ def service(
     there: Sequence[ServiceCommand],
 ) -> ServiceCommand:
     """The process of the device that -device TEXT asks for, in the machine directory `machine`; the other texts are
-    those behind -drive, -netdev and -fsdev. `there` are the machine's processes. Raises OptionError, ValueError."""
+    those behind -drive, -netdev and -fsdev. `there` are the machine's processes. Raises ValueError, OSError of a file
+    that it names, and properties.HelpRequested."""
     if properties.split(device)[0] in (virtio.SERIAL, virtio.CONSOLE):
         raise ValueError("a console cannot be added to a machine that runs: expected another device")
-    flags = [word for text in drives for word in ("-drive", text)]
-    flags += [word for text in netdevs for word in ("-netdev", text)]
-    flags += [word for text in fsdevs for word in ("-fsdev", text)]
-    asked = options.parse([*flags, "-device", device])
+    asked = Added()
+    for flag, texts in (("-drive", drives), ("-netdev", netdevs), ("-fsdev", fsdevs), ("-device", (device,))):
+        for text in texts:
+            asked = follow(asked, flag, text)
     try:
         command = _external(asked, machine) if asked.external else _virtio(asked, machine, there)
     except OSError as error:  # of a file that it names
@@ -58,18 +60,16 @@ def _absolute(part: str) -> str:
     return f"{key}={Path(value).absolute()}"
 
 
-def _external(asked: options.RunOptions, machine: Path) -> ServiceCommand:
+def _external(asked: Added, machine: Path) -> ServiceCommand:
     (device,) = asked.external
     if not device.command:
         raise ValueError("expected command=TEXT: a machine that runs does not wait for a device started by hand")
     return commands.device(device.part, machine)
 
 
-def _virtio(asked: options.RunOptions, machine: Path, there: Sequence[ServiceCommand]) -> ServiceCommand:
+def _virtio(asked: Added, machine: Path, there: Sequence[ServiceCommand]) -> ServiceCommand:
     cards = sum(each.kind == virtio.DRIVERS[net.DRIVER].kind for each in there)
-    made = virtio.parts(
-        asked.virtio_devices, asked.drives, asked.netdevs, asked.shares, False, dict(_occupied(there)), cards
-    )
+    made = asked.parts(dict(_occupied(there)), cards)
     if len(made) != 1:
         raise ValueError("-drive: expected an id= that the device names, and no if=virtio")
     return commands.device(next(iter(made.values())), machine)

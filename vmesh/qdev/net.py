@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmesh import properties
-from vmesh.cli import names
 from vmesh.netdev import USAGE
+from vmesh.qdev import names
 
 if TYPE_CHECKING:
     from vmesh.netdev.options import Options

@@ -16,7 +16,7 @@ from pathlib import Path
 from vmesh import plain
 from vmesh.board import virt
 from vmesh.board.parts import Part
-from vmesh.cli import names, net, share
+from vmesh.qdev import names, net, share
 
 DRIVE_USAGE = (
     "file=FILE|nbd:...[,format=raw|qcow2][,if=virtio|none][,id=NAME][,readonly=on|off][,snapshot=on|off]"

@@ -9,7 +9,7 @@ from pathlib import Path
 from vmesh.board import virt
 from vmesh.board.external import External
 from vmesh.board.parts import Range
-from vmesh.cli import names
+from vmesh.qdev import names
 
 DRIVER = "vmesh-external"
 USAGE = (
