@@ -120,3 +120,8 @@ def test_with_chosen_no_device_tree_is_refused(dtb: bytes) -> None:
 def test_with_chosen_truncated_tree_is_refused() -> None:
     with pytest.raises(ImageError, match="cut short: expected"):
         devicetree.with_chosen(devicetree.build(board())[:-8], Chosen())
+
+
+def test_build_nodes_of_the_board_are_in_the_order_of_their_addresses() -> None:
+    places = [int(path.partition("@")[2], 16) for path in read(devicetree.build(board())) if path.startswith("/soc/")]
+    assert places == sorted(places)

@@ -57,7 +57,7 @@ def build(board: Board) -> bytes:
             tree.property_u32("#size-cells", 2)
             tree.property_string("compatible", "simple-bus")
             tree.property("ranges", b"")
-            for part in board.parts:
+            for part in sorted(board.parts, key=lambda part: part.range.base):
                 if part.node:
                     _part(tree, part, part.node, board.harts, numbers)
         for name, value in (("poweroff", virt.TEST_POWER_OFF), ("reboot", virt.TEST_RESET)):
