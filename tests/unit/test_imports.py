@@ -1,5 +1,5 @@
-"""The rules that keep the rooms apart: a service never imports another service, or the command line; vmesh/ never imports
-a service. And what nobody uses."""
+"""The rules that keep the rooms apart: a service never imports another service, or the command line; vmesh/ never
+imports a service. And what nobody uses."""
 
 from __future__ import annotations
 

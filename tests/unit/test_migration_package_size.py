@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from vmesh.cli.options import MAX_HARTS
+from vmesh.board.virt import MAX_HARTS
 from vmesh.migration import package
 from vmesh.migration.records import BytesSink, Writer
 from vmesh.v1 import cpu_pb2, devices_pb2, memory_pb2
