@@ -8,13 +8,13 @@ from vmesh.board.parts import Board, Carrier, Part, Range
 from vmesh.spawn import ServiceCommand
 
 
-def device(part: Part, machine: Path) -> ServiceCommand:
-    """The service that is this part, in the machine directory `machine`."""
+def device(part: Part, machine: Path, *more: str) -> ServiceCommand:
+    """The service that is this part, in the machine directory `machine`, with `more` arguments."""
     arguments = ["--machine", str(machine), "--name", part.name, "--base", f"{part.range.base:#x}"]
     if part.irq:
         arguments += ["--irq", str(part.irq)]
     module = part.module or f"services.devices.{part.kind.replace('-', '_')}"
-    return ServiceCommand(part.name, part.kind, module, (*arguments, *part.arguments))
+    return ServiceCommand(part.name, part.kind, module, (*arguments, *part.arguments, *more))
 
 
 def memory(board: Board) -> list[str]:

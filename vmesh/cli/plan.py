@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmesh import guest
@@ -140,13 +140,10 @@ def _services(options: RunOptions, board: Board, booted: BootPlan, machine: Mach
     images += [f"{blob.address:#x}={machine.path / _FILES[blob.name]}" for blob in booted.blobs]
     place = ("--machine", str(machine.path))
     comes_in = bool(options.incoming) or options.load_snapshot is not None
-    devices = [commands.device(part, machine.path) for part in board.carried_by(Carrier.SERVICE)]
-    by_hand = {device.name for device in options.external}
+    users = {device.name for device in options.external}  # programs that need not know what waits for a state
     devices = [
-        replace(device, arguments=(*device.arguments, "--incoming"))
-        if comes_in and device.name not in by_hand
-        else device
-        for device in devices
+        commands.device(part, machine.path, *["--incoming"] * (comes_in and part.name not in users))
+        for part in board.carried_by(Carrier.SERVICE)
     ]
     memory = [*place, *commands.memory(board)]
     if options.cpu_apart:
