@@ -23,7 +23,7 @@ pytestmark = pytest.mark.system
 Run = Callable[..., Terminal]
 HVC = ("-device", "virtio-serial-device", "-device", "virtconsole,chardev=c")
 ON_TERMINAL = ("-serial", "null", "-chardev", "stdio,id=c,mux=on", "-append", f"console=hvc0 {BRIEF}", *HVC)
-LINES = 1000
+LINES = 2000
 KILLS = 4  # a device that dies more often within a short time is given up
 
 

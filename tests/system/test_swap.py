@@ -229,8 +229,8 @@ def test_every_device_of_debian_with_itself(host: Host, run: Run, debian: Guest,
     machine.ask("modprobe -a 9pnet_virtio 9p virtio_rng virtio_net; mkdir /t")
     machine.ask("mount -t 9p -o trans=virtio t /t; exec 5>/t/lines")
     machine.type(
-        "for i in $(seq 80); do echo line $i; echo $i >&5; dd if=/dev/urandom of=/tmp/$i bs=64k count=1 2>/dev/null;"
-        " dd if=/tmp/$i of=/dev/vda bs=64k seek=$i conv=fsync 2>/dev/null; done; cd /tmp; cat $(seq 80) | sha256sum\n"
+        "for i in $(seq 200); do echo line $i; echo $i >&5; dd if=/dev/urandom of=/tmp/$i bs=64k count=1 2>/dev/null;"
+        " dd if=/tmp/$i of=/dev/vda bs=64k seek=$i conv=fsync 2>/dev/null; done; cd /tmp; cat $(seq 200) | sha256sum\n"
     )
     commands = service_commands(host, *flags)
     with MachineClient(Machine(host.runtime / "linux"), timeout=LIMIT) as client:
@@ -244,13 +244,13 @@ def test_every_device_of_debian_with_itself(host: Host, run: Run, debian: Guest,
     said = host.vmesh("swap", "linux", "blk0", "--", *other, status=1)
     assert "blk0 (virtio-blk, state vmesh.v1.VirtioBlkState version 1), which goes on: " in said
     assert "capacity" in said
-    machine.expect("\nline 80\n")
+    machine.expect("\nline 200\n")
     digest = machine.expect("  -\n")
-    written = disk.read_bytes()[1 << 16 : 81 << 16]
+    written = disk.read_bytes()[1 << 16 : 201 << 16]
     assert digest == hashlib.sha256(written).hexdigest()
     lines = [line for line in machine.output.splitlines() if line.startswith("line ")]
-    assert lines == [f"line {number}" for number in range(1, 81)]
-    assert (share / "lines").read_text().split() == [str(number) for number in range(1, 81)]
+    assert lines == [f"line {number}" for number in range(1, 201)]
+    assert (share / "lines").read_text().split() == [str(number) for number in range(1, 201)]
     machine.expect(" # ")
     assert machine.ask("head -c 16 /dev/hwrng | wc -c", " # ").split()[0] == "16"
     machine.type("\x04")

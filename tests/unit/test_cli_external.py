@@ -85,6 +85,27 @@ def test_places_that_are_taken(device: External, reason: str) -> None:
         board(COPIER, device)
 
 
+@pytest.mark.parametrize("kind", ["ram", "rom", "plic", "aclint", "virtio-mmio"])
+def test_a_kind_that_the_board_has_too(kind: str) -> None:
+    """What a program says it is takes no part of the board's place."""
+    found = board(External("a", Range(0x400_0000, 8), kind=kind))
+    assert found.ram.size == RAM
+    assert commands.memory(found) == commands.memory(board())
+    assert commands.cpu(found) == commands.cpu(board())
+
+
+def test_nodes_of_the_users_come_last_and_in_their_order() -> None:
+    devices = [
+        External(name, Range(base, 8), compatible=("a,b",)) for name, base in (("y", 0x500_0000), ("x", 0x400_0000))
+    ]
+    tree = libfdt.Fdt(devicetree.build(board(*devices)))
+    node, names = tree.first_subnode(tree.path_offset("/soc")), []
+    while node >= 0:
+        names.append(tree.get_name(node))
+        node = tree.next_subnode(node, libfdt.QUIET_NOTFOUND)
+    assert names[-3:] == ["virtio_mmio@10008000", "y@5000000", "x@4000000"]
+
+
 def test_places_that_are_free() -> None:
     above, below = Range(0x400_1000, 8), Range(0x3FF_FFFC, 4)
     board(COPIER, External("a", above), External("b", below))

@@ -113,6 +113,7 @@ def test_a_disk_that_a_server_has() -> None:
         (["-device", "virtio-blk-pci,drive=x"], "the board has no PCI"),
         (["-device", "virtio-rng-device,rng=r"], "of an -object, there is no 'r'"),
         (["-device", "virtio-rng-device,bus=pci.0"], "expected bus=virtio-mmio-bus.0"),
+        (["-device", "virtio-rng-device,bus="], "expected bus=virtio-mmio-bus.0"),
         (["-device", "virtio-rng-device,id=cpu"], "none of monitor"),
         (["-device", "virtio-rng-device,id=qmp"], "none of monitor"),
         (["-device", "virtio-rng-device,bus=virtio-mmio-bus.2"] * 2, "expected one device on it"),

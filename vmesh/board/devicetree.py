@@ -57,7 +57,7 @@ def build(board: Board) -> bytes:
             tree.property_u32("#size-cells", 2)
             tree.property_string("compatible", "simple-bus")
             tree.property("ranges", b"")
-            for part in sorted(board.parts, key=lambda part: part.range.base):
+            for part in sorted(board.parts, key=_order):
                 if part.node:
                     _part(tree, part, part.node, board.harts, numbers)
         for name, value in (("poweroff", virt.TEST_POWER_OFF), ("reboot", virt.TEST_RESET)):
@@ -170,6 +170,11 @@ def _part(tree: libfdt.FdtSw, part: Part, node: Node, harts: int, numbers: _Phan
                     tree.property(name, b"".join(struct.pack(">II", *pair) for pair in pairs))
                 case _:
                     tree.property(name, value)
+
+
+def _order(part: Part) -> tuple[bool, int]:
+    """The board's own by address, as QEMU's; then the user's as they were given, since guests number devices so."""
+    return (True, 0) if part.module else (False, part.range.base)
 
 
 def _name(part: Part, node: Node) -> str:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from vmesh.board.cpu_model import CpuModel
 from vmesh.board.errors import BoardError
+
+if TYPE_CHECKING:
+    from vmesh.board.cpu_model import CpuModel  # what it imports no device needs, and all know the board
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +98,7 @@ class Part:
 class Board:
     """A machine before anything starts.
 
-    `console` and `power` name the parts that the guest is told to use as such; `sources` is how many inputs the parts'
-    interrupt controller has, of which input 0 is none.
+    `console` and `power` name the parts that the guest is told to use as such.
     """
 
     parts: tuple[Part, ...]
@@ -104,7 +106,6 @@ class Board:
     cpu: CpuModel
     console: str
     power: str
-    sources: int
 
     @property
     def ram(self) -> Range:
@@ -117,8 +118,8 @@ class Board:
         return tuple(part for part in self.parts if part.carrier is carrier)
 
     def of_kind(self, kind: str) -> Part:
-        """The one part of that kind."""
-        (found,) = (part for part in self.parts if part.kind == kind)
+        """The one part of that kind; services do not count, whose programs may say that they are of any."""
+        (found,) = (part for part in self.parts if part.kind == kind and part.carrier is not Carrier.SERVICE)
         return found
 
     def with_devices(self, *devices: Part) -> Board:
@@ -126,7 +127,7 @@ class Board:
         parts = list(self.parts)
         for device in devices:
             for other in parts:
-                if device.name == other.name:
+                if device.name == other.name and other.carrier is Carrier.SERVICE:
                     raise BoardError(f"-device id={device.name}: expected each id once, and none that the board has")
                 if other.name == device.bus:
                     continue

@@ -6,8 +6,12 @@ Source: QEMU docs/system/riscv/virt.rst and the device tree of `qemu-system-risc
 
 from __future__ import annotations
 
-from vmesh.board.cpu_model import CpuModel
+from typing import TYPE_CHECKING
+
 from vmesh.board.parts import Board, Carrier, EachHart, Node, Part, Range, Wire
+
+if TYPE_CHECKING:
+    from vmesh.board.cpu_model import CpuModel
 
 MAX_HARTS = 512
 TIMEBASE_HZ = 10_000_000
@@ -71,4 +75,4 @@ DEVICES = tuple(part.name for part in PARTS if part.carrier is Carrier.SERVICE)
 def board(ram_size: int, harts: int, cpu: CpuModel) -> Board:
     """The board with so many bytes of RAM, and no device added."""
     ram = Part("ram", "ram", Range(DRAM_BASE, ram_size), carrier=Carrier.MEMORY)
-    return Board((ram, *PARTS), harts, cpu, console=UART0.name, power=TEST.name, sources=PLIC_SOURCES)
+    return Board((ram, *PARTS), harts, cpu, console=UART0.name, power=TEST.name)

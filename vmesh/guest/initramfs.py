@@ -144,10 +144,11 @@ _LEASE = """\
 case $1 in
 deconfig)
     ip link set "$interface" up
-    ip addr flush dev "$interface"
+    ip -4 addr flush dev "$interface"
     ;;
 bound | renew)
-    ip addr add "$ip/$mask" dev "$interface" 2>/dev/null
+    ip -4 addr flush dev "$interface"
+    ip addr add "$ip/$mask" dev "$interface"
     for each in $router; do ip route replace default via "$each" dev "$interface" && break; done
     for each in $dns; do echo "nameserver $each"; done >/etc/resolv.conf
     ;;

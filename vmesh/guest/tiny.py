@@ -129,9 +129,9 @@ def _start(p: Program) -> None:
         e.sb(e.T0, e.S0, _IER),
         e.lui(e.T1, virt.PLIC.range.base >> 12),
         e.sw(e.T0, e.T1, 4 * virt.UART0.irq),  # priority 1; the threshold is 0 after reset
-        e.addi(e.T0, e.ZERO, 1 << virt.UART0.irq),
+        e.slli(e.T0, e.T0, virt.UART0.irq % 32),
         e.lui(e.T2, (virt.PLIC.range.base + _PLIC_ENABLE) >> 12),
-        e.sw(e.T0, e.T2, 0),
+        e.sw(e.T0, e.T2, 4 * (virt.UART0.irq // 32)),
         e.lui(e.S1, (virt.PLIC.range.base + _PLIC_CLAIM) >> 12),
         e.addi(e.T0, e.ZERO, 1),
         e.slli(e.T0, e.T0, _MACHINE_EXTERNAL),

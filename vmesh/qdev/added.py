@@ -9,6 +9,7 @@ from typing import TypeVar
 from vmesh import properties
 from vmesh.board.external import External
 from vmesh.board.parts import Part
+from vmesh.errors import VmeshError
 from vmesh.qdev import external, net, share, virtio
 
 
@@ -101,11 +102,13 @@ def source(added: Asked, text: str) -> Asked:
 
 
 def follow(added: Added, flag: str, text: str) -> Added:
-    """One of FLAGS. Raises ValueError, which says the flag and its text, and OSError of a file that it names."""
+    """One of FLAGS. Raises ValueError, which says the flag and its text, and HelpRequested."""
     try:
         return FLAGS[flag](added, text)
-    except ValueError as error:
+    except (ValueError, VmeshError) as error:
         raise ValueError(f"{flag} {text}: {error}") from error
+    except OSError as error:  # of a file that it names
+        raise ValueError(f"{flag} {text}: {error.strerror}") from error
 
 
 #: Those of which a machine that runs takes more.

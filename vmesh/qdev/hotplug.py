@@ -26,8 +26,8 @@ def service(
     there: Sequence[ServiceCommand],
 ) -> ServiceCommand:
     """The process of the device that -device TEXT asks for, in the machine directory `machine`; the other texts are
-    those behind -drive, -netdev and -fsdev. `there` are the machine's processes. Raises ValueError, OSError of a file
-    that it names, and properties.HelpRequested."""
+    those behind -drive, -netdev and -fsdev. `there` are the machine's processes. Raises ValueError and
+    properties.HelpRequested."""
     if properties.split(device)[0] in (virtio.SERIAL, virtio.CONSOLE):
         raise ValueError("a console cannot be added to a machine that runs: expected another device")
     asked = Added()
@@ -61,6 +61,7 @@ def _absolute(part: str) -> str:
 
 
 def _external(asked: Added, machine: Path) -> ServiceCommand:
+    asked.parts()  # which refuses what no device uses
     (device,) = asked.external
     if not device.command:
         raise ValueError("expected command=TEXT: a machine that runs does not wait for a device started by hand")

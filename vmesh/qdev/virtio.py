@@ -147,7 +147,7 @@ def parse_device(driver: str, properties: Mapping[str, str]) -> Device:
     if (name and not names.is_name(name)) or name in _OURS:
         raise ValueError(f"expected {names.USAGE}, and none of {', '.join(_OURS)}, got '{name}'")
     bus = properties.get("bus", "")
-    if bus and bus not in _BUSES:
+    if "bus" in properties and bus not in _BUSES:
         raise ValueError(f"expected bus={_BUSES[0]} to {_BUSES[-1]}, got '{bus}'")
     return Device(driver, name, _BUSES.index(bus) if bus else -1, _on(properties, "packed"), own)
 
