@@ -6,6 +6,7 @@ Exit status 1: one did not boot, find its disk and power off.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import tempfile
 from collections.abc import Collection
@@ -35,12 +36,12 @@ def _boot(moved: Collection[str]) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         (folder / "disk").write_bytes(b"here\n".ljust(1 << 20, b"\0"))
-        environment = moved_board.make(folder / "tree", moved)
+        found_first = moved_board.make(folder / "tree", moved)
         command = python("vmesh.cli", "run", "-quiet", "-drive", f"file={folder}/disk,format=raw")
         try:
             done = subprocess.run(
                 command, input=f"cat /sys/class/rtc/rtc0/name; head -n 1 /dev/vda; exit {_STATUS}\n",
-                env=environment, capture_output=True, text=True, timeout=_LIMIT, check=False,
+                env={**os.environ, **found_first}, capture_output=True, text=True, timeout=_LIMIT, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             return f"nothing after {_LIMIT:g} s"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 LIMIT = 120.0  # seconds; generous, as nothing here is about speed
 
@@ -21,6 +23,22 @@ def wait_for(condition: Callable[[], object], what: str | Callable[[], str], lim
             raise AssertionError(f"waited {limit:g} s for {what if isinstance(what, str) else what()}")
         # Who waits for long looks less often: what is asked needs the processor that it waits for.
         time.sleep(min(max(0.01, waited / 10), 0.25))
+
+
+def kill_until(process: Callable[[], int | None], stands_still: Callable[[], object], what: str) -> None:
+    """Kill each life of a service, `process` gives the present one if there is one, until its machine `stands_still`,
+    as it does after five deaths within ten seconds: a busy host may need more lives for that."""
+    killed = set[int]()
+
+    def reached() -> bool:
+        if (pid := process()) is not None and pid not in killed:
+            killed.add(pid)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return bool(stands_still())
+
+    wait_for(reached, lambda: f"{what} after {len(killed)} deaths")
+    assert len(killed) >= 5
 
 
 def read_some(fd: int, what: str, limit: float = LIMIT) -> bytes:

@@ -16,7 +16,7 @@ import pytest
 
 from tests.faults.conftest import DEADLINE, Rig
 from tests.system import programs
-from tests.waiting import read_some, wait_for
+from tests.waiting import kill_until, read_some, wait_for
 from vmesh.client import MachineClient
 
 pytestmark = pytest.mark.system
@@ -93,19 +93,12 @@ def test_killed_too_often_the_machine_stands_still_until_it_is_told_to_go_on(rig
     """A hart is in the midst of an access, or has posted some: each is made once, in the life after."""
     output = Output(start(rig, tmp_path, programs.count(LINES)))
     rig.wait_running()
-    killed = set[int]()
 
     def stands_still() -> bool:
-        """Five deaths within ten seconds, for which a busy host may need more lives."""
-        if (pid := rig.pid("uart0")) is not None and pid not in killed:
-            killed.add(pid)
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
         record = rig.record()
         return record is not None and record.state == "paused"
 
-    wait_for(stands_still, lambda: f"the machine to be paused after {len(killed)} deaths")
-    assert len(killed) >= 5
+    kill_until(lambda: rig.pid("uart0"), stands_still, "the machine to be paused")
     with MachineClient(rig.machine) as client:
         client.resume()
     assert output.wait() == OUTPUT

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -27,7 +26,7 @@ MOVES: Mapping[str, tuple[str, str]] = {
 
 
 def make(folder: Path, moved: Collection[str]) -> dict[str, str]:
-    """Put it into `folder`; gives the environment in which Python finds it first."""
+    """Put it into `folder`; gives what the environment needs for Python to find it first."""
     for room in ("vmesh", "services"):
         shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
     file = folder / _EDITED
@@ -37,4 +36,4 @@ def make(folder: Path, moved: Collection[str]) -> dict[str, str]:
         assert text.count(here) == 1, f"expected {here} once in {_EDITED}"
         text = text.replace(here, there)
     file.write_text(text)
-    return {**os.environ, "PYTHONPATH": str(folder)}
+    return {"PYTHONPATH": str(folder)}

@@ -23,11 +23,11 @@ pytestmark = pytest.mark.system
 def test_linux_finds_every_part_elsewhere(host: Host, debian: Guest, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.write_bytes(b"here\n".ljust(1 << 20, b"\0"))
-    environment = moved_board.make(tmp_path / "tree", moved_board.MOVES)
+    found_first = moved_board.make(tmp_path / "tree", moved_board.MOVES)
     done = subprocess.run(
         python("vmesh.cli", "run", "-quiet", "-append", NO_SELF_TESTS, "-drive", f"file={disk},format=raw"),
         input="cat /proc/iomem /proc/interrupts /sys/class/rtc/rtc0/name; head -n 1 /dev/vda; exit 3\n",
-        env={**host.environment, "PYTHONPATH": environment["PYTHONPATH"]},
+        env={**host.environment, **found_first},
         capture_output=True, text=True, timeout=LIMIT, check=False,
     )  # fmt: skip
     assert done.returncode == 3, done.stdout + done.stderr  # the test device took it

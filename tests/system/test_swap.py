@@ -23,7 +23,7 @@ from tests.c_example import copier_in_c
 from tests.system import programs
 from tests.system.conftest import BRIEF, PROMPT, Host, Terminal
 from tests.system.test_external_device import BASE, FLAG, IRQ, PYTHON, copied, wait_for_life
-from tests.waiting import LIMIT, wait_for
+from tests.waiting import LIMIT, kill_until, wait_for
 from vmesh.client import GatewayError, MachineClient
 from vmesh.guest import Guest
 from vmesh.machine import Machine, MachineError
@@ -123,20 +123,15 @@ def test_refused_the_former_one_goes_on(host: Host, busy: Machine) -> None:
         client.swap("copier0", ["true", "\0"], "/")
 
 
+def running(machine: Machine) -> int | None:
+    """The process of the copier, if it has begun its life."""
+    services = machine.read_record().services
+    return next((each.pid for each in services if (each.name, each.state) == ("copier0", "running")), None)
+
+
 def test_a_device_that_died_too_often_is_mended(host: Host, busy: Machine) -> None:
     with MachineClient(busy) as client:
-        killed = set[int]()
-
-        def stands_still() -> bool:
-            """Five deaths within ten seconds, for which a busy host may need more lives."""
-            for service in busy.read_record().services:
-                if service.name == "copier0" and service.state == "running" and service.pid not in killed:
-                    killed.add(service.pid)
-                    os.kill(service.pid, signal.SIGKILL)
-            return client.status().run_state == "io-error"
-
-        wait_for(stands_still, lambda: f"the machine to stop after {len(killed)} deaths")
-        assert len(killed) >= 5
+        kill_until(lambda: running(busy), lambda: client.status().run_state == "io-error", "the machine to stop")
         for command, reason in (("false", "ended with status 1"), (f"{RIVAL} toaster", "kind: expected copier, got")):
             said = swap(host, command, status=1)
             assert "cannot take the place of copier0 (copier, state vmesh.v1.CopierState), which has died: " in said

@@ -125,7 +125,7 @@ def resolve(
     `scratch` is a directory for what has to be unpacked (a kernel in gzip form); `firmware` are further places where
     `-bios default` looks; `rng_seed` is for a reproducible run, otherwise the host's random numbers seed the guest's.
     """
-    ram, rom = board.ram, board.of_kind("rom").range
+    ram, rom = board.ram, board.rom
     programs: list[_Program] = []
     if files.bios != "none":
         path = find_firmware(firmware) if files.bios == "default" else Path(files.bios)

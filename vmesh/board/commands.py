@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vmesh.board.parts import Board, Carrier, Part, Range
+from vmesh.board.parts import Board, Carrier, Part
 from vmesh.spawn import ServiceCommand
 
 
@@ -19,10 +19,9 @@ def device(part: Part, machine: Path, *more: str) -> ServiceCommand:
 
 def memory(board: Board) -> list[str]:
     """What memory is told of the address map: its own parts, and what it has to keep free for the cpu's."""
-    ram, rom = board.of_kind("ram").range, board.of_kind("rom").range
-    words = ["--ram", str(ram.size), "--ram-base", f"{ram.base:#x}", "--rom", _range(rom)]
+    words = ["--ram", str(board.ram.size), "--ram-base", f"{board.ram.base:#x}", "--rom", board.rom.option]
     for part in board.carried_by(Carrier.CPU):
-        words += ["--reserve", f"{part.name}={_range(part.range)}"]
+        words += ["--reserve", f"{part.name}={part.range.option}"]
     return words
 
 
@@ -32,7 +31,3 @@ def cpu(board: Board) -> list[str]:
     if buses := board.carried_by(Carrier.NOBODY):
         words += ["--transports", ",".join(f"{bus.range.base:#x}" for bus in buses)]
     return words
-
-
-def _range(found: Range) -> str:
-    return f"{found.base:#x}:{found.size:#x}"

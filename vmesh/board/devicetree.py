@@ -38,7 +38,7 @@ def build(board: Board) -> bytes:
     """The flattened device tree of `board`; /chosen names the console and nothing else yet."""
     tree = libfdt.FdtSw()
     tree.finish_reservemap()
-    console, ram, numbers = _path(board[board.console]), board.of_kind("ram").range, _Phandles(board)
+    console, ram, numbers = _path(board[board.console]), board.ram, _Phandles(board)
     with tree.add_node(""):
         tree.property_u32("#address-cells", 2)
         tree.property_u32("#size-cells", 2)

@@ -31,6 +31,11 @@ class Range:
     def overlaps(self, other: Range) -> bool:
         return self.base < other.end and other.base < self.end
 
+    @property
+    def option(self) -> str:
+        """As command lines of services have it."""
+        return f"{self.base:#x}:{self.size:#x}"
+
     def __str__(self) -> str:
         return f"{self.base:#x}+{self.size:#x}"
 
@@ -110,6 +115,10 @@ class Board:
     @property
     def ram(self) -> Range:
         return self.of_kind("ram").range
+
+    @property
+    def rom(self) -> Range:
+        return self.of_kind("rom").range
 
     def __getitem__(self, name: str) -> Part:
         return next(part for part in self.parts if part.name == name)

@@ -50,7 +50,7 @@ def parse(properties: Mapping[str, str]) -> External:
 
 def place(device: External) -> str:
     """What memory's --place takes: what the device has to say of itself when it attaches."""
-    return f"{device.name}={device.kind}@{device.range.base:#x}:{device.range.size:#x}/{device.irq}"
+    return f"{device.name}={device.kind}@{device.range.option}/{device.irq}"
 
 
 def note(device: External, machine: Path) -> str:
