@@ -24,7 +24,12 @@ Reply = TypeVar("Reply")
 _SNAPSHOT_SECONDS = 3600.0  # a large machine on a slow disk
 
 
-_MESSAGE_BYTES = 16 << 20  # of one that the gateway sends: a busy bus's trace
+_OPTIONS = [
+    ("grpc.max_receive_message_length", 16 << 20),  # bytes: a busy bus's trace
+    # A gateway opens a moment after its machine has started. gRPC's own pauses double up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
 
 
 class GatewayError(Exception):
@@ -52,15 +57,14 @@ class MachineClient:
 
     def __init__(self, machine: Machine | Remote, timeout: float = 10.0) -> None:
         self._timeout = timeout
-        options = [("grpc.max_receive_message_length", _MESSAGE_BYTES)]
         if isinstance(machine, Machine):
             self._name = machine.name
-            self._channel = grpc.insecure_channel(f"unix:{machine.gateway}", options)
+            self._channel = grpc.insecure_channel(f"unix:{machine.gateway}", _OPTIONS)
         else:
             self._name = machine.target
             keys = machine.keys(server=False)
             credentials = grpc.ssl_channel_credentials(keys.authority, keys.key, keys.certificate)
-            self._channel = grpc.secure_channel(machine.target, credentials, options)
+            self._channel = grpc.secure_channel(machine.target, credentials, _OPTIONS)
         self._stub = MachineStub(self._channel)
 
     def __enter__(self) -> MachineClient:

@@ -14,6 +14,7 @@ import pytest
 
 from services.cpu import core
 from tests.waiting import LIMIT, Process, wait_for
+from vmesh.client import MachineClient
 from vmesh.machine import Machine, MachineError, MachineRecord, ServiceRecord
 from vmesh.spawn import python
 
@@ -55,6 +56,10 @@ class Rig:
         )
         self._started.append(process)
         return process
+
+    def client(self) -> MachineClient:
+        """Of its gateway, as patient as all who wait in tests."""
+        return MachineClient(self.machine, timeout=LIMIT)
 
     def record(self) -> MachineRecord | None:
         try:

@@ -15,7 +15,6 @@ from tests.faults.conftest import DEADLINE, Rig
 from tests.faults.rogue import IMPOSTORS
 from tests.system import programs
 from tests.waiting import wait_for
-from vmesh.client import MachineClient
 
 pytestmark = pytest.mark.system
 
@@ -33,14 +32,14 @@ def start(rig: Rig, tmp_path: Path, misdeed: str, program: bytes, *flags: str) -
 
 
 def complaints(rig: Rig) -> dict[str, int]:
-    with MachineClient(rig.machine) as client:
+    with rig.client() as client:
         services = client.status().services
     assert all(not service.complaints for service in services if service.name != "rogue")
     return next(dict(service.complaints) for service in services if service.name == "rogue")
 
 
 def finish(rig: Rig, launcher: subprocess.Popen[bytes]) -> None:
-    with MachineClient(rig.machine) as client:
+    with rig.client() as client:
         assert all(service.epoch == 1 for service in client.status().services)
         client.quit()
     launcher.communicate(timeout=DEADLINE)
@@ -64,6 +63,7 @@ def test_a_hart_gets_an_access_fault_from_a_device_that_says_nothing(rig: Rig, t
 def test_answers_that_are_nonsense(rig: Rig, tmp_path: Path) -> None:
     """The access is answered all the same, as the right answer comes too: the guest goes on, without a trap."""
     launcher = start(rig, tmp_path, "nonsense", programs.peek(BASE))
+    rig.wait_running()
     wait_for(lambda: complaints(rig) == {"nonsense": 2}, "two complaints")
     finish(rig, launcher)
 
@@ -74,6 +74,7 @@ def test_answers_that_are_nonsense(rig: Rig, tmp_path: Path) -> None:
 )
 def test_what_others_see_is_counted(rig: Rig, tmp_path: Path, misdeed: str, complaint: str) -> None:
     launcher = start(rig, tmp_path, misdeed, programs.sleep(0))
+    rig.wait_running()
     wait_for(lambda: complaints(rig).get(complaint, 0) > 0, complaint)
     finish(rig, launcher)
 
@@ -88,7 +89,7 @@ def test_a_device_that_says_anything_costs_nobody_else_a_life(rig: Rig, tmp_path
     hostile = f"vmesh-external,id=h0,base={BASE:#x},irq=20,command={program}"
     launcher = rig.start_real("-bios", "none", "-kernel", str(elf), "-device", hostile)
     wait_for(lambda: _life(rig, "h0") >= 3, "some lives of the device")
-    with MachineClient(rig.machine) as client:
+    with rig.client() as client:
         assert all(service.epoch == 1 for service in client.status().services if service.name != "h0")
         client.quit()
     assert launcher.wait(DEADLINE) == 0
@@ -99,7 +100,7 @@ def test_a_device_that_attaches_as_a_later_life_has_its_next_one(rig: Rig, tmp_p
     """Which is what the monitor calls it."""
     launcher = start(rig, tmp_path, "life", programs.peek(BASE))
     wait_for(lambda: _life(rig, "rogue") == 2, "the next life of the device")
-    with MachineClient(rig.machine) as client:
+    with rig.client() as client:
         client.quit()
     assert launcher.wait(DEADLINE) == 0
     rig.wait_clean()
@@ -110,7 +111,7 @@ def test_what_breaks_the_protocol_costs_a_device_its_life(rig: Rig, tmp_path: Pa
     """And nobody else."""
     launcher = start(rig, tmp_path, misdeed, programs.peek(BASE))
     wait_for(lambda: _life(rig, "rogue") == 2, "the next life of the device")
-    with MachineClient(rig.machine) as client:
+    with rig.client() as client:
         services = {service.name: service for service in client.status().services}
         assert "breaks the protocol" in services["rogue"].last_error
         assert all(service.epoch == 1 for name, service in services.items() if name != "rogue")
@@ -128,7 +129,7 @@ def test_a_device_cannot_be_anybody_else(rig: Rig, tmp_path: Path) -> None:
     for name in ("uart0", "rogue"):
         os.kill(rig.service(name).pid, signal.SIGKILL)
         rig.wait_life(name, 2)
-    with MachineClient(rig.machine) as client:
+    with rig.client() as client:
 
         def refused(name: str) -> int:
             return next(each.counters["refused: process"] for each in client.status().services if each.name == name)

@@ -17,7 +17,6 @@ import pytest
 
 from tests.faults.conftest import DEADLINE, Rig
 from tests.waiting import wait_for
-from vmesh.client import MachineClient
 from vmesh.v1 import gateway_pb2
 from vmesh.v1.gateway_pb2_grpc import MachineStub
 
@@ -33,7 +32,7 @@ def resident(pid: int) -> int:
 def test_too_many_streams_are_refused_and_the_rest_goes_on(rig: Rig) -> None:
     launcher = rig.start()
     rig.wait_running()
-    with ExitStack() as channels, MachineClient(rig.machine) as client:
+    with ExitStack() as channels, rig.client() as client:
         client.status()
         streams = []
         for _ in range(STREAMS):
@@ -49,7 +48,7 @@ def test_too_many_streams_are_refused_and_the_rest_goes_on(rig: Rig) -> None:
         assert client.status().state == gateway_pb2.MACHINE_RUNNING
         for each in streams:
             each.cancel()
-    with MachineClient(rig.machine) as client:  # their places are free again
+    with rig.client() as client:  # their places are free again
         seen: list[gateway_pb2.Event] = []
         stream = client.events()
         threading.Thread(target=lambda: [seen.append(each) for each in stream], daemon=True).start()
@@ -71,7 +70,7 @@ def test_floods_and_slow_readers_leave_memory_bounded(rig: Rig) -> None:
     chance = random.Random(seed)
     launcher = rig.start()
     monitor = rig.wait_running().pid
-    with ExitStack() as channels, MachineClient(rig.machine) as client:
+    with ExitStack() as channels, rig.client() as client:
         client.status()
         stubs = [
             MachineStub(channels.enter_context(grpc.insecure_channel(f"unix:{rig.machine.gateway}"))) for _ in range(8)
@@ -111,7 +110,7 @@ def test_silent_connections_leave_the_machine_its_descriptors(rig: Rig) -> None:
     """Whoever connects and says nothing, wherever: a bounded number is kept, and what needs descriptors is done."""
     launcher = rig.start()
     rig.wait_running()
-    with MachineClient(rig.machine) as client, ExitStack() as open_ones:
+    with rig.client() as client, ExitStack() as open_ones:
         monitor = next(each.pid for each in client.status(usage=True).others if each.name == "monitor")
 
         def files() -> int:

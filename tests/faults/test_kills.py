@@ -16,7 +16,7 @@ import pytest
 
 from tests.faults.conftest import DEADLINE, Rig
 from tests.waiting import wait_for
-from vmesh.client import GatewayError, MachineClient
+from vmesh.client import GatewayError
 from vmesh.spawn import python
 
 SERVICES = ("memory", "cpu")  # nothing goes on without these
@@ -69,7 +69,7 @@ def test_device_that_dies_again_and_again_stops_the_machine(rig: Rig) -> None:
     for first in (1, 6):
         kill_again_and_again(rig, first)
         rig.wait_running("paused")
-        with MachineClient(rig.machine) as client:
+        with rig.client() as client:
             status = client.status()
             why = "ended with status 7, for the 5th time within 10 s; its last words: [2Jthe disk is on fire"
             assert (status.run_state, why in status.last_error) == ("io-error", True)

@@ -17,7 +17,7 @@ from tests.faults.conftest import Rig
 from tests.file_systems import mounted
 from tests.system import programs
 from tests.waiting import wait_for
-from vmesh.client import GatewayError, MachineClient
+from vmesh.client import GatewayError
 
 pytestmark = pytest.mark.system
 
@@ -32,7 +32,7 @@ def start(rig: Rig, program: bytes, *flags: str) -> subprocess.Popen[bytes]:
 
 def end(rig: Rig, launcher: subprocess.Popen[bytes]) -> list[str]:
     """End a machine that is lost; gives the lines on stderr that are of a loss."""
-    with MachineClient(rig.machine) as client:
+    with rig.client() as client:
         assert client.status().run_state == "internal-error"
         snapshot = partial(client.snapshot_save, rig.runtime / "s")
         move = partial(client.migrate, f"unix:{rig.runtime}/to")
@@ -56,7 +56,7 @@ def test_guest_memory_is_cut_short(rig: Rig, name: str) -> None:
     os.truncate(rig.machine.path / name, 0)
     rig.wait_running("paused")
     assert {service.name: service.pid for service in rig.wait_running("paused").services} == pids
-    with MachineClient(rig.machine) as client:
+    with rig.client() as client:
         why = client.status().last_error
     assert why.startswith(f"guest memory is lost: {rig.machine.path}/{name} was cut short: 0 of ")
     assert f"{name} was cut short" in rig.machine.log.read_text()
@@ -82,7 +82,7 @@ def test_a_slot_is_cut_short(rig: Rig) -> None:
     rig.wait_running()
     os.truncate(rig.machine.path / "uart0.slot", 0)
     rig.wait_life("uart0", 2)
-    with MachineClient(rig.machine) as client:
+    with rig.client() as client:
         services = {service.name: service for service in client.status().services}
         assert {name: service.epoch for name, service in services.items() if service.epoch > 1} == {"uart0": 2}
         assert "uart0.slot was cut short: 0 of " in services["uart0"].last_error
@@ -115,7 +115,7 @@ def test_there_is_no_room_for_guest_memory(small: Rig) -> None:
     with open(small.runtime / "full", "wb", buffering=0) as full, suppress(OSError):
         while full.write(bytes(4096)):
             pass
-    with MachineClient(small.machine) as client:
+    with small.client() as client:
         client.resume()
         wait_for(lambda: client.status().run_state == "internal-error", "the machine to stop")
         why = client.status().last_error

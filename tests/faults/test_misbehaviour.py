@@ -46,7 +46,7 @@ def test_hanging_device_is_killed_and_started_again(rig: Rig) -> None:
     rig.wait_running()
     rig.order("uart0", "hang")
     rig.wait_life("uart0", 2)
-    with MachineClient(rig.machine) as client:
+    with rig.client() as client:
         errors = {service.name: service.last_error for service in client.status().services}
         assert errors == {"memory": "", "cpu": "", "uart0": "hangs: it owes an answer for 1 s", "test": ""}
         client.quit()
@@ -74,7 +74,7 @@ def test_guest_memory_that_is_lost_stops_the_machine_for_good(rig: Rig) -> None:
     rig.wait_running("paused")
     rig.order("memory", "lost ram.seg was cut short, too")
     rig.order("uart0", "exit 3")  # and has no next life
-    with MachineClient(rig.machine) as client:
+    with rig.client() as client:
         wait_for(lambda: _state(client, "uart0") == "dead", "the end of the device")
         status = client.status()
         why = "guest memory is lost: ram.seg was cut short"
@@ -128,7 +128,7 @@ def test_unparsable_packets_from_a_service_are_survived(rig: Rig) -> None:
     launcher = rig.start()
     rig.wait_running()
     rig.order("uart0", "garbage")
-    with MachineClient(rig.machine) as client:
+    with rig.client() as client:
         wait_for(lambda: not (rig.machine.path / "uart0.do").exists(), "the stand-in to follow")
         assert client.status().state == gateway_pb2.MACHINE_RUNNING
         client.quit()
@@ -141,7 +141,7 @@ def test_garbage_at_the_gateway_is_survived(rig: Rig) -> None:
     chance = random.Random(seed)
     launcher = rig.start()
     rig.wait_running()
-    with MachineClient(rig.machine) as client:
+    with rig.client() as client:
         client.status()
         for _ in range(20):
             with socket.socket(socket.AF_UNIX) as peer:
@@ -157,7 +157,7 @@ def test_garbage_at_the_gateway_is_survived(rig: Rig) -> None:
 def test_gateway_pauses_resumes_and_refuses(rig: Rig) -> None:
     launcher = rig.start("-S")
     rig.wait_running("paused")
-    with MachineClient(rig.machine) as client:
+    with rig.client() as client:
         assert client.status().state == gateway_pb2.MACHINE_PAUSED
         client.reset()
         assert client.status().state == gateway_pb2.MACHINE_PAUSED
@@ -205,7 +205,7 @@ def test_a_stopped_monitor_blames_nobody_when_it_goes_on(rig: Rig) -> None:
     os.kill(monitor, signal.SIGSTOP)
     time.sleep(2.5)  # longer than the health limit
     os.kill(monitor, signal.SIGCONT)
-    with MachineClient(rig.machine) as client:
+    with rig.client() as client:
         assert client.status().state == gateway_pb2.MACHINE_RUNNING
         client.quit()
     assert launcher.wait() == 0

@@ -17,7 +17,6 @@ import pytest
 from tests.faults.conftest import DEADLINE, Rig
 from tests.system import programs
 from tests.waiting import kill_until, read_some, wait_for
-from vmesh.client import MachineClient
 
 pytestmark = pytest.mark.system
 
@@ -99,7 +98,7 @@ def test_killed_too_often_the_machine_stands_still_until_it_is_told_to_go_on(rig
         return record is not None and record.state == "paused"
 
     kill_until(lambda: rig.pid("uart0"), stands_still, "the machine to be paused")
-    with MachineClient(rig.machine) as client:
+    with rig.client() as client:
         client.resume()
     assert output.wait() == OUTPUT
     rig.wait_clean()
@@ -169,7 +168,7 @@ def test_status_tells_of_it(rig: Rig, tmp_path: Path) -> None:
     rig.wait_running()
     kill(rig, "rtc")
     rig.wait_life("rtc", 2)
-    with MachineClient(rig.machine) as client:
+    with rig.client() as client:
         rtc = next(service for service in client.status().services if service.name == "rtc")
         assert (rtc.epoch, rtc.state, rtc.last_error) == (2, "running", "was killed by SIGKILL")
         client.quit()

@@ -60,7 +60,7 @@ def test_control_goes_on_while_nobody_reads(rig: Rig, other: Rig, flags: list[st
     launcher = rig.start_real(*flags, "-serial", f"unix:{rig.runtime}/console,server=on", "-health-interval", "0.1")
     console = reader(rig)
     rig.wait_running()
-    with MachineClient(rig.machine) as client:
+    with rig.client() as client:
         wait_for(lambda: waiting(client) > 0, "the output to wait")
         for _ in range(3):
             client.pause()
@@ -90,7 +90,7 @@ def test_moved_machine_brings_out_what_was_waiting_once(rig: Rig, other: Rig, fl
     console = reader(rig)
     rig.wait_running()
     wait_for((other.runtime / "incoming").exists, "the destination to listen")
-    with MachineClient(rig.machine) as client:
+    with rig.client() as client:
         wait_for(lambda: waiting(client) > 0, "the output to wait")
         client.migrate(place)
         wait_for(
@@ -105,7 +105,7 @@ def test_machine_ends_though_nobody_reads(rig: Rig, flags: list[str]) -> None:
     launcher = rig.start_real(*flags, "-serial", f"unix:{rig.runtime}/console,server=on", "-health-interval", "0.1")
     with reader(rig):
         rig.wait_running()
-        with MachineClient(rig.machine) as client:
+        with rig.client() as client:
             wait_for(lambda: waiting(client) > 0, "the output to wait")
             assert client.status().state == gateway_pb2.MACHINE_RUNNING
             client.reset()

@@ -56,11 +56,11 @@ class Debugged:
 
     @property
     def state(self) -> str:
-        with MachineClient(self._machine) as client:
+        with MachineClient(self._machine, timeout=LIMIT) as client:
             return gateway_pb2.MachineState.Name(client.status().state)
 
     def client(self) -> MachineClient:
-        return MachineClient(self._machine)
+        return MachineClient(self._machine, timeout=LIMIT)
 
     def close(self) -> str:
         """End it; gives what it printed."""

@@ -73,7 +73,8 @@ class Composed:
         return self.engine.docker("exec", self.container("monitor"), "vmesh", *arguments)
 
     def console(self) -> str:
-        return self.compose("logs", "--no-color", "--no-log-prefix", "keeper")
+        """Its whole lines: an engine keeps what stands behind them until the keeper ends."""
+        return self.engine.docker("logs", self.container("keeper"))
 
     def type(self, text: str) -> None:
         """Have the guest's shell carry out a line."""
@@ -211,6 +212,7 @@ def check_migration(engine: Engine, here: Composed, folder: Path) -> None:
         begin_work(here)
         assert "moved 'machine'" in here.vmesh("migrate", "machine", uri)
         assert " is paused" in here.vmesh("status", "machine")
+        here.compose("stop")  # else the part of a line that came out here, the rest of it there, is not seen
         end_work(there, lambda: here.console() + there.console())
     finally:
         there.compose("down", "--volumes")

@@ -15,7 +15,7 @@ from tests.hosts import Spread
 from tests.relay import Relay
 from tests.system import programs
 from tests.system.conftest import BRIEF, PROMPT, Host, Terminal
-from tests.waiting import wait_for
+from tests.waiting import LIMIT, wait_for
 from vmesh.client import MachineClient
 from vmesh.deploy.description import KEEPER
 from vmesh.guest import Guest
@@ -52,7 +52,7 @@ def test_reset_kill_and_what_is_refused(run: Run, host: Host, debian: Guest) -> 
     terminal.expect(PROMPT)
     terminal.ask("echo x >/tmp/mark")
     machine = Machine(host.runtime / "apart")
-    with MachineClient(machine) as client:
+    with MachineClient(machine, timeout=LIMIT) as client:
         client.reset()
     terminal.expect(PROMPT)
     assert "No such file" in terminal.ask("cat /tmp/mark")

@@ -206,7 +206,7 @@ def test_machines_on_a_hub_and_a_card_that_is_killed(
 
 def service(machine: str) -> ServiceStatus:
     """The card of a machine."""
-    with MachineClient(find(machine)) as client:
+    with MachineClient(find(machine), timeout=LIMIT) as client:
         return next(each for each in client.status().services if each.name == "card")
 
 

@@ -18,7 +18,7 @@ import pytest
 from tests.keys import make_keys
 from tests.system import programs
 from tests.system.conftest import PROMPT, Host, Terminal
-from tests.waiting import Process, free_port, wait_for
+from tests.waiting import LIMIT, Process, free_port, wait_for
 from vmesh.client import GatewayError, MachineClient
 from vmesh.machine import Machine
 from vmesh.remote import Remote
@@ -34,7 +34,7 @@ Run = Callable[..., Terminal]
 
 @pytest.fixture
 def shared(host: Host, shell: Terminal) -> Iterator[MachineClient]:
-    with MachineClient(Machine(host.runtime / "shared")) as client:
+    with MachineClient(Machine(host.runtime / "shared"), timeout=LIMIT) as client:
         yield client
 
 
@@ -50,7 +50,7 @@ def remote(host: Host, tmp_path_factory: pytest.TempPathFactory, peer: Callable[
     flags = ("-bios", "none", "-kernel", str(kernel), "-serial", "null", "-name", "far")
     machine = host.run(*flags, "-gateway", f"{place},tls-creds={keys}", "-metrics", f"127.0.0.1:{metrics}", pipes=True)
     (folder / "metrics").write_text(str(metrics))
-    with MachineClient(Machine(host.runtime / "far")) as client:
+    with MachineClient(Machine(host.runtime / "far"), timeout=LIMIT) as client:
         wait_for(lambda: _answers(client), "the machine's gateway")
     yield place
     machine.close()
@@ -96,7 +96,7 @@ class Counting(threading.Thread):
 
 
 def test_two_are_attached_beside_the_terminal(host: Host, shared: MachineClient, shell: Terminal) -> None:
-    with MachineClient(Machine(host.runtime / "shared")) as other:
+    with MachineClient(Machine(host.runtime / "shared"), timeout=LIMIT) as other:
         looks = Attached(shared)
         wait_for(lambda: looks.output, "what was written before")
         types = Attached(other, b"echo both-$((40+2))\n")
@@ -121,7 +121,7 @@ def test_attached_at_a_terminal(host: Host, shell: Terminal, root: Path) -> None
 
 def test_streams_beside_each_other_under_load(host: Host, shared: MachineClient, shell: Terminal) -> None:
     shell.ask("while :; do cat /proc/interrupts >/dev/null; done & sleep 0.1")
-    with MachineClient(Machine(host.runtime / "shared")) as other:
+    with MachineClient(Machine(host.runtime / "shared"), timeout=LIMIT) as other:
         counts = [Counting(stream) for client in (shared, other) for stream in (client.trace(), client.events())]
         consoles = [Attached(shared), Attached(other, b"echo load-$((40+2))\n")]
         for console in consoles:
@@ -148,7 +148,7 @@ def test_events_come_in_order_and_end_with_the_machine(host: Host, run: Run, tmp
     run("-bios", "none", "-kernel", str(kernel), "-serial", "null", "-name", "told", pipes=True)
     machine = Machine(host.runtime / "told")
     wait_for(machine.gateway.exists, "the gateway")
-    with MachineClient(machine) as client:
+    with MachineClient(machine, timeout=LIMIT) as client:
         names: list[str] = []
         begun = threading.Event()
 
@@ -250,7 +250,7 @@ def test_top_is_live_on_a_terminal_until_q(host: Host, remote: Remote, root: Pat
 
 
 def test_with_keys_all_is_there_over_tcp(host: Host, remote: Remote) -> None:
-    with MachineClient(remote) as client:
+    with MachineClient(remote, timeout=LIMIT) as client:
         assert client.status().name == "far"
         assert client.registers(0).registers[11].name == "a0"
     said = host.vmesh("status", f"{remote},tls-creds={remote.folder}")
@@ -270,7 +270,7 @@ def test_without_keys_nobody_comes_in(remote: Remote, tmp_path: Path, peer: Call
             MachineStub(channel).Status(gateway_pb2.StatusRequest(), timeout=10)
         assert isinstance(refused.value, grpc.Call)
         assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
-    with MachineClient(remote) as client:
+    with MachineClient(remote, timeout=LIMIT) as client:
         assert client.status().name == "far"
 
 

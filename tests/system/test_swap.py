@@ -119,7 +119,10 @@ def test_refused_the_former_one_goes_on(host: Host, busy: Machine) -> None:
     assert "there is no program '/nowhere/copier'" in swap(host, "/nowhere/copier", status=1)
     assert "no device 'copier1'; expected one of " in host.vmesh("swap", "swaps", "copier1", "--", "true", status=1)
     assert "expected [MACHINE] DEVICE -- COMMAND" in host.vmesh("swap", "swaps", "copier0", status=2)
-    with MachineClient(busy) as client, pytest.raises(GatewayError, match="command: expected a text without NUL"):
+    with (
+        MachineClient(busy, timeout=LIMIT) as client,
+        pytest.raises(GatewayError, match="command: expected a text without NUL"),
+    ):
         client.swap("copier0", ["true", "\0"], "/")
 
 
@@ -130,7 +133,7 @@ def running(machine: Machine) -> int | None:
 
 
 def test_a_device_that_died_too_often_is_mended(host: Host, busy: Machine) -> None:
-    with MachineClient(busy) as client:
+    with MachineClient(busy, timeout=LIMIT) as client:
         kill_until(lambda: running(busy), lambda: client.status().run_state == "io-error", "the machine to stop")
         for command, reason in (("false", "ended with status 1"), (f"{RIVAL} toaster", "kind: expected copier, got")):
             said = swap(host, command, status=1)
