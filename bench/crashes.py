@@ -100,19 +100,21 @@ def _killed(command: Sequence[str], environment: dict[str, str], chance: random.
     ) as machine:  # fmt: skip
         assert machine.stdin is not None
 
-        def until(text: bytes) -> None:
+        def until(pattern: re.Pattern[bytes]) -> None:
             deadline = time.monotonic() + harness.LIMIT
-            while text not in os.pread(sink.fileno(), 1 << 24, 0):
+            while not pattern.search(os.pread(sink.fileno(), 1 << 24, 0)):
                 if machine.poll() is not None or time.monotonic() > deadline:
-                    raise BenchError(f"no {text!r} of the machine: {os.pread(sink.fileno(), 1 << 16, 0)[-500:]!r}")
+                    raise BenchError(
+                        f"no {pattern.pattern!r} of the machine: {os.pread(sink.fileno(), 1 << 16, 0)[-500:]!r}"
+                    )
                 time.sleep(0.02)
 
         try:
-            until(_PROMPT)
+            until(re.compile(re.escape(_PROMPT)))
             for line in _WRITE:
                 machine.stdin.write(line.encode() + b"\n")
                 machine.stdin.flush()
-            until(b"kept 0 ")
+            until(_SAID)
             time.sleep(chance.uniform(*_SECONDS))
         finally:
             kill_all(f"VMESH_RUNTIME={environment['VMESH_RUNTIME']}")

@@ -33,6 +33,7 @@ from services.cpu.isa.riscv.state import (
     SINK,
 )
 from tests.models.tiers import BOTH, INTERPRET, EagerHarts, default_mode
+from tests.waiting import LIMIT
 from vmesh.guest_memory import barrier
 from vmesh.segment import CODE_FREE, CODE_WRITTEN
 
@@ -183,7 +184,7 @@ class Cpu:
 
     # running
 
-    def run(self, number: int = 0, seconds: float = 20.0) -> Stop:
+    def run(self, number: int = 0, seconds: float = LIMIT) -> Stop:
         """Runs a hart in this thread until it ends or traps, or for ``seconds`` of real time."""
         hart = self.harts.hart[number]
         self._deadlines[number] = time.monotonic() + seconds

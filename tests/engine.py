@@ -47,7 +47,7 @@ class Engine:
         *command: str,
         input: str | None = None,
         check: bool = True,
-        limit: float = LIMIT,
+        limit: float = BUILD_LIMIT,
         environment: dict[str, str] | None = None,
     ) -> str:
         """What the command says, on both outputs. Fails, with all of it, at another status than 0 if `check`."""

@@ -46,7 +46,7 @@ class Host:
     enter: tuple[str, ...] = ()
 
 
-def free_port(address: str) -> int:
+def free_port(address: str = "127.0.0.1") -> int:
     """Below those that the kernel gives to connections, so that nobody else has it when the service begins."""
     while True:
         port = random.randrange(*_PORTS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import select
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable
@@ -47,12 +46,6 @@ def read_some(fd: int, what: str, limit: float = LIMIT) -> bytes:
     poll.register(fd, select.POLLIN)
     assert poll.poll(limit * 1000), f"waited {limit:g} s for {what}"
     return os.read(fd, 65536)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Process(subprocess.Popen[bytes]):

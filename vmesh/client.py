@@ -22,7 +22,8 @@ from vmesh.v1.gateway_pb2_grpc import MachineStub
 Reply = TypeVar("Reply")
 
 _SNAPSHOT_SECONDS = 3600.0  # a large machine on a slow disk
-
+_CALL_SECONDS = 70.0  # longer than the gateway's own limit: what it says then is the better reason
+_CONNECT_SECONDS = 10.0  # for a gateway on another host to be there
 
 _OPTIONS = [
     ("grpc.max_receive_message_length", 16 << 20),  # bytes: a busy bus's trace
@@ -36,7 +37,7 @@ class GatewayError(Exception):
     """A call that the machine refused or did not answer; the message is one line for the user."""
 
 
-def connect(name: str, timeout: float = 10.0) -> MachineClient:
+def connect(name: str, timeout: float = _CALL_SECONDS) -> MachineClient:
     """A client of the machine of that name, or at `tcp:HOST:PORT,tls-creds=FOLDER`.
 
     Raises MachineError if there is none of that name, GatewayError for an address that is none and bad keys.
@@ -55,8 +56,10 @@ class MachineClient:
     ConfigError for keys of a remote one that cannot be used.
     """
 
-    def __init__(self, machine: Machine | Remote, timeout: float = 10.0) -> None:
+    def __init__(self, machine: Machine | Remote, timeout: float = _CALL_SECONDS) -> None:
         self._timeout = timeout
+        self._elsewhere = isinstance(machine, Remote)
+        self._connected = False
         if isinstance(machine, Machine):
             self._name = machine.name
             self._channel = grpc.insecure_channel(f"unix:{machine.gateway}", _OPTIONS)
@@ -204,11 +207,11 @@ class MachineClient:
 
     def events(self) -> Iterator[gateway_pb2.Event]:
         """What happens from now on, until the machine ends."""
-        return self._stream(self._stub.Events, gateway_pb2.EventsRequest())
+        return self._stream(self._stub.Events, gateway_pb2.EventsRequest(), begun=True)
 
     def trace(self) -> Iterator[trace_pb2.TraceRecords]:
         """The bus's traffic from now on, until the iterator is closed or the machine ends."""
-        return self._stream(self._stub.Trace, gateway_pb2.TraceRequest())
+        return self._stream(self._stub.Trace, gateway_pb2.TraceRequest(), begun=True)
 
     def attach(self, typed: Iterable[bytes], device: str = "") -> Iterator[gateway_pb2.ConsoleOutput]:
         """A console's output, until the machine ends. `typed`, read in a thread of gRPC's, is its input.
@@ -223,13 +226,25 @@ class MachineClient:
 
         return self._stream(self._stub.Attach, requests())
 
-    def _stream(self, method: Callable[..., Any], request: Any) -> Iterator[Any]:
-        """The messages of a stream that has no end of its own. That the machine ends is no error."""
+    def _stream(self, method: Callable[..., Any], request: Any, *, begun: bool = False) -> Iterator[Any]:
+        """The messages of a stream that has no end of its own. That the machine ends is no error. With `begun`, which
+        takes a gateway that says so, nothing is missed that happens after this has returned."""
+        self._connect()
+        call = method(request)
+        if begun:
+            call.initial_metadata()
+        return self._messages(call)
+
+    def _connect(self) -> None:
+        """Once; nobody may be there, or not for our keys."""
+        if self._connected:
+            return
         try:
-            grpc.channel_ready_future(self._channel).result(self._timeout)
+            patience = min(self._timeout, _CONNECT_SECONDS) if self._elsewhere else self._timeout
+            grpc.channel_ready_future(self._channel).result(patience)
+            self._connected = True
         except grpc.FutureTimeoutError:
             raise GatewayError(f"machine '{self._name}' does not answer at its gateway") from None
-        return self._messages(method(request))
 
     def _messages(self, call: Any) -> Iterator[Any]:
         try:
@@ -244,6 +259,8 @@ class MachineClient:
             call.cancel()
 
     def _call(self, method: Callable[..., Reply], request: Any, timeout: float = 0.0) -> Reply:
+        if self._elsewhere:
+            self._connect()
         try:
             # Waiting for the gateway: it opens a moment after the guest has begun to run.
             return method(request, timeout=timeout or self._timeout, wait_for_ready=True)

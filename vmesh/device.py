@@ -23,7 +23,8 @@ from vmesh.guest_memory import GuestMemory, LocalGuestMemory, RemoteGuestMemory
 from vmesh.privileges import Capability
 from vmesh.service import Runtime, Service
 from vmesh.slot import MARKS, Slot
-from vmesh.trace import MemoryTrace, identity, now_ns
+from vmesh.time import host_ns
+from vmesh.trace import MemoryTrace, identity
 from vmesh.v1 import bus_pb2 as messages
 from vmesh.v1 import lifecycle_pb2 as lifecycle
 from vmesh.v1 import memory_pb2
@@ -228,6 +229,11 @@ class Device:
     def shutdown(self) -> None:
         """Bring out what the guest has written."""
 
+    def quiet_until_ns(self) -> int:
+        """A promise: before that guest time the device does by itself nothing that the guest could see. 0: it promises
+        nothing, since something may come from outside; `vmesh.time.NEVER_NS`: it only answers accesses."""
+        return 0
+
     def counters(self) -> dict[str, int]:
         return {}
 
@@ -371,6 +377,9 @@ class DeviceService(Service):
 
     def handle(self, client: Client, packet: Packet) -> Message | None:
         kind = packet.WhichOneof("body")
+        if kind == "guest_time":
+            self._runtime.clock.hear(packet.guest_time.now_ns, passes=packet.guest_time.passes)
+            return None
         if kind not in ("access_batch", "take_accesses"):
             return super().handle(client, packet)
         link = self._links[client.hart]
@@ -507,8 +516,9 @@ class DeviceService(Service):
     def _perform(self, link: _Link, packet: Packet) -> None:
         batch = packet.access_batch
         accesses = batch.accesses
-        began = now_ns() if self._recorder.on else 0
+        began = host_ns() if self._recorder.on else 0
         self._acting = link
+        self._runtime.clock.hear(batch.time_ns)
         device, sizes = self._device, self._sizes
         value, bus_error = 0, False
         for index in range(max(0, link.done + 1 - batch.sequence), len(accesses)):
@@ -534,7 +544,7 @@ class DeviceService(Service):
         link.value, link.bus_error = value, bus_error
         device.flush()
         if began:
-            self._record(TRACE_HANDLED, began, duration_ns=now_ns() - began, size=len(accesses))
+            self._record(TRACE_HANDLED, began, duration_ns=host_ns() - began, size=len(accesses))
         if access.write and (access.region, access.offset, access.size) in self._posted:
             # Nobody waits for the answer to posted writes: the end of the turn has time for it. What they changed goes
             # to the irqchip, which listens.
@@ -552,6 +562,8 @@ class DeviceService(Service):
             credits=WINDOW,
             update=update,
             held=held,
+            time_ns=self._runtime.clock.now_ns(),
+            quiet_until_ns=self._device.quiet_until_ns(),
         )
         sent = self._runtime.server.send_packet(link.identity, Packet(id=packet_id, batch_done=done))
         if not sent and update is not None:
@@ -612,7 +624,7 @@ class DeviceService(Service):
                 self._update_sequence = sequence
                 self._updates += 1
                 if self._recorder.on:
-                    self._record(TRACE_SENT, now_ns(), update=sequence, text=f"raise {key[1]:#x} bits {bits:#x}")
+                    self._record(TRACE_SENT, host_ns(), update=sequence, text=f"raise {key[1]:#x} bits {bits:#x}")
             else:
                 self._device.wires.raise_latch(*key, bits)
 
@@ -633,11 +645,16 @@ class DeviceService(Service):
             return None
         self._update_sequence += 1
         self._updates += 1
-        update = messages.DeviceUpdate(epoch=self._runtime.epoch, sequence=self._update_sequence)
+        update = messages.DeviceUpdate(
+            epoch=self._runtime.epoch,
+            sequence=self._update_sequence,
+            time_ns=self._runtime.clock.now_ns(),
+            quiet_until_ns=self._device.quiet_until_ns(),
+        )
         self._device.wires.fill(update, everything=everything)
         if self._recorder.on:
             text = trace.describe(update, self._device.regions)
-            self._record(TRACE_SENT, now_ns(), update=update.sequence, text=text)
+            self._record(TRACE_SENT, host_ns(), update=update.sequence, text=text)
         return update
 
     def _take_back(self, update: messages.DeviceUpdate) -> None:

@@ -11,8 +11,11 @@ import queue
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import zmq
+
+from vmesh.time import NEVER_NS, Clock, HostClock, host_ns
 
 Callback = Callable[[], None]
 # As plain numbers: arithmetic with zmq's flags costs half a microsecond each.
@@ -21,17 +24,26 @@ _NOT_IN, _NOT_OUT = ~_IN, ~_OUT
 REST_SECONDS = 0.1  # for a source whose callback failed: it would be ready again at once, and fail again
 
 
+@dataclass(frozen=True, slots=True)
+class _Timer:
+    when_ns: int
+    callback: Callback
+    guest: bool  # it is of guest time, else of the host's
+
+
 class Loop:
-    """Calls back what is ready, until `stop`.
+    """Calls back what is ready, until `stop`. Timers of guest time follow `clock`; all others are patience, of the
+    host's time.
 
     `failed` is told of an exception that a callback did not handle; the loop then goes on, unless `failed` raises.
     Without it an exception ends the loop.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock: Clock = clock or HostClock()
         self._poller = zmq.Poller()
         self._callbacks: dict[object, tuple[Callback | None, Callback | None]] = {}
-        self._timers: dict[str, tuple[int, Callback]] = {}
+        self._timers: dict[str, _Timer] = {}
         self._running = False
         self.settle: Callback | None = None  # called after each turn, when all that was ready has been called back
         self.failed: Callable[[Exception], object] | None = None
@@ -56,12 +68,12 @@ class Loop:
         self._poller.register(source, (_IN if read else 0) | (_OUT if write else 0))
 
     def call_at(self, name: str, when_ns: int, callback: Callback) -> None:
-        """Call once at `when_ns` of time.monotonic_ns(). Replaces the timer of that name."""
-        self._timers[name] = (when_ns, callback)
+        """Call once when guest time is `when_ns`. Replaces the timer of that name."""
+        self._timers[name] = _Timer(when_ns, callback, guest=True)
 
     def call_in(self, name: str, seconds: float, callback: Callback) -> None:
-        """Call once, `seconds` from now. Replaces the timer of that name."""
-        self.call_at(name, time.monotonic_ns() + int(seconds * 1e9), callback)
+        """Call once, `seconds` of the host from now. Replaces the timer of that name."""
+        self._timers[name] = _Timer(host_ns() + int(seconds * 1e9), callback, guest=False)
 
     def cancel(self, name: str) -> None:
         self._timers.pop(name, None)
@@ -76,9 +88,8 @@ class Loop:
 
     def _step(self) -> None:
         timeout: int | None = None
-        if self._timers:
-            remaining = min(when for when, _ in self._timers.values()) - time.monotonic_ns()
-            timeout = max(0, -(-remaining // 1_000_000))
+        if (due := min(map(self._due_ns, self._timers.values()), default=NEVER_NS)) != NEVER_NS:
+            timeout = max(0, -(-(due - host_ns()) // 1_000_000))
         try:
             ready = self._poller.poll(timeout)
         except zmq.ZMQError as error:  # poll(2): no memory, or a lower limit of open files than there are
@@ -98,12 +109,12 @@ class Loop:
                 self.fail(error)
                 self._rest(source)
         if self._timers:
-            now = time.monotonic_ns()
-            for name, (when, callback) in list(self._timers.items()):
-                if when <= now and self._timers.get(name) == (when, callback):
+            now = host_ns()
+            for name, timer in list(self._timers.items()):
+                if self._due_ns(timer) <= now and self._timers.get(name) is timer:
                     del self._timers[name]
                     try:
-                        callback()
+                        timer.callback()
                     except Exception as error:
                         self.fail(error)
         if self.settle is not None:
@@ -111,6 +122,13 @@ class Loop:
                 self.settle()
             except Exception as error:
                 self.fail(error)
+
+    def _due_ns(self, timer: _Timer) -> int:
+        """In the host's time; NEVER_NS while guest time stands still."""
+        if not timer.guest:
+            return timer.when_ns
+        due = self._clock.due_ns(timer.when_ns)
+        return NEVER_NS if due is None else due
 
     def fail(self, error: Exception) -> None:
         """What was done in the loop failed without being foreseen."""

@@ -31,6 +31,7 @@ from vmesh.log import Log
 from vmesh.loop import Inbox, Loop
 from vmesh.machine import Machine, MachineError
 from vmesh.privileges import Capability
+from vmesh.time import Clock, HostClock
 from vmesh.trace import Recorder
 from vmesh.v1 import common_pb2 as common
 from vmesh.v1 import lifecycle_pb2 as lifecycle
@@ -195,7 +196,8 @@ class Runtime:
         # be half loaded, or run elsewhere by now. Others begin at once: they may have no monitor, and go on without.
         self.begins_paused: bool = self.away or (self.epoch > 1 and self.lifeline >= 0)
         self.phase = lifecycle.SERVICE_STARTING
-        self.loop = Loop()
+        self.clock: Clock = HostClock(passes=False)  # nobody has said yet what guest time is
+        self.loop = Loop(self.clock)
         self.log = Log(self.name, self.machine.log)
         self.recorder = Recorder(self.name)
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()

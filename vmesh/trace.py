@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from vmesh.guest_memory import Fill, GuestMemory, Piece
+from vmesh.time import host_ns
 from vmesh.v1 import bus_pb2
 from vmesh.v1.trace_pb2 import TRACE_DMA_READ, TRACE_DMA_WRITE, TraceKind, TraceRecord, TraceRecords
 
 LIMIT = 16384  # records that are kept until they are fetched
-
-now_ns = time.monotonic_ns
 
 
 class Recorder:
@@ -92,12 +90,12 @@ class MemoryTrace:
             delattr(self._memory, name)
 
     def _read(self, address: int, size: int) -> bytes:
-        self._record(TRACE_DMA_READ, now_ns(), address, size)
+        self._record(TRACE_DMA_READ, host_ns(), address, size)
         found: bytes = self._own["read"](address, size)
         return found
 
     def _write(self, address: int, data: bytes | bytearray | memoryview) -> None:
-        self._record(TRACE_DMA_WRITE, now_ns(), address, len(data))
+        self._record(TRACE_DMA_WRITE, host_ns(), address, len(data))
         self._own["write"](address, data)
 
     def _gather(self, pieces: Sequence[Piece]) -> list[memoryview]:
@@ -111,6 +109,6 @@ class MemoryTrace:
         return count
 
     def _pieces(self, kind: TraceKind.ValueType, pieces: Sequence[Piece]) -> None:
-        began = now_ns()
+        began = host_ns()
         for address, size in pieces:
             self._record(kind, began, address, size)

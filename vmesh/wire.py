@@ -78,6 +78,7 @@ _DEBUG = (
 _CPU = ("hart_registers_request", "cpu_status_request", "add_device", "remove_device", "catch_up")
 ALLOWED: dict[str, frozenset[Role.ValueType]] = {
     **{name: frozenset({common.ROLE_HART}) for name in ("access_batch", "take_accesses")},
+    "guest_time": frozenset({common.ROLE_IRQCHIP}),
     **{name: frozenset({common.ROLE_DEVICE}) for name in ("attach", "dma_read", "dma_write")},
     "expect_life": frozenset({common.ROLE_MONITOR}),
     "detach": frozenset({common.ROLE_DEVICE, common.ROLE_MONITOR}),

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
@@ -15,6 +16,7 @@ import zmq
 
 from vmesh import errors, limits, wire
 from vmesh.loop import Loop
+from vmesh.time import Clock
 from vmesh.v1 import bus_pb2 as messages
 from vmesh.v1 import common_pb2 as common
 from vmesh.v1.packet_pb2 import Packet
@@ -324,7 +326,7 @@ class Link:
         self._wait(lambda: self._joined)
 
     def post(self, accesses: Sequence[messages.Access], time_ns: int) -> None:
-        """Sends writes that need no answer; waits only while the device gives no credits.
+        """Sends writes that need no answer, at guest time ``time_ns``; waits only while the device gives no credits.
 
         Raises NoAnswer; what has no room then is lost.
         """
@@ -545,7 +547,8 @@ class Link:
 
 
 class Irqchip:
-    """The irqchip's connection to one device: takes its updates, and finds it again after its death.
+    """The irqchip's connection to one device: takes its updates, tells it guest time, and finds it again after its
+    death.
 
     Belongs to the service's thread. `revived` is called when the device was met anew, `complain` as for `Link`.
     """
@@ -554,23 +557,36 @@ class Irqchip:
         self,
         peer: wire.Peer,
         device: Device,
+        clock: Clock,
         loop: Loop,
         revived: Callable[[], None],
         complain: Callable[[str, str], None],
     ) -> None:
         self._peer = peer
         self._device = device
+        self._clock = clock
         self._loop = loop
         self._revived = revived
         self._complain = complain
         self._window = 0.0  # when the present one began
         self._taken = 0  # packets and values in it
         self._lost = 0  # the life in which a connection was lost that is not there again
+        self._met = False  # it has answered the Hello of this connection
+        self._owes_time = False
         self._watch()
 
     def wait(self, timeout: float) -> None:
         """Takes the next update, if one comes within so many seconds."""
         self._take(timeout)
+
+    def tell_time(self) -> None:
+        """Guest time is another one than the device thinks, or has begun to pass, or stands still."""
+        self._owes_time = True
+        if self._met:
+            told = messages.GuestTime(now_ns=self._clock.now_ns(), passes=self._clock.passes)
+            with suppress(errors.PeerError):  # it does not read now; it is told when it says something again
+                self._peer.send_packet(Packet(guest_time=told))
+                self._owes_time = False
 
     def close(self) -> None:
         """The device leaves the board."""
@@ -582,7 +598,7 @@ class Irqchip:
         """There is a connection, perhaps a new one: say who we are."""
         lost = False
         while (there := wire.is_there(self._connection)) is not None:
-            lost = not there
+            lost, self._met = not there, False
             if there:
                 self._hello = self._peer.say_hello()
         if lost:
@@ -600,6 +616,7 @@ class Irqchip:
         self._watch()
 
     def _watch(self) -> None:
+        self._met = False
         self._connection = self._peer.watch_connection()
         self._hello = self._peer.say_hello()  # the first connection may have been there before the watch
         self._loop.watch(self._connection, read=self._greet)
@@ -653,15 +670,14 @@ class Irqchip:
             self._lost = 0
             self._device.begin(packet.welcome.epoch)
             if packet.id == self._hello:
+                self._met = self._owes_time = True
                 self._revived()
         elif kind == "refused" and packet.id == self._hello:
             self._complain("refused Hello", packet.refused.reason)
+        if self._owes_time:
+            self.tell_time()
         return True
 
 
 def _cause(error: errors.PeerError) -> str:
     return limits.BROKEN if isinstance(error, errors.OutsideLimits) else "nonsense"
-
-
-def now_ns() -> int:
-    return time.monotonic_ns()

@@ -11,11 +11,12 @@ from functools import partial
 from typing import Any
 
 from vmesh import errors, scheduling
+from vmesh.time import Clock, host_ns
 from vmesh.v1 import bus_pb2 as messages
 from vmesh.v1.trace_pb2 import TRACE_SYNC, TRACE_UNMAPPED
 from vmesh.wire import Peer
 
-from .bus import Counters, Ending, Link, NoAnswer, now_ns
+from .bus import Counters, Ending, Link, NoAnswer
 from .harts import Harts
 from .isa.riscv.state import (
     ACCESS_DONE,
@@ -137,6 +138,7 @@ class HartThread(threading.Thread):
         regions: Regions | None,
         devices: Sequence[int],
         tracer: Tracer,
+        clock: Clock,
     ) -> None:
         super().__init__(name=f"hart {number}", daemon=True)
         self.counters = Counters()
@@ -154,6 +156,7 @@ class HartThread(threading.Thread):
         self._regions = regions
         self._devices = devices
         self._tracer = tracer
+        self._clock = clock
         self._links: dict[int, Link] = {}
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.pages = Pages(partial(dial_memory, self._wake), harts.is_present)
@@ -271,8 +274,8 @@ class HartThread(threading.Thread):
     def _post(self, device: int, accesses: list[messages.Access]) -> None:
         with self._waiting_for(device):
             link = self._link(device)
-            began, sequence = now_ns(), link.next_sequence
-            link.post(accesses, began)
+            began, sequence = host_ns(), link.next_sequence
+            link.post(accesses, self._clock.now_ns())
             if self._tracer.on:
                 self._tracer.batch(self._hart, device, began, sequence, len(accesses))
 
@@ -307,7 +310,7 @@ class HartThread(threading.Thread):
                 hart.access_value = value
                 hart.access_state = ACCESS_DONE
             if self._tracer.on:
-                self._tracer.record(hart, number, TRACE_UNMAPPED, now_ns(), value=hart.access_offset)
+                self._tracer.record(hart, number, TRACE_UNMAPPED, host_ns(), value=hart.access_offset)
             return
         tracing = self._tracer.on
         if tracing and self._tracer.access(hart, number, self._link(number).next_sequence):
@@ -325,10 +328,10 @@ class HartThread(threading.Thread):
         state = ACCESS_FAILED
         with self._waiting_for(number):
             link = self._link(number)
-            began, sequence = now_ns(), link.next_sequence + len(before)
-            answer = link.access(before, access, began)
+            began, sequence = host_ns(), link.next_sequence + len(before)
+            answer = link.access(before, access, self._clock.now_ns())
             if tracing:
-                took, value = now_ns() - began, value if write else answer.value
+                took, value = host_ns() - began, value if write else answer.value
                 text = "access fault" if answer.bus_error else ""
                 self._tracer.record(
                     hart, number, TRACE_SYNC, began, duration_ns=took, sequence=sequence, value=value, text=text

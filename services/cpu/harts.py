@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from vmesh import errors
+from vmesh.time import host_ns
 
 from .core import CoreImage
 from .isa.riscv.csr_bits import ADUE, SXL, UXL
@@ -92,7 +92,7 @@ class Harts:
         machine.write = ctypes.cast(_libc.write, ctypes.c_void_p).value
         machine.poll = ctypes.cast(_libc.poll, ctypes.c_void_p).value
         machine.futex_number = _FUTEX["x86_64"]
-        machine.time_base = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        machine.time_base = host_ns()
         machine.features = sum(1 << FEATURE_BIT[name] for name in features)
         if len(segments) > SEGMENTS:
             raise ValueError(f"expected at most {SEGMENTS} memory segments, got {len(segments)}")
@@ -270,7 +270,7 @@ class Harts:
         ctypes.memset(self.machine.plic, 0, Plic.size)
         for hart in self.hart:
             self._reset_hart(hart, pc)
-        self.machine.time_base, self.machine.mtime_offset = time.clock_gettime_ns(time.CLOCK_MONOTONIC), 0
+        self.machine.time_base, self.machine.mtime_offset = host_ns(), 0
 
     def _reset_hart(self, hart: Any, pc: int) -> None:
         for name in ("x", "f", "pmpcfg", "pmpaddr"):

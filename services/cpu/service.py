@@ -25,6 +25,7 @@ from vmesh.wire import Client
 
 from . import inspection, state, vacant
 from .bus import FLOOD_SECONDS, GREETING_LIMIT, Counters, Device, Irqchip, Link, RegisterTable
+from .clock import CpuClock
 from .core import load_core
 from .debugger import Debugger
 from .doorbell import Doorbell, Listener
@@ -91,8 +92,7 @@ class Cpu(Service):
         self._numbers = count()  # of devices: of one that has left the board nothing is taken for another's
         self._doorbells: dict[int, Doorbell] = {}
         self._threads: list[HartThread] = []
-        self._paused_at = time.clock_gettime_ns(time.CLOCK_MONOTONIC) if plan.paused else 0
-        self._goes_on_from: int | None = None  # CatchUp: what guest time goes on from instead of the moment of Resume
+        self._clock = CpuClock(passes=not plan.paused)
         self._throttled = 0
         self._shoot_downs: deque[tuple[Client, int, int]] = deque()
         self._ordered = False  # the debugger has said how the harts run next
@@ -123,9 +123,9 @@ class Cpu(Service):
         self._harts = Harts(self._core, self._plan.harts, set(self._plan.features), segments)
         self._harts.add_irqchip(self._plan.aclint, self._plan.plic)
         self._harts.reset(self._plan.reset_pc)
+        self._clock.drive(self._harts.machine)
+        self._clock.changed = self._tell_time
         self._debugger, self._registers = Debugger(self._harts), Registers(self._harts)
-        if self._paused_at:  # guest time begins now
-            self._paused_at = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         self._tracer = Tracer(self._runtime.recorder, self._harts)
         if self._perf_map is not None:
             self._perf_map.core(self._harts.blob.base, len(self._core.image), self._core.symbols)
@@ -149,6 +149,7 @@ class Cpu(Service):
                 self._regions,
                 tuple(self._devices),
                 self._tracer,
+                self._clock,
             )
             self._threads.append(thread)
             thread.start()
@@ -208,8 +209,7 @@ class Cpu(Service):
 
     def pause(self) -> None:
         """Harts stop at an instruction, with nothing of theirs on the bus. Guest time stops too."""
-        if not self._paused_at:
-            self._paused_at = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        self._clock.stop()
         self._gate.close(settling=True)
         self._call_out()
         if not self._gate.wait_parked(PAUSE_LIMIT):
@@ -222,8 +222,7 @@ class Cpu(Service):
 
     def halt(self) -> None:
         """As `pause`, but harts that wait for a device stand still there. Nothing is drained."""
-        if not self._paused_at:
-            self._paused_at = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        self._clock.stop()
         self._gate.close(at_once=True)
         self._call_out()
         if not self._gate.wait_parked(PAUSE_LIMIT, lambda: sum(bool(each.waits_for) for each in self._threads)):
@@ -237,14 +236,14 @@ class Cpu(Service):
         return common_pb2.Done()
 
     def _stand_still(self) -> None:
-        if self._throttled and not self._paused_at:
+        if self._throttled and self._clock.passes:
             self._gate.close()  # a hart that waits for a device stands still too
             self._harts.stop()
         seconds = THROTTLE_SLICE * self._throttled / (100 - self._throttled)
         self._runtime.loop.call_in("throttle", seconds, self._move_on)
 
     def _move_on(self) -> None:
-        if not self._paused_at:
+        if self._clock.passes:
             self._gate.open()
         if self._throttled:
             self._runtime.loop.call_in("throttle", THROTTLE_SLICE, self._stand_still)
@@ -270,7 +269,7 @@ class Cpu(Service):
         return max(device.last_update, raised)
 
     def save(self) -> lifecycle_pb2.ServiceState:
-        message = state.save(self._harts, self._paused_at)
+        message = state.save(self._harts, self._clock.now_ns())
         return lifecycle_pb2.ServiceState(
             type=message.DESCRIPTOR.full_name, version=state.VERSION, bytes=message.SerializeToString()
         )
@@ -286,42 +285,32 @@ class Cpu(Service):
             raise errors.BadState("state of cpu cannot be parsed") from error
         state.check(self._harts, message)
         if not check_only:
-            self._paused_at = state.load(self._harts, message)
+            self._clock.load(state.load(self._harts, message))
 
     def resume(self) -> None:
         if not self._ordered:
             self._debugger.pass_breakpoints()
             self._gate.hold(())
-        if self._paused_at and (stop := self._debugger.due()):
-            self._goes_on_from = None
+        if not self._clock.passes and (stop := self._debugger.due()):
+            self._clock.stay()
             self._tell_stop(stop)
         else:
             self._go_on()
 
     def _go_on(self) -> None:
-        if self._paused_at:
-            from_ns = self._goes_on_from
-            from_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC) if from_ns is None else from_ns
-            self._harts.machine.time_base += from_ns - self._paused_at
-            self._paused_at, self._goes_on_from = 0, None
+        self._clock.go()
         self._stop = None
         self._gate.open()
 
     def _catch_up(self, wanted: cpu_pb2.CatchUp) -> None:
         self._need_paused("CatchUp")
-        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        if wanted.since_ns > now:
-            raise errors.BadRequest("CatchUp", expected=f"a time up to now, {now}", got=str(wanted.since_ns))
-        self._goes_on_from = wanted.since_ns if wanted.HasField("since_ns") else self._paused_at
+        self._clock.catch_up(wanted.since_ns if wanted.HasField("since_ns") else None)
 
     def _debug(self, packet: Packet) -> Message:
         """What the debugger does with harts that stand still. Guest time does too, also for CSRs that look at it."""
         kind = packet.WhichOneof("body")
         self._need_paused(str(kind))
-        machine = self._harts.machine
-        base = machine.time_base
-        machine.time_base += time.clock_gettime_ns(time.CLOCK_MONOTONIC) - self._paused_at
-        try:
+        with self._clock.held():
             match kind:
                 case "read_registers":
                     return self._registers.read(packet.read_registers)
@@ -329,8 +318,6 @@ class Cpu(Service):
                     self._registers.write(packet.write_registers)
                 case "set_breakpoints":
                     self._debugger.set(packet.set_breakpoints)
-        finally:
-            machine.time_base = base
         return common_pb2.Done()
 
     def _run_harts(self, client: Client, packet: Packet) -> Message | None:
@@ -374,8 +361,7 @@ class Cpu(Service):
             self._debugger.keep(stop)
             return
         self._stop = stop
-        if not self._paused_at:
-            self._paused_at = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        self._clock.stop()
         if self._runner is not None:
             self._stop_run()
         else:
@@ -386,11 +372,11 @@ class Cpu(Service):
         self._runtime.notify(common_pb2.SEVERITY_INFO, text, stop)
 
     def reset(self) -> None:
-        if not self._paused_at:
+        if self._clock.passes:
             raise errors.BadRequest("Reset of a running cpu", expected="Pause before it")
         self._harts.reset(self._plan.reset_pc)
         self._debugger.forget()
-        self._paused_at = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        self._clock.restart()
 
     def shutdown(self) -> None:
         # Devices end next: what harts have written must have been handled, unless one of them does not answer.
@@ -457,7 +443,7 @@ class Cpu(Service):
 
     def _need_paused(self, request: str) -> None:
         # Those of a cpu that begins paused are on their way; one that was halted while it waits for a device is not.
-        if not (self._paused_at and self._gate.wait_parked(0.0 if self._gate.halts else PAUSE_LIMIT)):
+        if self._clock.passes or not self._gate.wait_parked(0.0 if self._gate.halts else PAUSE_LIMIT):
             raise errors.BadRequest(f"{request} of a running cpu", expected="Pause before it")
 
     def _add_device(self, description: bus_pb2.Description) -> None:
@@ -487,7 +473,8 @@ class Cpu(Service):
         if peer.remote:
             self._runtime.loop.call_in("elsewhere", ELSEWHERE_SECONDS, self._look_elsewhere)
         complain = partial(self._complain, device.name)
-        self._irqchip[number] = Irqchip(peer, device, self._runtime.loop, partial(self._revived, device), complain)
+        revived = partial(self._revived, device)
+        self._irqchip[number] = Irqchip(peer, device, self._clock, self._runtime.loop, revived, complain)
 
     def _remove_device(self, name: str) -> None:
         """Takes a device off the board, with its lines low. Without that name there is nothing to do."""
@@ -504,6 +491,12 @@ class Cpu(Service):
         for line in device.description.lines:
             self._harts.set_level(line.irq, False)
         del self._devices[device.number]
+
+    def _tell_time(self) -> None:
+        """Devices follow guest time; but not the steps of a debugger, which are many and short."""
+        if self._runner is None:
+            for irqchip in self._irqchip.values():
+                irqchip.tell_time()
 
     def _revived(self, device: Device) -> None:
         """A device is there, perhaps again: harts that have something for it, or wait for it, look."""
@@ -592,9 +585,8 @@ class Cpu(Service):
         return counters
 
     def _status(self) -> cpu_pb2.CpuStatus:
-        now = self._paused_at or time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        time_ns = state.guest_ns(self._harts, now)
-        status = cpu_pb2.CpuStatus(bus=self._bus_counters(), time_ns=time_ns, stopped_ns=self._paused_at)
+        clock = self._clock
+        status = cpu_pb2.CpuStatus(bus=self._bus_counters(), time_ns=clock.now_ns(), stopped_ns=clock.stopped_ns)
         for number, (hart, thread) in enumerate(zip(self._harts.hart, self._threads, strict=True)):
             doing = cpu_pb2.HART_RUNNING
             if self._gate.closed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Container, Mapping
 from typing import Any
 
@@ -46,25 +45,15 @@ _MOST_TIME = (1 << 64) // TICK_NS
 _CSR_NUMBERS = {csr.name: csr.number for csr in CSRS.values()}
 
 
-def _now() -> int:
-    return time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-
-
 def features(harts: Harts) -> list[str]:
     """The names of the features that are on, sorted."""
     return sorted(name for number, name in enumerate(FEATURES) if harts.machine.features >> number & 1)
 
 
-def guest_ns(harts: Harts, host_ns: int) -> int:
-    """Guest time at a host's time. Its base is modulo 2**64: a guest can be older than the host that it has come to."""
-    return (host_ns - harts.machine.time_base) & (1 << 64) - 1  # type: ignore[no-any-return]
-
-
-def save(harts: Harts, stopped_at: int) -> CpuState:
-    """The state of paused harts; ``stopped_at`` is the host's monotonic clock in nanoseconds when guest time
-    stopped."""
+def save(harts: Harts, time_ns: int) -> CpuState:
+    """The state of paused harts; ``time_ns`` is guest time."""
     state = CpuState(
-        time=guest_ns(harts, stopped_at) // TICK_NS,
+        time=time_ns // TICK_NS,
         mtime_offset=harts.machine.mtime_offset,
         features=features(harts),
     )
@@ -97,15 +86,13 @@ def check(harts: Harts, state: CpuState) -> None:
 
 
 def load(harts: Harts, state: CpuState) -> int:
-    """Takes a state that passed ``check``; gives the host's monotonic clock at which guest time stands still."""
-    now = _now()
-    harts.machine.time_base = now - state.time * TICK_NS
+    """Takes a state that passed ``check``; gives its guest time in nanoseconds."""
     harts.machine.mtime_offset = state.mtime_offset
     _load_plic(harts, state.plic)
     for hart, record in zip(harts.hart, state.harts, strict=True):
         _load_hart(hart, record)
     harts.state_loaded()
-    return now
+    return state.time * TICK_NS
 
 
 def _load_hart(hart: Any, record: HartRecord) -> None:

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from vmesh import trace
-from vmesh.trace import Recorder, now_ns
+from vmesh.time import host_ns
+from vmesh.trace import Recorder
 from vmesh.v1 import bus_pb2, trace_pb2
 
 from .bus import Device
@@ -59,7 +60,7 @@ class Tracer:
                 return False
             hart.access_value = value = table.value(offset, size)
             hart.count_shadow += 1
-            self.record(hart, number, trace_pb2.TRACE_SHADOW, now_ns(), value=value)
+            self.record(hart, number, trace_pb2.TRACE_SHADOW, host_ns(), value=value)
         else:
             if not kinds & size or hart.ring_count == RING_ENTRIES:
                 return False
@@ -72,7 +73,7 @@ class Tracer:
             hart.count_posted += 1
             kind = trace_pb2.TRACE_DOORBELL if self.rings(hart, number) else trace_pb2.TRACE_POSTED
             waiting = sum(hart.ring[index].device == number for index in range(hart.ring_count))
-            self.record(hart, number, kind, now_ns(), value=value, sequence=sequence + waiting - 1)
+            self.record(hart, number, kind, host_ns(), value=value, sequence=sequence + waiting - 1)
         hart.access_state = ACCESS_DONE
         return True
 
@@ -105,7 +106,7 @@ class Tracer:
         self._recorder.add(
             trace_pb2.TRACE_BATCH,
             time_ns,
-            duration_ns=now_ns() - time_ns,
+            duration_ns=host_ns() - time_ns,
             device=device.name if device is not None else "",
             hart=hart.mhartid,
             sequence=sequence,
@@ -115,4 +116,4 @@ class Tracer:
 
     def _update(self, device: Device, update: bus_pb2.DeviceUpdate) -> None:
         text = trace.describe(update, device.description.regions)
-        self._recorder.add(trace_pb2.TRACE_UPDATE, now_ns(), device=device.name, update=update.sequence, text=text)
+        self._recorder.add(trace_pb2.TRACE_UPDATE, host_ns(), device=device.name, update=update.sequence, text=text)

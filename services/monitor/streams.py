@@ -30,6 +30,8 @@ _EVENTS = 1024  # that are kept for a client
 _TRACES = 8  # messages of a trace that are kept for a client; all clients have the same ones
 _OUTPUT_BYTES = 64 << 10  # of one ConsoleOutput, at least as large as the keeper's packets
 
+_LOOK_SECONDS = 1.0  # between two looks whether a client that waits is still there
+
 Item = TypeVar("Item")
 
 
@@ -62,7 +64,7 @@ class Streams:
     def events(self, context: grpc.ServicerContext) -> Iterator[gateway_pb2.Event]:
         feed: Feed[Event] = Feed(_EVENTS)
         with self._stream(context, feed.close):
-            unsubscribe = self._subscribe(self._supervisor.events.subscribe, feed)
+            unsubscribe = self._subscribe(self._supervisor.events.subscribe, feed, context)
             try:
                 for dropped, event in feed:
                     data = json.dumps(event.data)
@@ -95,7 +97,7 @@ class Streams:
     def trace(self, context: grpc.ServicerContext) -> Iterator[trace_pb2.TraceRecords]:
         feed: Feed[trace_pb2.TraceRecords] = Feed(_TRACES, lambda records: len(records.records) + records.dropped)
         with self._stream(context, feed.close):
-            end = self._subscribe(self._tracing.subscribe, feed)
+            end = self._subscribe(self._tracing.subscribe, feed, context)
             try:
                 for dropped, records in feed:
                     if dropped:
@@ -130,15 +132,27 @@ class Streams:
                 self._supervisor.call(lambda: self._supervisor.at_end.discard(end))
 
     def _subscribe(
-        self, subscribe: Callable[[Callable[[Item], None]], Callable[[], None]], feed: Feed[Item]
+        self,
+        subscribe: Callable[[Callable[[Item], None]], Callable[[], None]],
+        feed: Feed[Item],
+        context: grpc.ServicerContext,
     ) -> Callable[[], None]:
-        """Have the loop fill `feed`; call the result to end that."""
+        """Have the loop fill `feed`; call the result to end that. The client learns from the call's initial metadata
+        that from now on it misses nothing."""
         ends: list[Callable[[], None]] = []
+        begun = threading.Event()
 
         def end() -> None:
             ends.pop()()
 
-        self._supervisor.call(lambda: ends.append(subscribe(feed.put)))
+        def begin() -> None:
+            ends.append(subscribe(feed.put))
+            begun.set()
+
+        self._supervisor.call(begin)
+        while not begun.wait(_LOOK_SECONDS) and context.is_active():
+            pass
+        context.send_initial_metadata(())
         return lambda: self._supervisor.call(end)
 
 

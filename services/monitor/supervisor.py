@@ -44,7 +44,8 @@ from vmesh.stdio import Stderr
 from vmesh.v1 import common_pb2, cpu_pb2, gateway_pb2, lifecycle_pb2, memory_pb2
 from vmesh.v1.packet_pb2 import Packet
 
-END_LIMIT = 3.0  # seconds for an orderly end; what then still lives is killed
+# Seconds for each step of an orderly end; what then still lives is killed. A console has 5 for a client that is slow.
+END_LIMIT = 6.0
 FAILED_END_LIMIT = 1.0  # the same after a failure
 DEATHS, DEATHS_SECONDS = 5, 10.0  # a device that dies so often within so long is not started again
 EXTERNAL = "services.external"  # stands for a program that is not one of ours
@@ -1108,7 +1109,9 @@ class Supervisor:
     def _look(self) -> None:
         """At all deadlines."""
         now = time.monotonic()
-        if (lost := now - self._ticked) > 2 * max(self._settings.health_interval, 1.0):
+        if (lost := now - self._ticked) > min(
+            2 * max(self._settings.health_interval, 1.0), self._settings.health_limit / 2
+        ):
             self._forgive(lost)  # this process was stopped: the services owe nothing for that time
         self._ticked = now
         if self.state == gateway_pb2.MACHINE_ENDING:
@@ -1181,6 +1184,7 @@ class Supervisor:
         _kill(service)
 
     def _forgive(self, seconds: float) -> None:
+        self._end_deadline += seconds
         for service in self.services.values():
             if service.asked_at is not None:
                 service.asked_at += seconds
@@ -1313,6 +1317,8 @@ class Supervisor:
             return
         while self._to_shut_down and not any(self._is_there(self.services[name]) for name in self._shutting_down):
             self._shutting_down = self._to_shut_down.popleft()
+            if not self.failure:
+                self._end_deadline = max(self._end_deadline, time.monotonic() + END_LIMIT)
             for service in (self.services[name] for name in self._shutting_down):
                 if service.alive and service.welcomed:
                     self._ask_to_end(service)

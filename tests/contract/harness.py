@@ -31,6 +31,8 @@ PATIENCE = LIMIT  # no test depends on how much of it is used
 RAM_BASE, RAM_SIZE = 0x8000_0000, 16 << 20
 #: What the cpu is told of its own parts.
 IRQCHIP = ("--aclint", "0x2000000", "--plic", "0xc000000")
+#: addi t0, t0, 1; wfi; j back: harts count in t0 and sleep between.
+COUNTER = (0x00128293, 0x10500073, 0xFF9FF06F)
 Service = subprocess.Popen[str] | warm.Process
 
 
@@ -66,11 +68,10 @@ class Machine:
     def start_memory(self, *arguments: str, ram: str = "16M") -> Service:
         return self.start("services.memory", "memory", "--ram", ram, *arguments)
 
-    def start_cpu(self, *arguments: str, harts: int = 2) -> Service:
-        """Memory, and a cpu whose harts count in t0 and sleep between."""
+    def start_cpu(self, *arguments: str, harts: int = 2, code: Sequence[int] = COUNTER) -> Service:
+        """Memory, and a cpu whose harts run that code."""
         program = self.path / "program"
-        # addi t0, t0, 1; wfi; j back
-        program.write_bytes(struct.pack("<3I", 0x00128293, 0x10500073, 0xFF9FF06F))
+        program.write_bytes(struct.pack(f"<{len(code)}I", *code))
         self.start_memory("--image", f"{RAM_BASE:#x}={program}")
         features = "i,m,a,f,d,c,zicsr,zifencei,zicntr,sstc,svadu,sv39"
         options = ["--harts", str(harts), "--features", features, "--reset-pc", f"{RAM_BASE:#x}", *IRQCHIP, *arguments]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from device_harness import Bench, FakeRuntime
 from services.devices.goldfish_rtc.device import GoldfishRtc
 from services.devices.goldfish_rtc.device import Offset as Clock
 from services.devices.ns16550a.device import Ns16550a, Offset
+from tests.models.clock import FakeClock
 from tests.waiting import read_some
 
 UART, RTC = 0x1000_0000, 0x10_1000
@@ -109,7 +111,7 @@ def test_serial_port(qemu: Qemu) -> None:
 def test_clock(qemu: Qemu) -> None:
     """All registers but the time itself, which runs."""
     chance = random.Random(3)
-    runtime = FakeRuntime()
+    runtime = FakeRuntime(clock=FakeClock(wall_ns=time.time_ns()))
     mine = Bench(GoldfishRtc(runtime, RTC, 11), 4)  # type: ignore[arg-type]
     far = (Clock.ALARM_HIGH, 0x7000_0000)
     past = (Clock.ALARM_HIGH, 0)

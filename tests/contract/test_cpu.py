@@ -6,14 +6,16 @@ import time
 from collections.abc import Callable
 
 import pytest
+import zmq
 from harness import PATIENCE, RAM_BASE, RAM_SIZE, Machine, Monitor
 
 from tests.waiting import wait_for
-from vmesh import errors
+from vmesh import errors, wire
 from vmesh.v1 import common_pb2 as common
 from vmesh.v1 import cpu_pb2 as cpu
 from vmesh.v1 import lifecycle_pb2 as lifecycle
-from vmesh.v1.bus_pb2 import Description, Region
+from vmesh.v1.bus_pb2 import BatchDone, Description, Region
+from vmesh.v1.packet_pb2 import Packet
 
 
 @pytest.fixture
@@ -252,6 +254,65 @@ def test_guest_time_begins_at_0_when_a_paused_machine_goes_on(machine: Machine) 
     found = monitor.ask(cpu.ReadRegisters(names=["time"]))
     assert isinstance(found, cpu.HartRegisters)
     assert 0 < found.registers[0].value < 60 * 10_000_000
+
+
+def test_a_device_is_told_guest_time(machine: Machine) -> None:
+    """The test plays the device: told when it is met, and when guest time passes or stands still; each access says when
+    it was made."""
+    endpoint = f"ipc://{machine.path}/played.sock"
+    router: zmq.Socket[bytes] = machine.context.socket(zmq.ROUTER)
+    router.setsockopt(zmq.RCVTIMEO, int(PATIENCE * 1000))
+    router.setsockopt(zmq.LINGER, 0)
+    router.bind(endpoint)
+    done = 0
+
+    def next_of(wanted: str) -> Packet:
+        """What comes next but a Hello or, until one is wanted, an access: these are answered."""
+        nonlocal done
+        while True:
+            sender, frame = router.recv_multipart()
+            packet = Packet.FromString(frame)
+            kind = packet.WhichOneof("body")
+            if kind == "hello":
+                answer = wire.make(common.Welcome(major=1, epoch=1, window=1, done=done), packet.id)
+                router.send_multipart([sender, answer.SerializeToString()])
+            elif kind == "access_batch":
+                done = packet.access_batch.sequence
+                answer = wire.make(BatchDone(epoch=1, done=done, credits=1), packet.id)
+                router.send_multipart([sender, answer.SerializeToString()])
+            if kind == wanted:
+                return packet
+            assert kind in ("hello", "access_batch"), packet
+
+    # lui t1, 0x4000; lw t0, 0(t1); j back: a hart reads the device all the time.
+    machine.start_cpu("--paused", harts=1, code=(0x04000337, 0x00032283, 0xFFDFF06F))
+    monitor = machine.monitor("cpu")
+    region = Region(name="r", base=0x400_0000, size=4096, access_sizes=15)
+    described = Description(name="played", epoch=1, endpoint=endpoint, regions=[region])
+    monitor.ask(cpu.AddDevice(description=described))
+    first = next_of("guest_time").guest_time
+    assert not first.passes
+    assert first.now_ns == stopped(monitor).time_ns
+
+    monitor.ask(lifecycle.Resume())
+    went_on = next_of("guest_time").guest_time
+    assert went_on.passes
+    assert 0 <= went_on.now_ns - first.now_ns < 10**9 * PATIENCE
+    times = [next_of("access_batch").access_batch.time_ns for _ in range(3)]
+    assert went_on.now_ns <= times[0] < times[1] < times[2]
+
+    paused = monitor.peer.send(lifecycle.Pause())
+    stood = next_of("guest_time").guest_time
+    assert not stood.passes
+    assert stood.now_ns > times[2]
+    answer = monitor.peer.receive(PATIENCE)
+    assert answer is not None
+    assert answer.id == paused
+    assert stopped(monitor).time_ns == stood.now_ns
+    monitor.ask(lifecycle.Drain())
+    monitor.ask(lifecycle.Reset())
+    reset = next_of("guest_time").guest_time
+    assert (reset.now_ns, reset.passes) == (0, False)
 
 
 @pytest.mark.parametrize("endpoint", ["\0", "tcp://127.0.0.1:1", "ipc://" + "x" * 250])

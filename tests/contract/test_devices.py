@@ -10,9 +10,19 @@ from harness import PATIENCE, ROOT, Hart, Irqchip, Machine
 
 from tests.waiting import wait_for
 from vmesh import errors
+from vmesh.time import NEVER_NS
 from vmesh.v1 import common_pb2 as common
 from vmesh.v1 import lifecycle_pb2 as lifecycle
-from vmesh.v1.bus_pb2 import READ_LATCH, WRITE_DOORBELL, WRITE_POSTED, Access, AccessBatch, BatchDone, Description
+from vmesh.v1.bus_pb2 import (
+    READ_LATCH,
+    WRITE_DOORBELL,
+    WRITE_POSTED,
+    Access,
+    AccessBatch,
+    BatchDone,
+    Description,
+    GuestTime,
+)
 from vmesh.v1.memory_pb2 import AddressMap, Attach, MapRequest
 from vmesh.v1.packet_pb2 import Packet
 
@@ -76,6 +86,34 @@ def test_a_new_irqchip_is_told_everything_again(machine: Machine, case: Case) ->
     second = Irqchip(machine, case.name)
     second.until(lambda: second.sequence > first.sequence, "a later update")
     assert (second.levels, second.shadows) == (first.levels, first.shadows)
+
+
+@every_device
+def test_guest_time_is_followed(machine: Machine, case: Case) -> None:
+    """As it is told, and forward as a batch mentions it; every answer says it, and until when the device is quiet."""
+    attach(machine, case)
+    hart, irqchip = machine.hart(case.name), Irqchip(machine, case.name)
+
+    def told(now_ns: int, *, passes: bool) -> None:
+        irqchip.peer.send_packet(Packet(guest_time=GuestTime(now_ns=now_ns, passes=passes)))
+
+    def asked(time_ns: int = 0) -> BatchDone:
+        batch = AccessBatch(epoch=1, sequence=hart.sequence, time_ns=time_ns, accesses=[Access(offset=0x20, size=4)])
+        hart.sequence += 1
+        return hart.send(batch)
+
+    told(10**12, passes=False)
+    wait_for(lambda: asked().time_ns == 10**12, "what was told")
+    assert asked(10**12 + 5).time_ns == asked().time_ns == asked(7).time_ns == 10**12 + 5
+    told(10**9, passes=True)
+    wait_for(lambda: asked().time_ns < 10**12, "what was told then")
+    before = asked().time_ns
+    assert 10**9 <= before <= asked().time_ns
+    assert asked().quiet_until_ns == (NEVER_NS if case.name in ("copier1", "rtc", "test") else 0)
+    irqchip.until(lambda: irqchip.sequence > 0, "the first update")
+    monitor = machine.monitor(case.name)
+    with pytest.raises(errors.NotAllowed):
+        monitor.ask(GuestTime(now_ns=5))
 
 
 @every_device

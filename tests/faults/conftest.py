@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from services.cpu import core
+from tests.native import share_core
 from tests.waiting import LIMIT, Process, wait_for
 from vmesh.client import MachineClient
 from vmesh.machine import Machine, MachineError, MachineRecord, ServiceRecord
@@ -32,7 +32,7 @@ class Rig:
             "VMESH_RUNTIME": str(runtime),
             "XDG_CACHE_HOME": str(runtime / "cache"),  # where no guest is
         }
-        _share_core(runtime / "cache")
+        share_core(runtime / "cache")
         self._root = root
         self._started: list[subprocess.Popen[bytes]] = []
         self._seen: set[int] = set()
@@ -147,14 +147,6 @@ class Rig:
                 print(process.stderr.read().decode(errors="replace"), end="")
         if self.machine.log.exists():
             print(self.machine.log.read_text(errors="replace"), end="")
-
-
-def _share_core(cache: Path) -> None:
-    """Have this cache contain the cpu's native code, lest each machine compile its own: seconds of a core."""
-    core.load_core()
-    folder = cache / "vmesh" / "native"
-    folder.mkdir(0o700, parents=True)
-    shutil.copy(core.cache_folder() / f"{core.key()}.core", folder)
 
 
 def _lives_with(pid: int, mark: bytes) -> bool:

@@ -134,8 +134,10 @@ class Pair:
             )  # fmt: skip
         gateway = self.runtime / name / "gateway.sock"
         wait_for(gateway.exists, f"the gateway of {name}")
+        machine = Machine(self.runtime / name)
+        wait_for(lambda: machine.read_record().state != "starting", f"{name} to be there")
         (self.logs / f"{name}.log").hardlink_to(self.runtime / name / "log")
-        client = self._clients[name] = MachineClient(Machine(self.runtime / name), timeout=LIMIT)
+        client = self._clients[name] = MachineClient(machine, timeout=LIMIT)
         return client
 
     def wait_end(self, name: str) -> tuple[int, str]:

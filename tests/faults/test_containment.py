@@ -55,7 +55,7 @@ def _life(rig: Rig, name: str) -> int:
 
 
 def test_a_hart_gets_an_access_fault_from_a_device_that_says_nothing(rig: Rig, tmp_path: Path) -> None:
-    launcher = start(rig, tmp_path, "silent", programs.touch(BASE), "-bus-limit", "0.3")
+    launcher = start(rig, tmp_path, "silent", programs.touch(BASE), "-bus-limit", "3")
     assert launcher.wait(DEADLINE) == LOAD_ACCESS_FAULT
     rig.wait_clean()
 

@@ -107,7 +107,7 @@ def test_migration_service_is_killed(
     pair: Pair, source: MachineClient, target: MachineClient, victim: str, chance: random.Random
 ) -> None:
     place = pair.listen(target)
-    source.migrate_set(max_bandwidth=8 << 20)
+    source.migrate_set(max_bandwidth=1 << 20)
     source.migrate(f"unix:{place}")
     wait_state(source, migration_pb2.MIGRATION_ACTIVE)
     time.sleep(chance.uniform(0, 0.3))
@@ -142,7 +142,7 @@ def test_cancel_at_a_random_moment(
     pair: Pair, source: MachineClient, target: MachineClient, chance: random.Random
 ) -> None:
     place = pair.listen(target)
-    source.migrate_set(max_bandwidth=16 << 20)
+    source.migrate_set(max_bandwidth=1 << 20)
     source.migrate(f"unix:{place}")
     time.sleep(chance.uniform(0, 0.5))
     source.migrate_cancel()
@@ -183,7 +183,7 @@ def test_keys_of_another_authority_are_refused_and_the_right_ones_taken(
     assert status.state == migration_pb2.MIGRATION_FAILED
     assert "certificate" in status.error
     assert target.query_migrate().status.state == migration_pb2.MIGRATION_SETUP, "it waits for the next"
-    source.migrate_set(max_bandwidth=64 << 20)
+    source.migrate_set(max_bandwidth=1 << 20)
     source.migrate(f"{where},tls-creds={right}")
     wait_for(lambda: source.query_migrate().status.ram.transferred > 1 << 20, "pages to be sent")
     source.migrate_cancel()

@@ -18,7 +18,7 @@ import zmq
 from tests.checked_work import Progress, flags
 from tests.hosts import Spread
 from tests.relay import Passage, Relay
-from tests.waiting import Process, wait_for
+from tests.waiting import LIMIT, Process, wait_for
 from vmesh import curve, guest, wire
 from vmesh.cli.plan import CACHE
 from vmesh.client import MachineClient
@@ -31,7 +31,7 @@ WHERE = {MONITOR: "door", "uart0": "a", "rtc": "b", "test": "c", DISK: "d", CPU:
 BLOCK = 65536  # of the disk, which a step writes
 DOWN_SECONDS, BUS_LIMIT = 1.0, 10  # the latter: what a hart waits for a device before the machine ends
 
-pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 class Machine:
@@ -75,7 +75,7 @@ class Machine:
     def resets(self) -> None:
         """Reset the machine, and have its guest begin anew."""
         before = len(self.spread.console)
-        with MachineClient(VmeshMachine(self.spread.directory(MONITOR)), timeout=30) as client:
+        with MachineClient(VmeshMachine(self.spread.directory(MONITOR)), timeout=LIMIT) as client:
             client.reset()
         self.progress = Progress(lambda: self.spread.console[before:])
         self.goes_on(1, "after a reset")

@@ -17,6 +17,7 @@ from vmesh.v1 import migration_pb2
 
 pytestmark = pytest.mark.system
 
+PATIENT = "300"  # seconds: for devices that a test has stand still
 ACTIVE, PAUSED = migration_pb2.MIGRATION_POSTCOPY_ACTIVE, migration_pb2.MIGRATION_POSTCOPY_PAUSED
 
 
@@ -70,10 +71,12 @@ def test_package_that_is_too_long_leaves_the_machine_at_the_source_and_the_next_
         assert f"got {status.package_bytes} bytes" in status.error
         assert counts(source)
         assert wait_state(target, *ENDED).state == migration_pb2.MIGRATION_FAILED
-        side.migrate_set(max_package_bytes=status.package_bytes)  # just enough
-    begin(source, f"unix:{pair.listen(target)}", background=8 << 20)
+        # Enough, and hardly more: the times in it may take a byte more each by then.
+        side.migrate_set(max_package_bytes=status.package_bytes + 64)
+    begin(source, f"unix:{pair.listen(target)}", background=1 << 16)
     wait_state(target, ACTIVE)
     assert counts(target)  # while its pages come
+    source.migrate_set(max_postcopy_bandwidth=0)
     status = wait_state(source, *ENDED)
     assert status.state == migration_pb2.MIGRATION_COMPLETED
     assert status.ram.postcopy_requests >= 1
@@ -156,7 +159,8 @@ def test_guest_that_waits_for_a_page_is_served_by_the_next_life(pair: Pair) -> N
 
 def test_postcopy_that_fails_before_it_runs_leaves_nothing_absent(pair: Pair) -> None:
     """The next migration to the same destination, a pre-copy, finds all its pages there."""
-    source, target = pair.start("source"), pair.start("target", "-incoming", "defer")
+    source = pair.start("source")
+    target = pair.start("target", "-incoming", "defer", "-health-limit", PATIENT)
     device = pair.pid("target", "rtc")
     assert device is not None
     source.migrate_set(postcopy_ram=True, max_bandwidth=1 << 20)
@@ -179,16 +183,18 @@ def test_postcopy_that_fails_before_it_runs_leaves_nothing_absent(pair: Pair) ->
 
 def test_destination_that_dies_before_it_runs_leaves_the_machine_at_the_source(pair: Pair) -> None:
     source = pair.start("source")
-    target = pair.start("target", "-incoming", "defer")
-    place = pair.listen(target)
+    target = pair.start("target", "-incoming", "defer", "-health-limit", PATIENT)
+    device = pair.pid("target", "rtc")
+    assert device is not None
     source.migrate_set(postcopy_ram=True, max_bandwidth=1 << 20)
-    source.migrate(f"unix:{place}")
+    source.migrate(f"unix:{pair.listen(target)}")
     wait_state(source, migration_pb2.MIGRATION_ACTIVE)
     pid = pair.pid("target", "migration")
     assert pid is not None
-    os.kill(pid, signal.SIGSTOP)
+    os.kill(device, signal.SIGSTOP)  # which cannot load its state then
     source.migrate_start_postcopy()
     wait_state(source, migration_pb2.MIGRATION_DEVICE)
     os.kill(pid, signal.SIGKILL)
+    os.kill(device, signal.SIGCONT)
     assert wait_state(source, *ENDED).state == migration_pb2.MIGRATION_FAILED
     assert counts(source)

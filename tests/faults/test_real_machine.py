@@ -52,7 +52,7 @@ def test_launcher_and_monitor_killed_leaves_nothing(rig: Rig, victim: str) -> No
 
 
 def test_stopped_service_is_found_and_nothing_is_left(rig: Rig) -> None:
-    launcher = rig.start_real("-health-interval", "0.2", "-health-limit", "2")
+    launcher = rig.start_real("-health-interval", "0.2")
     _wait_prompt(launcher)
     pid = {service.name: service.pid for service in rig.wait_running().services}["cpu"]
     os.kill(pid, signal.SIGSTOP)
@@ -63,7 +63,7 @@ def test_stopped_service_is_found_and_nothing_is_left(rig: Rig) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_device_that_is_killed_or_hangs_comes_back(rig: Rig, number: signal.Signals) -> None:
-    launcher = rig.start_real("-health-interval", "0.2", "-health-limit", "2")
+    launcher = rig.start_real("-health-interval", "0.2")
     _wait_prompt(launcher)
     rig.wait_running()
     for name in ("uart0", "rtc", "test"):

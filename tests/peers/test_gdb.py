@@ -19,6 +19,7 @@ from vmesh.machine import Machine
 from vmesh.spawn import python
 from vmesh.v1 import gateway_pb2
 
+BATCH = ("--batch", "-nx", "-l", str(int(LIMIT)))  # -l: how long gdb waits for an answer; attaching takes a while
 SOURCES = Path(__file__).parent / "gdb"
 Peer = Callable[[str], str]
 
@@ -87,7 +88,7 @@ def machine() -> Iterator[Callable[..., Debugged]]:
 
 def script(gdb: str, machine: Debugged, elf: Path | None, *commands: str) -> str:
     """What gdb prints for these commands, after it has connected."""
-    arguments = [gdb, "--batch", "-nx", "-ex", "set pagination off", "-ex", "set confirm off"]
+    arguments = [gdb, *BATCH, "-ex", "set pagination off", "-ex", "set confirm off"]
     for command in (f"target remote {machine.socket}", *commands):
         arguments += ["-ex", command]
     done = subprocess.run(
@@ -169,7 +170,7 @@ def go_on_after_stop(process: subprocess.Popen[str], debugged: Debugged) -> None
 def test_a_pause_by_another_door_is_gdbs_too(gdb: str, guest: Path, machine: Callable[..., Debugged]) -> None:
     debugged = machine("-bios", "none", "-kernel", str(guest))
     process = subprocess.Popen(
-        [gdb, "--batch", "-nx", "-ex", f"target remote {debugged.socket}", "-ex", "printf \"stopped %d\\n\", $priv",
+        [gdb, *BATCH, "-ex", f"target remote {debugged.socket}", "-ex", "printf \"stopped %d\\n\", $priv",
          "-ex", "continue", "-ex", "printf \"again %d\\n\", $priv", str(guest)],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -184,7 +185,7 @@ def test_a_pause_by_another_door_is_gdbs_too(gdb: str, guest: Path, machine: Cal
 def test_ctrl_c_and_kill(gdb: str, guest: Path, machine: Callable[..., Debugged]) -> None:
     debugged = machine("-bios", "none", "-kernel", str(guest))
     process = subprocess.Popen(
-        [gdb, "--batch", "-nx", "-ex", f"target remote {debugged.socket}", "-ex", "printf \"stopped %d\\n\", $priv",
+        [gdb, *BATCH, "-ex", f"target remote {debugged.socket}", "-ex", "printf \"stopped %d\\n\", $priv",
          "-ex", "continue", "-ex", "backtrace", "-ex", "kill", str(guest)],
         stdout=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip

@@ -100,7 +100,10 @@ class StandIn:
                 self.notice(fault=common_pb2.Fault(service=self.arguments.name, reason=rest))
             case "lost":
                 self.notice(fault=common_pb2.Fault(service=self.arguments.name, reason=rest, lost=True))
-            case "write" if self.user is not None:
+            case "write":
+                while self.user is None:  # the launcher is on its way
+                    time.sleep(0.01)
+                    self.serve_console()
                 self.user.sendall(rest.encode() * 10_000)
             case "garbage":
                 for peer in self.monitors:

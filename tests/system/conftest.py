@@ -31,6 +31,7 @@ NO_SELF_TESTS = (
     "cryptomgr.notests initcall_blacklist=jent_mod_init,crypto_kdf108_init,load_system_certificate_list,"
     "blake2s_mod_init,bpf_tcp_ca_kfunc_init,bpf_dummy_struct_ops_init"
 )
+_WHERE = "\x1b[6n"  # "where is the cursor?"
 BRIEF = f"loglevel=1 {NO_SELF_TESTS}"
 
 
@@ -38,7 +39,8 @@ class Terminal:
     """A command on a terminal of its own, or with `pipes` as a script has it: nothing to read, all output together."""
 
     def __init__(self, command: list[str], environment: dict[str, str], root: Path, *, pipes: bool = False) -> None:
-        self.output = ""  # all that came, without carriage returns
+        self.output = ""  # all that came, without carriage returns, and what a shell asks its terminal at any time
+        self._held = ""  # what may be the beginning of that
         self._seen = 0  # how much of it was expected already
         self._ended = False
         self.limit = LIMIT  # seconds for what is expected to come
@@ -87,7 +89,7 @@ class Terminal:
 
     def wait(self) -> int:
         """Everything to its end: the exit status."""
-        deadline = time.monotonic() + LIMIT
+        deadline = time.monotonic() + self.limit
         while not self._ended:
             self._read(deadline, "the end")
         return self.process.wait(LIMIT)
@@ -102,7 +104,7 @@ class Terminal:
         if self.process.poll() is None:
             self.process.terminate()
             try:
-                self.process.wait(10)
+                self.process.wait(LIMIT)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
@@ -117,7 +119,10 @@ class Terminal:
             data = b""
         assert data or what == "the end", f"ended before {what!r}: {self.output[-2000:]!r}"
         self._ended = not data
-        self.output += data.decode(errors="replace").replace("\r", "")
+        text = (self._held + data.decode(errors="replace").replace("\r", "")).replace(_WHERE, "")
+        held = 0 if self._ended else next(size for size in (3, 2, 1, 0) if text.endswith(_WHERE[:size]))
+        self.output += text[: len(text) - held]
+        self._held = text[len(text) - held :]
 
 
 class Host:

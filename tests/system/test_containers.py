@@ -17,9 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine import Engine, started
+from tests.engine import BUILD_LIMIT, Engine, started
+from tests.hosts import free_port
 from tests.keys import make_keys
-from tests.waiting import LIMIT, Process, free_port, wait_for, wait_life
+from tests.waiting import LIMIT, Process, wait_for, wait_life
 from vmesh.deploy.description import IMAGE, USER
 from vmesh.spawn import python
 
@@ -91,7 +92,7 @@ class Composed:
             typist.wait()
 
     def wait_console(self, text: str) -> None:
-        wait_for(lambda: text in self.console(), lambda: f"{text!r} in {self.console()[-500:]!r}", LIMIT)
+        wait_for(lambda: text in self.console(), lambda: f"{text!r} in {self.console()[-500:]!r}", BUILD_LIMIT)
 
     def wait_life(self, service: str, epoch: int) -> None:
         wait_life(service, epoch, partial(self.vmesh, "status", "machine"), LIMIT)
@@ -113,7 +114,7 @@ def test_compose(engine: Engine, tmp_path: Path) -> None:
 
 def test_deploy_with_docker(engine: Engine) -> None:
     with deployed(engine, "docker"):
-        wait_for(lambda: SHELL in engine.docker("logs", "there-keeper"), "the guest's shell", LIMIT)
+        wait_for(lambda: SHELL in engine.docker("logs", "there-keeper"), "the guest's shell", BUILD_LIMIT)
         assert vmesh(engine, "deploy", "--on", "docker", "there", check=False).startswith(
             "vmesh deploy: 'there' is deployed already"
         )
@@ -128,7 +129,9 @@ def test_swarm(engine: Engine, tmp_path: Path) -> None:
         engine.docker("node", "update", "--label-add", "vmesh=true", engine.docker("node", "ls", "--quiet").strip())
         check_stack(engine, tmp_path)
         with deployed(engine, "swarm"):
-            wait_for(lambda: SHELL in engine.docker("service", "logs", "there-keeper"), "the guest's shell", LIMIT)
+            wait_for(
+                lambda: SHELL in engine.docker("service", "logs", "there-keeper"), "the guest's shell", BUILD_LIMIT
+            )
     finally:
         engine.docker("swarm", "leave", "--force")
 
@@ -138,7 +141,9 @@ def check_stack(engine: Engine, folder: Path) -> None:
     for file in ("ca-cert.pem", "server-cert.pem", "server-key.pem"):
         engine.docker("secret", "create", f"vmesh-{file.removesuffix('.pem')}", str(keys / file))
     engine.docker("stack", "deploy", "--compose-file=deploy/stack.yml", "--resolve-image=never", "vm")
-    wait_for(lambda: SHELL in engine.docker("service", "logs", "vm_keeper", check=False), "the guest's shell", LIMIT)
+    wait_for(
+        lambda: SHELL in engine.docker("service", "logs", "vm_keeper", check=False), "the guest's shell", BUILD_LIMIT
+    )
     gateway = "tcp:127.0.0.1:7700,tls-creds="
     assert " is running" in vmesh(engine, "status", f"{gateway}{keys}")
     assert "does not answer" in vmesh(engine, "status", f"{gateway}{others}", check=False)
@@ -209,6 +214,7 @@ def check_migration(engine: Engine, here: Composed, folder: Path) -> None:
         for machine in (here, there):
             machine.compose("up", "--detach")
         here.wait_console(SHELL)
+        wait_for(lambda: "inmigrate" in there.vmesh("status", "machine", "--json"), "the destination to listen", LIMIT)
         begin_work(here)
         assert "moved 'machine'" in here.vmesh("migrate", "machine", uri)
         assert " is paused" in here.vmesh("status", "machine")

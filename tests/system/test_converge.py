@@ -23,9 +23,9 @@ from vmesh.v1 import cpu_pb2, migration_pb2
 
 pytestmark = pytest.mark.system
 
-MOST = 95  # percent
+MOST = 80  # percent: harts run for 10 ms, then they stand still for 40
 WRITTEN = 16 << 20, 2 << 20  # where in RAM the guest writes, and how much
-BANDWIDTH = 4 << 20  # bytes a second: a round is longer than harts stand still, and they write all of it meanwhile
+BANDWIDTH = 1 << 20  # bytes a second: in a round a hart runs so often that it writes all of it, on a busy host, too
 LOOKS = 40
 
 
@@ -66,7 +66,7 @@ def stands_still(machine: MachineClient) -> int:
         status = machine.status()
         assert status.run_state == "running"
         found += [hart.state for hart in status.harts] == [cpu_pb2.HART_PAUSED]
-        time.sleep(0.023)  # out of step with the slices of 10 ms that harts run and of 190 ms that they do not
+        time.sleep(0.023)  # out of step with the slices
     return found
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.peers.test_gdb import BATCH
 from tests.system.conftest import Host, Terminal
 from tests.waiting import LIMIT, wait_for
 
@@ -29,7 +30,7 @@ def test_a_kernel_is_stopped_stepped_and_let_go(host: Host, shell: Terminal, pee
         "watch *(long *)$sp", "delete", "detach",
     )  # fmt: skip
     process = subprocess.Popen(
-        [peer("gdb-multiarch"), "--batch", "-nx", *(word for each in commands for word in ("-ex", each))],
+        [peer("gdb-multiarch"), *BATCH, *(word for each in commands for word in ("-ex", each))],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
     try:

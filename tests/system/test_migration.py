@@ -31,6 +31,12 @@ def numbers(output: str) -> list[int]:
     return [int(each) for each in re.findall(r"^at (\d+)$", output, re.MULTILINE)]
 
 
+def joined(source: str, target: str) -> list[int]:
+    """The numbers of a machine that has moved, perhaps in the midst of a line, which its launcher then ends."""
+    whole = numbers(source) + numbers(target)
+    return whole if whole == list(range(1, len(whole) + 1)) else numbers(source.removesuffix("\n") + target)
+
+
 @pytest.fixture
 def snapshots(host: Host, tmp_path: Path) -> Iterator[Path]:
     host.environment["VMESH_SNAPSHOTS"] = str(tmp_path)
@@ -70,19 +76,19 @@ def test_machine_moves_and_nothing_is_lost(host: Host, run: Run, debian: Guest, 
     source.type(COUNT + "\n")
     source.expect("at 10\n")
     target, place = incoming(host, run, "there", *drive)
-    assert "paused here" in host.vmesh("migrate", "here", place, "--bandwidth", "0")
+    assert "paused here" in host.vmesh("migrate", "here", place, "--bandwidth", "0", "--downtime", "10000")
     assert "is paused (postmigrate)" in host.vmesh("status", "here")
     assert status(host, "here")["state"] == "MIGRATION_COMPLETED"
     assert "in use by another machine" in host.vmesh("resume", "here", status=1)
     host.vmesh("stop", "here")
     source.wait()
-    target.expect(f"at {numbers(source.output)[-1] + 30}\n")
-    seen = numbers(source.output) + numbers(target.output)
+    target.expect(f"at {numbers(source.output)[-2] + 30}\n")
+    seen = joined(source.output, target.output)
     assert seen == list(range(1, len(seen) + 1))
     target.interrupt()
     assert "goldfish" in target.ask("cat /sys/class/rtc/rtc0/name")
-    apart = abs(int(target.ask("cat /sys/class/rtc/rtc0/since_epoch").split()[-1]) - time.time())
-    assert apart < 3
+    before = int(time.time())
+    assert before <= int(target.ask("cat /sys/class/rtc/rtc0/since_epoch").split()[-1]) <= time.time()
 
 
 def test_linux_boots_from_pages_that_come_when_it_needs_them(host: Host, run: Run, debian: Guest) -> None:
@@ -123,14 +129,14 @@ def test_machine_is_upgraded_and_its_memory_is_not_copied(host: Host, run: Run, 
     assert "service 'cpu': harts: expected 2, got 1" in host.vmesh("upgrade", "old", "other", status=1)
     host.vmesh("stop", "other")
     assert other.wait() == 0, "it waited for another one"
-    source.expect(f"at {numbers(source.output)[-1] + 10}\n")
+    source.expect(f"at {numbers(source.output)[-2] + 10}\n")
     target = run("-name", "new", *flags, "-incoming", "handover:old")
     wait_for((Path(host.runtime) / "new" / "handover.sock").exists, lambda: f"it to listen: {target.output}")
     assert "'new' goes on" in host.vmesh("upgrade", "old", "new")
     assert source.wait() == 0
     assert (Path(host.runtime) / "new" / "ram.seg").stat().st_ino == ram
-    target.expect(f"at {numbers(source.output)[-1] + 30}\n")
-    seen = numbers(source.output) + numbers(target.output)
+    target.expect(f"at {numbers(source.output)[-2] + 30}\n")
+    seen = joined(source.output, target.output)
     assert seen == list(range(1, len(seen) + 1))
     host.vmesh("snapshot", "save", "new", str(tmp_path / "after.vmsnap"))
     target.interrupt()

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.hosts import free_port
 from tests.system.conftest import BRIEF, PROMPT, Host, Terminal, counters
 from tests.waiting import LIMIT, wait_for
 from vmesh.client import MachineClient
@@ -34,8 +35,9 @@ pytestmark = pytest.mark.system
 
 Run = Callable[..., Terminal]
 SIZE = 5_000_003  # of the file that is fetched
+ETHERNET = 1500  # bytes in a frame without a larger MTU; how many there are with it is TCP's affair
 # Commands for an address by DHCP: udhcpc's script makes the lease the interface's configuration.
-LEASE = "udhcpc -i eth0 -nq\n"
+LEASE = "udhcpc -i eth0 -t 30 -nq\n"
 
 
 @pytest.fixture
@@ -96,7 +98,7 @@ def test_address_by_dhcp_and_a_file_by_http(
     assert counted["bytes_received"] > SIZE
     if "host_mtu" in device:
         assert "mtu 65520" in answer
-        assert counted["frames_received"] < SIZE // 4000
+        assert counted["bytes_received"] / counted["frames_received"] > ETHERNET
 
 
 def test_a_lease_with_a_large_mtu(host: Host, debian: Guest, passt: None, web: tuple[str, str], tmp_path: Path) -> None:
@@ -106,7 +108,8 @@ def test_a_lease_with_a_large_mtu(host: Host, debian: Guest, passt: None, web: t
     commands = f"{LEASE}ip link set eth0 mtu 65520\nwget -qO- {url} | sha256sum\n"
     answer = host.vmesh("run", "-append", BRIEF, "-D", str(log), "-nic", "user,id=n", "-smp", "2", stdin=commands)
     assert f"{digest}  -" in answer
-    assert counters(log, "net0")["frames_received"] < SIZE // 4000
+    counted = counters(log, "net0")
+    assert counted["bytes_received"] / counted["frames_received"] > ETHERNET
 
 
 @pytest.mark.parametrize("killed", ["passt", "card"])
@@ -114,8 +117,7 @@ def test_a_port_of_the_host_leads_to_the_guest_whoever_is_killed(
     host: Host, run: Run, debian: Guest, passt: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: str
 ) -> None:
     log = tmp_path / "log"
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     netdev, card = f"user,id=n,hostfwd=tcp:127.0.0.1:{port}-:7", "virtio-net-device,netdev=n,id=card"
     flags = ("-append", BRIEF, "-D", str(log), "-health-interval", "0.1", "-netdev", netdev, "-device", card)
     machine = run("-name", "forward", *flags)
@@ -143,8 +145,7 @@ def echo_from_the_guest(port: int) -> None:
     """A connection to the guest's server; it is tried until there is one, and passt that leads there."""
 
     def answers() -> bool:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 2) as connection:
-            connection.settimeout(2)
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 10) as connection:
             connection.sendall(b"there and back\n")
             return connection.recv(100) == b"there and back\n"
         return False
@@ -186,12 +187,15 @@ def test_machines_on_a_hub_and_a_card_that_is_killed(
         machine.expect(PROMPT)
         machine.ask(f"ip addr add 10.1.0.{number}/24 dev eth0; ip link set eth0 up")
     one, two = machines
+    one.ask("until ping -c 1 -w 5 10.1.0.2; do :; done")  # a first packet may be lost while the address is looked up
     assert "3 packets received" in one.ask("ping -c 3 -i 0.2 -w 20 10.1.0.2")
 
     one.ask("dd if=/dev/urandom of=/tmp/f bs=1M count=6 2>/dev/null")
     digest = one.ask("sha256sum /tmp/f").split()[0]
     two.type("nc -lp 9 >/tmp/f; sha256sum /tmp/f; echo d''one\n")
-    one.type("until nc 10.1.0.2 9 </tmp/f; do :; done\n")
+    # In pieces: whoever kills the card in the midst of it may be late.
+    pieces = "for i in $(seq 0 11); do dd if=/tmp/f bs=512k skip=$i count=1 2>/dev/null; sleep 0.3; done"
+    one.type(f"until ({pieces}) | nc 10.1.0.2 9; do :; done\n")
 
     def state() -> str:
         return f"2 MB: {service('hub1')}, {service('hub2')}, {one.output[-500:]!r}, {two.output[-500:]!r}"
@@ -199,8 +203,8 @@ def test_machines_on_a_hub_and_a_card_that_is_killed(
     wait_for(lambda: service("hub2").counters["bytes_received"] > 2_000_000, state)
     os.kill(service("hub2").pid, signal.SIGKILL)
     assert digest in two.expect("\ndone\n")
+    wait_for(lambda: service("hub2").epoch == 2, "the next life of the card")
     again = service("hub2")
-    assert again.epoch == 2
     assert again.counters["bytes_received"] > 1_000_000
 
 

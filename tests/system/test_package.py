@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.engine import BUILD_LIMIT
 from tests.system import programs
-from tests.waiting import LIMIT
 from vmesh.guest import tiny
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.timeout(1800)]
 
 # What a checkout has beside what was committed, and a clean clone has not.
 _NOT_COMMITTED = shutil.ignore_patterns(".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "build", "*.egg-*")
@@ -43,7 +43,7 @@ class Package:
 def _run(*command: str, cwd: Path, stdin: str = "") -> str:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(
-        command, cwd=cwd, env=environment, input=stdin, capture_output=True, text=True, timeout=LIMIT, check=False
+        command, cwd=cwd, env=environment, input=stdin, capture_output=True, text=True, timeout=BUILD_LIMIT, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -15,10 +15,11 @@ from pathlib import Path
 import grpc
 import pytest
 
+from tests.hosts import free_port
 from tests.keys import make_keys
 from tests.system import programs
 from tests.system.conftest import PROMPT, Host, Terminal
-from tests.waiting import LIMIT, Process, free_port, wait_for
+from tests.waiting import LIMIT, Process, wait_for
 from vmesh.client import GatewayError, MachineClient
 from vmesh.machine import Machine
 from vmesh.remote import Remote
@@ -51,17 +52,16 @@ def remote(host: Host, tmp_path_factory: pytest.TempPathFactory, peer: Callable[
     machine = host.run(*flags, "-gateway", f"{place},tls-creds={keys}", "-metrics", f"127.0.0.1:{metrics}", pipes=True)
     (folder / "metrics").write_text(str(metrics))
     with MachineClient(Machine(host.runtime / "far"), timeout=LIMIT) as client:
-        wait_for(lambda: _answers(client), "the machine's gateway")
+        wait_for(lambda: _answers(client), "the machine to run")
     yield place
     machine.close()
 
 
 def _answers(client: MachineClient) -> bool:
     try:
-        client.status()
+        return client.status().state == gateway_pb2.MACHINE_RUNNING
     except GatewayError:
         return False
-    return True
 
 
 class Attached(threading.Thread):
@@ -159,10 +159,10 @@ def test_events_come_in_order_and_end_with_the_machine(host: Host, run: Run, tmp
 
         listener = threading.Thread(target=listen, daemon=True)
         listener.start()
-        begun.wait(10)
+        begun.wait(LIMIT)
         wait_for(lambda: client.pause() or client.resume() or "RESUME" in names, "an event")
         client.quit()
-        listener.join(30)
+        listener.join(LIMIT)
         assert not listener.is_alive()
     assert names[-1] == "SHUTDOWN"
     assert "STOP" in names
@@ -235,7 +235,8 @@ def test_metrics_have_every_service(remote: Remote) -> None:
 
 
 def test_top_says_whether_it_is_stuck(host: Host, remote: Remote) -> None:
-    assert "IDLE: every hart waits for an interrupt" in host.vmesh("top", "far")
+    idle = "IDLE: every hart waits for an interrupt"
+    wait_for(lambda: idle in host.vmesh("top", "far"), "the machine to be idle")
     host.vmesh("pause", "far")
     assert "PAUSED: `vmesh resume` lets it go on" in host.vmesh("top", "far", "--interval", "0.2")
     host.vmesh("resume", "far")

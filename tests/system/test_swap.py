@@ -126,15 +126,14 @@ def test_refused_the_former_one_goes_on(host: Host, busy: Machine) -> None:
         client.swap("copier0", ["true", "\0"], "/")
 
 
-def running(machine: Machine) -> int | None:
-    """The process of the copier, if it has begun its life."""
-    services = machine.read_record().services
-    return next((each.pid for each in services if (each.name, each.state) == ("copier0", "running")), None)
+def process(machine: Machine) -> int | None:
+    """Of the copier's present life, or its last one."""
+    return next((each.pid for each in machine.read_record().services if each.name == "copier0"), None)
 
 
 def test_a_device_that_died_too_often_is_mended(host: Host, busy: Machine) -> None:
     with MachineClient(busy, timeout=LIMIT) as client:
-        kill_until(lambda: running(busy), lambda: client.status().run_state == "io-error", "the machine to stop")
+        kill_until(lambda: process(busy), lambda: client.status().run_state == "io-error", "the machine to stop")
         for command, reason in (("false", "ended with status 1"), (f"{RIVAL} toaster", "kind: expected copier, got")):
             said = swap(host, command, status=1)
             assert "cannot take the place of copier0 (copier, state vmesh.v1.CopierState), which has died: " in said
@@ -145,13 +144,13 @@ def test_a_device_that_died_too_often_is_mended(host: Host, busy: Machine) -> No
     wait_used(busy)
 
 
-@pytest.mark.parametrize("busy", [5], indirect=True)
+@pytest.mark.parametrize("busy", [15], indirect=True)
 @pytest.mark.parametrize("how", ["silent", "freezing"])
 def test_one_that_hangs_is_refused(host: Host, busy: Machine, how: str) -> None:
     said = swap(host, f"{RIVAL} {how}", status=1)
 
     assert RUNS in said
-    assert "no answer from copier0 for 5 s" in said
+    assert "no answer from copier0 for 15 s" in said
 
 
 def test_an_older_version_is_refused_and_both_are_named(host: Host, busy: Machine) -> None:
@@ -220,6 +219,7 @@ def test_kills_in_the_midst_of_swaps(host: Host, busy: Machine) -> None:
         killer.join(LIMIT)
 
 
+@pytest.mark.timeout(900)
 def test_every_device_of_debian_with_itself(host: Host, run: Run, debian: Guest, tmp_path: Path) -> None:
     """While a shell writes to the console, the disk and a file of the shared folder that stays open."""
     disk, share = tmp_path / "disk.img", tmp_path / "share"
@@ -232,6 +232,7 @@ def test_every_device_of_debian_with_itself(host: Host, run: Run, debian: Guest,
     if shutil.which("passt"):
         flags += ("-netdev", "user,id=n", "-device", "virtio-net-device,netdev=n")
     machine = run(*flags)
+    machine.limit = 4 * LIMIT
     machine.expect(PROMPT)
     machine.ask("modprobe -a 9pnet_virtio 9p virtio_rng virtio_net; mkdir /t")
     machine.ask("mount -t 9p -o trans=virtio t /t; exec 5>/t/lines")

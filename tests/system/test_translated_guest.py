@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.native import share_core
 from tests.system.conftest import NO_SELF_TESTS, Terminal, counters
 from vmesh.guest import Guest
 from vmesh.guest.cache import cache_directory
@@ -52,6 +53,7 @@ def test_debian_runs_translated_and_again_from_the_store(run: Run, debian: Guest
     cache = tmp_path / "cache"
     (cache / "vmesh").mkdir(parents=True)
     (cache / "vmesh" / "guest").symlink_to(cache_directory().parent)
+    share_core(cache)
 
     first = boot(run, tmp_path / "first.log", cache, 1)
     second = boot(run, tmp_path / "second.log", cache, 4)

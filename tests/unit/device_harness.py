@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.models.clock import FakeClock
 from vmesh.device import Device
 from vmesh.log import Log
 from vmesh.v1.bus_pb2 import READ_LATCH, WRITE_CLEARS, DeviceUpdate
@@ -18,8 +19,9 @@ class FakeRuntime:
 
     log: Log = field(default_factory=lambda: Log("device", Path("/dev/null")))
     lifeline: int = -1
+    clock: FakeClock = field(default_factory=FakeClock)
     notices: list[tuple[str, object]] = field(default_factory=list)
-    timers: dict[str, tuple[int, Callable[[], None]]] = field(default_factory=dict)
+    timers: dict[str, tuple[int, Callable[[], None]]] = field(default_factory=dict)  # 0: of the host's time
 
     @property
     def loop(self) -> Any:
@@ -42,6 +44,14 @@ class FakeRuntime:
 
     def fire(self, name: str) -> None:
         self.timers.pop(name)[1]()
+
+    def advance(self, ns: int) -> None:
+        """Time passes, and what is due of guest time is done; not what is set meanwhile."""
+        self.clock.advance(ns)
+        for name, (when_ns, callback) in list(self.timers.items()):
+            if when_ns and self.clock.due_ns(when_ns) is not None:
+                del self.timers[name]
+                callback()
 
 
 class Bench:

@@ -261,13 +261,14 @@ def test_the_window_holds_for_the_next_life_too(bench: Bench) -> None:
 
 
 def test_a_device_that_says_nothing_is_not_waited_for(bench: Bench) -> None:
-    bench.limit = 0.3
     link, played = bench.link(), bench.played
+    link._limit = 0.3
     with pytest.raises(NoAnswer):
         bench.do(lambda: link.access([write(1)], READ, 0)).result(PATIENCE)
     with pytest.raises(NoAnswer):  # at once: it has not been heard since
         bench.do(lambda: link.access([write(2)], READ, 0)).result(PATIENCE)
     assert (bench.counters.timeouts, bench.complaints) == (1, ["no answer"])
+    link._limit = bench.limit
     played.answer()
     played.answer()
 
@@ -284,12 +285,12 @@ def test_a_device_that_says_nothing_is_not_waited_for(bench: Bench) -> None:
 
 
 def test_an_answer_without_progress_is_a_sign_of_life(bench: Bench) -> None:
-    bench.limit = 0.5
     link, played = bench.link(), bench.played
+    link._limit = 2.0
     access = bench.do(lambda: link.access([], READ, 0).value)
     sender, packet = played.receive()
     for _ in range(8):
-        threading.Event().wait(0.1)
+        threading.Event().wait(0.4)
         played.acknowledge(sender, 0)
     assert not access.done()
     played.done, played.value = 1, 77

@@ -169,7 +169,7 @@ def test_a_client_that_does_not_read(tmp_path: Path) -> None:
 def test_finish_waits_for_a_slow_client_and_gives_up_a_stuck_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chardev, "_STALL_SECONDS", 0.2)
+    monkeypatch.setattr(chardev, "_STALL_SECONDS", 1.0)
     port = Port(tmp_path, f"socket:{tmp_path}/s")
     port.chardev.start()
     reader, stuck = client(tmp_path / "s"), client(tmp_path / "s")
@@ -179,8 +179,8 @@ def test_finish_waits_for_a_slow_client_and_gives_up_a_stuck_one(
     got = bytearray()
 
     def read() -> None:
-        while len(got) < FULL:
-            got.extend(reader.recv(1 << 16))
+        while len(got) < FULL and (piece := reader.recv(1 << 16)):
+            got.extend(piece)
 
     thread = threading.Thread(target=read)
     thread.start()

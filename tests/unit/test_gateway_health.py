@@ -71,8 +71,11 @@ def test_names_that_were_watched_are_not_kept(served: Served) -> None:
                 health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=f"asked{number}"))
             assert isinstance(error.value, grpc.Call)
             assert error.value.code() == grpc.StatusCode.NOT_FOUND
-    kept = [value for value in vars(served.health).values() if isinstance(value, dict | set)]
-    assert sum(map(len, kept)) <= 2, kept
+
+    def kept() -> list[object]:
+        return [each for value in vars(served.health).values() if isinstance(value, dict | set) for each in value]
+
+    wait_for(lambda: len(kept()) <= 2, lambda: f"what is kept to go: {kept()}")
 
 
 def test_who_tells_does_not_wait_for_watchers_that_come_and_go(served: Served) -> None:

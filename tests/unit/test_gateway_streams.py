@@ -87,7 +87,7 @@ def test_silent_attachers_are_bounded_as_all_streams_are(served: Served, client:
         calls = [MachineStub(channel).Attach(client.silent(), timeout=PATIENCE) for _ in range(LIMIT + 1)]
         wait_for(lambda: one_refused(calls), "one to be refused")
         assert one_refused(calls).code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert len(served.at_end) == LIMIT
+        wait_for(lambda: len(served.at_end) == LIMIT, "all others to have their places")
         for call in calls:
             call.cancel()
         wait_for(lambda: not served.at_end, "all places to be free again")

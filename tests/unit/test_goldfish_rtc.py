@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
 from device_harness import Bench, FakeRuntime
 
 from services.devices.goldfish_rtc.device import GoldfishRtc, Offset
+from tests.models.clock import FakeClock
+from vmesh.time import NEVER_NS
 from vmesh.v1.devices_pb2 import GoldfishRtcState
 
 START = 0x17_1234_5678_9ABC_DEF0 & (1 << 62) - 1
 
 
 class Clock(Bench):
-    def __init__(self, now: Callable[[], int]) -> None:
-        self.runtime = FakeRuntime()
+    def __init__(self) -> None:
+        self.runtime = FakeRuntime(clock=FakeClock(wall_ns=START))
         self.rtc = GoldfishRtc(cast(Any, self.runtime), 0x10_1000, 11)
-        self.now = now
         super().__init__(self.rtc, 4)
 
     def time(self) -> int:
@@ -30,38 +29,33 @@ class Clock(Bench):
         self.write(Offset.ALARM_HIGH, when >> 32)
         self.write(Offset.ALARM_LOW, when & 0xFFFF_FFFF)
 
-
-@pytest.fixture
-def host(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """The host's wall clock: the test moves it."""
-    clock = {"ns": START}
-    monkeypatch.setattr(time, "time_ns", lambda: clock["ns"])
-    return clock
+    def pass_time(self, ns: int) -> None:
+        self.runtime.advance(ns)
 
 
 @pytest.fixture
-def clock(host: dict[str, int]) -> Clock:
-    return Clock(lambda: host["ns"])
+def clock() -> Clock:
+    return Clock()
 
 
-def test_time_is_the_hosts(clock: Clock, host: dict[str, int]) -> None:
+def test_time_is_that_on_the_wall(clock: Clock) -> None:
     assert clock.time() == START
-    host["ns"] += 10**9
+    clock.pass_time(10**9)
     assert clock.time() == START + 10**9
 
 
-def test_the_high_half_belongs_to_the_last_low_half(clock: Clock, host: dict[str, int]) -> None:
+def test_the_high_half_belongs_to_the_last_low_half(clock: Clock) -> None:
     low = clock.read(Offset.TIME_LOW)
-    host["ns"] += 1 << 33
+    clock.pass_time(1 << 33)
     assert clock.read(Offset.TIME_HIGH) << 32 | low == START
 
 
-def test_setting_the_time(clock: Clock, host: dict[str, int]) -> None:
+def test_setting_the_time(clock: Clock) -> None:
     for wanted in (0x1234_5678_9ABC_DEF0, 5, START):
         clock.write(Offset.TIME_HIGH, wanted >> 32)
         clock.write(Offset.TIME_LOW, wanted & 0xFFFF_FFFF)
         assert clock.time() == wanted
-        host["ns"] += 1000
+        clock.pass_time(1000)
         assert clock.time() == wanted + 1000
 
 
@@ -75,26 +69,29 @@ def test_reset_keeps_the_time_and_nothing_else(clock: Clock) -> None:
     assert not clock.runtime.timers
 
 
-def test_the_alarm_fires_when_it_is_time(clock: Clock, host: dict[str, int]) -> None:
+def test_the_alarm_fires_when_it_is_time(clock: Clock) -> None:
     clock.write(Offset.IRQ_ENABLED, 1)
     clock.set_alarm(START + 10**9)
     assert clock.read(Offset.ALARM_STATUS) == 1
     assert not clock.line
-    host["ns"] += 10**9
-    clock.runtime.fire("alarm")
+    clock.pass_time(10**9)
     assert clock.line
     assert clock.read(Offset.ALARM_STATUS) == 0
     clock.write(Offset.CLEAR_INTERRUPT, 1)
     assert not clock.line
 
 
-def test_an_alarm_looked_at_early_waits_on(clock: Clock, host: dict[str, int]) -> None:
+def test_an_alarm_looked_at_early_waits_on(clock: Clock) -> None:
     clock.write(Offset.IRQ_ENABLED, 1)
     clock.set_alarm(START + 10**9)
-    host["ns"] -= 3600 * 10**9  # somebody set the host's clock back
-    clock.runtime.fire("alarm")
+    clock.runtime.clock.wall -= 3600 * 10**9  # somebody set the host's clock back
+    clock.pass_time(10**9)
     assert not clock.line
-    assert "alarm" in clock.runtime.timers
+    clock.pass_time(60 * 10**9)
+    assert not clock.line
+    for _ in range(60):  # it looks once a minute
+        clock.pass_time(60 * 10**9)
+    assert clock.line
 
 
 def test_an_alarm_in_the_past_fires_at_once(clock: Clock) -> None:
@@ -121,28 +118,44 @@ def test_clear_alarm(clock: Clock) -> None:
     assert not clock.runtime.timers
 
 
-def test_nothing_fires_while_paused(clock: Clock, host: dict[str, int]) -> None:
+def test_nothing_fires_while_guest_time_stands_still(clock: Clock) -> None:
+    """The wall clock goes on meanwhile, as one with a battery does."""
     clock.write(Offset.IRQ_ENABLED, 1)
     clock.set_alarm(START + 10**9)
+    clock.runtime.clock.hear(5, passes=False)
     clock.rtc.pause()
-    assert not clock.runtime.timers
-    host["ns"] += 10**10
+    clock.pass_time(10**10)
     assert not clock.line
     clock.rtc.resume()
     assert clock.line
 
 
-def test_state_travels_whole(clock: Clock, host: dict[str, int]) -> None:
+def test_it_promises_to_be_quiet_until_the_alarm(clock: Clock) -> None:
+    assert clock.rtc.quiet_until_ns() == NEVER_NS
+    clock.pass_time(1000)
+    clock.set_alarm(START + 1000 + 10**9)
+    assert clock.rtc.quiet_until_ns() == 1000 + 10**9
+    clock.pass_time(10**9 - 1)
+    assert clock.read(Offset.ALARM_STATUS) == 1
+    clock.pass_time(1)
+    assert clock.read(Offset.ALARM_STATUS) == 0
+    assert clock.rtc.quiet_until_ns() == NEVER_NS
+    clock.set_alarm(START + 10**12)
+    clock.write(Offset.CLEAR_ALARM, 1)
+    assert clock.rtc.quiet_until_ns() == NEVER_NS
+
+
+def test_state_travels_whole(clock: Clock) -> None:
     clock.write(Offset.TIME_HIGH, 77)
     clock.write(Offset.IRQ_ENABLED, 1)
     clock.set_alarm((78 << 32) + 5)
     state = GoldfishRtcState.FromString(clock.rtc.save().SerializeToString())
-    other = Clock(lambda: host["ns"])
+    other = Clock()
     other.rtc.check(state, 1)
     other.rtc.load(state)
     assert other.time() == clock.time()
     assert other.read(Offset.ALARM_STATUS) == 1
     assert other.runtime.timers.keys() == {"alarm"}
-    host["ns"] += 2 << 32
-    other.runtime.fire("alarm")
+    for _ in range(2):
+        other.pass_time(60 * 10**9)
     assert other.line

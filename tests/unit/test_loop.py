@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.models.clock import FakeClock
+from tests.waiting import wait_for
 from vmesh import errors
 from vmesh.loop import Inbox, Loop
 
@@ -113,7 +115,7 @@ def test_a_listener_without_descriptors_waits_for_them(tmp_path: Path) -> None:
         watched.run(0.25)
     assert not met
     assert 1 <= len(watched.told) <= 3
-    watched.run(0.15)
+    wait_for(lambda: watched.run(0.05) or met, "the listener to be listened to again")
     assert len(met) == 1
     for each in (client, listener, *met):
         each.close()
@@ -140,3 +142,34 @@ def test_said_is_one_line_that_tells_what_and_where() -> None:
     assert str(errors.said(MemoryError())) == "not enough memory"
     refused = errors.BadRequest("no")
     assert errors.said(refused) is refused
+
+
+def test_timers_of_guest_time_follow_the_clock() -> None:
+    clock = FakeClock()
+    loop, ran = Loop(clock), list[str]()
+
+    def turn() -> None:
+        loop.call_in("turn", 0.0, loop.stop)
+        loop.run()
+
+    loop.call_at("near", 100, lambda: ran.append("near"))
+    loop.call_at("far", 200, lambda: ran.append("far"))
+    turn()
+    assert ran == []
+    clock.advance(100)
+    turn()
+    assert ran == ["near"]
+    clock.hear(300, passes=False)  # it stands still
+    turn()
+    assert ran == ["near"]
+    clock.hear(300, passes=True)
+    turn()
+    turn()
+    assert ran == ["near", "far"]
+
+
+def test_a_timer_of_guest_time_wakes_the_loop() -> None:
+    loop = Loop()
+    loop.call_in("patience", 60, lambda: pytest.fail("it slept"))
+    loop.call_at("due", 1_000_000, loop.stop)
+    loop.run()

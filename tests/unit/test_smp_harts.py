@@ -40,7 +40,7 @@ def test_atomic_counters(cpu: Cpu, name: str) -> None:
 @pytest.mark.parametrize("name", LOCKS)
 def test_locks(cpu: Cpu, name: str) -> None:
     lock = LOCKS[name]
-    rounds = ROUNDS // 20 if lock.in_turn else ROUNDS
+    rounds = ROUNDS // 200 if lock.in_turn else ROUNDS
     assert count(cpu, locked(lock), lock.harts, rounds) == rounds
 
 

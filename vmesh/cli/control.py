@@ -13,7 +13,6 @@ from vmesh.client import GatewayError, MachineClient, connect
 from vmesh.machine import MachineError
 from vmesh.v1 import migration_pb2
 
-_START_LIMIT = 60.0  # seconds for a new device
 _POSTCOPY = (
     migration_pb2.MIGRATION_POSTCOPY_ACTIVE,
     migration_pb2.MIGRATION_POSTCOPY_PAUSED,
@@ -61,16 +60,16 @@ def device_add(name: str, device: str, drives: Sequence[str], netdevs: Sequence[
         reply = client.add_device(device, *texts)
         print(f"{reply.name} is at {reply.base:#x}" + (f", interrupt {reply.irq}" if reply.irq else ""))
 
-    return _call("device_add", name, call, _START_LIMIT)
+    return _call("device_add", name, call)
 
 
 def device_del(name: str, device: str) -> int:
-    return _call("device_del", name, lambda client: client.remove_device(device), _START_LIMIT)
+    return _call("device_del", name, lambda client: client.remove_device(device))
 
 
-def _call(verb: str, name: str, call: Callable[[MachineClient], None], limit: float = 10.0) -> int:
+def _call(verb: str, name: str, call: Callable[[MachineClient], None]) -> int:
     try:
-        with connect(name, limit) as client:
+        with connect(name) as client:
             call(client)
     except (MachineError, GatewayError, ValueError) as error:
         print(f"vmesh {verb}: {error}", file=sys.stderr)

@@ -9,14 +9,12 @@ from collections.abc import Sequence
 from vmesh.client import GatewayError, MachineClient
 from vmesh.machine import MachineError, find
 
-_LIMIT = 60.0  # seconds: the new program may be slow to start
-
 
 def swap(names: Sequence[str], command: Sequence[str]) -> int:
     """`names` are those of the machine, which may be left out if only one runs, and of the device."""
     try:
         machine = find(names[0] if len(names) > 1 else "")
-        with MachineClient(machine, timeout=_LIMIT) as client:
+        with MachineClient(machine) as client:
             reply = client.swap(names[-1], command, os.getcwd())
     except (MachineError, GatewayError) as error:
         print(f"vmesh swap: {error}", file=sys.stderr)

@@ -26,6 +26,7 @@
 #define CODE(name) VMESH__V1__ERROR_CODE__ERROR_##name
 #define PHASE(name) VMESH__V1__SERVICE_PHASE__SERVICE_##name
 #define ROLE(name) VMESH__V1__ROLE__ROLE_##name
+#define NEVER_NS UINT64_MAX  // what is promised: devices here do nothing but answer accesses
 #define NAME_PATTERN "^[A-Za-z0-9._-]{1,64}$"
 
 enum {
@@ -85,6 +86,7 @@ static struct {
     struct shadow shadows[MAX_SHADOWS];
     size_t shadow_count;
     uint64_t update_sequence;
+    uint64_t time_ns;  // guest time that was heard last
     uint64_t accesses, batches, updates, bus_errors, unsendable, refused;
     struct { char name[48]; uint64_t count; } causes[MAX_CAUSES];
 } self;
@@ -262,6 +264,7 @@ static void next_update(struct update *update, bool everything) {
     vmesh__v1__device_update__init(&update->message);
     update->message.epoch = self.epoch;
     update->message.sequence = ++self.update_sequence;
+    update->message.time_ns = self.time_ns, update->message.quiet_until_ns = NEVER_NS;
     self.updates++;
     update->message.lines = update->lines, update->message.shadows = update->shadows;
     if (self.device->line != NULL && (everything || self.level_changed)) {
@@ -332,6 +335,7 @@ static void answer_batch(const struct client *client, uint64_t id, const struct 
     PB(BatchDone) done = VMESH__V1__BATCH_DONE__INIT;
     done.epoch = self.epoch, done.done = link->done, done.value = link->value, done.bus_error = link->bus_error;
     done.credits = WINDOW;
+    done.time_ns = self.time_ns, done.quiet_until_ns = NEVER_NS;
     done.update = update != NULL ? &update->message : NULL;
     if (!answer(client, id, BODY(BATCH_DONE), &done) && update != NULL) take_back(update);
 }
@@ -385,6 +389,7 @@ static void handle_batch(struct client *client, const PB(Packet) *packet) {
         self.accesses++;
     }
     self.batches++;
+    if (batch->time_ns > self.time_ns) self.time_ns = batch->time_ns;
     link->done = last;
     write_slot();  // before the answer leaves: a successor then knows that these were made
     // Nobody may be waiting for the answer to posted writes: what they changed goes to the irqchip, which listens.
@@ -463,6 +468,7 @@ static void handle(struct client *client, const PB(Packet) *packet) {
     int allowed;
     switch (packet->body_case) {
     case BODY(ACCESS_BATCH): allowed = ROLE(HART); break;
+    case BODY(GUEST_TIME): allowed = ROLE(IRQCHIP); break;
     case BODY(PAUSE):
     case BODY(DRAIN):
     case BODY(SAVE):
@@ -482,6 +488,7 @@ static void handle(struct client *client, const PB(Packet) *packet) {
     const bool paused = self.phase == PHASE(PAUSED);
     switch (packet->body_case) {
     case BODY(ACCESS_BATCH): handle_batch(client, packet); return;
+    case BODY(GUEST_TIME): self.time_ns = packet->guest_time->now_ns; return;
     case BODY(HEALTH):
         if (packet->id != 0) answer_health(client, packet->id);
         return;

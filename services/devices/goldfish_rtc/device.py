@@ -1,13 +1,12 @@
-"""The model of the goldfish clock. Guest time is the host's CLOCK_REALTIME plus an offset that the guest sets."""
+"""The model of the goldfish clock: the wall clock (vmesh.time) plus an offset that the guest sets."""
 
 from __future__ import annotations
-
-import time
 
 from google.protobuf.message import Message
 
 from vmesh.device import Device
 from vmesh.service import Runtime
+from vmesh.time import NEVER_NS
 from vmesh.v1.bus_pb2 import Line, Region
 from vmesh.v1.devices_pb2 import GoldfishRtcState
 
@@ -30,7 +29,7 @@ class Offset:
 _MASK32 = (1 << 32) - 1
 _MASK64 = (1 << 64) - 1
 _ALARM = "alarm"
-# The alarm is of wall time, which may be set while it runs: look at it at least so often.
+# The alarm is of wall time, which may be set while guest time passes: look at it at least so often.
 _LONGEST_NS = 60 * 10**9
 
 
@@ -45,6 +44,7 @@ class GoldfishRtc(Device):
         self.regions = [Region(name="registers", base=base, size=SIZE, access_sizes=4)]
         self.lines = [Line(name="alarm", irq=irq)]
         self._state = GoldfishRtcState()
+        self._look_ns = NEVER_NS  # guest time at which the alarm is looked at again
 
     def read(self, region: int, offset: int, size: int) -> int:
         state = self._state
@@ -85,7 +85,7 @@ class GoldfishRtc(Device):
                 state.irq_enabled = bool(value & 1)
             case Offset.CLEAR_ALARM:
                 state.alarm_armed = False
-                self.runtime.loop.cancel(_ALARM)
+                self._look()
             case Offset.CLEAR_INTERRUPT:
                 state.irq_pending = False
             case _:  # ALARM_STATUS is read-only; the others are no registers
@@ -95,14 +95,13 @@ class GoldfishRtc(Device):
     def reset(self) -> None:
         # The time goes on, as that of a clock with a battery does.
         self._state = GoldfishRtcState(offset_ns=self._state.offset_ns)
-        self.runtime.loop.cancel(_ALARM)
-        self._drive()
-
-    def pause(self) -> None:
-        self.runtime.loop.cancel(_ALARM)
+        self._alarm()
 
     def resume(self) -> None:
-        self._alarm()
+        self._alarm()  # the wall clock has gone on
+
+    def quiet_until_ns(self) -> int:
+        return self._look_ns
 
     def save(self) -> Message:
         return self._state
@@ -118,8 +117,8 @@ class GoldfishRtc(Device):
         self._drive()
 
     def _now(self) -> int:
-        """Guest time in nanoseconds since 1970, modulo 2**64."""
-        return (time.time_ns() + self._state.offset_ns) & _MASK64
+        """What the guest reads: nanoseconds since 1970, modulo 2**64."""
+        return (self.runtime.clock.wall_ns() + self._state.offset_ns) & _MASK64
 
     def _set_time(self, wanted: int, now: int) -> None:
         offset = (self._state.offset_ns + wanted - now) & _MASK64
@@ -128,17 +127,18 @@ class GoldfishRtc(Device):
 
     def _look(self) -> None:
         """Fire the alarm if it is due, else look again when it is."""
-        state = self._state
+        state, runtime = self._state, self.runtime
+        runtime.loop.cancel(_ALARM)
+        self._look_ns = NEVER_NS
         if not state.alarm_armed:
-            self.runtime.loop.cancel(_ALARM)
             return
         remaining = state.alarm_ns - self._now()
         if remaining <= 0:
             state.alarm_armed = False
             state.irq_pending = True
-            self.runtime.loop.cancel(_ALARM)
         else:
-            self.runtime.loop.call_at(_ALARM, time.monotonic_ns() + min(remaining, _LONGEST_NS), self._alarm)
+            self._look_ns = runtime.clock.now_ns() + min(remaining, _LONGEST_NS)
+            runtime.loop.call_at(_ALARM, self._look_ns, self._alarm)
 
     def _alarm(self) -> None:
         self._look()

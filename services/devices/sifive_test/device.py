@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vmesh.device import Device
 from vmesh.service import Runtime
+from vmesh.time import NEVER_NS
 from vmesh.v1.bus_pb2 import Region
 from vmesh.v1.common_pb2 import SEVERITY_INFO, PowerOff, ResetRequest
 from vmesh.v1.devices_pb2 import SifiveTestState
@@ -28,6 +29,9 @@ class SifiveTest(Device):
     def __init__(self, runtime: Runtime, base: int) -> None:
         super().__init__(runtime)
         self.regions = [Region(name="registers", base=base, size=SIZE, access_sizes=2 | 4)]
+
+    def quiet_until_ns(self) -> int:
+        return NEVER_NS
 
     def read(self, region: int, offset: int, size: int) -> int:
         return 0

@@ -1,0 +1,112 @@
+"""Who reads a clock of the host, and why. All else asks the machine's clock (vmesh.time)."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from test_imports import ROOT, modules
+
+READS = {
+    "monotonic", "monotonic_ns", "time", "time_ns", "perf_counter", "perf_counter_ns", "clock_gettime",
+    "clock_gettime_ns",
+}  # fmt: skip
+
+REASONS = {
+    "the clock itself: kind `host`": ("vmesh.time", "services.cpu.clock"),
+    "native code's face of it, and where it begins before the service's clock takes over": (
+        "services.cpu.isa.riscv.clint",
+        "services.cpu.harts",
+    ),
+    "timers of the host's time, and of guest time as it falls due": ("vmesh.loop",),
+    "patience with a peer, a process, a file or a user": (
+        "vmesh.chardev",
+        "vmesh.cli.console",
+        "vmesh.cli.deploy",
+        "vmesh.cli.migrate",
+        "vmesh.cli.run",
+        "vmesh.cli.serve",
+        "vmesh.connecting",
+        "vmesh.deploy.engines",
+        "vmesh.guest.image",
+        "vmesh.service",
+        "vmesh.wire",
+        "services.cpu.bus",
+        "services.cpu.doorbell",
+        "services.cpu.hart_thread",
+        "services.cpu.service",
+        "services.cpu.translator_process",
+        "services.devices.virtio_blk.device",
+        "services.devices.virtio_blk.nbd",
+        "services.devices.virtio_blk.qemu_nbd",
+        "services.external.__main__",
+        "services.memory.cache.service",
+        "services.memory.presence",
+        "services.memory.service",
+        "services.migration.channels",
+        "services.migration.incoming",
+        "services.migration.pager",
+        "services.migration.returned",
+        "services.monitor.link",
+        "services.monitor.migration",
+        "services.monitor.network",
+        "services.monitor.supervisor",
+    ),
+    "how long something took, for people": (
+        "vmesh.cli.ps",
+        "vmesh.cli.snapshot",
+        "vmesh.cli.top",
+        "vmesh.device",
+        "vmesh.log",
+        "vmesh.machine",
+        "vmesh.trace",
+        "services.cpu.pages",
+        "services.cpu.regions",
+        "services.cpu.trace",
+        "services.cpu.translator",
+        "services.migration.job",
+        "services.migration.status",
+        "services.monitor.__main__",
+        "services.monitor.events",
+        "services.monitor.swap",
+    ),
+    "rates of bytes, and the downtime, of which a host's user has said how much may be": (
+        "services.migration.connection",
+        "services.migration.outgoing",
+        "services.migration.snapshot",
+    ),
+    "the age of files of the host": ("services.cpu.core", "services.cpu.region_store"),
+    "files of the host have the host's times": ("services.devices.virtio_9p.server",),
+    "fairness between a queue and registers: under virtual time, turns will be counted": (
+        "vmesh.virtio.device",
+        "services.devices.virtio_net.device",
+    ),
+}
+
+
+def reads(source: str) -> Iterator[int]:
+    """The lines of `source` in which a clock of the host is read."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Attribute(value=ast.Name(id="time"), attr=name) if name in READS:
+                yield node.lineno
+            case ast.Attribute(value=ast.Name(id="datetime" | "date"), attr="now" | "utcnow" | "today"):
+                yield node.lineno
+            case ast.Attribute(attr="clock_gettime") | ast.Name(id="host_ns"):
+                yield node.lineno
+            case ast.ImportFrom(module="time"):
+                yield node.lineno
+
+
+def test_whoever_reads_a_clock_of_the_host_has_a_reason() -> None:
+    found = {module for module, path in modules() if any(reads(path.read_text(encoding="utf-8")))}
+    known = [module for modules_ in REASONS.values() for module in modules_]
+    assert len(known) == len(set(known))
+    assert found == set(known), f"without a reason: {found - set(known)}; no more: {set(known) - found}"
+
+
+def test_readers_are_found() -> None:
+    source = "import time\nfrom time import time_ns\nfrom vmesh.time import host_ns\ntime.monotonic()\nhost_ns()\n"
+    assert sorted(reads(source)) == [2, 4, 5]
+    assert not list(reads("def f(clock):\n    return clock.now_ns() + clock.wall_ns()\n"))
+    assert (ROOT / "vmesh" / "time.py").exists()
