@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+import vmesh
+
 ROOT = Path(__file__).resolve().parents[1]
+assert vmesh.__version__  # imported before any test imports gRPC, which reads what it sets
 
 os.umask(0o022)  # whatever the user's is: what others may write is not trusted
 # No test depends on speed: hypothesis allows an example 0.2 s, and the making of one a second, unless it is told.

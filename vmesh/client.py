@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
-
-# Errors reach the user as one line of ours; gRPC's own log would come between. Read when grpc is imported.
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc
 

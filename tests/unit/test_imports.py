@@ -4,6 +4,7 @@ imports a service. And what nobody uses."""
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -130,3 +131,21 @@ def test_imports_of_what_starts_a_machine_are_few(module: str) -> None:
     code = f"import {module}, sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
     assert not sorted(set(done.stdout.split()) & set(LATE))
+
+
+@pytest.mark.parametrize("module", ["vmesh.client", "services.monitor.gateway", "bench.doors", "tests.conftest"])
+def test_imports_of_grpc_come_after_its_settings(module: str) -> None:
+    """It reads them when it is imported; and its handlers of fork(2) hang."""
+    code = (
+        "import importlib, os, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'grpc':\n"
+        "            print(*map(os.environ.get, ('GRPC_ENABLE_FORK_SUPPORT', 'GRPC_VERBOSITY')))\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        f"importlib.import_module({module!r})\n"
+        "import grpc\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GRPC_")}
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT, env=environment)
+    assert done.stdout.split() == [b"0", b"NONE"]
