@@ -111,7 +111,7 @@ def test_status_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     status = gateway_pb2.MachineStatus(name="m", state=gateway_pb2.MACHINE_RUNNING)
 
     @contextmanager
-    def connected(name: str, limit: float) -> Iterator[object]:
+    def connected(name: str) -> Iterator[object]:
         yield SimpleNamespace(status=lambda: status)
 
     monkeypatch.setattr(control, "connect", connected)
