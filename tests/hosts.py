@@ -21,7 +21,7 @@ from pathlib import Path
 from tests.relay import Passage, Relay
 from tests.waiting import LIMIT, Process, wait_for
 from vmesh import curve
-from vmesh.cli import options as flags
+from vmesh.cli.flags.parsing import parse
 from vmesh.cli.placement import Placement
 from vmesh.cli.plan import CACHE, monitor_command, plan
 from vmesh.cli.serve import commands
@@ -110,7 +110,7 @@ class Spread:
             log.touch(0o600)
             os.link(log, place / "log")  # to be read when the directory is gone
         self.machine = Machine(self._directory(HERE))
-        options = flags.parse(self.machine_flags)
+        options = parse(self.machine_flags)
         planned = plan(options, self.machine)
         planned.write(self.machine)
         found = commands(planned, monitor_command(planned, options, self.machine), self.machine)

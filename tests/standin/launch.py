@@ -3,7 +3,7 @@
 import sys
 
 from vmesh.cli import run
-from vmesh.cli.options import RunOptions
+from vmesh.cli.flags.options import RunOptions
 from vmesh.cli.plan import MachinePlan
 from vmesh.machine import Machine
 from vmesh.spawn import ServiceCommand

@@ -14,7 +14,8 @@ from vmesh.board import commands, cpu_model, devicetree, virt
 from vmesh.board.errors import BoardError
 from vmesh.board.external import External
 from vmesh.board.parts import Board, Range
-from vmesh.cli.options import OptionError, parse
+from vmesh.cli.flags.options import OptionError
+from vmesh.cli.flags.parsing import parse
 from vmesh.cli.plan import plan
 from vmesh.machine import Machine
 from vmesh.qdev import external

@@ -19,7 +19,7 @@ from vmesh.board.errors import BoardError
 from vmesh.cli import control, main, plan, ps
 from vmesh.cli import memory as memory_command
 from vmesh.cli import migrate as migrate_command
-from vmesh.cli.options import parse
+from vmesh.cli.flags.parsing import parse
 from vmesh.machine import Machine, MachineError, MachineRecord, ServiceRecord
 from vmesh.v1 import gateway_pb2
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import suppress
 from pathlib import Path
 
@@ -9,17 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vmesh.cli.flags import page
+from vmesh.cli.flags.help import usage
+from vmesh.cli.flags.options import OptionError, RunOptions, Serial
+from vmesh.cli.flags.parsing import parse
+from vmesh.cli.flags.table import FLAGS, Flag
+from vmesh.cli.flags.values import hart_count, memory_bytes
 from vmesh.cli.monitors import Monitor
-from vmesh.cli.options import (
-    OPTIONS,
-    OptionError,
-    RunOptions,
-    Serial,
-    hart_count,
-    memory_bytes,
-    parse,
-    usage,
-)
 from vmesh.endpoint import Endpoint
 from vmesh.properties import HelpRequested
 
@@ -235,15 +232,37 @@ def test_help_is_no_error(flags: list[str]) -> None:
 
 def test_help_and_the_manual_have_every_flag(root: Path) -> None:
     manual = (root / "docs" / "cli.md").read_text()
-    for option in OPTIONS:
-        for name in option.names:
+    assert page.renewed(manual) == manual, "python -P -m vmesh.cli.flags.page docs/cli.md"
+    for flag in FLAGS:
+        for name in flag.names:
             assert name in usage()
-            assert f"`{name}" in manual, f"docs/cli.md does not have {name}"
+            assert f"`{name}" in manual
 
 
-@given(
-    st.lists(st.one_of(st.sampled_from([name for o in OPTIONS for name in o.names]), st.text(max_size=12)), max_size=8)
-)
+@pytest.mark.parametrize("flag", [flag for flag in FLAGS if flag.example], ids=lambda flag: flag.names[0])
+def test_every_example_can_be_followed(flag: Flag, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VMESH_SNAPSHOTS", str(tmp_path))
+    (tmp_path / "keys").mkdir()
+    keys = [f"keys/{name}.pem" for name in ("ca-cert", "server-cert", "server-key")]
+    for name in ("Image", "booted.vmsnap", "disk.img", "fw_jump.bin", "initrd.gz", "virt.dtb", *keys):
+        (tmp_path / name).write_bytes(bytes(512))
+    words = shlex.split(flag.example.replace("/srv", str(tmp_path)))
+    assert set(words) & set(flag.names)
+    assert parse(words) != RunOptions()
+
+
+@pytest.mark.parametrize("name", ["-machine", "-smp", "-health-interval", "-health-limit", "-bus-limit", "-m"])
+def test_defaults_are_those_that_are_said(name: str) -> None:
+    default = next(flag.default for flag in FLAGS if name in flag.names).split(";")[0]
+    found = parse([name, default])
+    assert found == RunOptions() or (name, found.memory_bytes) == ("-m", 128 << 20)
+
+
+NAMES = [name for flag in FLAGS for name in flag.names]
+
+
+@given(st.lists(st.one_of(st.sampled_from(NAMES), st.text(max_size=12)), max_size=8))
 def test_any_command_line_is_followed_or_refused(arguments: list[str]) -> None:
     with suppress(HelpRequested, OptionError):  # and nothing else
         parse(arguments)

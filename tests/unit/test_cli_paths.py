@@ -13,7 +13,7 @@ import pytest
 from services.monitor import doors
 from services.monitor.keeper import command_argument, console_argument
 from vmesh import chardev, endpoint, properties, remote
-from vmesh.cli.options import parse
+from vmesh.cli.flags.parsing import parse
 from vmesh.cli.plan import MachinePlan, monitor_command, plan
 from vmesh.endpoint import Listener
 from vmesh.log import Log

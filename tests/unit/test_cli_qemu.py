@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from vmesh.cli.options import OPTIONS, OptionError, RunOptions, parse, usage
-from vmesh.cli.qemu import ANYWAY, HINTS
-
-_BY_NAME = {name for option in OPTIONS for name in option.names}
+from vmesh.cli.flags.help import usage
+from vmesh.cli.flags.options import OptionError, RunOptions
+from vmesh.cli.flags.parsing import parse
+from vmesh.cli.flags.qemu import ANYWAY, HINTS
+from vmesh.cli.flags.table import BY_NAME
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ def test_a_flag_that_is_not_there_has_a_hint(name: str) -> None:
 
 def test_no_flag_is_in_two_tables() -> None:
     assert not ANYWAY.keys() & HINTS.keys()
-    assert not _BY_NAME & (ANYWAY.keys() | HINTS.keys())
+    assert not BY_NAME.keys() & (ANYWAY.keys() | HINTS.keys())
 
 
 @pytest.mark.parametrize("name", ["-frobnicate", "-blah", "-e", "-netdef", "-zzz"])

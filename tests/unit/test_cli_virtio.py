@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from vmesh.board import commands
-from vmesh.cli.options import OptionError, Serial, parse
+from vmesh.cli.flags.options import OptionError, Serial
+from vmesh.cli.flags.parsing import parse
 from vmesh.endpoint import Endpoint
 
 

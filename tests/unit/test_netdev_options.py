@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from vmesh import errors
-from vmesh.cli.options import OptionError, parse
+from vmesh.cli.flags.options import OptionError
+from vmesh.cli.flags.parsing import parse
 from vmesh.log import Log
 from vmesh.loop import Loop
 from vmesh.netdev import options

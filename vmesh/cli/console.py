@@ -17,8 +17,8 @@ from pathlib import Path
 from types import FrameType
 
 from vmesh import connecting
+from vmesh.cli.flags.options import Serial
 from vmesh.cli.keys import Action, KeyMux, key_help
-from vmesh.cli.options import Serial
 from vmesh.cli.script import Form, Script
 from vmesh.cli.terminal import RawTerminal
 from vmesh.machine import Machine

@@ -12,8 +12,8 @@ from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 from vmesh.board.errors import BoardError
-from vmesh.cli import options as flags
-from vmesh.cli.options import OptionError
+from vmesh.cli.flags.options import OptionError
+from vmesh.cli.flags.parsing import parse
 from vmesh.cli.plan import plan
 from vmesh.client import GatewayError, MachineClient
 from vmesh.deploy import manifests
@@ -98,14 +98,14 @@ def _failed(error: Exception) -> int:
 def _described(arguments: Sequence[str], image: str, ram: str) -> Deployment:
     """Which services there are follows from the flags. Files that they name have to be here, and in the image."""
     with TemporaryDirectory(prefix="vmesh-") as scratch:
-        planned = plan(flags.parse(arguments), Machine(Path(scratch)))
+        planned = plan(parse(arguments), Machine(Path(scratch)))
     devices = [command.name for command in planned.services if command.name not in (MEMORY, CPU)]
     return describe(arguments, devices, image, ram)
 
 
 def _start_here(name: str, arguments: Sequence[str]) -> None:
     """`vmesh run` of its own session, without a terminal; its console is there for `vmesh attach`."""
-    flags.parse(arguments)
+    parse(arguments)
     with suppress(MachineError):
         find(name)
         raise VmeshError(f"'{name}' runs already (vmesh deploy --down {name} ends it)")

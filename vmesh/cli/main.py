@@ -103,7 +103,7 @@ def _check_host(command: str) -> bool:
 
 def _run(arguments: Sequence[str]) -> int:
     if {"-h", "-help", "--help"} & set(arguments):
-        from vmesh.cli.options import usage
+        from vmesh.cli.flags.help import usage
 
         print(usage())
         return 0
@@ -200,7 +200,7 @@ def _keys(arguments: Sequence[str]) -> int:
 
 def _serve(arguments: Sequence[str]) -> int:
     from vmesh.cli import placement
-    from vmesh.cli.options import OptionError
+    from vmesh.cli.flags.options import OptionError
 
     parser = _Parser(
         prog="vmesh serve",
@@ -531,6 +531,19 @@ def _monitor(arguments: Sequence[str]) -> int:
     return monitor(options.name, options.commands)
 
 
+def _completion(arguments: Sequence[str]) -> int:
+    parser = _Parser(
+        prog="vmesh completion",
+        description="Print what a shell needs to complete commands and flags: `source <(vmesh completion bash)`.",
+    )
+    parser.add_argument("shell", choices=("bash",))
+    parser.parse_args(arguments)
+    from vmesh.cli.completion import bash
+
+    print(bash(COMMANDS), end="")
+    return 0
+
+
 _CONTROLS: Mapping[str, str] = {
     "status": "Show a machine's state, services, harts and bus counters.",
     "pause": "Stop a machine's harts and drain its bus.",
@@ -565,4 +578,5 @@ COMMANDS: Mapping[str, Subcommand] = {
     "keys": Subcommand("Make the keys of a machine on several hosts.", _keys),
     "hub": Subcommand("Link the networks of machines.", _hub),
     "guest": Subcommand("Fetch the default guest; make a disk with Debian on it.", _guest),
+    "completion": Subcommand("Print what a shell needs to complete commands and flags.", _completion),
 }

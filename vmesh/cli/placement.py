@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vmesh.cli.options import OptionError
+from vmesh.cli.flags.options import OptionError
 from vmesh.cli.plan import CACHE
 from vmesh.deploy.description import CPU, KEEPER, MEMORY, MIGRATION, MONITOR
 from vmesh.wire import is_tcp

@@ -11,7 +11,7 @@ from vmesh.board import boot, commands, cpu_model, devicetree, virt
 from vmesh.board.boot import BootFiles, BootPlan
 from vmesh.board.errors import BoardError
 from vmesh.board.parts import Board, Carrier
-from vmesh.cli.options import MEBIBYTE, RunOptions, Serial
+from vmesh.cli.flags.options import RunOptions, Serial
 from vmesh.endpoint import Endpoint
 from vmesh.machine import Machine
 from vmesh.migration import uri
@@ -21,9 +21,9 @@ from vmesh.spawn import ServiceCommand
 CACHE = "cache"
 _FILES = {"the device tree": "dtb", "the reset vector": "reset"}  # blobs of the boot plan in the machine directory
 _START_SECONDS = 60.0  # for a machine to start that does not wait for anybody
-_DEFAULT_RAM = 128 * MEBIBYTE  # QEMU's default for `virt`
-_DEFAULT_GUEST_RAM = 512 * MEBIBYTE
-_LEAST_GUEST_RAM = 128 * MEBIBYTE  # QEMU's default; with 104 Debian's kernel panics
+_DEFAULT_RAM = 128 << 20  # QEMU's default for `virt`
+_DEFAULT_GUEST_RAM = 512 << 20
+_LEAST_GUEST_RAM = 128 << 20  # QEMU's default; with 104 Debian's kernel panics
 
 
 @dataclass(frozen=True, slots=True)

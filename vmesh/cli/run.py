@@ -19,9 +19,9 @@ from vmesh import descriptors, guest, waiting
 from vmesh import machine as machines
 from vmesh.board import cpu_model
 from vmesh.board.errors import BoardError
-from vmesh.cli import options as flags
 from vmesh.cli.console import Console
-from vmesh.cli.options import OptionError, RunOptions
+from vmesh.cli.flags.options import OptionError, RunOptions
+from vmesh.cli.flags.parsing import parse
 from vmesh.cli.plan import MachinePlan, device_tree, monitor_command, plan
 from vmesh.cli.script import Form, Script
 from vmesh.errors import VmeshError
@@ -39,7 +39,7 @@ _SAY_LIMIT = 1.0  # seconds for a terminal to take a line
 def run(arguments: Sequence[str]) -> int:
     """Run a machine as the flags say. Returns the exit status: the guest's, 1 after a failure, 2 for a bad flag."""
     try:
-        return _run(flags.parse(arguments))
+        return _run(parse(arguments))
     except HelpRequested as request:
         print(request)
         return 0

@@ -20,8 +20,8 @@ from pathlib import Path
 from vmesh import descriptors
 from vmesh import machine as machines
 from vmesh.board.errors import BoardError
-from vmesh.cli import options as flags
-from vmesh.cli.options import OptionError
+from vmesh.cli.flags.options import OptionError
+from vmesh.cli.flags.parsing import parse
 from vmesh.cli.placement import Placement
 from vmesh.cli.plan import MachinePlan, monitor_command, plan
 from vmesh.deploy.description import KEEPER, MEMORY, MIGRATION
@@ -73,7 +73,7 @@ def commands(planned: MachinePlan, monitor: ServiceCommand, machine: Machine) ->
 
 def _own(service: str, name: str, arguments: Sequence[str], placement: Placement) -> int:
     """Have the machine directory of this host, as long as there is something in it."""
-    options = flags.parse(arguments)
+    options = parse(arguments)
     options = replace(options, cpu_apart=options.cpu_apart or placement.cpu_apart)
     machine = machines.create(name)
     try:
