@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 
 from services.monitor import health, hotplug, operations
 from services.monitor import streams as open_streams
+from services.monitor.boundary import Boundary
 from services.monitor.operations import Board, Operation, RequestError
 from services.monitor.status import machine_status
 from services.monitor.streams import Places, Streams, refuse
@@ -52,7 +53,7 @@ def serve(supervisor: Supervisor, socket: Path, remote: Remote | None = None) ->
     server = grpc.server(
         ThreadPoolExecutor(_THREADS, thread_name_prefix="gateway"),
         maximum_concurrent_rpcs=_THREADS,
-        interceptors=[Texts()],
+        interceptors=[Boundary(supervisor), Texts()],
         options=[
             ("grpc.max_receive_message_length", _MESSAGE_BYTES),
             ("grpc.so_reuseport", 0),

@@ -110,9 +110,9 @@ def resume(board: Board, catch_up: cpu_pb2.CatchUp | None = None) -> Operation:
 
 
 def resume_unless(stay_paused: bool, board: Board) -> Operation:
-    """The machine goes on if it ran before."""
+    """The machine goes on if it ran before: its harts too, should a device not answer."""
     if not stay_paused:
-        yield from resume(board)
+        yield from undone(resume(board), lambda: go_on(board))
 
 
 def _ask(service: str, body: Message) -> Operation:
