@@ -80,23 +80,68 @@ class Harts:
     def __init__(self, core: CoreImage, count: int, features: set[str], segments: list[HostSegment]) -> None:
         self.blob = Blob(core.image, core.symbols)
         self._records = mmap.mmap(-1, Machine.size + Plic.size + count * Hart.size)
-        base = _address(self._records)
+        self._memory: list[mmap.mmap] = []
+        self._withheld: dict[tuple[int, int], tuple[int, int]] = {}  # by device and region: kinds, doorbell's size
         self.machine: Any = view(Machine, self._records)
         self.plic: Any = view(Plic, self._records, Machine.size)
+        self.machine.plic = _address(self._records) + Machine.size
+        self.machine.time_base = host_ns()
+        self.machine.features = sum(1 << FEATURE_BIT[name] for name in features)
+        self.misa = MISA_MXL64 | sum(1 << (ord(f) - ord("a")) for f in features if len(f) == 1) | 1 << 18 | 1 << 20
+        self._name_host_functions()
+        self._name_handlers(core)
+        self._take_native_functions()
+        self._place_memory(segments)
+        self.hart: list[Any] = []
+        self.address: list[int] = []
+        self._make_harts(count)
+
+    def _name_host_functions(self) -> None:
+        """What native code calls of C's library."""
+        for name in ("clock_gettime", "syscall", "read", "write", "poll"):
+            setattr(self.machine, name, ctypes.cast(getattr(_libc, name), ctypes.c_void_p).value)
+        self.machine.futex_number = _FUTEX["x86_64"]
+
+    def _name_handlers(self, core: CoreImage) -> None:
+        """Where instructions and functions are in the blob, by their numbers."""
+        machine, blob = self.machine, self.blob
+        for number, name in enumerate(core.handlers):
+            machine.handlers[number] = blob.address(name) if name else 0
+            slow = f"{name}_slow"
+            machine.slow_handlers[number] = blob.address(slow) if slow in core.symbols else machine.handlers[number]
+        for number, name in enumerate(core.functions):
+            machine.functions[number] = blob.address(name)
+        machine.core, machine.core_size = blob.base, len(core.image)
+        for name in ("attention", "go", "decode", "page_end", "breakpoint", "straddle"):
+            setattr(machine, f"{name}_handler", blob.address(f"op_{name}"))
+
+    def _take_native_functions(self) -> None:
+        """What Python calls of the blob."""
+        function = self.blob.function
+        self._run = function("run", 1)
+        self._reset_tlbs = function("reset_tlbs", 1, result=False)
+        self._raise_attention = function("raise_attention", 2, result=False)
+        self._install = function("install", 8, result=False)
+        self._code_written = function("code_written", 3, result=False)
+        self._debug_changed = function("debug_changed", 1, result=False)
+        self._read_csr = function("read_csr", 2)
+        self._write_csr = function("write_csr", 3, result=False)
+        self._executed = function("executed", 3, result=False)
+        self._shoot_down = function("shoot_down", 1)
+        self._await_shot = function("await_shot", 3)
+        self._set_level = function("plic_set_level", 3, result=False)
+        self._latch_set = function("latch_set", 4, result=False)
+        self._latch_raise = function("latch_raise", 4, result=False)
+        self._latch_begin = function("latch_begin", 2, result=False)
+        self._listener_begin = function("listener_begin", 3, result=False)
+        self._take_raises = function("take_raises", 2)
+        self._listen = function("listen", 1)
+
+    def _place_memory(self, segments: list[HostSegment]) -> None:
+        """Guest memory. Raises ValueError for too many segments."""
         machine = self.machine
-        machine.hart_count = count
-        machine.plic = base + Machine.size
-        machine.clock_gettime = ctypes.cast(_libc.clock_gettime, ctypes.c_void_p).value
-        machine.syscall = ctypes.cast(_libc.syscall, ctypes.c_void_p).value
-        machine.read = ctypes.cast(_libc.read, ctypes.c_void_p).value
-        machine.write = ctypes.cast(_libc.write, ctypes.c_void_p).value
-        machine.poll = ctypes.cast(_libc.poll, ctypes.c_void_p).value
-        machine.futex_number = _FUTEX["x86_64"]
-        machine.time_base = host_ns()
-        machine.features = sum(1 << FEATURE_BIT[name] for name in features)
         if len(segments) > SEGMENTS:
             raise ValueError(f"expected at most {SEGMENTS} memory segments, got {len(segments)}")
-        self._memory: list[mmap.mmap] = []
         for number, each in enumerate(segments):
             segment = machine.segments[number]
             segment.base, segment.size, segment.host, segment.writable = each.base, each.size, each.host, each.writable
@@ -108,49 +153,18 @@ class Harts:
                 segment.uses = _address(uses)
                 segment.code = each.code or segment.uses + pages * PageUse.size
         machine.segment_count = len(segments)
-        for number, name in enumerate(core.handlers):
-            machine.handlers[number] = self.blob.address(name) if name else 0
-            slow = f"{name}_slow"
-            machine.slow_handlers[number] = (
-                self.blob.address(slow) if slow in core.symbols else machine.handlers[number]
-            )
-        for number, name in enumerate(core.functions):
-            machine.functions[number] = self.blob.address(name)
-        machine.core, machine.core_size = self.blob.base, len(core.image)
-        machine.attention_handler = self.blob.address("op_attention")
-        machine.go_handler = self.blob.address("op_go")
-        machine.decode_handler = self.blob.address("op_decode")
-        machine.page_end_handler = self.blob.address("op_page_end")
-        machine.breakpoint_handler = self.blob.address("op_breakpoint")
-        machine.straddle_handler = self.blob.address("op_straddle")
-        self.misa = MISA_MXL64 | sum(1 << (ord(f) - ord("a")) for f in features if len(f) == 1) | 1 << 18 | 1 << 20
-        self._run = self.blob.function("run", 1)
-        self._reset_tlbs = self.blob.function("reset_tlbs", 1, result=False)
-        self._raise_attention = self.blob.function("raise_attention", 2, result=False)
-        self._install = self.blob.function("install", 8, result=False)
-        self._code_written = self.blob.function("code_written", 3, result=False)
-        self._debug_changed = self.blob.function("debug_changed", 1, result=False)
-        self._read_csr = self.blob.function("read_csr", 2)
-        self._write_csr = self.blob.function("write_csr", 3, result=False)
-        self._executed = self.blob.function("executed", 3, result=False)
-        self._shoot_down = self.blob.function("shoot_down", 1)
-        self._await_shot = self.blob.function("await_shot", 3)
-        self._set_level = self.blob.function("plic_set_level", 3, result=False)
-        self._latch_set = self.blob.function("latch_set", 4, result=False)
-        self._latch_raise = self.blob.function("latch_raise", 4, result=False)
-        self._latch_begin = self.blob.function("latch_begin", 2, result=False)
-        self._listener_begin = self.blob.function("listener_begin", 3, result=False)
-        self._take_raises = self.blob.function("take_raises", 2)
-        self._listen = self.blob.function("listen", 1)
-        self._withheld: dict[tuple[int, int], tuple[int, int]] = {}  # by device and region: kinds, doorbell's size
-        self.hart: list[Any] = []
-        self.address: list[int] = []
+
+    def _make_harts(self, count: int) -> None:
+        """Their records, and what those point to."""
+        self.machine.hart_count = count
+        first = Machine.size + Plic.size
         for number in range(count):
-            offset = Machine.size + Plic.size + number * Hart.size
+            offset = first + number * Hart.size
             hart = view(Hart, self._records, offset)
+            address = _address(self._records) + offset
             self.hart.append(hart)
-            self.address.append(base + offset)
-            machine.harts[number] = base + offset
+            self.address.append(address)
+            self.machine.harts[number] = address
             self._memory += self._furnish(hart)
             hart.mhartid = number
 
