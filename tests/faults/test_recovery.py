@@ -21,7 +21,11 @@ from tests.waiting import kill_until, read_some, wait_for
 pytestmark = pytest.mark.system
 
 LINES = 20_000
-OUTPUT = b"".join(b"%08x\n" % number for number in range(LINES))
+MANY = 5 * LINES  # which a guest has not written before it was killed five times, however long each life takes
+
+
+def output_of(lines: int) -> bytes:
+    return b"".join(b"%08x\n" % number for number in range(lines))
 
 
 class Output:
@@ -84,13 +88,13 @@ def test_numbered_lines_while_devices_are_killed(rig: Rig, tmp_path: Path, round
         time.sleep(moments.uniform(0, 0.1))
         if kill(rig, name) is None:
             break
-    assert output.wait() == OUTPUT
+    assert output.wait() == output_of(LINES)
     rig.wait_clean()
 
 
 def test_killed_too_often_the_machine_stands_still_until_it_is_told_to_go_on(rig: Rig, tmp_path: Path) -> None:
     """A hart is in the midst of an access, or has posted some: each is made once, in the life after."""
-    output = Output(start(rig, tmp_path, programs.count(LINES)))
+    output = Output(start(rig, tmp_path, programs.count(MANY)))
     rig.wait_running()
 
     def stands_still() -> bool:
@@ -100,7 +104,7 @@ def test_killed_too_often_the_machine_stands_still_until_it_is_told_to_go_on(rig
     kill_until(lambda: rig.pid("uart0"), stands_still, "the machine to be paused")
     with rig.client() as client:
         client.resume()
-    assert output.wait() == OUTPUT
+    assert output.wait() == output_of(MANY)
     rig.wait_clean()
 
 
@@ -129,7 +133,7 @@ def test_killed_again_while_it_comes_back(rig: Rig, tmp_path: Path) -> None:
         if (pid := kill(rig, "uart0")) is None:  # the guest is done already
             break
         killed.append(pid)
-    assert output.wait() == OUTPUT
+    assert output.wait() == output_of(LINES)
     rig.wait_clean()
 
 

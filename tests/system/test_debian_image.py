@@ -32,7 +32,7 @@ def drive(disk: Path) -> tuple[str, str]:
 
 @pytest.fixture
 def small_disk(peer: Callable[[str], str], debian: Guest, tmp_path: Path) -> Path:
-    """An ext4 disk with busybox on it, and an init that tells where it is."""
+    """An ext4 disk with busybox on it, and an init that tells where it is; its last step waits for the terminal."""
     peer("mke2fs")
     tree = tmp_path / "tree"
     for folder in ("bin", "sbin", "dev", "proc", "sys"):
@@ -40,7 +40,9 @@ def small_disk(peer: Callable[[str], str], debian: Guest, tmp_path: Path) -> Pat
     (tree / "bin/busybox").write_bytes((debian.kernel.parent / "busybox").read_bytes())
     (tree / "bin/sh").symlink_to("busybox")
     init = tree / "sbin/init"
-    init.write_text("#!/bin/sh\nexport PATH=/bin\necho process $$\ngrep ' / ' /proc/mounts\nls -d /init\npoweroff -f\n")
+    init.write_text(
+        "#!/bin/sh\nexport PATH=/bin\necho process $$\ngrep ' / ' /proc/mounts\nls -d /init\nstty sane\npoweroff -f\n"
+    )
     init.chmod(0o755)
     (tree / "bin/busybox").chmod(0o755)
     (tree / "sbin/other").hardlink_to(init)

@@ -56,7 +56,7 @@ REASONS = {
         "vmesh.cli.ps",
         "vmesh.cli.snapshot",
         "vmesh.cli.top",
-        "vmesh.device",
+        "vmesh.device.serving",
         "vmesh.log",
         "vmesh.machine",
         "vmesh.trace",

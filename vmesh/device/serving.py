@@ -1,28 +1,21 @@
-"""The device SDK: an author writes a `Device`, and `run` makes a service of it.
-
-The SDK does the rest of proto/vmesh/v1/bus.proto: attaching, batches and their order, replays, credits, updates of
-lines and shadows, lifecycle, and the slot. services/devices/ has examples; docs/protocol.md explains what goes over the
-wire.
-"""
+"""A device as a service: attaching, batches and their order, replays, credits, updates, lifecycle, and the slot."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections import deque
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NoReturn
+from typing import Any
 
 from google.protobuf.message import DecodeError, Message
 
-from vmesh import errors, scheduling, service, trace
+from vmesh import errors, trace
 from vmesh.board.virt import MAX_HARTS
+from vmesh.device.model import BusError, Device
 from vmesh.doorbell import Bell, Raiser
-from vmesh.guest_memory import GuestMemory, LocalGuestMemory, RemoteGuestMemory
-from vmesh.privileges import Capability
+from vmesh.guest_memory import LocalGuestMemory, RemoteGuestMemory
 from vmesh.service import Runtime, Service
-from vmesh.slot import MARKS, Slot
+from vmesh.slot import Slot
 from vmesh.time import host_ns
 from vmesh.trace import MemoryTrace, identity
 from vmesh.v1 import bus_pb2 as messages
@@ -42,200 +35,6 @@ _MEMORY = "memory"
 _START_SECONDS = 30.0
 _RETRY_SECONDS = 0.001
 _LIFE_SECONDS = 1.0
-
-
-class BusError(Exception):
-    """Raised by a device's `read` or `write`: there is no such register. The guest gets an access fault."""
-
-
-class Wires:
-    """What a device drives: its interrupt lines and its shadowed registers. Only changes cost a message."""
-
-    def __init__(self) -> None:
-        self._levels: dict[int, bool] = {}
-        self._shadows: dict[tuple[int, int, int], int | None] = {}
-        self._changed_lines: set[int] = set()
-        self._changed_shadows: set[tuple[int, int, int]] = set()
-        self._latches: dict[tuple[int, int, int], int] = {}  # bits raised since they were cleared
-        self._raised: dict[tuple[int, int, int], int] = {}  # of these, what has not been said
-        self._cleared: set[tuple[int, int, int]] = set()  # said to nobody
-
-    @property
-    def changed(self) -> bool:
-        return bool(self._changed_lines or self._changed_shadows or self._raised or self._cleared)
-
-    def set_line(self, line: int, level: bool) -> None:
-        """Drive a line. A device drives all of its lines in `reset`."""
-        if self._levels.get(line) != level:
-            self._levels[line] = level
-            self._changed_lines.add(line)
-
-    def set_shadow(self, region: int, offset: int, size: int, value: int) -> None:
-        """Say what a read of this register gives until further notice."""
-        self._set_shadow((region, offset, size), value)
-
-    def withdraw_shadow(self, region: int, offset: int, size: int) -> None:
-        """The next read of this register has a side effect: let it come to the device."""
-        self._set_shadow((region, offset, size), None)
-
-    def raise_latch(self, region: int, offset: int, size: int, bits: int) -> None:
-        """Set bits of a READ_LATCH register; the guest clears them, and the device does not hear of it."""
-        key = (region, offset, size)
-        self._latches[key] = self._latches.get(key, 0) | bits
-        self._raised[key] = self._raised.get(key, 0) | bits
-
-    def clear_latch(self, region: int, offset: int, size: int) -> None:
-        """Clear all bits of a READ_LATCH register: the device is reset."""
-        key = (region, offset, size)
-        self._latches[key] = 0
-        self._raised.pop(key, None)
-        self._cleared.add(key)
-
-    def _set_shadow(self, key: tuple[int, int, int], value: int | None) -> None:
-        if key not in self._shadows or self._shadows[key] != value:
-            self._shadows[key] = value
-            self._changed_shadows.add(key)
-
-    def fill(self, update: messages.DeviceUpdate, *, everything: bool = False) -> None:
-        """Put into `update` what changed since the last time, or all there is."""
-        for line in sorted(self._levels if everything else self._changed_lines):
-            update.lines.add(line=line, level=self._levels[line])
-        for key in sorted(self._shadows if everything else self._changed_shadows):
-            region, offset, size = key
-            value = self._shadows[key]
-            update.shadows.add(region=region, offset=offset, size=size, value=value or 0, withdrawn=value is None)
-        for key in sorted(self._latches if everything else self._raised.keys() | self._cleared):
-            region, offset, size = key
-            bits = (self._latches if everything else self._raised).get(key, 0)
-            # All of it where nothing is set, or nobody knows that nothing was; otherwise what is set beside the rest.
-            update.shadows.add(
-                region=region, offset=offset, size=size, value=bits, raised=bool(bits) and key not in self._cleared
-            )
-        self._raised.clear()
-        self._cleared.clear()
-        self._changed_lines.clear()
-        self._changed_shadows.clear()
-
-    def take_raises(self) -> list[tuple[tuple[int, int, int], int]]:
-        """The latches with the bits raised since the last time, if nothing else has changed; otherwise none."""
-        if self._changed_lines or self._changed_shadows or self._cleared:
-            return []
-        raises = list(self._raised.items())
-        self._raised.clear()
-        return raises
-
-    def put_back(self, update: messages.DeviceUpdate) -> None:
-        """`update` has not reached anybody."""
-        self._changed_lines.update(each.line for each in update.lines)
-        for each in update.shadows:
-            key = (each.region, each.offset, each.size)
-            if key not in self._latches:
-                self._changed_shadows.add(key)
-                continue
-            if each.value:
-                self._raised[key] = self._raised.get(key, 0) | each.value
-            if not each.raised:
-                self._cleared.add(key)
-
-
-class Device:
-    """A device model. Override what applies; every method is called in the one thread of the service.
-
-    `state` is the type of the protobuf message that `save` gives and `load` takes, `state_version` its version.
-    """
-
-    kind: ClassVar[str]
-    state: ClassVar[type[Message]]
-    state_version: ClassVar[int] = 1
-    regions: Sequence[messages.Region] = ()
-    lines: Sequence[messages.Line] = ()
-    dma: ClassVar[bool] = False
-    #: Bytes of `slot_state` and `journal` together, at most: the slot has room for them from the start, so that a file
-    #: system that fills up does not end the device. Only where they may be more than 8 KiB.
-    slot_bytes: ClassVar[int] = 8 << 10
-
-    def __init__(self, runtime: Runtime) -> None:
-        self.runtime = runtime  # its loop, log and notify
-        self.wires = Wires()
-        self.memory: GuestMemory = LocalGuestMemory((), ())  # the guest's with `dma`, from `attached` on
-        self.marks = memoryview(bytearray(8 * MARKS)).cast("Q")  # see Slot.marks: they survive the process at once
-
-    def take_journal(self, journal: bytes) -> None:
-        """Before `start`, in the next life of a device that was killed: what its `journal` gave last."""
-
-    def start(self) -> None:
-        """Open what the device stands on. Raise a VmeshError to end the service."""
-
-    def attached(self) -> None:
-        """The device is on the address map."""
-
-    def recover(self) -> None:
-        """After `attached`: this life has taken over, by `load`, from one that was killed at any instruction."""
-
-    def read(self, region: int, offset: int, size: int) -> int:
-        """A read of a register; `offset` and `size` were checked against the region. May raise BusError."""
-        raise BusError
-
-    def write(self, region: int, offset: int, size: int, value: int) -> None:
-        """A write of a register; `value` fits into `size` bytes. May raise BusError."""
-        raise BusError
-
-    def flush(self) -> None:
-        """The accesses of a batch have been made."""
-
-    def settle(self) -> None:
-        """A turn of the loop ends: the state is about to go into the slot, then lines and shadows to the cpu."""
-
-    def journal(self) -> bytes:
-        """What the next life needs beside the state: what is under way to the outside. It is in the slot only."""
-        return b""
-
-    def commit(self) -> None:
-        """State and journal are in the slot: what must happen once, even if the process is killed, can begin now."""
-
-    @property
-    def blocked(self) -> bool:
-        """Whether the device cannot take more accesses now; when that ends, the next turn of the loop goes on."""
-        return False
-
-    def reset(self) -> None:
-        """Back to the state after power-on, lines and shadows included. Also called before the device is attached."""
-        self.load(self.state())
-
-    def save(self) -> Message:
-        """The state, as a message of type `state`."""
-        return self.state()
-
-    def slot_state(self) -> Message:
-        """The state for the slot. Without what the device keeps elsewhere by itself, and finds again in `recover`."""
-        return self.save()
-
-    def check(self, state: Message, version: int) -> None:
-        """Raises BadState for what `load` cannot take. `version` is at most `state_version`."""
-
-    def load(self, state: Message) -> None:
-        """Take a state that `check` has passed, and drive lines and shadows accordingly."""
-
-    def pause(self) -> None:
-        """Take nothing from outside until `resume`."""
-
-    def resume(self) -> None:
-        """Go on after `pause`."""
-
-    def hand_over(self) -> None:
-        """Another machine is about to run with the state saved: bring out what the guest has written, and let go of
-        what only one of them may hold. `resume` takes it again."""
-
-    def shutdown(self) -> None:
-        """Bring out what the guest has written."""
-
-    def quiet_until_ns(self) -> int:
-        """A promise: before that guest time the device does by itself nothing that the guest could see. 0: it promises
-        nothing, since something may come from outside; `vmesh.time.NEVER_NS`: it only answers accesses."""
-        return 0
-
-    def counters(self) -> dict[str, int]:
-        return {}
 
 
 @dataclass(slots=True, eq=False)
@@ -715,29 +514,6 @@ class DeviceService(Service):
             raise errors.BadState(f"{name} cannot be parsed: {error}") from error
         self._device.check(state, version)
         return state
-
-
-def parser(kind: str, description: str | None, *, interrupt: bool = True) -> service.Parser:
-    """The options of a device with one place and, unless it has no `interrupt`, one wire; it may add its own."""
-    made = service.parser(kind, description)
-    made.add_argument("--base", type=service.number, required=True, metavar="ADDRESS", help="where the guest finds it")
-    if interrupt:
-        made.add_argument("--irq", type=service.number, required=True, metavar="N", help="the wire that it drives")
-    return made
-
-
-def run(
-    options: argparse.Namespace, build: Callable[[Runtime], Device], *, capabilities: Set[Capability] | None = None
-) -> int:
-    """Serve the device that `build` makes, to its end; gives the exit status. For `capabilities` see `service.run`."""
-    scheduling.short_slices()
-    return service.run(options, lambda runtime: DeviceService(runtime, build(runtime)), capabilities=capabilities)
-
-
-def main(kind: str, build: Callable[[Runtime, int, int], Device]) -> NoReturn:
-    """The command line of a device with one place and one interrupt: serve `build(runtime, base, irq)`, to its end."""
-    options = parser(kind, None).parse_args()
-    sys.exit(run(options, lambda runtime: build(runtime, options.base, options.irq)))
 
 
 def _posted(regions: Sequence[messages.Region]) -> list[tuple[int, int, int]]:

@@ -1,0 +1,95 @@
+"""What a device drives. Only changes cost a message."""
+
+from __future__ import annotations
+
+from vmesh.v1 import bus_pb2 as messages
+
+
+class Wires:
+    """What a device drives: its interrupt lines and its shadowed registers. Only changes cost a message."""
+
+    def __init__(self) -> None:
+        self._levels: dict[int, bool] = {}
+        self._shadows: dict[tuple[int, int, int], int | None] = {}
+        self._changed_lines: set[int] = set()
+        self._changed_shadows: set[tuple[int, int, int]] = set()
+        self._latches: dict[tuple[int, int, int], int] = {}  # bits raised since they were cleared
+        self._raised: dict[tuple[int, int, int], int] = {}  # of these, what has not been said
+        self._cleared: set[tuple[int, int, int]] = set()  # said to nobody
+
+    @property
+    def changed(self) -> bool:
+        return bool(self._changed_lines or self._changed_shadows or self._raised or self._cleared)
+
+    def set_line(self, line: int, level: bool) -> None:
+        """Drive a line. A device drives all of its lines in `reset`."""
+        if self._levels.get(line) != level:
+            self._levels[line] = level
+            self._changed_lines.add(line)
+
+    def set_shadow(self, region: int, offset: int, size: int, value: int) -> None:
+        """Say what a read of this register gives until further notice."""
+        self._set_shadow((region, offset, size), value)
+
+    def withdraw_shadow(self, region: int, offset: int, size: int) -> None:
+        """The next read of this register has a side effect: let it come to the device."""
+        self._set_shadow((region, offset, size), None)
+
+    def raise_latch(self, region: int, offset: int, size: int, bits: int) -> None:
+        """Set bits of a READ_LATCH register; the guest clears them, and the device does not hear of it."""
+        key = (region, offset, size)
+        self._latches[key] = self._latches.get(key, 0) | bits
+        self._raised[key] = self._raised.get(key, 0) | bits
+
+    def clear_latch(self, region: int, offset: int, size: int) -> None:
+        """Clear all bits of a READ_LATCH register: the device is reset."""
+        key = (region, offset, size)
+        self._latches[key] = 0
+        self._raised.pop(key, None)
+        self._cleared.add(key)
+
+    def _set_shadow(self, key: tuple[int, int, int], value: int | None) -> None:
+        if key not in self._shadows or self._shadows[key] != value:
+            self._shadows[key] = value
+            self._changed_shadows.add(key)
+
+    def fill(self, update: messages.DeviceUpdate, *, everything: bool = False) -> None:
+        """Put into `update` what changed since the last time, or all there is."""
+        for line in sorted(self._levels if everything else self._changed_lines):
+            update.lines.add(line=line, level=self._levels[line])
+        for key in sorted(self._shadows if everything else self._changed_shadows):
+            region, offset, size = key
+            value = self._shadows[key]
+            update.shadows.add(region=region, offset=offset, size=size, value=value or 0, withdrawn=value is None)
+        for key in sorted(self._latches if everything else self._raised.keys() | self._cleared):
+            region, offset, size = key
+            bits = (self._latches if everything else self._raised).get(key, 0)
+            # All of it where nothing is set, or nobody knows that nothing was; otherwise what is set beside the rest.
+            update.shadows.add(
+                region=region, offset=offset, size=size, value=bits, raised=bool(bits) and key not in self._cleared
+            )
+        self._raised.clear()
+        self._cleared.clear()
+        self._changed_lines.clear()
+        self._changed_shadows.clear()
+
+    def take_raises(self) -> list[tuple[tuple[int, int, int], int]]:
+        """The latches with the bits raised since the last time, if nothing else has changed; otherwise none."""
+        if self._changed_lines or self._changed_shadows or self._cleared:
+            return []
+        raises = list(self._raised.items())
+        self._raised.clear()
+        return raises
+
+    def put_back(self, update: messages.DeviceUpdate) -> None:
+        """`update` has not reached anybody."""
+        self._changed_lines.update(each.line for each in update.lines)
+        for each in update.shadows:
+            key = (each.region, each.offset, each.size)
+            if key not in self._latches:
+                self._changed_shadows.add(key)
+                continue
+            if each.value:
+                self._raised[key] = self._raised.get(key, 0) | each.value
+            if not each.raised:
+                self._cleared.add(key)
