@@ -28,7 +28,8 @@ _DONE: tuple[tuple[str, ...], ...] = (
     ("metrics", "one"), ("swap", "one", "rtc", "--", *_RTC), ("device_add", "one", "virtio-rng-device,id=rng9"),
     ("device_del", "one", "rng9"), ("snapshot", "save", "one", "./saved"), ("migration", "inspect", "saved"),
     ("upgrade", "one", "nowhere"), ("keys", "keys"), ("hub", "no/folder"), ("guest", "fetch", "--help"),
-    ("serve", "memory", "-no-flag"), ("migrate", "two", "file:two"), ("quit", "two"), ("stop", "one"),
+    ("serve", "memory", "-no-flag"), ("completion", "bash"),
+    ("migrate", "two", "file:two"), ("quit", "two"), ("stop", "one"),
 )  # fmt: skip
 _WHOLE_LIFE = {"run", "events"}  # of machine `one`
 
