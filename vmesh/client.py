@@ -232,9 +232,7 @@ class MachineClient:
         return self._messages(call)
 
     def _connect(self) -> None:
-        """Once; nobody may be there, or not for our keys."""
-        if self._connected:
-            return
+        """Nobody may be there, or not for our keys."""
         try:
             patience = min(self._timeout, _CONNECT_SECONDS) if self._elsewhere else self._timeout
             grpc.channel_ready_future(self._channel).result(patience)
@@ -255,7 +253,7 @@ class MachineClient:
             call.cancel()
 
     def _call(self, method: Callable[..., Reply], request: Any, timeout: float = 0.0) -> Reply:
-        if self._elsewhere:
+        if self._elsewhere and not self._connected:
             self._connect()
         try:
             # Waiting for the gateway: it opens a moment after the guest has begun to run.

@@ -21,6 +21,7 @@ Callback = Callable[[], None]
 # As plain numbers: arithmetic with zmq's flags costs half a microsecond each.
 _IN, _OUT = int(zmq.POLLIN), int(zmq.POLLOUT)
 _NOT_IN, _NOT_OUT = ~_IN, ~_OUT
+_LONGEST_MS = (1 << 31) - 1  # that poll(2) waits
 REST_SECONDS = 0.1  # for a source whose callback failed: it would be ready again at once, and fail again
 
 
@@ -89,7 +90,7 @@ class Loop:
     def _step(self) -> None:
         timeout: int | None = None
         if (due := min(map(self._due_ns, self._timers.values()), default=NEVER_NS)) != NEVER_NS:
-            timeout = max(0, -(-(due - host_ns()) // 1_000_000))
+            timeout = min(max(0, -(-(due - host_ns()) // 1_000_000)), _LONGEST_MS)
         try:
             ready = self._poller.poll(timeout)
         except zmq.ZMQError as error:  # poll(2): no memory, or a lower limit of open files than there are

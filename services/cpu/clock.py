@@ -18,8 +18,8 @@ class CpuClock(Clock):
     def __init__(self, *, passes: bool) -> None:
         self.changed: Callable[[], object] = lambda: None
         self._machine: Any = None  # the record: `time_base` is the host's time at which guest time was 0, modulo 2**64
-        #: The host's time since when guest time stands still; 0 while it passes.
-        self.stopped_ns = 0 if passes else host_ns()
+        # That, and the host's time since when guest time stands still, 0 while it passes: harts read both at once.
+        self._state = (0, 0 if passes else host_ns())
         self._from_ns: int | None = None  # what guest time goes on from instead of the moment of `go`
 
     def drive(self, machine: Any) -> None:
@@ -28,12 +28,16 @@ class CpuClock(Clock):
         self.restart()
 
     def now_ns(self) -> int:
-        if self._machine is None:
-            return 0
-        return ((self.stopped_ns or host_ns()) - self._machine.time_base) & MASK  # type: ignore[no-any-return]
+        base, stopped = self._state
+        return ((stopped or host_ns()) - base) & MASK if self._machine is not None else 0
 
     def wall_ns(self) -> int:
         return time.time_ns()
+
+    @property
+    def stopped_ns(self) -> int:
+        """The host's time since when guest time stands still; 0 while it passes."""
+        return self._state[1]
 
     @property
     def passes(self) -> bool:
@@ -47,7 +51,7 @@ class CpuClock(Clock):
 
     def stop(self) -> None:
         if not self.stopped_ns:
-            self.stopped_ns = host_ns()
+            self._state = (self._state[0], host_ns())
             self.changed()
 
     def catch_up(self, since_ns: int | None) -> None:
@@ -61,9 +65,8 @@ class CpuClock(Clock):
         """From where it stands, or what `catch_up` has said."""
         if self.stopped_ns:
             since = host_ns() if self._from_ns is None else self._from_ns
-            self._machine.time_base += since - self.stopped_ns
-            self.stopped_ns, self._from_ns = 0, None
-            self.changed()
+            self._set(self._state[0] + since - self.stopped_ns, 0)
+            self._from_ns = None
 
     def stay(self) -> None:
         """What `catch_up` has said is over: the machine does not go on."""
@@ -76,16 +79,18 @@ class CpuClock(Clock):
     def load(self, now_ns: int) -> None:
         """It is this."""
         now = host_ns()
-        self._machine.time_base = now - now_ns
-        if self.stopped_ns:
-            self.stopped_ns = now
+        self._set(now - now_ns, now if self.stopped_ns else 0)
+
+    def _set(self, base: int, stopped_ns: int) -> None:
+        self._machine.time_base = base & MASK
+        self._state = (base & MASK, stopped_ns)
         self.changed()
 
     @contextmanager
     def held(self) -> Iterator[None]:
         """Guest time stands still for native code, too, which reads the record while harts stand still."""
-        base = self._machine.time_base
-        self._machine.time_base += host_ns() - self.stopped_ns
+        base, stopped = self._state
+        self._machine.time_base = (base + host_ns() - stopped) & MASK
         try:
             yield
         finally:

@@ -347,6 +347,7 @@ class Cpu(Service):
         (client, number), self._runner = self._runner, None
         try:
             self.pause()
+            self._tell_time()  # a device that was met meanwhile thinks that it passes
             stop = self._stop or common_pb2.HartStop()
             self._runtime.answer(client, number, lambda: stop)
         except errors.VmeshError as error:

@@ -152,7 +152,11 @@ class Streams:
         self._supervisor.call(begin)
         while not begun.wait(_LOOK_SECONDS) and context.is_active():
             pass
-        context.send_initial_metadata(())
+        try:
+            context.send_initial_metadata(())
+        except Exception:  # the client has gone
+            self._supervisor.call(end)
+            raise
         return lambda: self._supervisor.call(end)
 
 

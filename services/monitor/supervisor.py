@@ -1109,9 +1109,8 @@ class Supervisor:
     def _look(self) -> None:
         """At all deadlines."""
         now = time.monotonic()
-        if (lost := now - self._ticked) > min(
-            2 * max(self._settings.health_interval, 1.0), self._settings.health_limit / 2
-        ):
+        interval, limit = self._settings.health_interval, self._settings.health_limit
+        if (lost := now - self._ticked) > max(1.0, min(2 * max(interval, 1.0), limit / 2)):
             self._forgive(lost)  # this process was stopped: the services owe nothing for that time
         self._ticked = now
         if self.state == gateway_pb2.MACHINE_ENDING:

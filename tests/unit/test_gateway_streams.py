@@ -145,3 +145,23 @@ def test_silent_reflection_is_bounded(served: Served, client: Client) -> None:
                 return False
 
         wait_for(is_free, "a place to be free again")
+
+
+def test_a_client_that_goes_before_its_stream_has_begun_leaves_no_subscription(tmp_path: Path) -> None:
+    subscribed: list[object] = []
+
+    def subscribe(listener: object) -> Callable[[], None]:
+        subscribed.append(listener)
+        return lambda: subscribed.remove(listener)
+
+    def gone(_: object) -> None:
+        raise grpc.RpcError
+
+    supervisor = SimpleNamespace(
+        machine=Machine(tmp_path), call=lambda work: work(), at_end=set(), events=SimpleNamespace(subscribe=subscribe)
+    )
+    context = SimpleNamespace(add_callback=lambda end: True, is_active=lambda: False, send_initial_metadata=gone)
+    with pytest.raises(grpc.RpcError):
+        next(Streams(cast(Any, supervisor)).events(cast(Any, context)))
+    assert subscribed == []
+    assert supervisor.at_end == set()

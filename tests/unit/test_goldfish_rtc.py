@@ -130,6 +130,16 @@ def test_nothing_fires_while_guest_time_stands_still(clock: Clock) -> None:
     assert clock.line
 
 
+def test_guest_time_that_is_set_back_leaves_no_alarm_far_ahead(clock: Clock) -> None:
+    clock.write(Offset.IRQ_ENABLED, 1)
+    clock.runtime.clock.hear(10**15, passes=True)
+    clock.set_alarm(START + 10**9)
+    clock.runtime.clock.hear(0, passes=True)
+    clock.rtc.time_told()
+    clock.pass_time(10**9)
+    assert clock.line
+
+
 def test_it_promises_to_be_quiet_until_the_alarm(clock: Clock) -> None:
     assert clock.rtc.quiet_until_ns() == NEVER_NS
     clock.pass_time(1000)

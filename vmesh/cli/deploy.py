@@ -28,6 +28,7 @@ from vmesh.v1 import gateway_pb2
 LOCAL, DOCKER, SWARM = "local", "docker", "swarm"
 ENGINES = (LOCAL, DOCKER, SWARM)
 MANIFESTS = {"compose": manifests.compose, "stack": manifests.stack, "kubernetes": manifests.kubernetes}
+_ANSWER_SECONDS = 10.0  # of a machine that may be there; it is asked again
 _START_SECONDS = 60.0
 _LOOK_SECONDS = 0.1
 
@@ -126,7 +127,7 @@ def _start_here(name: str, arguments: Sequence[str]) -> None:
 
 def _runs(name: str) -> bool:
     try:
-        with MachineClient(find(name)) as client:
+        with MachineClient(find(name), timeout=_ANSWER_SECONDS) as client:
             return client.status().state in (gateway_pb2.MACHINE_RUNNING, gateway_pb2.MACHINE_PAUSED)
     except (MachineError, GatewayError):
         return False

@@ -13,12 +13,14 @@ from pathlib import Path
 from vmesh.client import GatewayError, connect
 from vmesh.machine import MachineError
 
+_ANSWER_SECONDS = 10.0  # an engine asks again
+
 
 def health(name: str, service: str, hold: float) -> int:
     """0 if the service (empty: the monitor) is well, and stays so for `hold` seconds if it was at a check before."""
     was_well = Path(tempfile.gettempdir()) / f"vmesh-health-{service or 'monitor'}"
     try:
-        with connect(name) as client:
+        with connect(name, _ANSWER_SECONDS) as client:
             for well in client.health(service, hold if was_well.exists() else 0.0):
                 if not well:
                     print(f"vmesh health: '{service or 'monitor'}' is not well", file=sys.stderr)

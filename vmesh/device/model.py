@@ -109,6 +109,9 @@ class Device:
     def shutdown(self) -> None:
         """Bring out what the guest has written."""
 
+    def time_told(self) -> None:
+        """Guest time may be another one than it was, earlier too: timers that were set by it are to be set anew."""
+
     def quiet_until_ns(self) -> int:
         """A promise: before that guest time the device does by itself nothing that the guest could see. 0: it promises
         nothing, since something may come from outside; `vmesh.time.NEVER_NS`: it only answers accesses."""

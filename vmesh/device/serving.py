@@ -16,7 +16,7 @@ from vmesh.doorbell import Bell, Raiser
 from vmesh.guest_memory import LocalGuestMemory, RemoteGuestMemory
 from vmesh.service import Runtime, Service
 from vmesh.slot import Slot
-from vmesh.time import host_ns
+from vmesh.time import NEVER_NS, host_ns
 from vmesh.trace import MemoryTrace, identity
 from vmesh.v1 import bus_pb2 as messages
 from vmesh.v1 import lifecycle_pb2 as lifecycle
@@ -178,6 +178,7 @@ class DeviceService(Service):
         kind = packet.WhichOneof("body")
         if kind == "guest_time":
             self._runtime.clock.hear(packet.guest_time.now_ns, passes=packet.guest_time.passes)
+            self._device.time_told()
             return None
         if kind not in ("access_batch", "take_accesses"):
             return super().handle(client, packet)
@@ -362,7 +363,7 @@ class DeviceService(Service):
             update=update,
             held=held,
             time_ns=self._runtime.clock.now_ns(),
-            quiet_until_ns=self._device.quiet_until_ns(),
+            quiet_until_ns=min(self._device.quiet_until_ns(), NEVER_NS),
         )
         sent = self._runtime.server.send_packet(link.identity, Packet(id=packet_id, batch_done=done))
         if not sent and update is not None:
@@ -448,7 +449,7 @@ class DeviceService(Service):
             epoch=self._runtime.epoch,
             sequence=self._update_sequence,
             time_ns=self._runtime.clock.now_ns(),
-            quiet_until_ns=self._device.quiet_until_ns(),
+            quiet_until_ns=min(self._device.quiet_until_ns(), NEVER_NS),
         )
         self._device.wires.fill(update, everything=everything)
         if self._recorder.on:
