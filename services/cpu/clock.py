@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -31,9 +30,6 @@ class CpuClock(Clock):
         base, stopped = self._state
         return ((stopped or host_ns()) - base) & MASK if self._machine is not None else 0
 
-    def wall_ns(self) -> int:
-        return time.time_ns()
-
     @property
     def stopped_ns(self) -> int:
         """The host's time since when guest time stands still; 0 while it passes."""
@@ -42,9 +38,6 @@ class CpuClock(Clock):
     @property
     def passes(self) -> bool:
         return not self.stopped_ns
-
-    def due_ns(self, when_ns: int) -> int | None:
-        return host_ns() + when_ns - self.now_ns() if self.passes else None
 
     def hear(self, now_ns: int, *, passes: bool | None = None) -> None:
         """Nobody knows better."""

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 from ....native.lang import native, u64
 from ..state import Hart
-from .arithmetic import arithmetic
-from .integers import integers
-from .order import order
-from .values import DYNAMIC, DZ, NV, NX, OF, RDN, RMM, RNE, RTZ, RUP, UF, Layout, shift_sticky, values
+from .arithmetic import Arithmetic, arithmetic
+from .integers import Integers, integers
+from .order import Order, order
+from .values import DYNAMIC, DZ, NV, NX, OF, RDN, RMM, RNE, RTZ, RUP, UF, Layout, Values, shift_sticky, values
 
 __all__ = [
     "DOUBLE", "DYNAMIC", "DZ", "NV", "NX", "OF", "RDN", "RMM", "RNE", "RTZ", "RUP", "SINGLE", "UF", "Format",
@@ -27,7 +27,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Format:
+class Format(Values, Arithmetic, Order, Integers):
     """A binary format and its operations.
 
     Operations take (hart, operands, rounding mode); comparisons, ``minimum`` and ``maximum`` have no mode, ``classify``
@@ -40,55 +40,20 @@ class Format:
     sign: int
     infinity: int
     nan: int
-    round_pack: Callable[[Hart, int, int, int, int], int]
-    exponent: Callable[[int], int]
-    significand: Callable[[int], int]
-    not_a_number: Callable[[Hart, int, int, int], int]
-    add: Callable[[Hart, int, int, int], int]
-    subtract: Callable[[Hart, int, int, int], int]
-    multiply: Callable[[Hart, int, int, int], int]
-    divide: Callable[[Hart, int, int, int], int]
-    square_root: Callable[[Hart, int, int], int]
-    multiply_add: Callable[[Hart, int, int, int, int], int]
-    equal: Callable[[Hart, int, int], int]
-    less: Callable[[Hart, int, int], int]
-    less_equal: Callable[[Hart, int, int], int]
-    minimum: Callable[[Hart, int, int], int]
-    maximum: Callable[[Hart, int, int], int]
-    classify: Callable[[int], int]
-    from_integer: Callable[[Hart, int, int, int], int]
-    to_integer: Callable[[Hart, int, int, int, int], int]
 
 
 def make(exponent_bits: int, fraction_bits: int) -> Format:
     """The operations of the format with so many bits; at most 64 in all."""
     layout = Layout(exponent_bits, fraction_bits)
     of_values = values(layout)
-    computed, ordered, whole = arithmetic(layout, of_values), order(layout, of_values), integers(layout, of_values)
+    parts = (of_values, arithmetic(layout, of_values), order(layout, of_values), integers(layout, of_values))
     return Format(
+        **{name: function for part in parts for name, function in vars(part).items()},
         width=layout.width,
         bias=layout.bias,
         sign=layout.sign,
         infinity=layout.infinity,
         nan=layout.nan,
-        round_pack=of_values.round_pack,
-        exponent=of_values.exponent,
-        significand=of_values.significand,
-        not_a_number=of_values.not_a_number,
-        add=computed.add,
-        subtract=computed.subtract,
-        multiply=computed.multiply,
-        divide=computed.divide,
-        square_root=computed.square_root,
-        multiply_add=computed.multiply_add,
-        equal=ordered.equal,
-        less=ordered.less,
-        less_equal=ordered.less_equal,
-        minimum=ordered.minimum,
-        maximum=ordered.maximum,
-        classify=ordered.classify,
-        from_integer=whole.from_integer,
-        to_integer=whole.to_integer,
     )
 
 
