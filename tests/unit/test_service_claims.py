@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Iterator
 
 import pytest
 
 from services.monitor.__main__ import main as monitor
 from services.monitor.keeper.__main__ import main as keeper
-from vmesh import errors, machine, service
+from vmesh import errors, service
 from vmesh.machine import Machine
 from vmesh.service import Runtime
-
-
-@pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    with tempfile.TemporaryDirectory(prefix="vmesh-") as directory:
-        monkeypatch.setenv("VMESH_RUNTIME", directory + "/run")
-        created = machine.create("m")
-        yield created
-        os.close(created.lock_fd)
 
 
 def runtime(made: Machine, *words: str) -> Runtime:

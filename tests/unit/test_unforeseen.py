@@ -4,7 +4,6 @@ something, under a guest."""
 
 from __future__ import annotations
 
-import os
 import socket
 import tempfile
 import threading
@@ -30,7 +29,7 @@ from services.monitor.qmp.session import Session
 from services.monitor.stream_server import StreamServer
 from services.monitor.supervisor import Settings, Supervisor
 from tests.waiting import LIMIT
-from vmesh import errors, machine, service, wire
+from vmesh import errors, service, wire
 from vmesh.addresses import Addresses
 from vmesh.endpoint import Endpoint
 from vmesh.log import Log
@@ -379,18 +378,9 @@ ASKED: list[tuple[Message, Message]] = [
 ]
 
 
-@pytest.fixture
-def created(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    with tempfile.TemporaryDirectory(prefix="vmesh-") as directory:
-        monkeypatch.setenv("VMESH_RUNTIME", directory + "/run")
-        made = machine.create("m")
-        yield made
-        os.close(made.lock_fd)
-
-
-def test_a_request_that_fails_is_answered_with_an_error_and_the_service_goes_on(created: Machine) -> None:
+def test_a_request_that_fails_is_answered_with_an_error_and_the_service_goes_on(made: Machine) -> None:
     failing = Failing()
-    runtime = service.Runtime(service.parser("memory", None).parse_args(["--machine", str(created.path)]))
+    runtime = service.Runtime(service.parser("memory", None).parse_args(["--machine", str(made.path)]))
     thread = threading.Thread(target=partial(_serve, runtime, failing))
     thread.start()
     assert failing.started.wait(LIMIT)
