@@ -151,9 +151,11 @@ def check_stack(engine: Engine, folder: Path) -> None:
     engine.docker("kill", device)  # what a swarm starts is its own affair, and so is to start it again
     back = re.compile(r"^uart0 .* 2 +running", re.MULTILINE)
     wait_for(lambda: back.search(vmesh(engine, "status", f"{gateway}{keys}")), "the next life of uart0", LIMIT)
-    engine.docker("stack", "rm", "vm")
+    # Swarm gives back late what its tasks use, and refuses until then: it is asked for until it is gone.
+    gone = "Nothing found in stack"
+    wait_for(lambda: gone in engine.docker("stack", "rm", "vm", check=False), "all of the stack to go", LIMIT)
     wait_for(lambda: not engine.containers(), "the stack's containers to go", LIMIT)
-    used = "volume is in use"  # a moment longer than the containers are listed
+    used = "volume is in use"
     wait_for(
         lambda: used not in engine.docker("volume", "rm", "vm_machine", check=False), "the volume to be free", LIMIT
     )
