@@ -21,9 +21,11 @@ from services.monitor import doors
 from services.monitor.control import Control
 from services.monitor.gdb.server import GdbServer
 from services.monitor.keeper import Keeper, command_argument, console_argument, redirection
-from services.monitor.migration import IncomingOptions
+from services.monitor.migration import IncomingOptions, Migration
 from services.monitor.output import Output
-from services.monitor.supervisor import Actions, Settings, Supervisor
+from services.monitor.supervisor.condition import Actions
+from services.monitor.supervisor.settings import Settings
+from services.monitor.supervisor.supervisor import Supervisor
 from vmesh import addresses, listening
 from vmesh.errors import ConfigError, VmeshError
 from vmesh.log import Log
@@ -54,7 +56,6 @@ def main(argv: list[str]) -> int:
         health_limit=arguments.health_limit,
         start_limit=arguments.start_limit,
         absence_limit=arguments.absence_limit,
-        incoming=IncomingOptions(arguments.incoming, arguments.load, arguments.stay_paused),
     )
     try:
         places = addresses.of_options(arguments, machine, "monitor")
@@ -64,10 +65,12 @@ def main(argv: list[str]) -> int:
         return 1
     output = Output(log, Stderr() if arguments.warnings else None)
     keeper = None if arguments.attached else Keeper(machine, dict(arguments.console), arguments.service)
-    supervisor = Supervisor(machine, arguments.service, settings, keeper, log, output, places)
-    supervisor.on_phase = phase
-    control = Control(supervisor, log, dict(arguments.console))
-    supervisor.on_redirected = partial(_redirected, control)
+    supervisor = Supervisor(machine, arguments.service, settings, keeper, log, output, places, phase)
+    incoming = IncomingOptions(arguments.incoming, arguments.load, arguments.stay_paused)
+    migration = Migration(supervisor, keeper, log, output, incoming)
+    control = Control(supervisor, migration, log, dict(arguments.console))
+    if keeper is not None:
+        keeper.redirected = partial(_redirected, control)
     signals = _signal_pipe()
     if arguments.incoming:
         listening.succeed()
@@ -88,6 +91,7 @@ def main(argv: list[str]) -> int:
     else:
         gc.freeze()  # what was imported is shared with the services, page by page
         supervisor.start(services_lifeline)
+        migration.prepare()
     os.close(services_lifeline)
     gdb = GdbServer(supervisor)
     gdb.console = partial(doors.hmp_line, control)
@@ -97,11 +101,11 @@ def main(argv: list[str]) -> int:
             gdb.listen(arguments.gdb)
         except ConfigError as error:
             supervisor.end(1, f"gdb server: {error}")
-    supervisor.watch(signals, lambda: supervisor.end(0, reason="host-signal"))
+    supervisor.loop.watch(signals, read=lambda: supervisor.end(0, reason="host-signal"))
     if arguments.lifeline is not None:
-        supervisor.watch(arguments.lifeline, lambda: _launcher_gone(supervisor, arguments.lifeline))
+        supervisor.loop.watch(arguments.lifeline, read=lambda: _launcher_gone(supervisor, arguments.lifeline))
     supervisor.open_gateway = lambda: threading.Thread(
-        target=_open_gateway, args=(supervisor, arguments.gateway, arguments.metrics), daemon=True
+        target=_open_gateway, args=(supervisor, migration, arguments.gateway, arguments.metrics, phase), daemon=True
     ).start()
     status = supervisor.run()
     os.close(ours)
@@ -110,8 +114,8 @@ def main(argv: list[str]) -> int:
     for server in opened:
         server.close()
     machine.remove()
-    if supervisor.failure:
-        _tell(arguments.report, supervisor.failure)
+    if supervisor.condition.failure:
+        _tell(arguments.report, supervisor.condition.failure)
     return status
 
 
@@ -120,7 +124,13 @@ def _redirected(control: Control, console: str, place: str) -> None:
     Stderr().write(f"{redirection(console, place)}\n")
 
 
-def _open_gateway(supervisor: Supervisor, remote: Remote | None, metrics: tuple[str, int] | None) -> None:
+def _open_gateway(
+    supervisor: Supervisor,
+    migration: Migration,
+    remote: Remote | None,
+    metrics: tuple[str, int] | None,
+    phase: Callable[[str], None],
+) -> None:
     """The gateway is opened last: whoever is answered there finds all else."""
     # gRPC is imported last: it has threads, which do not survive the forks, and the guest need not wait for it.
     from services.monitor.gateway import serve
@@ -134,17 +144,17 @@ def _open_gateway(supervisor: Supervisor, remote: Remote | None, metrics: tuple[
 
             exporter.serve(*metrics, lambda: machine_status(supervisor, usage=True), len(supervisor.board.all))
         place = str(remote or supervisor.machine.gateway)
-        server = serve(supervisor, supervisor.machine.gateway, remote)
+        server = serve(supervisor, migration, supervisor.machine.gateway, remote)
     except (OSError, RuntimeError, VmeshError) as error:
         failure = f"the monitor cannot open its gateway {place}: {error}"
         supervisor.call(lambda: supervisor.end(1, failure))
         return
-    supervisor.call(lambda: supervisor.on_phase("gateway open"))
+    supervisor.call(lambda: phase("gateway open"))
     server.wait_for_termination()
 
 
 def _launcher_gone(supervisor: Supervisor, lifeline: int) -> None:
-    supervisor.unwatch(lifeline)
+    supervisor.loop.watch(lifeline)
     supervisor.end(1, "the launcher is gone")
 
 

@@ -11,7 +11,7 @@ import grpc
 
 from services.monitor.output import one_line
 from services.monitor.streams import refuse
-from services.monitor.supervisor import Supervisor
+from services.monitor.supervisor.supervisor import Supervisor
 from vmesh.errors import said
 
 _LOG_SECONDS = 5.0  # in which the loop takes what is for the log; it may have ended

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from services.monitor.migration import Migration
 from services.monitor.operations import Batch, Board, Operation, Request
 from services.monitor.qmp.errors import QmpError
-from services.monitor.supervisor import Service, Supervisor
+from services.monitor.supervisor.service import Service
+from services.monitor.supervisor.supervisor import Supervisor
 from vmesh.log import Log
 from vmesh.v1 import lifecycle_pb2, memory_pb2
 from vmesh.v1.packet_pb2 import Packet
@@ -61,6 +63,7 @@ class Control:
     """
 
     supervisor: Supervisor
+    migration: Migration
     log: Log
     consoles: dict[str, str]
     monitors: dict[str, str] = field(default_factory=dict)
@@ -116,7 +119,7 @@ class Control:
 
         As with QEMU, whoever has an answer of a machine with -incoming can migrate to it.
         """
-        self.supervisor.migration.when_reachable(lambda: self._carry_out(command, done))
+        self.migration.when_reachable(lambda: self._carry_out(command, done))
 
     def _carry_out(self, command: Callable[[], object], done: Done) -> None:
         try:

@@ -19,10 +19,11 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 from services.monitor import health, hotplug, operations
 from services.monitor import streams as open_streams
 from services.monitor.boundary import Boundary
-from services.monitor.operations import Board, Operation, RequestError
+from services.monitor.migration import Migration
+from services.monitor.operations import Board, Operation, RequestError, StateError
 from services.monitor.status import machine_status
 from services.monitor.streams import Places, Streams, refuse
-from services.monitor.supervisor import StateError, Supervisor
+from services.monitor.supervisor.supervisor import Supervisor
 from services.monitor.swap import swap
 from services.monitor.texts import Texts
 from vmesh import descriptors
@@ -45,7 +46,7 @@ _SNAPSHOT_LIMIT = 3600.0  # a large machine on a slow disk
 Found = TypeVar("Found")
 
 
-def serve(supervisor: Supervisor, socket: Path, remote: Remote | None = None) -> grpc.Server:
+def serve(supervisor: Supervisor, migration: Migration, socket: Path, remote: Remote | None = None) -> grpc.Server:
     """Open the gateway at `socket`, for its owner only, and at `remote`, as long as the result is kept.
 
     Raises RuntimeError if it cannot listen there, ConfigError for keys that cannot be used.
@@ -61,7 +62,7 @@ def serve(supervisor: Supervisor, socket: Path, remote: Remote | None = None) ->
             ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
         ],
     )
-    add_MachineServicer_to_server(_Machine(supervisor), server)
+    add_MachineServicer_to_server(_Machine(supervisor, migration), server)
     state = health.Health("", SERVICE)
     health_pb2_grpc.add_HealthServicer_to_server(state, server)
     supervisor.call(lambda: setattr(supervisor, "tell_health", state.tell))
@@ -92,8 +93,8 @@ class Reflection(reflection.ReflectionServicer):
 
 
 class _Machine(MachineServicer):
-    def __init__(self, supervisor: Supervisor) -> None:
-        self._supervisor = supervisor
+    def __init__(self, supervisor: Supervisor, migration: Migration) -> None:
+        self._supervisor, self._migration = supervisor, migration
         self._streams = Streams(supervisor)
 
     def Status(self, request: gateway_pb2.StatusRequest, context: grpc.ServicerContext) -> gateway_pb2.MachineStatus:
@@ -124,15 +125,15 @@ class _Machine(MachineServicer):
             refuse(context, grpc.StatusCode.UNAVAILABLE, str(error))
 
     def Pause(self, request: gateway_pb2.PauseRequest, context: grpc.ServicerContext) -> gateway_pb2.PauseReply:
-        self._do(self._supervisor.pause(), context, mends=True)
+        self._do(self._supervisor.run_state.pause(), context, mends=True)
         return gateway_pb2.PauseReply()
 
     def Resume(self, request: gateway_pb2.ResumeRequest, context: grpc.ServicerContext) -> gateway_pb2.ResumeReply:
-        self._do(self._supervisor.resume(), context, mends=True)
+        self._do(self._supervisor.run_state.resume(), context, mends=True)
         return gateway_pb2.ResumeReply()
 
     def Reset(self, request: gateway_pb2.ResetMachineRequest, context: grpc.ServicerContext) -> gateway_pb2.ResetReply:
-        self._do(self._supervisor.reset(), context)
+        self._do(self._supervisor.run_state.reset(), context)
         return gateway_pb2.ResetReply()
 
     def Quit(self, request: gateway_pb2.QuitRequest, context: grpc.ServicerContext) -> gateway_pb2.QuitReply:
@@ -149,7 +150,7 @@ class _Machine(MachineServicer):
         self, request: cpu_pb2.WriteRegisters, context: grpc.ServicerContext
     ) -> gateway_pb2.WriteRegistersReply:
         self._board_with_cpu(context)
-        self._do(self._supervisor.write_registers(request), context)
+        self._do(self._supervisor.run_state.write_registers(request), context)
         return gateway_pb2.WriteRegistersReply()
 
     def ReadMemory(self, request: cpu_pb2.ReadMemory, context: grpc.ServicerContext) -> cpu_pb2.MemoryContent:
@@ -163,7 +164,7 @@ class _Machine(MachineServicer):
 
     def WriteMemory(self, request: cpu_pb2.WriteMemory, context: grpc.ServicerContext) -> gateway_pb2.WriteMemoryReply:
         self._board_with_cpu(context)
-        self._do(self._supervisor.write_memory(request), context, exclusive=False)
+        self._do(self._supervisor.run_state.write_memory(request), context, exclusive=False)
         return gateway_pb2.WriteMemoryReply()
 
     def _board_with_cpu(self, context: grpc.ServicerContext) -> Board:
@@ -181,13 +182,13 @@ class _Machine(MachineServicer):
 
     def Migrate(self, request: gateway_pb2.MigrateRequest, context: grpc.ServicerContext) -> gateway_pb2.MigrateReply:
         if request.resume:
-            return self._migration(migration_pb2.MigrationRequest(resume=request.uri), context)
-        return self._migration(migration_pb2.MigrationRequest(outgoing=request.uri), context)
+            return self._ask_migration(migration_pb2.MigrationRequest(resume=request.uri), context)
+        return self._ask_migration(migration_pb2.MigrationRequest(outgoing=request.uri), context)
 
     def MigrateIncoming(
         self, request: gateway_pb2.MigrateIncomingRequest, context: grpc.ServicerContext
     ) -> gateway_pb2.MigrateReply:
-        return self._migration(migration_pb2.MigrationRequest(incoming=request.uri), context)
+        return self._ask_migration(migration_pb2.MigrationRequest(incoming=request.uri), context)
 
     def MigrateControl(
         self, request: gateway_pb2.MigrateControlRequest, context: grpc.ServicerContext
@@ -202,23 +203,23 @@ class _Machine(MachineServicer):
                 made.pause.SetInParent()
             case _:
                 refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "expected an action")
-        return self._migration(made, context)
+        return self._ask_migration(made, context)
 
     def MigrateRecover(
         self, request: gateway_pb2.MigrateRecoverRequest, context: grpc.ServicerContext
     ) -> gateway_pb2.MigrateReply:
-        return self._migration(migration_pb2.MigrationRequest(recover=request.uri), context)
+        return self._ask_migration(migration_pb2.MigrationRequest(recover=request.uri), context)
 
     def MigrateSet(
         self, request: gateway_pb2.MigrateSettings, context: grpc.ServicerContext
     ) -> gateway_pb2.MigrateReply:
-        self._in_loop(lambda: self._supervisor.migration.set(request), context)
+        self._in_loop(lambda: self._migration.set(request), context)
         return gateway_pb2.MigrateReply()
 
     def QueryMigrate(
         self, request: gateway_pb2.QueryMigrateRequest, context: grpc.ServicerContext
     ) -> gateway_pb2.MigrateInformation:
-        return self._in_loop(self._supervisor.migration.information, context)
+        return self._in_loop(self._migration.information, context)
 
     def SnapshotSave(
         self, request: gateway_pb2.SnapshotRequest, context: grpc.ServicerContext
@@ -230,16 +231,16 @@ class _Machine(MachineServicer):
     ) -> gateway_pb2.MigrateInformation:
         return self._snapshot(migration_pb2.MigrationRequest(load=request.path), context)
 
-    def _migration(
+    def _ask_migration(
         self, request: migration_pb2.MigrationRequest, context: grpc.ServicerContext
     ) -> gateway_pb2.MigrateReply:
-        _result(self._supervisor.migration.request(request), context)
+        _result(self._migration.request(request), context)
         return gateway_pb2.MigrateReply()
 
     def _snapshot(
         self, request: migration_pb2.MigrationRequest, context: grpc.ServicerContext
     ) -> gateway_pb2.MigrateInformation:
-        status = _result(self._supervisor.migration.request_to_end(request), context, _SNAPSHOT_LIMIT)
+        status = _result(self._migration.request_to_end(request), context, _SNAPSHOT_LIMIT)
         if status.state != migration_pb2.MIGRATION_COMPLETED:
             refuse(context, grpc.StatusCode.FAILED_PRECONDITION, status.error)
         return gateway_pb2.MigrateInformation(status=status)

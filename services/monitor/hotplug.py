@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from services.monitor import operations
 from services.monitor.operations import Board, Operation, Request, RequestError
-from services.monitor.supervisor import Supervisor
+from services.monitor.supervisor.supervisor import Supervisor
 from vmesh.board import virt
 from vmesh.errors import VmeshError, said
 from vmesh.properties import HelpRequested
@@ -21,7 +21,7 @@ def add(supervisor: Supervisor, request: gateway_pb2.AddDeviceRequest, reply: ga
     """Put a device on the board, in the words of the request; fills in `reply`. RequestError if it cannot be: then
     nothing was changed."""
     _check_now(supervisor)
-    board, stay_paused = supervisor.board, supervisor.paused
+    board, stay_paused = supervisor.board, supervisor.condition.paused
     command = _parse(supervisor, request)
     name = command.name
     failed = f"the device {name} cannot be added"
@@ -36,7 +36,7 @@ def add(supervisor: Supervisor, request: gateway_pb2.AddDeviceRequest, reply: ga
         raise RequestError(f"{failed}: {error}", callers_fault=True) from None
     except Exception as error:
         raise RequestError(f"{failed}: {said(error)}") from error
-    supervisor.accept(name)
+    supervisor.lives.accept(name)
     yield from operations.resume_unless(stay_paused, supervisor.board)
     reply.name = name
     reply.base, reply.irq = hotplug.place(command)
@@ -44,7 +44,7 @@ def add(supervisor: Supervisor, request: gateway_pb2.AddDeviceRequest, reply: ga
 
 def _put_on_board(supervisor: Supervisor, command: ServiceCommand) -> Operation:
     name = command.name
-    supervisor.add(command)
+    supervisor.lives.add(command)
     yield [Request(name, lifecycle_pb2.Health())]
     yield from operations.stop(supervisor.board)
     (packet,) = yield [Request(supervisor.board.memory, memory_pb2.MapRequest())]
@@ -53,8 +53,8 @@ def _put_on_board(supervisor: Supervisor, command: ServiceCommand) -> Operation:
 
 
 def _let_go(supervisor: Supervisor, name: str) -> Operation:
-    if supervisor.has(name):
-        supervisor.remove(name)
+    if supervisor.condition.is_device(name):
+        supervisor.lives.remove(name)
     yield []
 
 
@@ -69,7 +69,7 @@ def remove(supervisor: Supervisor, name: str) -> Operation:
     if name not in removable:
         there = ", ".join(removable) or "none"
         raise RequestError(f"no device '{name}' can be taken away; expected one of: {there}", callers_fault=True)
-    board, stay_paused = supervisor.board, supervisor.paused
+    board, stay_paused = supervisor.board, supervisor.condition.paused
     yield from operations.undone(
         _take_off_board(supervisor, name), lambda: operations.resume_unless(stay_paused, board)
     )
@@ -81,11 +81,11 @@ def _take_off_board(supervisor: Supervisor, name: str) -> Operation:
     yield from operations.stop(board)
     yield [Request(board.cpu, cpu_pb2.RemoveDevice(name=name))]
     yield [Request(board.memory, memory_pb2.Detach(name=name))]
-    supervisor.remove(name)
+    supervisor.lives.remove(name)
 
 
 def _check_now(supervisor: Supervisor) -> None:
-    if reason := supervisor.devices_refusal():
+    if reason := supervisor.condition.devices_refusal():
         raise RequestError(f"no device can be added or taken away now: {reason}", callers_fault=True)
 
 

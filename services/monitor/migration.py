@@ -18,14 +18,16 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from services.monitor import operations, run_states
+from services.monitor.custody import ENDED, Held
+from services.monitor.custody import MIGRATION as NAME
 from services.monitor.keeper import Keeper
 from services.monitor.link import Link
 from services.monitor.operations import Operation, Request, RequestError
 from services.monitor.output import Output, one_line
-from services.monitor.run_states import Act, Stage
+from services.monitor.run_states import Act
+from services.monitor.supervisor.supervisor import Supervisor
 from vmesh import listening, slot
 from vmesh.errors import PeerError, from_message, said
 from vmesh.log import Log
@@ -34,10 +36,6 @@ from vmesh.spawn import Child, ServiceCommand, describe_exit
 from vmesh.v1 import cpu_pb2, gateway_pb2, lifecycle_pb2, migration_pb2
 from vmesh.v1.packet_pb2 import Packet
 
-if TYPE_CHECKING:
-    from services.monitor.supervisor import Supervisor
-
-NAME = "migration"
 DEATHS, DEATHS_SECONDS = 5, 10.0  # a process that dies so often within so long is started again only when asked for
 DEFER = "defer"
 _END_MS = 1000  # for a process that was killed to end
@@ -55,12 +53,6 @@ DEFAULT_PARAMETERS = migration_pb2.MigrationParameters(
 DEFAULT_CAPABILITIES = migration_pb2.MigrationCapabilities(
     postcopy_ram=False, auto_converge=False, return_path=True, postcopy_preempt=True, events=False
 )
-_ENDED = (
-    migration_pb2.MIGRATION_NONE,
-    migration_pb2.MIGRATION_COMPLETED,
-    migration_pb2.MIGRATION_FAILED,
-    migration_pb2.MIGRATION_CANCELLED,
-)
 
 
 def state_name(state: migration_pb2.MigrationState.ValueType) -> str:
@@ -77,22 +69,13 @@ class IncomingOptions:
     stay_paused: bool = False
 
 
-@dataclass(slots=True)
-class _Held:
-    """The machine stands still for a migration or a snapshot: what it goes back to when that has ended."""
-
-    ran: bool
-    run_state: str
-    changed: bool = False  # its memory is of one machine, its services' states are of another
-
-
 _NO_ERRORS = ("start_postcopy", "cancel")  # behind the end of a migration, as whoever asks cannot know that it has come
 _SEEN = ("--base", "--irq", "--harts", "--features")  # options whose values the guest can see
 _ACTS = {"outgoing": Act.LEAVE, "incoming": Act.COME_IN, "save": Act.SAVE, "load": Act.LOAD}  # of MigrationRequest
 
 
 class Migration:
-    """`run_state` is the machine's, in QEMU's words, where it is more than running or paused; else empty."""
+    """Writes down in `custody` what it has of the machine."""
 
     def __init__(
         self, supervisor: Supervisor, keeper: Keeper | None, log: Log, output: Output, options: IncomingOptions
@@ -101,9 +84,10 @@ class Migration:
         self.parameters.CopyFrom(DEFAULT_PARAMETERS)
         self.capabilities = migration_pb2.MigrationCapabilities()
         self.capabilities.CopyFrom(DEFAULT_CAPABILITIES)
-        self.status = migration_pb2.MigrationStatus()
-        self.run_state = "inmigrate" if options.incoming else "restore-vm" if options.load else ""
-        self._supervisor = supervisor
+        self.custody = custody = supervisor.condition.custody
+        custody.run_state = "inmigrate" if options.incoming else "restore-vm" if options.load else ""
+        custody.stays_paused = options.stay_paused
+        self._supervisor, self._condition = supervisor, supervisor.condition
         self._keeper, self._log, self._output = keeper, log, output
         self._options = options
         self._child: Child | None = None
@@ -114,23 +98,21 @@ class Migration:
         self._open: set[Future[None]] = set()
         self._ended: list[Future[migration_pb2.MigrationStatus]] = []
         self._given: dict[str, lifecycle_pb2.ServiceState] = {}  # the states of the request under way
-        self._held: _Held | None = None
         self._first = bool(options.load or options.incoming not in ("", DEFER))  # without it the machine ends
         self._waiting_for_place: list[Callable[[], None]] | None = None  # until an incoming machine can be connected to
         if options.incoming not in ("", DEFER):
             self._waiting_for_place = []
-        self._stays_paused = options.stay_paused  # when it has come in
-        self._hands_over = False  # the migration under way does so, or the one that has ended has
         self._deaths: deque[float] = deque(maxlen=DEATHS)  # of the process
+        supervisor.started = self._started
+        supervisor.when_ending(self.close)
+
+    @property
+    def status(self) -> migration_pb2.MigrationStatus:
+        return self.custody.status
 
     @property
     def under_way(self) -> bool:
-        return self.status.state not in _ENDED
-
-    @property
-    def process(self) -> int:
-        """The process of the migration service; 0 if there is none."""
-        return 0 if self._child is None else self._child.pid
+        return self.custody.under_way
 
     def request(self, request: migration_pb2.MigrationRequest) -> Future[None]:
         """From any thread: ask the process for something. The future fails with RequestError."""
@@ -189,12 +171,16 @@ class Migration:
         else:
             self._waiting_for_place.append(work)
 
+    def _started(self) -> None:
+        self.machine_started()
+        self.when_reachable(self._supervisor.let_in)
+
     def machine_started(self) -> None:
         """Every service is there: what was on the command line begins."""
         options = self._options
         if options.load:
             request = migration_pb2.MigrationRequest(load=options.load)
-            self._held = _Held(ran=not options.stay_paused, run_state="")
+            self.custody.held = Held(ran=not options.stay_paused, run_state="")
         elif options.incoming and options.incoming != DEFER:
             request = migration_pb2.MigrationRequest(incoming=options.incoming)
         else:
@@ -202,49 +188,6 @@ class Migration:
         asked: Future[None] = Future()
         asked.add_done_callback(self._first_asked)
         self._request(request, asked, first=True)
-
-    @property
-    def stage(self) -> Stage:
-        """What has the machine."""
-        if self._supervisor.lost:
-            return Stage.LOST
-        if self.run_state == "inmigrate":
-            return Stage.AWAITED
-        if self._held is not None:
-            return Stage.SWITCHING
-        match self.run_state:
-            case "restore-vm":
-                return Stage.LOADING
-            case "internal-error":
-                return Stage.SPOILT
-            case "postmigrate" if self._hands_over:
-                return Stage.HANDED_OVER
-            case "postmigrate":
-                return Stage.GIVEN if self.under_way else Stage.GONE
-        if self.under_way:
-            return Stage.ARRIVING if self.status.incoming else Stage.MOVING
-        return Stage.NOTHING
-
-    def check(self, act: Act) -> None:
-        """Raises RequestError for what must not be done to the machine now."""
-        if reason := run_states.refusal(self.stage, act):
-            raise RequestError(reason, callers_fault=True)
-
-    def stay_paused(self) -> None:
-        """The user wants the machine to stand still, also when what it stands still for has ended."""
-        if self.stage is Stage.AWAITED:
-            self._stays_paused = True
-        elif self._held is not None:
-            self._held.ran = False
-
-    def resumed(self) -> None:
-        """The user let the machine go on."""
-        self.run_state = ""
-
-    def was_reset(self) -> None:
-        """What was half one machine and half another is whole again."""
-        if self.run_state == "internal-error":
-            self.run_state = ""
 
     def close(self) -> None:
         """The machine ends."""
@@ -264,17 +207,17 @@ class Migration:
         request.capabilities.CopyFrom(self.capabilities)
         request.machine.CopyFrom(self._configuration())
         kind = request.WhichOneof("request")
-        reason = run_states.refusal(self.stage, _ACTS[kind]) if kind in _ACTS and not first else ""
-        if kind in _ACTS and self._supervisor.board.cache:
+        reason = run_states.refusal(self._condition.stage, _ACTS[kind]) if kind in _ACTS and not first else ""
+        if kind in _ACTS and self._condition.board.cache:
             reason = "a machine whose cpu is on another host than RAM cannot be moved or saved"
         if kind == "outgoing":
             reason = reason or self._temporary_disk()
-            self._hands_over = self.parameters.handover
+            self.custody.hands_over = self.parameters.handover
         if kind == "start_postcopy" and not self.capabilities.postcopy_ram:
             reason = "start-postcopy: expected the capability postcopy-ram before the migration"
         if reason:
             asked.set_exception(RequestError(reason, callers_fault=True))
-        elif kind in _NO_ERRORS and self.status.state in _ENDED[1:] and not self.status.snapshot:
+        elif kind in _NO_ERRORS and self.status.state in ENDED[1:] and not self.status.snapshot:
             asked.set_result(None)
         elif self._welcomed:
             self._ask(request, asked)
@@ -291,7 +234,7 @@ class Migration:
 
     def _temporary_disk(self) -> str:
         """Why the machine cannot leave this host's files, if so."""
-        for service in self._supervisor.services.values():
+        for service in self._condition.services.values():
             if service.command.kind == "virtio-blk" and "--snapshot" in service.command.arguments:
                 return f"disk '{service.command.name}' is written to a temporary file (-snapshot), which does not move"
         return ""
@@ -323,21 +266,21 @@ class Migration:
         if child is None:
             self._fail_waiting(f"the migration service cannot be started: {failure}")
             return
-        supervisor = self._supervisor
+        loop = self._supervisor.loop
         self._child = child
-        supervisor.watch(child.pidfd, self._dead)
-        supervisor.watch(child.output, partial(self._output.drain, NAME, child.output))
-        supervisor.tell_processes()
+        loop.watch(child.pidfd, read=self._dead)
+        loop.watch(child.output, read=partial(self._output.drain, NAME, child.output))
+        self._supervisor.lives.introduce(NAME, child.pid)
         try:
             self._connect()
         except Exception as error:  # no descriptors: whoever waits for it hears of its end
             self._log.info("cannot connect", service=NAME, reason=said(error))
             signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
-        if supervisor.state == gateway_pb2.MACHINE_ENDING:
+        if self._condition.ending:
             self.close()
 
     def _connect(self) -> Link:
-        self._link = link = self._supervisor.connect(NAME, self._unasked)
+        self._link = link = self._supervisor.lives.connect(NAME, self._unasked)
         link.hello(self._welcome)
         return link
 
@@ -351,27 +294,26 @@ class Migration:
             self._ask(request, asked)
 
     def _dead(self) -> None:
-        child, supervisor = self._child, self._supervisor
+        child = self._child
         assert child is not None
         _, status = os.waitpid(child.pid, 0)
         self._output.drain(NAME, child.output)
         for fd in (child.pidfd, child.output):
-            supervisor.unwatch(fd)
+            self._supervisor.loop.watch(fd)
             os.close(fd)
         self._child = None
-        supervisor.tell_processes()
+        self._supervisor.lives.introduce(NAME, 0)
         how = f"the migration service {describe_exit(status)}"
         if last := self._output.last_line(NAME):
             how += f"; its last words: {last}"
         self._gone(how)
 
     def _gone(self, how: str) -> None:
-        supervisor = self._supervisor
         if self._link is not None:
-            supervisor.disconnect(self._link)
+            self._link.close()
         self._link, self._welcomed, self._spawning = None, False, False
         self._fail_waiting(how)
-        if supervisor.state != gateway_pb2.MACHINE_ENDING and self.under_way:
+        if not self._condition.ending and self.under_way:
             self._died_under_way(how)
 
     def _died_under_way(self, how: str) -> None:
@@ -435,7 +377,7 @@ class Migration:
 
     def _configuration(self) -> migration_pb2.Configuration:
         made = migration_pb2.Configuration(board="virt", machine=self._supervisor.machine.name)
-        for command in [service.command for service in self._supervisor.services.values()]:
+        for command in [service.command for service in self._condition.services.values()]:
             arguments = command.arguments
             seen = {option[2:]: value for option, value in pairwise(arguments) if option in _SEEN}
             made.services.add(name=command.name, kind=command.kind, seen=seen)
@@ -463,7 +405,7 @@ class Migration:
         if status.state == before:
             return
         self._supervisor.events.publish("MIGRATION", {"status": state_name(status.state)})
-        if status.state in _ENDED:
+        if status.state in ENDED:
             self._conclude(migration_pb2.MigrationStatus.FromString(status.SerializeToString()))
 
     def _conclude(self, status: migration_pb2.MigrationStatus) -> None:
@@ -476,9 +418,9 @@ class Migration:
         ended, self._ended = self._ended, []
 
         def restored(error: str) -> None:
-            if error and self._supervisor.state != gateway_pb2.MACHINE_ENDING:
+            if error and not self._condition.ending:
                 self._log.warning("not as it was before the migration", error=error)
-            self._supervisor.try_reset()
+            self._supervisor.run_state.try_reset()
             for future in ended:
                 future.set_result(status)
 
@@ -500,7 +442,7 @@ class Migration:
             return
         given, self._given = self._given, {}
         saved: dict[str, lifecycle_pb2.ServiceState] = {}
-        board = self._supervisor.board
+        board = self._condition.board
         match request.action:
             case migration_pb2.MACHINE_STOP:
                 operation = self._stop(request.number, None)
@@ -542,12 +484,12 @@ class Migration:
     ) -> None:
         if self._link is None:
             return
-        ran = self._held is not None and self._held.ran
+        ran = self.custody.held is not None and self.custody.held.ran
         try:
             for part, more in in_messages(saved if saved and not error else {}):
                 answer = migration_pb2.MachineAnswer(
                     number=number, error=error, ran=ran, states=part, more=more, stopped_ns=stopped_ns,
-                    reset_due=self._supervisor.reset_due,
+                    reset_due=self._condition.reset_due,
                 )  # fmt: skip
                 self._link.ask(answer, lambda packet: None)
         except PeerError as failed:  # it hangs, and the user can cancel; or the states are too long
@@ -557,12 +499,12 @@ class Migration:
 
     def _stop(self, number: int, states: dict[str, lifecycle_pb2.ServiceState] | None) -> Operation:
         """For the switch. The answer is sent as soon as everything stands still."""
-        if self._held is None:
-            self._held = _Held(self._supervisor.state == gateway_pb2.MACHINE_RUNNING, self.run_state)
-        if self.run_state != "inmigrate":
+        if self.custody.held is None:
+            self.custody.held = Held(self._condition.running, self.custody.run_state)
+        if self.custody.run_state != "inmigrate":
             loads = "restore-vm" if self.status.incoming else "save-vm"
-            self.run_state = loads if self.status.snapshot else "finish-migrate"
-        board, status = self._supervisor.board, cpu_pb2.CpuStatus()
+            self.custody.run_state = loads if self.status.snapshot else "finish-migrate"
+        board, status = self._condition.board, cpu_pb2.CpuStatus()
         try:
             yield from operations.quiesce(board, states, None if states is None else status)
         except RequestError:
@@ -574,23 +516,23 @@ class Migration:
         yield operations.health(board)
 
     def _load(self, states: Mapping[str, lifecycle_pb2.ServiceState], *, check_only: bool) -> Operation:
-        yield from operations.load(self._supervisor.board, states, check_only=check_only)
-        if self._held is not None and self.run_state != "inmigrate":
+        yield from operations.load(self._condition.board, states, check_only=check_only)
+        if self.custody.held is not None and self.custody.run_state != "inmigrate":
             # What was checked is loaded next, its memory first.
-            self._held.changed = check_only
+            self.custody.held.changed = check_only
             if not check_only:
-                self._held.run_state = ""
-                self._supervisor.came_in()
+                self.custody.held.run_state = ""
+                self._supervisor.run_state.came_in()
 
     def _go(self, number: int, catch_up: cpu_pb2.CatchUp | None, *, reset_due: bool = False) -> Operation:
         """An incoming machine goes, once. The answer is sent at once: the source counts the downtime to it."""
-        if self.run_state != "inmigrate":
+        if self.custody.run_state != "inmigrate":
             return
-        if not self._stays_paused:
-            yield from operations.start(self._supervisor.board, catch_up)
+        if not self.custody.stays_paused:
+            yield from operations.start(self._condition.board, catch_up)
         self._come_in(reset_due=reset_due)
         self._answer(number, "")
-        yield operations.health(self._supervisor.board)
+        yield operations.health(self._condition.board)
 
     def _stay(self, *, reset_due: bool = False) -> Operation:
         """An incoming machine has come in paused."""
@@ -598,10 +540,10 @@ class Migration:
         yield []
 
     def _come_in(self, *, reset_due: bool) -> None:
-        self._held, self.run_state, self._first = None, "", False
-        self._supervisor.came_in()
+        self.custody.held, self.custody.run_state, self._first = None, "", False
+        self._supervisor.run_state.came_in()
         if reset_due:
-            self._supervisor.reset_for_guest()
+            self._supervisor.run_state.reset_for_guest()
 
     def _stay_so(self) -> Operation:
         """It is half one machine, half another, and goes nowhere before that is mended."""
@@ -610,26 +552,26 @@ class Migration:
     def _restore(self, catch_up: cpu_pb2.CatchUp | None = None, *, outgoing: bool = False) -> Operation:
         """As before `_stop`, if it has not been let go since. `outgoing`: it may have been slowed down by who does not
         live to undo it."""
-        board = self._supervisor.board
+        board = self._condition.board
         if outgoing and board.cpu:
             yield [Request(board.cpu, cpu_pb2.Throttle(percent=0))]
-        held, self._held = self._held, None
+        held, self.custody.held = self.custody.held, None
         if held is None:
             return
-        self.run_state = "internal-error" if held.changed else held.run_state
-        if held.ran and not held.changed and self._supervisor.broken:
-            self._supervisor.go_on_when_mended()
+        self.custody.run_state = "internal-error" if held.changed else held.run_state
+        if held.ran and not held.changed and self._condition.broken:
+            self._supervisor.run_state.go_on_when_mended()
         elif held.ran and not held.changed:
             try:
                 yield from operations.resume(board, catch_up)
             except RequestError:
                 yield from operations.go_on(board)
                 raise
-        self._supervisor.try_reset()
+        self._supervisor.run_state.try_reset()
 
     def _moved(self) -> Operation:
-        self._held, self.run_state = None, "postmigrate"
-        self._supervisor.reset_due = False  # it is the destination's to make
+        self.custody.held, self.custody.run_state = None, "postmigrate"
+        self._condition.reset_due = False  # it is the destination's to make
         yield []
 
 

@@ -44,6 +44,10 @@ class RequestError(Exception):
         self.callers_fault = callers_fault
 
 
+class StateError(Exception):
+    """The machine is in no state for what was asked; the message is one line for people."""
+
+
 def undone(operation: Operation, *undo: Callable[[], Operation]) -> Operation:
     """Carry out `operation`. If any of it fails, in whatever way, each of `undo` is carried out, whether the others
     fail or not, and then the failure goes on."""

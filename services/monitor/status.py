@@ -6,8 +6,8 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 
 from services.monitor import operations
-from services.monitor.operations import RequestError
-from services.monitor.supervisor import StateError, Supervisor
+from services.monitor.operations import RequestError, StateError
+from services.monitor.supervisor.supervisor import Supervisor
 from services.monitor.usage import add_usage
 from vmesh.v1 import cpu_pb2, gateway_pb2
 

@@ -19,7 +19,7 @@ import grpc
 from services.monitor.attach import INPUT_BYTES
 from services.monitor.events import Event
 from services.monitor.feed import Feed
-from services.monitor.supervisor import Supervisor
+from services.monitor.supervisor.supervisor import Supervisor
 from services.monitor.tracing import Tracing
 from vmesh import connecting
 from vmesh.board import virt

@@ -20,7 +20,8 @@ from pathlib import Path
 from services.monitor import operations
 from services.monitor.operations import Batch, Board, Operation, Request, RequestError
 from services.monitor.output import one_line
-from services.monitor.supervisor import EXTERNAL, Successor, Supervisor, by_hand
+from services.monitor.supervisor.service import EXTERNAL, Successor, by_hand
+from services.monitor.supervisor.supervisor import Supervisor
 from vmesh.errors import said
 from vmesh.spawn import ServiceCommand
 from vmesh.v1 import gateway_pb2, lifecycle_pb2, memory_pb2
@@ -44,7 +45,7 @@ def swap(
     if supervisor.services[name].broken:
         yield from _mend(supervisor, former, _external(former, command, directory), reply)
         return
-    board, stay_paused = supervisor.board, supervisor.paused
+    board, stay_paused = supervisor.board, supervisor.condition.paused
     began = time.monotonic()
     slot = supervisor.machine.path / f"{name}.slot"
     left = slot.with_suffix(".former")
@@ -56,14 +57,14 @@ def swap(
     saved, kind = packet.service_state, report.health_report.kind
     runs = _described(kind, saved)
     new = _external(former, command, directory)
-    supervisor.put_in_place(name, Successor(new, prepare=lambda: None), on_trial=True)
+    supervisor.lives.put_in_place(name, Successor(new, prepare=lambda: None), on_trial=True)
     try:
         version = yield from _take_over(name, kind, saved)
     except Exception as failure:
         error = failure if isinstance(failure, RequestError) else said(failure)
         # Whatever the new one has made of the slot, the former one finds it as it had left it.
         go_back = Successor(former, prepare=lambda: os.replace(left, slot))
-        supervisor.put_in_place(name, go_back, on_trial=False)
+        supervisor.lives.put_in_place(name, go_back, on_trial=False)
         text = f"'{one_line(shlex.join(command), _SHOWN)}' cannot take the place of {name} ({runs})"
         try:
             yield [Request(name, lifecycle_pb2.Health())]
@@ -71,7 +72,7 @@ def swap(
             raise RequestError(f"{text}: {error}; the former one does not come back: {late}") from None
         yield from operations.resume_unless(stay_paused, board)
         raise RequestError(f"{text}, which goes on: {error}", callers_fault=True) from None
-    supervisor.accept(name)
+    supervisor.lives.accept(name)
     with suppress(OSError):
         left.unlink()
     yield from operations.resume_unless(stay_paused, board)
@@ -90,7 +91,7 @@ def _mend(
     (packet,) = yield [Request(board.memory, memory_pb2.MapRequest())]
     (was,) = [each for each in packet.address_map.devices if each.name == name]
     _copy(slot, left)
-    supervisor.put_in_place(name, Successor(new, prepare=lambda: None), on_trial=True)
+    supervisor.lives.put_in_place(name, Successor(new, prepare=lambda: None), on_trial=True)
     try:
         (packet,) = yield [Request(name, lifecycle_pb2.Health())]
         kind = packet.health_report.kind
@@ -102,16 +103,16 @@ def _mend(
             raise RequestError(f"it is {_described(kind, state)}")
     except Exception as failure:
         error = failure if isinstance(failure, RequestError) else said(failure)
-        supervisor.put_back(name, former)
+        supervisor.lives.put_back(name, former)
         os.replace(left, slot)
         text = f"the program cannot take the place of {name} ({was.kind}, state {was.state_type}), which has died"
         raise RequestError(f"{text}: {error}", callers_fault=True) from None
-    supervisor.accept(name)
+    supervisor.lives.accept(name)
     with suppress(OSError):
         left.unlink()
-    stay_paused = not supervisor.goes_on_when_mended()
+    stay_paused = not supervisor.run_state.goes_on_when_mended()
     yield from operations.resume_unless(stay_paused, board)
-    supervisor.mended()
+    supervisor.run_state.mended()
     reply.kind, reply.state_type, reply.former_version, reply.version = (
         kind,
         state.type,
@@ -131,7 +132,7 @@ def _keep_state(board: Board, name: str, slot: Path, left: Path, answers: list[P
 
 def _check(supervisor: Supervisor, name: str, command: Sequence[str], directory: str) -> ServiceCommand:
     """The command of the device that is to be replaced. RequestError for what is refused before anything stops."""
-    if reason := supervisor.devices_refusal():
+    if reason := supervisor.condition.devices_refusal():
         raise RequestError(f"no device can be swapped now: {reason}", callers_fault=True)
     if name not in supervisor.board.devices:
         there = ", ".join(supervisor.board.devices)

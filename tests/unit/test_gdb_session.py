@@ -23,13 +23,13 @@ class Machine:
 
     def __init__(self) -> None:
         self.board = Board(memory="memory", cpu="cpu", devices=())
-        self.paused = True
+        self.condition = SimpleNamespace(paused=True, check=lambda act: None)
+        self.run_state = SimpleNamespace(resume=self._resume)
         self.running_is_refused = False
         self.asked: list[object] = []
         self.held: list[int] = []
         self.waiting: list[tuple[Operation, Future[None]]] = []
         self.events = SimpleNamespace(subscribe=lambda listener: lambda: None)
-        self.migration = SimpleNamespace(check=lambda act: None)
 
     def submit(self, operation: Operation, *, exclusive: bool) -> Future[None]:
         assert exclusive
@@ -58,14 +58,14 @@ class Machine:
             case cpu_pb2.RunHarts():
                 self.held = list(body.held)
             case _ if "Pause" in type(body).__name__:
-                self.paused = True
+                self.condition.paused = True
         return Packet()
 
-    def resume(self) -> Operation:
+    def _resume(self) -> Operation:
         yield []
         if self.running_is_refused:
             raise RequestError("not now")
-        self.paused = False
+        self.condition.paused = False
 
 
 class Stream:
@@ -111,21 +111,21 @@ def test_harts_are_not_held_for_a_gdb_that_is_gone(machine: Machine, session: Se
     else:
         machine.carry_out()
         assert machine.held == [1]
-        assert not machine.paused
+        assert not machine.condition.paused
         session.ended()
         machine.carry_out()
     assert machine.held == []
-    assert not machine.paused
+    assert not machine.condition.paused
 
 
 def test_a_machine_that_somebody_paused_meanwhile_stays_so(machine: Machine, session: Session) -> None:
     say(session, b"vCont;c:1")
     machine.carry_out()
-    machine.paused = True
+    machine.condition.paused = True
     session.ended()
     machine.carry_out()
     assert machine.held == []
-    assert machine.paused
+    assert machine.condition.paused
 
 
 def test_nor_are_they_held_when_the_machine_did_not_go_on(machine: Machine, session: Session) -> None:
@@ -136,7 +136,7 @@ def test_nor_are_they_held_when_the_machine_did_not_go_on(machine: Machine, sess
     session.ended()
     machine.carry_out()
     assert machine.held == []
-    assert machine.paused
+    assert machine.condition.paused
 
 
 def test_who_leaves_nothing_does_not_touch_the_machine(machine: Machine, session: Session) -> None:
@@ -146,4 +146,4 @@ def test_who_leaves_nothing_does_not_touch_the_machine(machine: Machine, session
     session.ended()
     machine.carry_out()
     assert len(machine.asked) == before
-    assert not machine.paused
+    assert not machine.condition.paused

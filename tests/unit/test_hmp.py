@@ -196,8 +196,8 @@ def test_instructions() -> None:
 @pytest.mark.parametrize("name", ["stop", "cont", "system_reset"])
 def test_what_a_command_may_do_is_what_it_may_in_qmp(name: str) -> None:
     """Such as to mend a machine that a broken device has stopped."""
-    supervisor = SimpleNamespace(pause=lambda: iter(()), resume=lambda: iter(()), reset=lambda: iter(()))
-    control = cast(Control, cast(Any, SimpleNamespace(supervisor=supervisor)))
+    run_state = SimpleNamespace(pause=lambda: iter(()), resume=lambda: iter(()), reset=lambda: iter(()))
+    control = cast(Control, cast(Any, SimpleNamespace(supervisor=SimpleNamespace(run_state=run_state))))
     here, there = commands.execute(control, name), execute(control, name, {})
     assert isinstance(here, Work)
     assert isinstance(there, Work)

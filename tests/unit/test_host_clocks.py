@@ -50,7 +50,12 @@ REASONS = {
         "services.monitor.link",
         "services.monitor.migration",
         "services.monitor.network",
-        "services.monitor.supervisor",
+        "services.monitor.supervisor.ending",
+        "services.monitor.supervisor.health",
+        "services.monitor.supervisor.lives",
+        "services.monitor.supervisor.runs",
+        "services.monitor.supervisor.service",
+        "services.monitor.supervisor.supervisor",
     ),
     "how long something took, for people": (
         "vmesh.cli.ps",

@@ -12,7 +12,9 @@ import pytest
 import zmq
 
 from services.monitor.output import Output
-from services.monitor.supervisor import Service, Settings, Supervisor
+from services.monitor.supervisor.service import Service
+from services.monitor.supervisor.settings import Settings
+from services.monitor.supervisor.supervisor import Supervisor
 from tests.waiting import wait_for
 from vmesh import wire
 from vmesh.addresses import Addresses
@@ -84,7 +86,7 @@ class World:
     def close(self) -> None:
         for service in self.supervisor.services.values():
             service.link.close()
-        cast(Any, self.supervisor)._context.destroy(0)
+        cast(Any, self.supervisor.lives)._context.destroy(0)
         self.context.destroy(0)
 
 
@@ -109,7 +111,7 @@ def test_a_service_is_taken_as_the_first_life_that_it_says_it_is(world: World, n
 def test_the_next_life_of_a_device_is_the_one_that_it_says_it_is_however_often_it_was_lost(
     world: World, epoch: int
 ) -> None:
-    world.supervisor.state = gateway_pb2.MACHINE_RUNNING
+    world.supervisor.condition.state = gateway_pb2.MACHINE_RUNNING
     world.serve("rtc", 1)
     world.wait(lambda: world.service("rtc").welcomed, "the Welcome")
     world.service("rtc").was_ready = True

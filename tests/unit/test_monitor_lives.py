@@ -10,10 +10,12 @@ from typing import Any, cast
 
 import pytest
 
-from services.monitor.migration import Migration
+from services.monitor.custody import Custody
 from services.monitor.output import Output
 from services.monitor.run_states import Stage
-from services.monitor.supervisor import EXTERNAL, Settings, Supervisor
+from services.monitor.supervisor.service import EXTERNAL
+from services.monitor.supervisor.settings import Settings
+from services.monitor.supervisor.supervisor import Supervisor
 from vmesh import elsewhere, errors, wire
 from vmesh.addresses import Addresses
 from vmesh.log import Log
@@ -39,23 +41,23 @@ def test_a_welcome_that_is_read_after_the_end_of_its_process_raises_no_dead(tmp_
     machine, log = Machine(tmp_path), Log("monitor", tmp_path / "log")
     commands = [ServiceCommand(name, kind, f"services.{kind}", ()) for name, kind in (("cpu", "cpu"), ("m", "memory"))]
     supervisor = Supervisor(machine, commands, Settings(), None, log, Output(log, None), Addresses(machine))
-    private = cast(Any, supervisor)
+    lives = cast(Any, supervisor.lives)
     supervisor.attach()
     try:
         for service in supervisor.services.values():
             service.child, service.alive = ended_process(), True
         first, second = supervisor.services.values()
         supervisor.end(0, "the test is over")
-        private._dead(first)
-        private._welcome(first, Packet(welcome=Welcome(kind="cpu", major=wire.MAJOR, epoch=1)))
+        lives._dead(first)
+        cast(Any, supervisor)._health.welcome(first, Packet(welcome=Welcome(kind="cpu", major=wire.MAJOR, epoch=1)))
         assert not first.alive
-        private._kill_all()
-        private._dead(second)
+        cast(Any, supervisor)._ending.kill_all()
+        lives._dead(second)
         assert not any(service.alive for service in supervisor.services.values())
     finally:
         for service in supervisor.services.values():
             service.link.close()
-        private._context.destroy(0)
+        cast(Any, supervisor.lives)._context.destroy(0)
 
 
 def test_a_next_life_while_the_machine_is_elsewhere_is_told_so_unless_it_is_no_program_of_ours(
@@ -67,18 +69,18 @@ def test_a_next_life_while_the_machine_is_elsewhere_is_told_so_unless_it_is_no_p
     commands = [ServiceCommand(name, kind, module, ()) for name, (kind, module) in modules.items()]
     supervisor = Supervisor(machine, commands, Settings(), None, log, Output(log, None), Addresses(machine))
     supervisor.attach()
-    private, spawned = cast(Any, supervisor), dict[str, list[str]]()
-    private._keeper = SimpleNamespace(spawn=lambda command, more, done: spawned.update({command.name: more}))
+    lives, spawned = cast(Any, supervisor.lives), dict[str, list[str]]()
+    lives._keeper = SimpleNamespace(spawn=lambda command, more, done: spawned.update({command.name: more}))
     try:
         for stage, more in ((Stage.NOTHING, []), (Stage.GONE, ["--away"])):
-            monkeypatch.setattr(Migration, "stage", stage)
+            monkeypatch.setattr(Custody, "stage", stage)
             for name in ("disk", "theirs"):
-                private._spawn(supervisor.services[name])
+                lives._spawn(supervisor.services[name])
             assert spawned == {"disk": ["--epoch", "1", *more], "theirs": ["--epoch", "1"]}
     finally:
         for service in supervisor.services.values():
             service.link.close()
-        private._context.destroy(0)
+        cast(Any, supervisor.lives)._context.destroy(0)
 
 
 def test_a_next_life_that_cannot_go_on_ends_and_says_why(tmp_path: Path) -> None:
@@ -87,15 +89,16 @@ def test_a_next_life_that_cannot_go_on_ends_and_says_why(tmp_path: Path) -> None
     commands = [ServiceCommand(name, kind, f"services.{kind}", ()) for name, kind in kinds.items()]
     supervisor = Supervisor(machine, commands, Settings(), None, log, Output(log, None), Addresses(machine))
     supervisor.attach()
-    disk, private = supervisor.services["disk"], cast(Any, supervisor)
+    disk = supervisor.services["disk"]
     disk.was_ready = disk.alive = True
     try:
-        private._told_to_go_on(disk, Packet(error=errors.ConfigError("the disk is in use").message()))
+        refused = Packet(error=errors.ConfigError("the disk is in use").message())
+        cast(Any, supervisor)._health._told_to_go_on(disk, refused)
         assert (disk.state, disk.last_error) == ("hung", "the disk is in use")
     finally:
         for service in supervisor.services.values():
             service.link.close()
-        private._context.destroy(0)
+        cast(Any, supervisor.lives)._context.destroy(0)
 
 
 def test_a_device_that_goes_takes_its_own_files_along(tmp_path: Path) -> None:
@@ -114,10 +117,10 @@ def test_a_device_that_goes_takes_its_own_files_along(tmp_path: Path) -> None:
     data, lock = elsewhere.folder(machine.elsewhere("disk"), place, fresh=True)
     os.close(lock)
     try:
-        cast(Any, supervisor)._remove(supervisor.services["disk"])
+        cast(Any, supervisor.lives)._remove(supervisor.services["disk"])
         assert sorted(folder.iterdir()) == sorted(others)
         assert not data.exists()
     finally:
         for service in supervisor.services.values():
             service.link.close()
-        cast(Any, supervisor)._context.destroy(0)
+        cast(Any, supervisor.lives)._context.destroy(0)

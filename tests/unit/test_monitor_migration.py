@@ -17,11 +17,13 @@ import pytest
 
 from services.monitor import run_states
 from services.monitor.link import Answered
-from services.monitor.migration import IncomingOptions
+from services.monitor.migration import IncomingOptions, Migration
 from services.monitor.operations import RequestError
 from services.monitor.output import Output
 from services.monitor.run_states import Act, Stage
-from services.monitor.supervisor import Service, Settings, Supervisor
+from services.monitor.supervisor.service import Service
+from services.monitor.supervisor.settings import Settings
+from services.monitor.supervisor.supervisor import Supervisor
 from vmesh.errors import HostLimit, PeerError
 from vmesh.log import Log
 from vmesh.machine import Machine
@@ -40,12 +42,11 @@ class World:
 
     def __init__(self, folder: Path, options: IncomingOptions, *, paused: bool, starts: bool) -> None:
         log = Log("monitor", folder / "log")
+        output = Output(log, None)
         commands = [ServiceCommand(name, kind, f"services.{kind}", ()) for name, kind in KINDS.items()]
-        self.supervisor = Supervisor(
-            Machine(folder), commands, Settings(incoming=options), None, log, Output(log, None), cast(Any, None)
-        )
+        self.supervisor = Supervisor(Machine(folder), commands, Settings(), None, log, output, cast(Any, None))
         self.supervisor.loop.failed = self._unforeseen
-        self.migration = self.supervisor.migration
+        self.migration = Migration(self.supervisor, None, log, output, options)
         self.paused = dict.fromkeys(KINDS, paused)
         self.fails: set[tuple[str, str]] = set()
         self.did: list[str] = []
@@ -58,8 +59,8 @@ class World:
             service.welcomed, service.was_ready = True, True
             service.state = "paused" if paused else "running"
             self.supervisor.services[command.name] = service
-        self.supervisor.state = gateway_pb2.MACHINE_PAUSED if paused else gateway_pb2.MACHINE_RUNNING
-        self.supervisor.launched = not paused
+        self.supervisor.condition.state = gateway_pb2.MACHINE_PAUSED if paused else gateway_pb2.MACHINE_RUNNING
+        self.supervisor.condition.launched = not paused
         self.migration._link = cast(Any, _Link("migration", self._ask))
         self.migration._welcomed = True
         if starts:
@@ -74,12 +75,12 @@ class World:
     def runs(self) -> bool:
         """Whether the guest does; all of the machine agrees on that."""
         assert len(set(self.paused.values())) == 1, self.paused
-        assert self.paused["cpu"] == (self.supervisor.state == gateway_pb2.MACHINE_PAUSED)
+        assert self.paused["cpu"] == (self.supervisor.condition.state == gateway_pb2.MACHINE_PAUSED)
         return not self.paused["cpu"]
 
     def run(self) -> None:
         """Until nothing is left to do."""
-        inbox = self.supervisor._inbox
+        inbox = cast(Any, self.supervisor)._runs._inbox
         while self._asked or not inbox._work.empty():
             if not inbox._work.empty():
                 inbox._do()
@@ -117,7 +118,7 @@ class World:
         return self.answers[-1].error
 
     def may(self) -> set[Act]:
-        return {act for act in Act if not run_states.refusal(self.migration.stage, act)}
+        return {act for act in Act if not run_states.refusal(self.supervisor.condition.stage, act)}
 
     def _ask(self, name: str, body: Body, answered: Answered) -> None:
         self._asked.append((name, body, answered))
@@ -205,17 +206,17 @@ def test_what_may_be_done_while_a_machine_leaves(make: Make) -> None:
     world.report(messages.MIGRATION_ACTIVE)
     assert world.may() == {Act.RESUME, Act.RESET, Act.WRITE}
     assert not world.do(messages.MACHINE_SAVE)
-    assert world.supervisor.run_state == "finish-migrate"
+    assert world.supervisor.run_state.name == "finish-migrate"
     assert world.may() == set()
     assert not world.do(messages.MACHINE_MOVED)
     world.report(messages.MIGRATION_POSTCOPY_ACTIVE)
-    assert (world.migration.stage, world.supervisor.run_state) == (Stage.GIVEN, "postmigrate")
+    assert (world.supervisor.condition.stage, world.supervisor.run_state.name) == (Stage.GIVEN, "postmigrate")
     assert world.may() == set()
     doors: list[Callable[[], Any]] = [
-        world.supervisor.reset,
-        world.supervisor.resume,
-        lambda: world.supervisor.write_memory(cpu_pb2.WriteMemory()),
-        lambda: world.supervisor.write_registers(cpu_pb2.WriteRegisters()),
+        world.supervisor.run_state.reset,
+        world.supervisor.run_state.resume,
+        lambda: world.supervisor.run_state.write_memory(cpu_pb2.WriteMemory()),
+        lambda: world.supervisor.run_state.write_registers(cpu_pb2.WriteRegisters()),
     ]
     world.did.clear()
     for door in doors:
@@ -224,14 +225,15 @@ def test_what_may_be_done_while_a_machine_leaves(make: Make) -> None:
     for request in ({"outgoing": "unix:/x"}, {"save": "/x"}, {"load": "/x"}, {"incoming": "unix:/x"}):
         with pytest.raises(RequestError, match="runs at the destination"):
             world.ask(**request)
-    assert "runs at the destination" in world.supervisor.devices_refusal() or world.supervisor.attached
+    condition = world.supervisor.condition
+    assert "runs at the destination" in condition.devices_refusal() or condition.attached
     assert not world.did
     world.report(messages.MIGRATION_POSTCOPY_PAUSED)
     assert world.may() == set()
     world.report(messages.MIGRATION_COMPLETED)
     assert world.may() == {Act.RESUME, Act.RESET, Act.WRITE, Act.LOAD}
-    world.user(world.supervisor.resume)
-    assert (world.runs, world.supervisor.run_state, world.may()) == (True, "running", EVERYTHING)
+    world.user(world.supervisor.run_state.resume)
+    assert (world.runs, world.supervisor.run_state.name, world.may()) == (True, "running", EVERYTHING)
 
 
 def test_nothing_may_be_done_to_memory_that_was_handed_over(make: Make) -> None:
@@ -254,19 +256,19 @@ def test_what_begins_and_fails_goes_back_to_where_it_was(
 ) -> None:
     """Also if the migration service never asks for it; and from a machine that has moved before."""
     world = make(paused=paused)
-    before = world.supervisor.run_state
+    before = world.supervisor.run_state.name
     world.report(messages.MIGRATION_SETUP, **kind)
     assert not world.do(messages.MACHINE_STOP if kind is LOAD else messages.MACHINE_SAVE)
     assert not world.runs
     world.report(end, error="of the test", **kind)
-    assert (world.runs, world.supervisor.run_state, world.may()) == (not paused, before, EVERYTHING)
+    assert (world.runs, world.supervisor.run_state.name, world.may()) == (not paused, before, EVERYTHING)
     world.do(messages.MACHINE_SAVE)
     world.do(messages.MACHINE_MOVED)
     world.report(messages.MIGRATION_COMPLETED)
     world.report(messages.MIGRATION_SETUP, **LOAD)
     world.do(messages.MACHINE_STOP)
     world.report(end, error="of the test", **LOAD)
-    assert (world.runs, world.supervisor.run_state) == (False, "postmigrate")
+    assert (world.runs, world.supervisor.run_state.name) == (False, "postmigrate")
 
 
 @pytest.mark.parametrize("paused", [False, True])
@@ -286,22 +288,22 @@ def test_device_that_breaks_while_the_machine_is_saved_does_not_keep_it_there(ma
     world = make()
     world.report(messages.MIGRATION_SETUP, **SAVE)
     world.do(messages.MACHINE_SAVE)
-    world.supervisor._break(world.supervisor.services["uart0"], "died")
+    cast(Any, world.supervisor.lives)._break(world.supervisor.services["uart0"], "died")
     world.run()
     world.report(messages.MIGRATION_FAILED, error="of the test", **SAVE)
-    assert (world.supervisor.run_state, world.may()) == ("io-error", EVERYTHING)
-    assert world.supervisor.stop is not None
-    assert world.supervisor.stop.ran, "it goes on when it is mended"
+    assert (world.supervisor.run_state.name, world.may()) == ("io-error", EVERYTHING)
+    assert world.supervisor.condition.stop is not None
+    assert world.supervisor.condition.stop.ran, "it goes on when it is mended"
 
 
 def test_user_who_pauses_a_machine_while_it_is_saved_finds_it_paused_afterwards(make: Make) -> None:
     world = make()
     world.report(messages.MIGRATION_SETUP, **SAVE)
     world.do(messages.MACHINE_SAVE)
-    world.user(world.supervisor.pause)
+    world.user(world.supervisor.run_state.pause)
     world.do(messages.MACHINE_GO_ON)
     world.report(messages.MIGRATION_COMPLETED, **SAVE)
-    assert (world.runs, world.supervisor.run_state) == (False, "paused")
+    assert (world.runs, world.supervisor.run_state.name) == (False, "paused")
 
 
 @pytest.mark.parametrize("paused", [False, True])
@@ -312,7 +314,7 @@ def test_snapshot_that_is_loaded_goes_on_if_the_machine_ran_and_one_that_is_half
     for fails in (False, True):
         world.report(messages.MIGRATION_SETUP, **LOAD)
         world.do(messages.MACHINE_STOP)
-        assert world.supervisor.run_state == "restore-vm"
+        assert world.supervisor.run_state.name == "restore-vm"
         assert not world.do(messages.MACHINE_CHECK, states=states())
         if not fails:
             assert not world.do(messages.MACHINE_LOAD, states=states())
@@ -320,17 +322,17 @@ def test_snapshot_that_is_loaded_goes_on_if_the_machine_ran_and_one_that_is_half
             assert world.may() == {Act.RESUME, Act.WRITE}
             world.report(messages.MIGRATION_COMPLETED, **LOAD)
             assert (world.runs, world.may()) == (not paused, EVERYTHING)
-            assert world.supervisor.run_state == ("paused" if paused else "running")
+            assert world.supervisor.run_state.name == ("paused" if paused else "running")
             continue
         world.fails = {("uart0", "Load")}
         assert "uart0 cannot Load" in world.do(messages.MACHINE_LOAD, states=states())
         world.report(messages.MIGRATION_FAILED, error="of the test", **LOAD)
-        assert (world.runs, world.supervisor.run_state) == (False, "internal-error")
+        assert (world.runs, world.supervisor.run_state.name) == (False, "internal-error")
         assert world.may() == {Act.RESET, Act.LOAD}
         with pytest.raises(RequestError, match="half loaded"):
-            world.user(world.supervisor.resume)
-        world.user(world.supervisor.reset)
-        world.user(world.supervisor.resume)
+            world.user(world.supervisor.run_state.resume)
+        world.user(world.supervisor.run_state.reset)
+        world.user(world.supervisor.run_state.resume)
         assert (world.runs, world.may()) == (True, EVERYTHING)
 
 
@@ -341,7 +343,7 @@ def test_snapshot_that_does_not_fit_ends_a_machine_that_was_to_begin_with_it_bef
     world.fails = {("cpu", "Load")}
     assert "cpu cannot Load" in world.do(messages.MACHINE_CHECK, states=states())
     world.report(messages.MIGRATION_FAILED, error="harts: expected 2, got 1", **LOAD)
-    assert world.supervisor.failure == "-loadvm: harts: expected 2, got 1"
+    assert world.supervisor.condition.failure == "-loadvm: harts: expected 2, got 1"
     assert not [each for each in world.did if each.startswith("Resume")]
 
 
@@ -355,14 +357,14 @@ def test_incoming_machine_goes_back_to_waiting_if_it_is_told_where_and_ends_if_i
         world.do(messages.MACHINE_LOAD, states=states())
         if not stay:
             world.report(messages.MIGRATION_FAILED, incoming=True, error="of the test")
-            assert (world.supervisor.run_state, world.may()) == ("inmigrate", {Act.COME_IN})
+            assert (world.supervisor.run_state.name, world.may()) == ("inmigrate", {Act.COME_IN})
             continue
         world.do(messages.MACHINE_STAY)
         world.report(messages.MIGRATION_COMPLETED, incoming=True)
-        assert (world.runs, world.supervisor.run_state, world.may()) == (False, "paused", EVERYTHING)
+        assert (world.runs, world.supervisor.run_state.name, world.may()) == (False, "paused", EVERYTHING)
     ended = make(incoming="unix:/x", paused=True)
     ended.report(messages.MIGRATION_FAILED, incoming=True, error="of the test")
-    assert ended.supervisor.failure == "the incoming migration failed: of the test"
+    assert ended.supervisor.condition.failure == "the incoming migration failed: of the test"
 
 
 def test_commands_wait_until_an_incoming_machine_can_be_connected_to(make: Make) -> None:
@@ -423,7 +425,7 @@ def test_machine_with_a_guest_takes_no_other_one_in(make: Make) -> None:
     world = make()
     with pytest.raises(RequestError, match="the machine has a guest"):
         world.ask(incoming="unix:/x")
-    assert (world.runs, world.supervisor.run_state) == (True, "running")
+    assert (world.runs, world.supervisor.run_state.name) == (True, "running")
 
 
 def test_pages_that_are_still_to_come_forbid_what_needs_them_all(make: Make) -> None:
@@ -433,12 +435,12 @@ def test_pages_that_are_still_to_come_forbid_what_needs_them_all(make: Make) -> 
     world.report(messages.MIGRATION_POSTCOPY_ACTIVE, incoming=True)
     world.do(messages.MACHINE_GO)
     assert (world.runs, world.may()) == (True, {Act.RESUME, Act.WRITE})
-    world.supervisor.reset_for_guest()
+    world.supervisor.run_state.reset_for_guest()
     world.run()
-    assert (world.runs, world.supervisor.run_state) == (False, "paused")
+    assert (world.runs, world.supervisor.run_state.name) == (False, "paused")
     assert "Reset memory" not in world.did
     with pytest.raises(RequestError, match="waits for its pages"):
-        world.user(world.supervisor.resume)
+        world.user(world.supervisor.run_state.resume)
     world.report(messages.MIGRATION_COMPLETED, incoming=True)
     assert "Reset memory" in world.did
     assert world.runs
@@ -451,7 +453,7 @@ def test_reset_that_the_guest_asks_for_while_it_is_switched_is_made_by_whoever_r
     world = make()
     world.report(messages.MIGRATION_ACTIVE)
     world.do(messages.MACHINE_STOP)
-    world.supervisor.reset_for_guest()
+    world.supervisor.run_state.reset_for_guest()
     world.do(messages.MACHINE_SAVE)
     assert world.answers[-1].reset_due
     if moves:

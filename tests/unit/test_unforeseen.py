@@ -22,12 +22,14 @@ from services.monitor.control import Control, Work
 from services.monitor.hmp import commands as hmp
 from services.monitor.hmp import info
 from services.monitor.hmp.command import Command
+from services.monitor.migration import IncomingOptions, Migration
 from services.monitor.operations import Board, Operation, Request, RequestError
 from services.monitor.output import Output
 from services.monitor.qmp.handlers import registry
 from services.monitor.qmp.session import Session
 from services.monitor.stream_server import StreamServer
-from services.monitor.supervisor import Settings, Supervisor
+from services.monitor.supervisor.settings import Settings
+from services.monitor.supervisor.supervisor import Supervisor
 from tests.waiting import LIMIT
 from vmesh import errors, service, wire
 from vmesh.addresses import Addresses
@@ -151,11 +153,13 @@ class Monitored:
     def __init__(self, folder: Path) -> None:
         self.machine, self.log = Machine(folder), Log("monitor", folder / "log")
         commands = [ServiceCommand(name, name, f"services.{name}", ()) for name in ("memory", "cpu")]
+        output = Output(self.log, None)
         self.supervisor = Supervisor(
-            self.machine, commands, Settings(), None, self.log, Output(self.log, None), Addresses(self.machine)
+            self.machine, commands, Settings(), None, self.log, output, Addresses(self.machine)
         )
+        migration = Migration(self.supervisor, None, self.log, output, IncomingOptions())
         self.supervisor.attach()
-        self.control = Control(self.supervisor, self.log, {})
+        self.control = Control(self.supervisor, migration, self.log, {})
         self._thread = threading.Thread(target=self.supervisor.loop.run)
         self._thread.start()
 
@@ -180,7 +184,7 @@ class Monitored:
         self._thread.join(LIMIT)
         for each in self.supervisor.services.values():
             each.link.close()
-        cast(Any, self.supervisor)._context.destroy(0)
+        cast(Any, self.supervisor.lives)._context.destroy(0)
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +271,7 @@ def failing_gateway(monitored: Monitored) -> Iterator[tuple[MachineStub, list[Ex
 
         patch.setattr(gateway._Machine, method.name, call)
     with tempfile.TemporaryDirectory(prefix="vmesh-") as folder:
-        served = gateway.serve(monitored.supervisor, Path(folder) / "s")
+        served = gateway.serve(monitored.supervisor, monitored.control.migration, Path(folder) / "s")
         with grpc.insecure_channel(f"unix:{folder}/s") as channel:
             yield MachineStub(channel), raised
         served.stop(None).wait(LIMIT)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from services.monitor import operations
 from services.monitor.operations import Operation
 from services.monitor.stream_server import Stream, StreamServer
-from services.monitor.supervisor import Supervisor
+from services.monitor.supervisor.supervisor import Supervisor
 from vmesh import endpoint
 from vmesh.endpoint import Endpoint
 from vmesh.v1 import common_pb2
@@ -43,7 +43,7 @@ class GdbServer:
         self.console: Console | None = None
         self._server: StreamServer | None = None
         self._session: Session | None = None
-        supervisor.on_hart_stop = self._hart_stopped
+        supervisor.notices.hart_stopped = self._hart_stopped
 
     def listen(self, device: str = DEFAULT) -> str:
         """Listen where QEMU's -gdb would: `tcp::PORT`, `unix:PATH`; `none` ends it. What there was before ends.
@@ -81,4 +81,4 @@ class GdbServer:
     def _settle(self, *, goes_on: bool) -> Operation:
         yield from operations.pause(self.supervisor.board)
         if goes_on:
-            yield from self.supervisor.resume()
+            yield from self.supervisor.run_state.resume()

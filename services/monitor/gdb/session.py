@@ -15,10 +15,10 @@ from services.monitor.events import Event
 from services.monitor.gdb import target
 from services.monitor.gdb.actions import Action, Stepping, parse_actions, step_of
 from services.monitor.gdb.packet import LIMIT, Framer, Sign, frame
-from services.monitor.operations import Batch, Operation, Request, RequestError
+from services.monitor.operations import Batch, Operation, Request, RequestError, StateError
 from services.monitor.run_states import Act
 from services.monitor.stream_server import Stream
-from services.monitor.supervisor import StateError, Supervisor
+from services.monitor.supervisor.supervisor import Supervisor
 from vmesh.v1 import common_pb2, cpu_pb2
 from vmesh.v1.packet_pb2 import Packet
 
@@ -281,7 +281,7 @@ class Session:
 
     def _halt(self) -> Operation:
         """Everything that gdb does, it does to a machine that stands still: also if somebody else has resumed it."""
-        if not self._supervisor.paused:
+        if not self._supervisor.condition.paused:
             yield from operations.pause(self._supervisor.board)
 
     def _ask(self, *bodies: cpu_pb2.WriteRegisters | cpu_pb2.SetBreakpoints | cpu_pb2.RunHarts) -> Operation:
@@ -306,7 +306,7 @@ class Session:
             size = each.bits // 8
             request.registers.add(name=each.name, value=int.from_bytes(data[place : place + size], "little"))
             place += size
-        self._supervisor.migration.check(Act.WRITE)
+        self._supervisor.condition.check(Act.WRITE)
         return self._told(self._ask(request))
 
     def _told(self, operation: Operation) -> Reply:
@@ -343,7 +343,7 @@ class Session:
         if len(data) != size:
             raise Malformed
         request = cpu_pb2.WriteMemory(physical=self._physical, hart=self._hart, address=address, data=data)
-        return self._told(self._supervisor.write_memory(request))
+        return self._told(self._supervisor.run_state.write_memory(request))
 
     def _read_features(self, text: bytes) -> bytes:
         name, _, place = text.rpartition(b":")
@@ -418,7 +418,7 @@ class Session:
 
     def _resume(self, actions: Sequence[Action], at: int | None = None) -> Reply:
         stepping = step_of(actions, self._harts, self._step_hart)
-        self._supervisor.migration.check(Act.RESUME)
+        self._supervisor.condition.check(Act.RESUME)
         yield from self._halt()
         cpu = self._supervisor.board.cpu
         if at is not None:
@@ -437,7 +437,7 @@ class Session:
         yield [Request(cpu, orders)]
         self._running = True
         try:
-            yield from self._supervisor.resume()
+            yield from self._supervisor.run_state.resume()
         except RequestError:
             if self._running:
                 self._running = False
@@ -468,7 +468,7 @@ class Session:
                 self._report(_stopped(SIGINT, self._hart))
             case "SHUTDOWN" if not self._over:
                 self._over = True
-                self._send(b"W%02x" % (self._supervisor.exit_status & 0xFF))
+                self._send(b"W%02x" % (self._supervisor.condition.exit_status & 0xFF))
                 self._stream.finish()
 
     def _report(self, stop: bytes) -> None:
@@ -492,8 +492,8 @@ class Session:
 
     def _detach(self) -> Reply:
         yield from self._let_go()
-        if self._supervisor.paused:
-            yield from self._supervisor.resume()
+        if self._supervisor.condition.paused:
+            yield from self._supervisor.run_state.resume()
         self._over = True
         return b"OK"
 
@@ -504,11 +504,11 @@ class Session:
 
     def _let_go(self) -> Operation:
         """No breakpoint is left, no hart is held; a machine that runs goes on."""
-        paused = self._supervisor.paused
+        paused = self._supervisor.condition.paused
         yield from self._ask(cpu_pb2.SetBreakpoints(), cpu_pb2.RunHarts())
         self._breakpoints, self._holds = set(), False
         if not paused:
-            yield from self._supervisor.resume()
+            yield from self._supervisor.run_state.resume()
 
     def _kill(self) -> None:
         self._over = True

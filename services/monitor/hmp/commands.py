@@ -153,7 +153,7 @@ def _delvm(call: Call) -> str:
 def _migrate(call: Call) -> str | Work | Awaited:
     if call.given("detach") or call.given("resume"):
         return _qmp("migrate", _migrate_arguments)(call)
-    return _to_end(call.control.supervisor.migration.request_to_end(MigrationRequest(outgoing=call.text("uri"))))
+    return _to_end(call.control.migration.request_to_end(MigrationRequest(outgoing=call.text("uri"))))
 
 
 def _help(call: Call) -> str:

@@ -95,7 +95,7 @@ class Session:
         self._send({**body, **(identity or {})})
 
     def _event(self, event: Event) -> None:
-        if event.name == "MIGRATION" and not self._control.supervisor.migration.capabilities.events:
+        if event.name == "MIGRATION" and not self._control.migration.capabilities.events:
             return  # as with QEMU
         if self._negotiated:
             seconds, microseconds = divmod(event.time_us, 1_000_000)

@@ -14,7 +14,7 @@ from services.monitor.control import Control, Parts, Work
 from services.monitor.qmp.check import Json
 from services.monitor.qmp.errors import DeviceNotFound, QmpError
 from services.monitor.qmp.handlers.registry import handles
-from services.monitor.supervisor import Service
+from services.monitor.supervisor.service import Service
 from vmesh import properties
 from vmesh.qdev import external, net, virtio
 from vmesh.v1 import gateway_pb2

@@ -47,7 +47,7 @@ def _migrate_recover(control: Control, arguments: Json) -> object:
 
 @handles("migrate_cancel")
 def _migrate_cancel(control: Control, arguments: Json) -> object:
-    if not control.supervisor.migration.under_way:
+    if not control.migration.under_way:
         return {}
     request = MigrationRequest()
     request.cancel.SetInParent()
@@ -91,7 +91,7 @@ def _migrate_set_capabilities(control: Control, arguments: Json) -> object:
 
 @handles("query-migrate-capabilities")
 def _query_migrate_capabilities(control: Control, arguments: Json) -> object:
-    capabilities = control.supervisor.migration.capabilities
+    capabilities = control.migration.capabilities
     return [
         {"capability": field.name.replace("_", "-"), "state": getattr(capabilities, field.name)}
         for field in capabilities.DESCRIPTOR.fields
@@ -117,7 +117,7 @@ def _migrate_set_parameters(control: Control, arguments: Json) -> object:
 
 @handles("query-migrate-parameters")
 def _query_migrate_parameters(control: Control, arguments: Json) -> object:
-    parameters = control.supervisor.migration.parameters
+    parameters = control.migration.parameters
     names = {ours: theirs for theirs, ours in _PARAMETERS.items()}
     found: Json = {
         names.get(field.name, field.name.replace("_", "-")): getattr(parameters, field.name)
@@ -128,7 +128,7 @@ def _query_migrate_parameters(control: Control, arguments: Json) -> object:
 
 @handles("query-migrate")
 def _query_migrate(control: Control, arguments: Json) -> object:
-    return migration_info(control.supervisor.migration.status)
+    return migration_info(control.migration.status)
 
 
 def migration_info(status: MigrationStatus) -> Json:
@@ -176,7 +176,7 @@ def load(control: Control, tag: str) -> Future[MigrationStatus]:
 
 
 def _to_end(control: Control, request: MigrationRequest) -> Future[MigrationStatus]:
-    return control.supervisor.migration.request_to_end(request)
+    return control.migration.request_to_end(request)
 
 
 def delete(control: Control, tag: str) -> None:
@@ -280,13 +280,13 @@ def _job_dismiss(control: Control, arguments: Json) -> object:
 
 
 def _asked(control: Control, request: MigrationRequest) -> Awaited:
-    future = control.supervisor.migration.request(request)
+    future = control.migration.request(request)
     return Awaited(future, lambda outcome: outcome if isinstance(outcome, QmpError) else {})
 
 
 def _set(control: Control, settings: gateway_pb2.MigrateSettings) -> Json:
     try:
-        control.supervisor.migration.set(settings)
+        control.migration.set(settings)
     except RequestError as error:
         raise QmpError(str(error)) from error
     return {}
