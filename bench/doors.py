@@ -29,7 +29,7 @@ from bench import harness
 from bench.harness import BenchError
 from bench.report import Report, Row, Sample, held
 from vmesh.client import GatewayError, MachineClient
-from vmesh.machine import Machine, find
+from vmesh.machine import MachineDirectory, find
 from vmesh.v1 import gateway_pb2
 from vmesh.v1.gateway_pb2_grpc import MachineStub
 
@@ -135,7 +135,7 @@ class Outcome:
     waits: list[float] = field(default_factory=list)
 
 
-def attack(machine: Machine, pid: int, seconds: float, chance: random.Random) -> Outcome:
+def attack(machine: MachineDirectory, pid: int, seconds: float, chance: random.Random) -> Outcome:
     """Attack the machine's QMP and HMP sockets, and ask query-status all the while. `pid` is the monitor's."""
     outcome = Outcome(before=resident(pid))
     end = time.monotonic() + seconds
@@ -170,10 +170,12 @@ def resident(pid: int) -> int:
     return int(fields[0]) << 10
 
 
-Kind = Callable[[Machine, random.Random, Outcome], None]
+Kind = Callable[[MachineDirectory, random.Random, Outcome], None]
 
 
-def _attacker(machine: Machine, kinds: Sequence[Kind], end: float, chance: random.Random, outcome: Outcome) -> None:
+def _attacker(
+    machine: MachineDirectory, kinds: Sequence[Kind], end: float, chance: random.Random, outcome: Outcome
+) -> None:
     while time.monotonic() < end:
         kind = chance.choice(kinds)
         outcome.attacks[kind.__name__.strip("_")] += 1
@@ -206,57 +208,57 @@ def _talk(path: Path, pieces: Iterator[bytes], outcome: Outcome, *, reads: bool 
 _HELLO = b'{"execute":"qmp_capabilities"}'
 
 
-def _random(machine: Machine, chance: random.Random, outcome: Outcome) -> None:
+def _random(machine: MachineDirectory, chance: random.Random, outcome: Outcome) -> None:
     _talk(machine.qmp, (chance.randbytes(chance.randrange(1, 5000)) for _ in range(20)), outcome)
 
 
-def _huge(machine: Machine, chance: random.Random, outcome: Outcome) -> None:
+def _huge(machine: MachineDirectory, chance: random.Random, outcome: Outcome) -> None:
     _talk(machine.qmp, iter([_HELLO, b'{"execute": "', *[b"x" * (1 << 20)] * 80, b'"}\n']), outcome)
 
 
-def _nested(machine: Machine, chance: random.Random, outcome: Outcome) -> None:
+def _nested(machine: MachineDirectory, chance: random.Random, outcome: Outcome) -> None:
     _talk(machine.qmp, iter([_HELLO, chance.choice([b"[", b'{"a":']) * (1 << 20)]), outcome)
 
 
-def _half(machine: Machine, chance: random.Random, outcome: Outcome) -> None:
+def _half(machine: MachineDirectory, chance: random.Random, outcome: Outcome) -> None:
     text = _HELLO + b'{"execute":"query-status"}' * 3
     _talk(machine.qmp, iter([text[: chance.randrange(len(text))]]), outcome)
 
 
-def _flood(machine: Machine, chance: random.Random, outcome: Outcome) -> None:
+def _flood(machine: MachineDirectory, chance: random.Random, outcome: Outcome) -> None:
     _talk(machine.qmp, iter([_HELLO, *[b'{"execute":"query-qmp-schema"}' * 1000] * 10]), outcome)
 
 
-def _slow(machine: Machine, chance: random.Random, outcome: Outcome) -> None:
+def _slow(machine: MachineDirectory, chance: random.Random, outcome: Outcome) -> None:
     _talk(machine.qmp, iter([_HELLO, *[b'{"execute":"query-qmp-schema"}' * 1000] * 100]), outcome, reads=False)
 
 
-def _hmp_random(machine: Machine, chance: random.Random, outcome: Outcome) -> None:
+def _hmp_random(machine: MachineDirectory, chance: random.Random, outcome: Outcome) -> None:
     # Not what a machine must not be told: letters only where no command can come of them.
     _talk(machine.hmp, (bytes(b | 0x80 for b in chance.randbytes(2000)) + b"zz\x1b[\t\r" for _ in range(20)), outcome)
 
 
-def _hmp_flood(machine: Machine, chance: random.Random, outcome: Outcome) -> None:
+def _hmp_flood(machine: MachineDirectory, chance: random.Random, outcome: Outcome) -> None:
     _talk(machine.hmp, iter([b"help\r" * 10000] * 20), outcome, reads=chance.random() < 0.5)
 
 
-def _hmp_long(machine: Machine, chance: random.Random, outcome: Outcome) -> None:
+def _hmp_long(machine: MachineDirectory, chance: random.Random, outcome: Outcome) -> None:
     _talk(machine.hmp, iter([b"x" * (1 << 20), b"\rprint " + b"(" * (1 << 16) + b"\r"]), outcome)
 
 
 @contextmanager
-def _stub(machine: Machine) -> Iterator[MachineStub]:
+def _stub(machine: MachineDirectory) -> Iterator[MachineStub]:
     with grpc.insecure_channel(f"unix:{machine.gateway}") as channel:
         yield MachineStub(channel)
 
 
-def _grpc_random(machine: Machine, chance: random.Random, outcome: Outcome) -> None:
+def _grpc_random(machine: MachineDirectory, chance: random.Random, outcome: Outcome) -> None:
     preface = chance.choice([b"", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"])
     noise = (chance.randbytes(chance.randrange(1, 50_000)) for _ in range(20))
     _talk(machine.gateway, iter([preface, *noise]), outcome)
 
 
-def _grpc_flood(machine: Machine, chance: random.Random, outcome: Outcome) -> None:
+def _grpc_flood(machine: MachineDirectory, chance: random.Random, outcome: Outcome) -> None:
     """Calls that are far too large, and many at once."""
     with _stub(machine) as stub:
         for _ in range(20):
@@ -266,7 +268,7 @@ def _grpc_flood(machine: Machine, chance: random.Random, outcome: Outcome) -> No
             outcome.errors += call.exception() is not None
 
 
-def _grpc_slow(machine: Machine, chance: random.Random, outcome: Outcome) -> None:
+def _grpc_slow(machine: MachineDirectory, chance: random.Random, outcome: Outcome) -> None:
     """Streams of events and of the bus that nobody reads."""
     with _stub(machine) as stub:
         streams: list[grpc.Call] = [stub.Events(gateway_pb2.EventsRequest(), timeout=_LIMIT) for _ in range(8)]
@@ -359,7 +361,7 @@ def _instructions(door: Door, seconds: float) -> float:
     return (retired() - before) / (time.monotonic() - began)
 
 
-def _idle_cost(machine: Machine, runs: int, gdb: Path) -> list[float]:
+def _idle_cost(machine: MachineDirectory, runs: int, gdb: Path) -> list[float]:
     """Percent of the guest's speed that six clients cost which say nothing, pair by pair of turns."""
     door = Door(machine.qmp)
     cost = []
@@ -379,7 +381,7 @@ def _idle_cost(machine: Machine, runs: int, gdb: Path) -> list[float]:
     return cost
 
 
-def _together(machine: Machine, gdb: Path) -> tuple[int, list[str]]:
+def _together(machine: MachineDirectory, gdb: Path) -> tuple[int, list[str]]:
     """Two QMP, one HMP, one gdb, two gRPC clients ask at once for a turn: how many did not get an answer."""
     end = time.monotonic() + TURN
     answers: Counter[str] = Counter()

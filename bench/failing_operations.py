@@ -32,7 +32,7 @@ from bench.report import Report, Row, Sample, held
 from services.monitor.qmp.schema import SCHEMA
 from services.monitor.qmp.types import Array, Builtin, Enum, Type
 from tests.system import programs
-from vmesh.machine import Machine, MachineError
+from vmesh.machine import MachineDirectory, MachineError
 from vmesh.spawn import python
 
 LIMIT = 120.0  # seconds for one operation, and for the guest's next line
@@ -48,7 +48,7 @@ LEFT_OUT = ("quit", "system_reset", "qmp_capabilities")
 class Guest:
     """A machine whose guest writes numbered lines; each is checked."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], machine: Machine) -> None:
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], machine: MachineDirectory) -> None:
         self.machine = machine
         self.lines = 0
         self.wrong = ""
@@ -381,7 +381,7 @@ def machine(here: Place, *flags: str) -> Iterator[Campaign]:
     environment = {**os.environ, "VMESH_RUNTIME": str(here.runtime)}
     flags = ("-name", "failing", "-m", f"{_RAM_BYTES >> 20}M", "-nographic", "-bios", "none", *flags)
     command = [*here.user, *python("vmesh.cli", "run", *flags, "-kernel", str(here.scratch / "guest.elf"))]
-    guest = Guest(command, environment, Machine(here.runtime / "failing"))
+    guest = Guest(command, environment, MachineDirectory(here.runtime / "failing"))
     try:
         guest.goes_on()
         deadline = time.monotonic() + LIMIT
@@ -396,7 +396,7 @@ def machine(here: Place, *flags: str) -> Iterator[Campaign]:
         guest.close()
 
 
-def _is_open(there: Machine) -> bool:
+def _is_open(there: MachineDirectory) -> bool:
     with suppress(MachineError):
         return there.read_record().state == "running" and there.gateway.exists()
     return False

@@ -22,7 +22,7 @@ from bench import harness
 from bench.harness import BenchError
 from bench.kill_works import Work, select_works
 from bench.report import Report, Row, Sample, held
-from vmesh.machine import Machine, runtime_root
+from vmesh.machine import MachineDirectory, runtime_root
 
 RESTART_BAR = 0.2  # seconds from a death to the next life that answers
 _DEATHS, _WITHIN = 4, 10.5  # of one device: one more, and the machine gives it up
@@ -39,7 +39,7 @@ _NOT_DEVICES = ("memory", "cpu")
 class _Killer:
     """Kills the devices of a machine by turns of its own choice."""
 
-    def __init__(self, machine: Machine, chance: random.Random, count: int) -> None:
+    def __init__(self, machine: MachineDirectory, chance: random.Random, count: int) -> None:
         self.killed: Counter[str] = Counter()
         self._machine = machine
         self._chance = chance
@@ -146,7 +146,7 @@ def _campaign(
     name: str, work: Work, scratch: Path, stack: ExitStack, chance: random.Random, count: int
 ) -> tuple[list[Row], list[float]]:
     """The rows, and how many seconds each restart took."""
-    machine = Machine(runtime_root() / f"kills-{os.getpid()}")
+    machine = MachineDirectory(runtime_root() / f"kills-{os.getpid()}")
     log = scratch / "log"
     place = work.prepare(scratch, stack)
     guest = _Guest([*place.flags, "-D", str(log)], machine.name)

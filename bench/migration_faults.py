@@ -27,7 +27,7 @@ from bench.harness import BenchError
 from bench.report import Report, Row, Sample
 from tests.faults.streams import DATA_BYTES, ENDED, LIMIT, Pair, Proxy, counts, smallest_snapshot, wait_state
 from vmesh.client import GatewayError, MachineClient
-from vmesh.machine import Machine
+from vmesh.machine import MachineDirectory
 from vmesh.v1 import migration_pb2
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -251,7 +251,7 @@ class _Campaign:
         service = self.chance.choice(services)
         name = self.source_name if side == "source" else self.target_name
         if service == "monitor":
-            pid: int | None = Machine(self.pair.runtime / name).read_record().pid
+            pid: int | None = MachineDirectory(self.pair.runtime / name).read_record().pid
         else:
             pid = self.pair.pid(name, service)
         states = [_short(client) for client in (self.source, self.target)]

@@ -26,7 +26,7 @@ from vmesh.cli.placement import Placement
 from vmesh.cli.plan import CACHE, monitor_command, plan
 from vmesh.cli.serve import commands
 from vmesh.deploy.description import CPU, KEEPER, MEMORY, MIGRATION, MONITOR
-from vmesh.machine import LOCK, MARK, Machine
+from vmesh.machine import LOCK, MARK, MachineDirectory
 from vmesh.spawn import ServiceCommand, python
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,7 +109,7 @@ class Spread:
             log = self.root / f"{name}.log"
             log.touch(0o600)
             os.link(log, place / "log")  # to be read when the directory is gone
-        self.machine = Machine(self._directory(HERE))
+        self.machine = MachineDirectory(self._directory(HERE))
         options = parse(self.machine_flags)
         planned = plan(options, self.machine)
         planned.write(self.machine)

@@ -12,7 +12,7 @@ import zmq
 
 from vmesh import curve, errors, wire
 from vmesh.curve import Keys
-from vmesh.machine import Machine
+from vmesh.machine import MachineDirectory
 from vmesh.v1.common_pb2 import Hello
 
 TCP = "tcp://HOST:PORT"
@@ -22,7 +22,7 @@ TCP = "tcp://HOST:PORT"
 class Addresses:
     """What one service knows: `peers` has the addresses of services elsewhere, by name."""
 
-    machine: Machine
+    machine: MachineDirectory
     peers: Mapping[str, str] = field(default_factory=dict)
     keys: Keys | None = None
 
@@ -63,7 +63,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keys", type=Path, metavar="FOLDER", help="of `vmesh keys`; TCP needs it")
 
 
-def of_options(options: argparse.Namespace, machine: Machine, name: str) -> Addresses:
+def of_options(options: argparse.Namespace, machine: MachineDirectory, name: str) -> Addresses:
     """As `add_options` has them, for the service `name`. Raises ConfigError."""
     keys = curve.load(options.keys.absolute(), name) if options.keys else None
     if options.peer and keys is None:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import grpc
 
 from vmesh.errors import ConfigError
-from vmesh.machine import Machine, find
+from vmesh.machine import MachineDirectory, find
 from vmesh.remote import Remote, is_remote, parse
 from vmesh.v1 import cpu_pb2, gateway_pb2, migration_pb2, trace_pb2
 from vmesh.v1.gateway_pb2_grpc import MachineStub
@@ -52,11 +52,11 @@ class MachineClient:
     ConfigError for keys of a remote one that cannot be used.
     """
 
-    def __init__(self, machine: Machine | Remote, timeout: float = _CALL_SECONDS) -> None:
+    def __init__(self, machine: MachineDirectory | Remote, timeout: float = _CALL_SECONDS) -> None:
         self._timeout = timeout
         self._elsewhere = isinstance(machine, Remote)
         self._connected = False
-        if isinstance(machine, Machine):
+        if isinstance(machine, MachineDirectory):
             self._name = machine.name
             self._channel = grpc.insecure_channel(f"unix:{machine.gateway}", _OPTIONS)
         else:

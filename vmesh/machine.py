@@ -68,7 +68,7 @@ class MachineRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class MachineDirectory:
     """A machine directory, and where `lock_fd` is not -1 the lock that keeps its name in use."""
 
     path: Path
@@ -269,7 +269,7 @@ def runtime_root() -> Path:
     return root
 
 
-def create(name: str | None = None) -> Machine:
+def create(name: str | None = None) -> MachineDirectory:
     """Make and lock the directory of a new machine; without a name it gets a short random one.
 
     Raises MachineError for a name that is in use, is not one, or makes socket paths longer than the system allows.
@@ -297,12 +297,12 @@ def create(name: str | None = None) -> Machine:
         except OSError as error:
             raise MachineError(f"cannot make {path}: {error.strerror}") from error
         fcntl.flock(fd, fcntl.LOCK_EX)
-    machine = Machine(path, fd)
+    machine = MachineDirectory(path, fd)
     machine.write_record(MachineRecord(chosen, os.getpid(), time.time(), "starting"))
     return machine
 
 
-def adopt(path: Path, lock_fd: int = -1) -> Machine:
+def adopt(path: Path, lock_fd: int = -1) -> MachineDirectory:
     """The directory at `path` as one of its own processes sees it; without `lock_fd` its lock is taken here.
 
     Raises MachineError if there is no such directory, it has something else in it, or another machine's processes hold
@@ -319,10 +319,10 @@ def adopt(path: Path, lock_fd: int = -1) -> Machine:
             raise MachineError(f"machine directory {path} is in use by a running machine") from None
         except OSError as error:
             raise MachineError(f"machine directory {path}: {error.strerror}") from error
-    return Machine(path, lock_fd)
+    return MachineDirectory(path, lock_fd)
 
 
-def meet(path: Path, lock_fd: int = -1) -> Machine:
+def meet(path: Path, lock_fd: int = -1) -> MachineDirectory:
     """The directory at `path`, of which another process has the lock: `remove` leaves a later machine's alone.
 
     Raises MachineError if there is no such directory, or it is not a machine's.
@@ -337,10 +337,10 @@ def meet(path: Path, lock_fd: int = -1) -> Machine:
         except MachineError:
             os.close(lock_fd)
             raise
-    return Machine(path, lock_fd)
+    return MachineDirectory(path, lock_fd)
 
 
-def find(name: str) -> Machine:
+def find(name: str) -> MachineDirectory:
     """The running machine of that name, or without one the only one.
 
     Raises MachineError, with the names there are, if there is none.
@@ -355,7 +355,7 @@ def find(name: str) -> Machine:
     raise MachineError(f"no machine '{name}' is running; " + (f"running: {there}" if there else "none is running"))
 
 
-def machines() -> list[Machine]:
+def machines() -> list[MachineDirectory]:
     """The running machines, by name; the directories of dead ones are removed on the way."""
     root = runtime_root()
     with _root_lock(root):
@@ -383,9 +383,9 @@ def check_name(name: str) -> None:
         )
 
 
-def _machines(root: Path) -> list[Machine]:
+def _machines(root: Path) -> list[MachineDirectory]:
     """Those that live, by name; also of a vmesh that did not say in `lock` what it is (before December 2026)."""
-    found = map(Machine, _directories(root))
+    found = map(MachineDirectory, _directories(root))
     return [machine for machine in found if (machine.path / RECORD).exists() and machine.alive()]
 
 
@@ -395,7 +395,7 @@ def _directories(root: Path) -> list[Path]:
 
 def _reap(root: Path) -> None:
     for path in _directories(root):
-        if _is_machines(path) and not Machine(path).alive():
+        if _is_machines(path) and not MachineDirectory(path).alive():
             _remove_tree(path)
 
 

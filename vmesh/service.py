@@ -29,7 +29,7 @@ from vmesh import addresses, curve, errors, lifeline, limits, mapping, privilege
 from vmesh.answers import Answers
 from vmesh.log import Log
 from vmesh.loop import Inbox, Loop
-from vmesh.machine import Machine, MachineError
+from vmesh.machine import MachineDirectory, MachineError
 from vmesh.privileges import Capability
 from vmesh.time import Clock, HostClock
 from vmesh.trace import Recorder
@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
-def epoch(options: argparse.Namespace, machine: Machine) -> int:
+def epoch(options: argparse.Namespace, machine: MachineDirectory) -> int:
     """Which life of the service this is: as whoever started it says, else the first, if somebody holds its lifeline and
     counts, else one more than the machine directory has counted."""
     counted: int = options.epoch
@@ -177,7 +177,7 @@ class Runtime:
     """
 
     def __init__(self, options: argparse.Namespace, unread: int = wire.QUEUE_MESSAGES) -> None:
-        self.machine = Machine(options.machine.absolute())
+        self.machine = MachineDirectory(options.machine.absolute())
         self.name: str = options.name
         self.lifeline: int = options.lifeline
         if not self.machine.path.is_dir():

@@ -25,26 +25,26 @@ _MOST_FILES = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Forerunner:
     """A process that imports `shared`, forks those in `then`, which have that by the fork, and imports `module`."""
 
     module: str
     shared: Sequence[str] = ()
-    then: Sequence[Plan] = ()
+    then: Sequence[Forerunner] = ()
 
 
-MACHINE = Plan(
+MACHINE = Forerunner(
     "services.monitor",
     shared=("vmesh.service", "vmesh.device"),
-    then=(Plan("services.cpu"),),
+    then=(Forerunner("services.cpu"),),
 )
 """What every machine has."""
 
 
-def prepare(plan: Plan) -> None:
+def prepare(forerunner: Forerunner) -> None:
     """Fork the process. Until it has its task it ends with this one."""
     ours, theirs = socket.socketpair()
-    child = spawn.fork(lambda: _wait(plan, theirs), title="vmesh-standby", death_signal=signal.SIGKILL)
+    child = spawn.fork(lambda: _wait(forerunner, theirs), title="vmesh-standby", death_signal=signal.SIGKILL)
     theirs.close()
     ours = socket.socket(fileno=spawn.aside(ours.detach()))
     child = Child(child.pid, spawn.aside(child.pidfd))
@@ -62,22 +62,22 @@ def prepare(plan: Plan) -> None:
             ours.sendall(json.dumps(message).encode())
         return child
 
-    spawn.standing_by.add(plan.module, (ours.fileno(), child.pidfd), give)
+    spawn.standing_by.add(forerunner.module, (ours.fileno(), child.pidfd), give)
 
 
-def _wait(plan: Plan, theirs: socket.socket) -> int:
+def _wait(forerunner: Forerunner, theirs: socket.socket) -> int:
     spawn.standing_by.forget()
     spawn.close_all_but({0, 1, 2, theirs.fileno()})
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)
     os.close(null)
-    for module in plan.shared:
+    for module in forerunner.shared:
         importlib.import_module(module)
     gc.freeze()  # what was imported is shared with those that come, page by page
-    for each in plan.then:
+    for each in forerunner.then:
         prepare(each)
-    importlib.import_module(f"{plan.module}.__main__")
+    importlib.import_module(f"{forerunner.module}.__main__")
     with theirs:
         start, files, _, _ = socket.recv_fds(theirs, 1, _MOST_FILES)
         if not start:  # nobody needs it
@@ -85,7 +85,7 @@ def _wait(plan: Plan, theirs: socket.socket) -> int:
         message = json.loads(b"".join(iter(lambda: theirs.recv(1 << 16), b"")))
     os.umask(message["umask"])
     spawn.describe_self(message["title"], message["death_signal"])
-    task = Task(plan.module, tuple(message["arguments"]), message["title"])
+    task = Task(forerunner.module, tuple(message["arguments"]), message["title"])
     return task.perform(dict(zip(message["places"], files, strict=True)))
 
 

@@ -10,7 +10,7 @@ from vmesh import scheduling, service
 from vmesh.privileges import REACH
 
 from .isa.riscv.features import FEATURES
-from .service import Cpu, Plan
+from .service import Cpu, Settings
 from .vacant import TRANSPORT
 
 MOST_HARTS = 512
@@ -90,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
         help="a device that gives no sign of life for so long is not waited for: access fault (default: %(default)g)",
     )
     options = parser.parse_args(argv)
-    plan = Plan(
+    settings = Settings(
         harts=options.harts,
         features=options.features,
         reset_pc=options.reset_pc,
@@ -105,7 +105,7 @@ def main(argv: Sequence[str]) -> int:
         transports=options.transports,
     )
     scheduling.short_slices()
-    return service.run(options, lambda runtime: Cpu(runtime, plan), capabilities=REACH)
+    return service.run(options, lambda runtime: Cpu(runtime, settings), capabilities=REACH)
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ class RegisterTable:
             self._kinds[offset] &= ~(size << 4)
 
 
-class Board(Protocol):
+class Lines(Protocol):
     """Where devices drive their lines and latches (`harts.Harts`)."""
 
     def set_level(self, source: int, level: bool) -> None: ...
@@ -112,17 +112,17 @@ class Board(Protocol):
     def listener_begin(self, listener: int, epoch: int) -> None: ...
 
 
-class Device:
+class BusDevice:
     """A device on the bus: its description, and the lines and shadows as it last drove them.
 
     Updates come by the harts' links and by the irqchip's connection; each value keeps the sequence number that set it.
-    Latches are the board's. `epoch` is that of the life that the irqchip has met last: its connection is one pipe, so
+    Latches are the irqchip's. `epoch` is that of the life that the irqchip has met last: its connection is one pipe, so
     the last Welcome in it is of the last life, whatever number that says. Links that are of another connect anew. Its
     regions are on the board before it.
     """
 
     def __init__(
-        self, number: int, description: messages.Description, board: Board, tables: list[RegisterTable]
+        self, number: int, description: messages.Description, irqchip: Lines, tables: list[RegisterTable]
     ) -> None:
         """Raises BadRequest for registers that cannot be."""
         self.number = number
@@ -131,17 +131,18 @@ class Device:
         self.tables = tables
         self.last_update = 0
         self.epoch = description.epoch
-        self.seen: Callable[[Device, messages.DeviceUpdate], None] | None = None  # gets each update that is taken
-        self._board = board
+        self.seen: Callable[[BusDevice, messages.DeviceUpdate], None] | None = None  # gets each update that is taken
+        self._irqchip = irqchip
         self._seen: dict[tuple[int, ...], int] = {}
         rows = _latches(description)
         self.latches = [
-            board.add_latch(number, row.region, row.offset, description.lines[row.line].irq, row.clears) for row in rows
+            irqchip.add_latch(number, row.region, row.offset, description.lines[row.line].irq, row.clears)
+            for row in rows
         ]
         self._latch_at = {(row.region, row.offset): latch for row, latch in zip(rows, self.latches, strict=True)}
         self._latch_lines = {row.line for row in rows}
         self.doorbell = _doorbell(description)
-        self.listener = -1  # its number on the board, if the device may raise latches through a FIFO
+        self.listener = -1  # its number at the irqchip, if the device may raise latches through a FIFO
         self._lock = threading.Lock()
 
     def begin(self, epoch: int) -> None:
@@ -160,7 +161,7 @@ class Device:
             for shadow in sorted(update.shadows, key=self._is_latch):
                 latch = self._latch_at.get((shadow.region, shadow.offset))
                 if latch is not None:
-                    change = self._board.latch_raise if shadow.raised else self._board.latch_set
+                    change = self._irqchip.latch_raise if shadow.raised else self._irqchip.latch_set
                     change(latch, sequence, shadow.value & _MASK32)
                 elif self._is_shadow(shadow) and self._newer((shadow.region, shadow.offset), sequence):
                     value = None if shadow.withdrawn else shadow.value
@@ -169,7 +170,7 @@ class Device:
                 if line.line in self._latch_lines:
                     continue
                 if line.line < len(self.description.lines) and self._newer((line.line,), sequence):
-                    self._board.set_level(self.description.lines[line.line].irq, line.level)
+                    self._irqchip.set_level(self.description.lines[line.line].irq, line.level)
             self.last_update = max(self.last_update, sequence)
 
     def _is_latch(self, shadow: messages.ShadowValue) -> bool:
@@ -184,9 +185,9 @@ class Device:
             self._seen.clear()
             self.last_update = 0
             for latch in self.latches:
-                self._board.latch_begin(latch)
+                self._irqchip.latch_begin(latch)
             if self.listener >= 0:
-                self._board.listener_begin(self.listener, epoch)
+                self._irqchip.listener_begin(self.listener, epoch)
             for table in self.tables:
                 table.withdraw()
 
@@ -284,7 +285,7 @@ class Link:
     def __init__(
         self,
         dial: Callable[[], wire.Peer],
-        device: Device,
+        device: BusDevice,
         counters: Counters,
         ending: threading.Event,
         limit: float,
@@ -556,7 +557,7 @@ class Irqchip:
     def __init__(
         self,
         peer: wire.Peer,
-        device: Device,
+        device: BusDevice,
         clock: Clock,
         loop: Loop,
         revived: Callable[[], None],

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from vmesh import doorbell
 
-from .bus import FLOOD_SECONDS, Device
+from .bus import FLOOD_SECONDS, BusDevice
 from .harts import Harts
 
 LISTENERS = 16
@@ -29,7 +29,7 @@ _MUTED = 0xFFFF_FFFF
 class Doorbell:
     """Rings a device. Until `open`, and after an `open` that found nobody, harts find that they cannot (EPIPE)."""
 
-    def __init__(self, harts: Harts, device: Device, folder: Path) -> None:
+    def __init__(self, harts: Harts, device: BusDevice, folder: Path) -> None:
         self._harts, self._device, self._folder = harts, device, folder
         self._file = _unread()
         assert device.doorbell is not None
@@ -68,7 +68,7 @@ class Listener(threading.Thread):
     def __init__(self, harts: Harts, folder: Path, complain: Callable[[str, str, str], None]) -> None:
         super().__init__(name="interrupts", daemon=True)
         self._harts, self._folder, self._complain = harts, folder, complain
-        self._devices: list[Device | None] = [None] * LISTENERS
+        self._devices: list[BusDevice | None] = [None] * LISTENERS
         self._files = [os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC) for _ in self._devices]
         self._looked = [0.0] * LISTENERS
         self._muted: dict[int, float] = {}  # until when
@@ -80,7 +80,7 @@ class Listener(threading.Thread):
             harts.machine.polls[number] = _READABLE | _MUTED
         harts.machine.polls[LISTENERS] = _READABLE | self._wake
 
-    def add(self, device: Device) -> None:
+    def add(self, device: BusDevice) -> None:
         """Has a place for a device, if there is one: without, it sends messages."""
         if None not in self._devices:
             return
@@ -89,7 +89,7 @@ class Listener(threading.Thread):
         file = self._files[device.listener]
         self._harts.set_listener(device.listener, file, device.epoch, device.latches[0], len(device.latches))
 
-    def remove(self, device: Device) -> None:
+    def remove(self, device: BusDevice) -> None:
         """The device leaves the board: nothing of it is heard when this returns."""
         number = device.listener
         if number < 0:
@@ -116,7 +116,7 @@ class Listener(threading.Thread):
                 while not self._calls.empty():
                     self._calls.get()()
 
-    def open(self, device: Device) -> None:
+    def open(self, device: BusDevice) -> None:
         """A life of the device begins. Raises BadRequest for what is no FIFO."""
         number = device.listener
         found = doorbell.open_existing(self._folder, device.description.interrupts, os.O_RDWR)

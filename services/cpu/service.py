@@ -24,7 +24,7 @@ from vmesh.v1.packet_pb2 import Packet
 from vmesh.wire import Client
 
 from . import inspection, state, vacant
-from .bus import FLOOD_SECONDS, GREETING_LIMIT, Counters, Device, Irqchip, Link, RegisterTable
+from .bus import FLOOD_SECONDS, GREETING_LIMIT, BusDevice, Counters, Irqchip, Link, RegisterTable
 from .clock import CpuClock
 from .core import load_core
 from .debugger import Debugger
@@ -56,7 +56,7 @@ _LOGGED_ADDRESSES = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Settings:
     """What the command line asks for; addresses are guest physical."""
 
     harts: int
@@ -79,20 +79,20 @@ class Cpu(Service):
     kind = "cpu"
     vital = True
 
-    def __init__(self, runtime: Runtime, plan: Plan) -> None:
+    def __init__(self, runtime: Runtime, settings: Settings) -> None:
         self._runtime = runtime
         runtime.outlive_loss()
-        self._plan = plan
-        self.begins_paused = plan.paused
-        self._gate = Gate(plan.harts, closed=plan.paused)
+        self._plan = settings
+        self.begins_paused = settings.paused
+        self._gate = Gate(settings.harts, closed=settings.paused)
         self._core = load_core()
         self._mapped: list[mmap.mmap] = []
-        self._devices: dict[int, Device] = {}
+        self._devices: dict[int, BusDevice] = {}
         self._irqchip: dict[int, Irqchip] = {}
         self._numbers = count()  # of devices: of one that has left the board nothing is taken for another's
         self._doorbells: dict[int, Doorbell] = {}
         self._threads: list[HartThread] = []
-        self._clock = CpuClock(passes=not plan.paused)
+        self._clock = CpuClock(passes=not settings.paused)
         self._throttled = 0
         self._shoot_downs: deque[tuple[Client, int, int]] = deque()
         self._ordered = False  # the debugger has said how the harts run next
@@ -101,7 +101,7 @@ class Cpu(Service):
         self._said: set[int] = set()
         self._regions: Regions | None = None
         self._translator: TranslatorProcess | None = None
-        self._perf_map = PerfMap() if plan.perf_map else None
+        self._perf_map = PerfMap() if settings.perf_map else None
         self._calls = Inbox(runtime.loop)  # what hart threads want done in the service's thread
 
     def start(self) -> None:
@@ -259,7 +259,7 @@ class Cpu(Service):
                 self._irqchip[number].wait(0.05)
         return 0
 
-    def _last_update(self, device: Device) -> int:
+    def _last_update(self, device: BusDevice) -> int:
         """The number of the last one applied, whatever way it came."""
         if device.listener < 0:
             return device.last_update
@@ -457,7 +457,7 @@ class Cpu(Service):
         try:
             for index, (region, table) in enumerate(zip(description.regions, tables, strict=True)):
                 self._harts.add_region(region.base, region.size, number, index, table.kinds, table.values)
-            device = Device(number, description, self._harts, tables)
+            device = BusDevice(number, description, self._harts, tables)
         except ValueError as error:
             peer.abandon()
             self._harts.remove_device(number)
@@ -499,7 +499,7 @@ class Cpu(Service):
             for irqchip in self._irqchip.values():
                 irqchip.tell_time()
 
-    def _revived(self, device: Device) -> None:
+    def _revived(self, device: BusDevice) -> None:
         """A device is there, perhaps again: harts that have something for it, or wait for it, look."""
         try:
             if device.number in self._doorbells:

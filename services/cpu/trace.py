@@ -14,7 +14,7 @@ from vmesh.time import host_ns
 from vmesh.trace import Recorder
 from vmesh.v1 import bus_pb2, trace_pb2
 
-from .bus import Device
+from .bus import BusDevice
 from .harts import Harts
 from .isa.riscv.state import ACCESS_DONE, DOORBELL_VALUES, RING_ENTRIES, SHADOW_SHIFT
 
@@ -25,13 +25,13 @@ class Tracer:
     def __init__(self, recorder: Recorder, harts: Harts) -> None:
         self._recorder = recorder
         self._harts = harts
-        self._devices: dict[int, Device] = {}
+        self._devices: dict[int, BusDevice] = {}
 
     @property
     def on(self) -> bool:
         return self._recorder.on
 
-    def switch(self, devices: Iterable[Device], on: bool) -> None:
+    def switch(self, devices: Iterable[BusDevice], on: bool) -> None:
         """Take the devices' accesses from native code, or give them back."""
         if on:
             self._devices = {device.number: device for device in devices}
@@ -114,6 +114,6 @@ class Tracer:
             write=True,
         )
 
-    def _update(self, device: Device, update: bus_pb2.DeviceUpdate) -> None:
+    def _update(self, device: BusDevice, update: bus_pb2.DeviceUpdate) -> None:
         text = trace.describe(update, device.description.regions)
         self._recorder.add(trace_pb2.TRACE_UPDATE, host_ns(), device=device.name, update=update.sequence, text=text)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from vmesh import connecting, service, waiting
 from vmesh.log import Log
-from vmesh.machine import Machine
+from vmesh.machine import MachineDirectory
 
 _LOOK_SECONDS = 0.05
 _PEER_CREDENTIALS = struct.Struct("iii")  # struct ucred: pid, uid, gid; unix(7)
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--directory", default="", metavar="DIR", help="where to start it (default: where this is)")
     parser.add_argument("--wait", type=float, default=60.0, metavar="SECONDS", help="for a device started by hand")
     options = parser.parse_args(argv)
-    machine = Machine(options.machine.absolute())
+    machine = MachineDirectory(options.machine.absolute())
     log = Log(options.name, machine.log)
     arguments = ["--machine", str(machine.path), "--name", options.name]
     arguments += ["--epoch", str(service.epoch(options, machine))]

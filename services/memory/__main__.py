@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from services.memory.layout import image_argument, place_argument, range_argument, reservation_argument
-from services.memory.service import UNREAD, Memory, Plan
+from services.memory.service import UNREAD, Memory, Settings
 from vmesh import service
 from vmesh.privileges import FILES
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
         "--adopt", type=Path, metavar="DIR", help="RAM is that of another machine, which is to hand itself over"
     )
     options = parser.parse_args(argv)
-    plan = Plan(
+    settings = Settings(
         ram_base=options.ram_base,
         ram_size=options.ram,
         rom=options.rom,
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
         cached=options.cached,
         adopt=options.adopt,
     )
-    return service.run(options, lambda runtime: Memory(runtime, plan), unread=UNREAD, capabilities=FILES)
+    return service.run(options, lambda runtime: Memory(runtime, settings), unread=UNREAD, capabilities=FILES)
 
 
 if __name__ == "__main__":

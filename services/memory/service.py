@@ -34,7 +34,7 @@ UNREAD = 32  # answers that are made and not read, of one connection: each may b
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Settings:
     """What memory the machine has; sizes in bytes, addresses guest physical."""
 
     ram_base: int
@@ -55,39 +55,39 @@ class Memory(Service):
     kind = "memory"
     vital = True
 
-    def __init__(self, runtime: Runtime, plan: Plan) -> None:
+    def __init__(self, runtime: Runtime, settings: Settings) -> None:
         self._runtime = runtime
         runtime.outlive_loss()
         self._met = _meet(runtime.machine.path)
-        self._expected = plan.expected
+        self._expected = settings.expected
         self._waiting: list[tuple[Client, int]] = []  # MapRequests to be answered when all are attached
         self._grants: dict[bytes, list[messages.Grant]] = {}  # by identity of the connection
         self._dma_bytes = 0
 
-        ram = Range("RAM", plan.ram_base, plan.ram_size)
-        memory = [ram] if plan.rom is None else [ram, replace(plan.rom, name="ROM")]
+        ram = Range("RAM", settings.ram_base, settings.ram_size)
+        memory = [ram] if settings.rom is None else [ram, replace(settings.rom, name="ROM")]
         fixed: list[Range] = []
         for each in memory:
             if each.base % segment.PAGE or each.size % segment.PAGE or not 0 <= each.base < each.end <= ADDRESS_LIMIT:
                 pages = f"a multiple of {segment.PAGE} at a multiple of {segment.PAGE}"
                 raise errors.ConfigError(f"size of {each.name}", expected=pages, got=f"{each.base:#x}+{each.size:#x}")
-        for each in (*memory, *plan.reserved):
+        for each in (*memory, *settings.reserved):
             check_disjoint(each, fixed)
             fixed.append(each)
-        self._images = place_images(plan.images, memory)
-        self._map = AddressMap(fixed, plan.places)
-        self._adopt = plan.adopt
+        self._images = place_images(settings.images, memory)
+        self._map = AddressMap(fixed, settings.places)
+        self._adopt = settings.adopt
         self._segments = [self._create(each) for each in memory]
         self._ram_grants = [messages.Grant(base=ram.base, size=ram.size, writable=True)]
         self._guest = LocalGuestMemory(self._segments, self._ram_grants)
         self._flags = self._map_flags()
         self._presence = Presence(ram.base, self._flags[: ram.size // segment.PAGE], runtime.server, runtime.loop)
         self._away: Away | None = None
-        if plan.cached:
+        if settings.cached:
             present = self._flags[: ram.size // segment.PAGE]
             self._away = Away(self._segments, present, self._guest, runtime.server, runtime.loop)
-        self._load_images(rom_only=plan.absent or plan.adopt is not None)
-        if not plan.absent and plan.adopt is None:
+        self._load_images(rom_only=settings.absent or settings.adopt is not None)
+        if not settings.absent and settings.adopt is None:
             self._set_flags(segment.FLAG_PRESENT)
 
     def greeted(self, client: Client) -> None:
@@ -350,7 +350,7 @@ def _pages(address: int, size: int) -> range:
     return range(address & -segment.PAGE, address + size, segment.PAGE) if size else range(0)
 
 
-def _meet(path: Path) -> machine.Machine | None:
+def _meet(path: Path) -> machine.MachineDirectory | None:
     """The machine in whose directory this service was started; None if it is in another one, of a test for example."""
     with suppress(machine.MachineError):
         return machine.meet(path)

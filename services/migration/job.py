@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from services.migration.machine import Machine
+from services.migration.machine import MachineActions
 from services.migration.pager import Pager
 from services.migration.ram import GuestRam
 from services.migration.status import Status
@@ -19,7 +19,7 @@ from vmesh.v1 import migration_pb2 as messages
 class Context:
     """What a job stands on. `parameters` and `capabilities` change while it runs."""
 
-    machine: Machine
+    machine: MachineActions
     ram: GuestRam
     configuration: messages.Configuration  # of this machine
     parameters: messages.MigrationParameters

@@ -36,7 +36,7 @@ class Stopped(NamedTuple):
     reset_due: bool = False  # the guest has asked for a reset, which was not made
 
 
-class Machine:
+class MachineActions:
     """`send` brings a message to the monitor, from any thread."""
 
     def __init__(self, send: Callable[[Message], None]) -> None:

@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from services.migration.incoming import Incoming
 from services.migration.job import Context, Job
-from services.migration.machine import Machine
+from services.migration.machine import MachineActions
 from services.migration.outgoing import Outgoing
 from services.migration.pager import Pager
 from services.migration.ram import GuestRam
@@ -39,7 +39,7 @@ class Migration(Service):
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._machine = Machine(lambda body: self._call(lambda: self._tell(body)))
+        self._machine = MachineActions(lambda body: self._call(lambda: self._tell(body)))
         self._cpu: wire.Peer | None = None  # the jobs' thread's
         self._job: Job | None = None
         self._status = Status()

@@ -142,7 +142,7 @@ def _open_gateway(
             from services.monitor import metrics as exporter  # here: nobody else needs it
             from services.monitor.status import machine_status
 
-            exporter.serve(*metrics, lambda: machine_status(supervisor, usage=True), len(supervisor.board.all))
+            exporter.serve(*metrics, lambda: machine_status(supervisor, usage=True), len(supervisor.roster.all))
         place = str(remote or supervisor.machine.gateway)
         server = serve(supervisor, migration, supervisor.machine.gateway, remote)
     except (OSError, RuntimeError, VmeshError) as error:

@@ -13,9 +13,9 @@ from itertools import pairwise
 from typing import Any
 
 from services.monitor.migration import Migration
-from services.monitor.operations import Batch, Board, Operation, Request
+from services.monitor.operations import Batch, Operation, Request, Roster
 from services.monitor.qmp.errors import QmpError
-from services.monitor.supervisor.service import Service
+from services.monitor.supervisor.supervised import Supervised
 from services.monitor.supervisor.supervisor import Supervisor
 from vmesh.log import Log
 from vmesh.v1 import lifecycle_pb2, memory_pb2
@@ -73,12 +73,12 @@ class Control:
     netdevs: dict[str, str] = field(default_factory=dict)
 
     @property
-    def board(self) -> Board:
-        return self.supervisor.board
+    def roster(self) -> Roster:
+        return self.supervisor.roster
 
-    def devices(self) -> list[Service]:
+    def devices(self) -> list[Supervised]:
         """The services that are devices."""
-        return [self.supervisor.services[name] for name in self.board.devices]
+        return [self.supervisor.services[name] for name in self.roster.devices]
 
     def options(self, name: str) -> dict[str, str]:
         """The command line of a service as option and value, the dashes off; a bare option is `on`."""
@@ -93,14 +93,14 @@ class Control:
     @property
     def reserved(self) -> list[tuple[str, int, int]]:
         """What the cpu answers for itself: name, address and bytes, as memory is told to keep it free."""
-        words = self.supervisor.services[self.board.memory].command.arguments
+        words = self.supervisor.services[self.roster.memory].command.arguments
         found = [value for option, value in pairwise(words) if option == "--reserve"]
         parts = [(name, *place.split(":")) for name, _, place in (each.partition("=") for each in found)]
         return [(name, int(base, 0), int(size, 0)) for name, base, size in parts]
 
     @property
     def harts(self) -> int:
-        return int(self.options(self.board.cpu).get("harts", "1")) if self.board.cpu else 0
+        return int(self.options(self.roster.cpu).get("harts", "1")) if self.roster.cpu else 0
 
     def hart(self, index: object) -> int:
         """A hart that is there. Raises QmpError."""
@@ -158,7 +158,7 @@ def counters(name: str) -> Generator[Batch, Sequence[Packet], dict[str, int]]:
     return dict(packet.health_report.counters)
 
 
-def address_map(board: Board) -> Generator[Batch, Sequence[Packet], memory_pb2.AddressMap]:
+def address_map(roster: Roster) -> Generator[Batch, Sequence[Packet], memory_pb2.AddressMap]:
     """Segments and devices, as memory has them."""
-    (packet,) = yield [Request(board.memory, memory_pb2.MapRequest())]
+    (packet,) = yield [Request(roster.memory, memory_pb2.MapRequest())]
     return packet.address_map

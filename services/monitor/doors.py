@@ -41,7 +41,7 @@ def open_all(control: Control, doors: Sequence[Door]) -> list[StreamServer]:
     machine = control.supervisor.machine
     own = [Door("control", Endpoint(path=machine.qmp), "qmp"), Door("readline", Endpoint(path=machine.hmp), "hmp")]
     opened = []
-    most = descriptors.for_clients(len(control.board.all), MOST_CLIENTS)
+    most = descriptors.for_clients(len(control.roster.all), MOST_CLIENTS)
     for number, door in enumerate([*own, *doors]):
         server = StreamServer(control.supervisor.loop, door.where, partial(_session, control, door), most)
         control.monitors[door.label or f"compat_monitor{number - len(own)}"] = str(door.where)

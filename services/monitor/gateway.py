@@ -20,7 +20,7 @@ from services.monitor import health, hotplug, operations
 from services.monitor import streams as open_streams
 from services.monitor.boundary import Boundary
 from services.monitor.migration import Migration
-from services.monitor.operations import Board, Operation, RequestError, StateError
+from services.monitor.operations import Operation, RequestError, Roster, StateError
 from services.monitor.status import machine_status
 from services.monitor.streams import Places, Streams, refuse
 from services.monitor.supervisor.supervisor import Supervisor
@@ -58,7 +58,10 @@ def serve(supervisor: Supervisor, migration: Migration, socket: Path, remote: Re
         options=[
             ("grpc.max_receive_message_length", _MESSAGE_BYTES),
             ("grpc.so_reuseport", 0),
-            ("grpc.max_allowed_incoming_connections", descriptors.for_clients(len(supervisor.board.all), _CONNECTIONS)),
+            (
+                "grpc.max_allowed_incoming_connections",
+                descriptors.for_clients(len(supervisor.roster.all), _CONNECTIONS),
+            ),
             ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
         ],
     )
@@ -142,8 +145,8 @@ class _Machine(MachineServicer):
 
     def Registers(self, request: gateway_pb2.RegistersRequest, context: grpc.ServicerContext) -> cpu_pb2.HartRegisters:
         found = cpu_pb2.HartRegisters()
-        board = self._board_with_cpu(context)
-        self._do(operations.registers(board, request.hart, found), context, exclusive=False)
+        roster = self._board_with_cpu(context)
+        self._do(operations.registers(roster, request.hart, found), context, exclusive=False)
         return found
 
     def WriteRegisters(
@@ -167,10 +170,10 @@ class _Machine(MachineServicer):
         self._do(self._supervisor.run_state.write_memory(request), context, exclusive=False)
         return gateway_pb2.WriteMemoryReply()
 
-    def _board_with_cpu(self, context: grpc.ServicerContext) -> Board:
-        if not self._supervisor.board.cpu:
+    def _board_with_cpu(self, context: grpc.ServicerContext) -> Roster:
+        if not self._supervisor.roster.cpu:
             refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "the machine has no cpu service")
-        return self._supervisor.board
+        return self._supervisor.roster
 
     def SwapDevice(
         self, request: gateway_pb2.SwapDeviceRequest, context: grpc.ServicerContext

@@ -25,7 +25,7 @@ def read(control: Control, address: int, size: int, *, hart: int | None) -> Cont
         physical=hart is None, hart=hart or 0, address=address, size=min(size, _ADDRESSES - address, (1 << 32) - 1)
     )
     try:
-        yield from operations.read_memory(control.board, request, content)
+        yield from operations.read_memory(control.roster, request, content)
     except RequestError as error:
         if not error.callers_fault:
             raise
@@ -35,8 +35,8 @@ def read(control: Control, address: int, size: int, *, hart: int | None) -> Cont
 def registers(control: Control, hart: int) -> Registers:
     """All registers of a hart by name, and its `privilege` as cpu.proto numbers it."""
     found = cpu_pb2.HartRegisters()
-    yield from operations.registers(control.board, hart, found)
+    yield from operations.registers(control.roster, hart, found)
     status = cpu_pb2.CpuStatus()
-    yield from operations.cpu_status(control.board, status)
+    yield from operations.cpu_status(control.roster, status)
     mode = next((each.privilege for each in status.harts if each.hart == hart), cpu_pb2.PRIVILEGE_MACHINE)
     return {register.name: register.value for register in found.registers} | {"privilege": int(mode)}

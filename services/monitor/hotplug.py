@@ -7,7 +7,7 @@ it on the cpu's board the machine is paused and drained. One that goes leaves th
 from __future__ import annotations
 
 from services.monitor import operations
-from services.monitor.operations import Board, Operation, Request, RequestError
+from services.monitor.operations import Operation, Request, RequestError, Roster
 from services.monitor.supervisor.supervisor import Supervisor
 from vmesh.board import virt
 from vmesh.errors import VmeshError, said
@@ -21,7 +21,7 @@ def add(supervisor: Supervisor, request: gateway_pb2.AddDeviceRequest, reply: ga
     """Put a device on the board, in the words of the request; fills in `reply`. RequestError if it cannot be: then
     nothing was changed."""
     _check_now(supervisor)
-    board, stay_paused = supervisor.board, supervisor.condition.paused
+    roster, stay_paused = supervisor.roster, supervisor.condition.paused
     command = _parse(supervisor, request)
     name = command.name
     failed = f"the device {name} cannot be added"
@@ -29,15 +29,15 @@ def add(supervisor: Supervisor, request: gateway_pb2.AddDeviceRequest, reply: ga
         yield from operations.undone(
             _put_on_board(supervisor, command),
             lambda: _let_go(supervisor, name),
-            lambda: _detach(board, name),
-            lambda: operations.resume_unless(stay_paused, board),
+            lambda: _detach(roster, name),
+            lambda: operations.resume_unless(stay_paused, roster),
         )
     except RequestError as error:
         raise RequestError(f"{failed}: {error}", callers_fault=True) from None
     except Exception as error:
         raise RequestError(f"{failed}: {said(error)}") from error
     supervisor.lives.accept(name)
-    yield from operations.resume_unless(stay_paused, supervisor.board)
+    yield from operations.resume_unless(stay_paused, supervisor.roster)
     reply.name = name
     reply.base, reply.irq = hotplug.place(command)
 
@@ -46,10 +46,10 @@ def _put_on_board(supervisor: Supervisor, command: ServiceCommand) -> Operation:
     name = command.name
     supervisor.lives.add(command)
     yield [Request(name, lifecycle_pb2.Health())]
-    yield from operations.stop(supervisor.board)
-    (packet,) = yield [Request(supervisor.board.memory, memory_pb2.MapRequest())]
+    yield from operations.stop(supervisor.roster)
+    (packet,) = yield [Request(supervisor.roster.memory, memory_pb2.MapRequest())]
     (description,) = [each for each in packet.address_map.devices if each.name == name]
-    yield [Request(supervisor.board.cpu, cpu_pb2.AddDevice(description=description))]
+    yield [Request(supervisor.roster.cpu, cpu_pb2.AddDevice(description=description))]
 
 
 def _let_go(supervisor: Supervisor, name: str) -> Operation:
@@ -58,29 +58,29 @@ def _let_go(supervisor: Supervisor, name: str) -> Operation:
     yield []
 
 
-def _detach(board: Board, name: str) -> Operation:
-    yield [Request(board.memory, memory_pb2.Detach(name=name))]
+def _detach(roster: Roster, name: str) -> Operation:
+    yield [Request(roster.memory, memory_pb2.Detach(name=name))]
 
 
 def remove(supervisor: Supervisor, name: str) -> Operation:
     """Take a device away. RequestError for one that is not there or belongs to the board."""
     _check_now(supervisor)
-    removable = [each for each in supervisor.board.devices if each not in virt.DEVICES]
+    removable = [each for each in supervisor.roster.devices if each not in virt.DEVICES]
     if name not in removable:
         there = ", ".join(removable) or "none"
         raise RequestError(f"no device '{name}' can be taken away; expected one of: {there}", callers_fault=True)
-    board, stay_paused = supervisor.board, supervisor.condition.paused
+    roster, stay_paused = supervisor.roster, supervisor.condition.paused
     yield from operations.undone(
-        _take_off_board(supervisor, name), lambda: operations.resume_unless(stay_paused, board)
+        _take_off_board(supervisor, name), lambda: operations.resume_unless(stay_paused, roster)
     )
-    yield from operations.resume_unless(stay_paused, supervisor.board)
+    yield from operations.resume_unless(stay_paused, supervisor.roster)
 
 
 def _take_off_board(supervisor: Supervisor, name: str) -> Operation:
-    board = supervisor.board
-    yield from operations.stop(board)
-    yield [Request(board.cpu, cpu_pb2.RemoveDevice(name=name))]
-    yield [Request(board.memory, memory_pb2.Detach(name=name))]
+    roster = supervisor.roster
+    yield from operations.stop(roster)
+    yield [Request(roster.cpu, cpu_pb2.RemoveDevice(name=name))]
+    yield [Request(roster.memory, memory_pb2.Detach(name=name))]
     supervisor.lives.remove(name)
 
 

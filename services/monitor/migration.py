@@ -208,7 +208,7 @@ class Migration:
         request.machine.CopyFrom(self._configuration())
         kind = request.WhichOneof("request")
         reason = run_states.refusal(self._condition.stage, _ACTS[kind]) if kind in _ACTS and not first else ""
-        if kind in _ACTS and self._condition.board.cache:
+        if kind in _ACTS and self._condition.roster.cache:
             reason = "a machine whose cpu is on another host than RAM cannot be moved or saved"
         if kind == "outgoing":
             reason = reason or self._temporary_disk()
@@ -442,7 +442,7 @@ class Migration:
             return
         given, self._given = self._given, {}
         saved: dict[str, lifecycle_pb2.ServiceState] = {}
-        board = self._condition.board
+        roster = self._condition.roster
         match request.action:
             case migration_pb2.MACHINE_STOP:
                 operation = self._stop(request.number, None)
@@ -451,7 +451,7 @@ class Migration:
             case migration_pb2.MACHINE_CHECK | migration_pb2.MACHINE_LOAD:
                 operation = self._load(given, check_only=request.action == migration_pb2.MACHINE_CHECK)
             case migration_pb2.MACHINE_HAND_OVER:
-                operation = operations.hand_over(board)
+                operation = operations.hand_over(roster)
             case migration_pb2.MACHINE_GO:
                 operation = self._go(request.number, _catch_up(request), reset_due=request.reset_due)
             case migration_pb2.MACHINE_STAY:
@@ -504,19 +504,19 @@ class Migration:
         if self.custody.run_state != "inmigrate":
             loads = "restore-vm" if self.status.incoming else "save-vm"
             self.custody.run_state = loads if self.status.snapshot else "finish-migrate"
-        board, status = self._condition.board, cpu_pb2.CpuStatus()
+        roster, status = self._condition.roster, cpu_pb2.CpuStatus()
         try:
-            yield from operations.quiesce(board, states, None if states is None else status)
+            yield from operations.quiesce(roster, states, None if states is None else status)
         except RequestError:
             yield from self._restore()
             raise
         self._answer(number, "", states, status.stopped_ns)
         if states:
             states.clear()  # they are on their way
-        yield operations.health(board)
+        yield operations.health(roster)
 
     def _load(self, states: Mapping[str, lifecycle_pb2.ServiceState], *, check_only: bool) -> Operation:
-        yield from operations.load(self._condition.board, states, check_only=check_only)
+        yield from operations.load(self._condition.roster, states, check_only=check_only)
         if self.custody.held is not None and self.custody.run_state != "inmigrate":
             # What was checked is loaded next, its memory first.
             self.custody.held.changed = check_only
@@ -529,10 +529,10 @@ class Migration:
         if self.custody.run_state != "inmigrate":
             return
         if not self.custody.stays_paused:
-            yield from operations.start(self._condition.board, catch_up)
+            yield from operations.start(self._condition.roster, catch_up)
         self._come_in(reset_due=reset_due)
         self._answer(number, "")
-        yield operations.health(self._condition.board)
+        yield operations.health(self._condition.roster)
 
     def _stay(self, *, reset_due: bool = False) -> Operation:
         """An incoming machine has come in paused."""
@@ -552,9 +552,9 @@ class Migration:
     def _restore(self, catch_up: cpu_pb2.CatchUp | None = None, *, outgoing: bool = False) -> Operation:
         """As before `_stop`, if it has not been let go since. `outgoing`: it may have been slowed down by who does not
         live to undo it."""
-        board = self._condition.board
-        if outgoing and board.cpu:
-            yield [Request(board.cpu, cpu_pb2.Throttle(percent=0))]
+        roster = self._condition.roster
+        if outgoing and roster.cpu:
+            yield [Request(roster.cpu, cpu_pb2.Throttle(percent=0))]
         held, self.custody.held = self.custody.held, None
         if held is None:
             return
@@ -563,9 +563,9 @@ class Migration:
             self._supervisor.run_state.go_on_when_mended()
         elif held.ran and not held.changed:
             try:
-                yield from operations.resume(board, catch_up)
+                yield from operations.resume(roster, catch_up)
             except RequestError:
-                yield from operations.go_on(board)
+                yield from operations.go_on(roster)
                 raise
         self._supervisor.run_state.try_reset()
 

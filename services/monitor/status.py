@@ -17,9 +17,9 @@ _LIMIT = 60.0  # seconds
 def machine_status(supervisor: Supervisor, *, usage: bool = False) -> gateway_pb2.MachineStatus:
     """From any thread but the loop's; what the cpu does not say now is missing. Raises StateError after the end."""
     cpu = cpu_pb2.CpuStatus()
-    if supervisor.board.cpu:
+    if supervisor.roster.cpu:
         with suppress(StateError, RequestError, FutureTimeoutError):
-            supervisor.submit(operations.cpu_status(supervisor.board, cpu), exclusive=False).result(_LIMIT)
+            supervisor.submit(operations.cpu_status(supervisor.roster, cpu), exclusive=False).result(_LIMIT)
     try:
         status = supervisor.ask(supervisor.machine_status).result(_LIMIT)
     except FutureTimeoutError:

@@ -18,9 +18,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from services.monitor import operations
-from services.monitor.operations import Batch, Board, Operation, Request, RequestError
+from services.monitor.operations import Batch, Operation, Request, RequestError, Roster
 from services.monitor.output import one_line
-from services.monitor.supervisor.service import EXTERNAL, Successor, by_hand
+from services.monitor.supervisor.supervised import EXTERNAL, Successor, by_hand
 from services.monitor.supervisor.supervisor import Supervisor
 from vmesh.errors import said
 from vmesh.spawn import ServiceCommand
@@ -45,13 +45,13 @@ def swap(
     if supervisor.services[name].broken:
         yield from _mend(supervisor, former, _external(former, command, directory), reply)
         return
-    board, stay_paused = supervisor.board, supervisor.condition.paused
+    roster, stay_paused = supervisor.roster, supervisor.condition.paused
     began = time.monotonic()
     slot = supervisor.machine.path / f"{name}.slot"
     left = slot.with_suffix(".former")
     answers: list[Packet] = []
     yield from operations.undone(
-        _keep_state(board, name, slot, left, answers), lambda: operations.resume_unless(stay_paused, board)
+        _keep_state(roster, name, slot, left, answers), lambda: operations.resume_unless(stay_paused, roster)
     )
     packet, report = answers
     saved, kind = packet.service_state, report.health_report.kind
@@ -70,12 +70,12 @@ def swap(
             yield [Request(name, lifecycle_pb2.Health())]
         except RequestError as late:
             raise RequestError(f"{text}: {error}; the former one does not come back: {late}") from None
-        yield from operations.resume_unless(stay_paused, board)
+        yield from operations.resume_unless(stay_paused, roster)
         raise RequestError(f"{text}, which goes on: {error}", callers_fault=True) from None
     supervisor.lives.accept(name)
     with suppress(OSError):
         left.unlink()
-    yield from operations.resume_unless(stay_paused, board)
+    yield from operations.resume_unless(stay_paused, roster)
     reply.kind, reply.state_type, reply.former_version, reply.version = kind, saved.type, saved.version, version
     reply.epoch = supervisor.services[name].epoch
     reply.pause_seconds = time.monotonic() - began
@@ -85,10 +85,10 @@ def _mend(
     supervisor: Supervisor, former: ServiceCommand, new: ServiceCommand, reply: gateway_pb2.SwapDeviceReply
 ) -> Operation:
     """As `swap`, for a device that is not there any more: its state is in the slot, and nowhere else."""
-    board, name, began = supervisor.board, former.name, time.monotonic()
+    roster, name, began = supervisor.roster, former.name, time.monotonic()
     slot = supervisor.machine.path / f"{name}.slot"
     left = slot.with_suffix(".former")
-    (packet,) = yield [Request(board.memory, memory_pb2.MapRequest())]
+    (packet,) = yield [Request(roster.memory, memory_pb2.MapRequest())]
     (was,) = [each for each in packet.address_map.devices if each.name == name]
     _copy(slot, left)
     supervisor.lives.put_in_place(name, Successor(new, prepare=lambda: None), on_trial=True)
@@ -111,7 +111,7 @@ def _mend(
     with suppress(OSError):
         left.unlink()
     stay_paused = not supervisor.run_state.goes_on_when_mended()
-    yield from operations.resume_unless(stay_paused, board)
+    yield from operations.resume_unless(stay_paused, roster)
     supervisor.run_state.mended()
     reply.kind, reply.state_type, reply.former_version, reply.version = (
         kind,
@@ -123,9 +123,9 @@ def _mend(
     reply.pause_seconds = time.monotonic() - began
 
 
-def _keep_state(board: Board, name: str, slot: Path, left: Path, answers: list[Packet]) -> Operation:
+def _keep_state(roster: Roster, name: str, slot: Path, left: Path, answers: list[Packet]) -> Operation:
     """Stop everything; have the device's state and health in `answers`, and a copy of its slot at `left`."""
-    yield from operations.stop(board)
+    yield from operations.stop(roster)
     answers += yield [Request(name, lifecycle_pb2.Save()), Request(name, lifecycle_pb2.Health())]
     _copy(slot, left)
 
@@ -134,8 +134,8 @@ def _check(supervisor: Supervisor, name: str, command: Sequence[str], directory:
     """The command of the device that is to be replaced. RequestError for what is refused before anything stops."""
     if reason := supervisor.condition.devices_refusal():
         raise RequestError(f"no device can be swapped now: {reason}", callers_fault=True)
-    if name not in supervisor.board.devices:
-        there = ", ".join(supervisor.board.devices)
+    if name not in supervisor.roster.devices:
+        there = ", ".join(supervisor.roster.devices)
         raise RequestError(f"there is no device '{name}'; expected one of {there}", callers_fault=True)
     former = supervisor.services[name].command
     if by_hand(former):

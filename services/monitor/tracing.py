@@ -12,7 +12,7 @@ from vmesh.v1 import trace_pb2
 from vmesh.v1.packet_pb2 import Packet
 
 if TYPE_CHECKING:
-    from services.monitor.supervisor.service import Service
+    from services.monitor.supervisor.supervised import Supervised
     from services.monitor.supervisor.supervisor import Supervisor
 
 Subscriber = Callable[[trace_pb2.TraceRecords], None]
@@ -74,5 +74,5 @@ class Tracing:
             with suppress(PeerError):
                 service.link.ask(trace_pb2.TraceControl(on=False), lambda packet: None)
 
-    def _services(self) -> list[Service]:
+    def _services(self) -> list[Supervised]:
         return [service for service in self._supervisor.services.values() if service.ready and service.alive]

@@ -26,8 +26,7 @@ from tests.models.hostile_console import Lives, answered
 from tests.models.hostile_memory import Hart, Memory
 from vmesh import wire
 from vmesh.board import encode as e
-from vmesh.machine import LOCK, MARK
-from vmesh.machine import Machine as Directory
+from vmesh.machine import LOCK, MARK, MachineDirectory
 from vmesh.spawn import python
 from vmesh.v1 import common_pb2 as common
 from vmesh.v1 import lifecycle_pb2 as lifecycle
@@ -127,7 +126,7 @@ class Campaign:
         if name == "cpu" and not self._hostile_memory:
             self._peers.append(Device(context, folder, seed))
         if name == "keeper":
-            directory = Directory(folder)
+            directory = MachineDirectory(folder)
             self._socket = directory.kept_console("uart0")
             self._peers.append(Lives(self._socket, directory.attached_console("uart0"), seed))
         elif not self._hostile_memory or name == "migration":

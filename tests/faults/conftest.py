@@ -15,7 +15,7 @@ import pytest
 from tests.native import share_core
 from tests.waiting import LIMIT, Process, wait_for
 from vmesh.client import MachineClient
-from vmesh.machine import Machine, MachineError, MachineRecord, ServiceRecord
+from vmesh.machine import MachineDirectory, MachineError, MachineRecord, ServiceRecord
 from vmesh.spawn import python
 
 DEADLINE = LIMIT
@@ -26,7 +26,7 @@ class Rig:
 
     def __init__(self, runtime: Path, root: Path) -> None:
         self.runtime = runtime
-        self.machine = Machine(runtime / "m")
+        self.machine = MachineDirectory(runtime / "m")
         self.environment = {
             **os.environ,
             "VMESH_RUNTIME": str(runtime),

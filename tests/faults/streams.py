@@ -19,7 +19,7 @@ from tests.waiting import LIMIT, wait_for
 from vmesh.board import encode as e
 from vmesh.client import MachineClient
 from vmesh.guest.tiny import Program
-from vmesh.machine import Machine
+from vmesh.machine import MachineDirectory
 from vmesh.migration.records import VERSION, BytesSink, Writer
 from vmesh.spawn import python
 from vmesh.v1 import migration_pb2
@@ -134,7 +134,7 @@ class Pair:
             )  # fmt: skip
         gateway = self.runtime / name / "gateway.sock"
         wait_for(gateway.exists, f"the gateway of {name}")
-        machine = Machine(self.runtime / name)
+        machine = MachineDirectory(self.runtime / name)
         wait_for(lambda: machine.read_record().state != "starting", f"{name} to be there")
         (self.logs / f"{name}.log").hardlink_to(self.runtime / name / "log")
         client = self._clients[name] = MachineClient(machine, timeout=LIMIT)

@@ -23,7 +23,7 @@ from vmesh import curve, guest, wire
 from vmesh.cli.plan import CACHE
 from vmesh.client import MachineClient
 from vmesh.deploy.description import CPU, MEMORY, MONITOR
-from vmesh.machine import Machine as VmeshMachine
+from vmesh.machine import MachineDirectory
 from vmesh.v1 import common_pb2
 
 DISK = "blk0"
@@ -75,7 +75,7 @@ class Machine:
     def resets(self) -> None:
         """Reset the machine, and have its guest begin anew."""
         before = len(self.spread.console)
-        with MachineClient(VmeshMachine(self.spread.directory(MONITOR)), timeout=LIMIT) as client:
+        with MachineClient(MachineDirectory(self.spread.directory(MONITOR)), timeout=LIMIT) as client:
             client.reset()
         self.progress = Progress(lambda: self.spread.console[before:])
         self.goes_on(1, "after a reset")

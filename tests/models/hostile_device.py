@@ -18,7 +18,7 @@ from pathlib import Path
 import zmq
 
 from tests.models.hostile_bus import Device
-from vmesh.machine import Machine
+from vmesh.machine import MachineDirectory
 
 _POLITE_SECONDS = 1.0
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
     os.umask(0o077)
     seed = int(os.environ["SEED"]) + options.epoch
     device = Device(zmq.Context(), options.machine, seed, options.epoch)
-    machine = Machine(options.machine)
+    machine = MachineDirectory(options.machine)
     while machine.read_record().state != "running":
         device.step(polite=True)
     polite_until = time.monotonic() + _POLITE_SECONDS

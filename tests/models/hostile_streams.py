@@ -26,7 +26,7 @@ import numpy as np
 from services.migration import channels, incoming
 from services.migration.incoming import Incoming
 from services.migration.job import Context, Job
-from services.migration.machine import Machine, Stopped
+from services.migration.machine import MachineActions, Stopped
 from services.migration.outgoing import Outgoing
 from services.migration.pager import Pager
 from services.migration.ram import GuestRam
@@ -48,7 +48,7 @@ _LIMIT = 60.0
 _SOON = 0.3  # seconds, for what a stream that was changed may not bring
 
 
-class HostileMachine(Machine):
+class HostileMachine(MachineActions):
     """Takes and does everything, and notes it."""
 
     def __init__(self) -> None:

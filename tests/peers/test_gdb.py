@@ -15,7 +15,7 @@ import pytest
 
 from tests.waiting import LIMIT, wait_for
 from vmesh.client import MachineClient
-from vmesh.machine import Machine
+from vmesh.machine import MachineDirectory
 from vmesh.spawn import python
 from vmesh.v1 import gateway_pb2
 
@@ -46,7 +46,7 @@ class Debugged:
 
     def __init__(self, runtime: Path, *flags: str) -> None:
         self.socket = runtime / "gdb"
-        self._machine = Machine(runtime / "debugged")
+        self._machine = MachineDirectory(runtime / "debugged")
         command = python("vmesh.cli", "run", "-name", "debugged", "-display", "none", *flags)
         command += ["-gdb", f"unix:{self.socket},server=on,wait=off"]
         self.process = subprocess.Popen(

@@ -5,11 +5,11 @@ import sys
 from vmesh.cli import run
 from vmesh.cli.flags.options import RunOptions
 from vmesh.cli.plan import MachinePlan
-from vmesh.machine import Machine
+from vmesh.machine import MachineDirectory
 from vmesh.spawn import ServiceCommand
 
 
-def plan(options: RunOptions, machine: Machine) -> MachinePlan:
+def plan(options: RunOptions, machine: MachineDirectory) -> MachinePlan:
     place = ("--machine", str(machine.path))
 
     def standin(name: str, kind: str, *more: str) -> ServiceCommand:

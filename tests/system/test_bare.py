@@ -18,7 +18,7 @@ from tests.system.conftest import Host, Terminal, counters
 from tests.waiting import LIMIT, read_some, wait_for
 from vmesh.client import MachineClient
 from vmesh.guest import tiny
-from vmesh.machine import Machine
+from vmesh.machine import MachineDirectory
 
 pytestmark = pytest.mark.system
 
@@ -76,7 +76,7 @@ def test_output_is_complete_however_often_it_is_paused(host: Host, run: Run, ima
     machine = run(*image(programs.count(MANY)), "-name", "printer", "-S", pipes=True)
     wait_for(lambda: host.ps().get("printer", {}).get("state") == "paused", "the machine to be paused")
     retired = []
-    with MachineClient(Machine(host.runtime / "printer"), timeout=LIMIT) as client:
+    with MachineClient(MachineDirectory(host.runtime / "printer"), timeout=LIMIT) as client:
         for _ in range(10):
             client.resume()
             time.sleep(0.01)
@@ -94,7 +94,7 @@ def test_paused_start_runs_nothing_until_resume(host: Host, run: Run, image: Ima
     machine = run(*image(programs.count(LINES)), "-name", "late", "-S", pipes=True)
     wait_for(lambda: host.ps().get("late", {}).get("state") == "paused", "the machine to be paused")
 
-    with MachineClient(Machine(host.runtime / "late"), timeout=LIMIT) as client:
+    with MachineClient(MachineDirectory(host.runtime / "late"), timeout=LIMIT) as client:
         assert [(hart.pc, hart.retired) for hart in client.status().harts] == [(0x1000, 0)]
     assert machine.output == ""
 
@@ -107,7 +107,7 @@ def test_registers_are_the_guests(host: Host, run: Run, image: Image) -> None:
     run(*image(programs.sleep(a0=1234)), "-name", "sleeper", pipes=True)
 
     def registers() -> dict[str, int]:
-        with MachineClient(Machine(host.runtime / "sleeper"), timeout=LIMIT) as client:
+        with MachineClient(MachineDirectory(host.runtime / "sleeper"), timeout=LIMIT) as client:
             return {each.name: each.value for each in client.registers().registers}
 
     wait_for(lambda: "sleeper" in host.ps(), "the machine")

@@ -19,7 +19,7 @@ from tests.waiting import LIMIT, wait_for
 from vmesh.client import MachineClient
 from vmesh.deploy.description import KEEPER
 from vmesh.guest import Guest
-from vmesh.machine import Machine
+from vmesh.machine import MachineDirectory
 
 pytestmark = pytest.mark.system
 
@@ -51,7 +51,7 @@ def test_reset_kill_and_what_is_refused(run: Run, host: Host, debian: Guest) -> 
     terminal = run("-name", "apart", "-cpu-apart", "-append", BRIEF)
     terminal.expect(PROMPT)
     terminal.ask("echo x >/tmp/mark")
-    machine = Machine(host.runtime / "apart")
+    machine = MachineDirectory(host.runtime / "apart")
     with MachineClient(machine, timeout=LIMIT) as client:
         client.reset()
     terminal.expect(PROMPT)
@@ -70,7 +70,7 @@ def test_reset_kill_and_what_is_refused(run: Run, host: Host, debian: Guest) -> 
     assert "service 'cache'" in terminal.output.splitlines()[-1]
 
 
-def pid(machine: Machine, service: str) -> int:
+def pid(machine: MachineDirectory, service: str) -> int:
     record = machine.read_record()
     assert record is not None
     return next(each.pid for each in record.services if each.name == service and each.state != "dead")

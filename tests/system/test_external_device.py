@@ -22,7 +22,7 @@ from tests.system.conftest import BRIEF, PROMPT, Host, Terminal
 from tests.waiting import LIMIT
 from vmesh.board.virt import DRAM_BASE
 from vmesh.guest import Guest
-from vmesh.machine import Machine, MachineError
+from vmesh.machine import MachineDirectory, MachineError
 
 pytestmark = pytest.mark.system
 
@@ -83,10 +83,10 @@ def test_killed_while_the_guest_uses_it(host: Host, run: Run, tmp_path: Path, pr
     flags = ("-bios", "none", "-kernel", str(path), "-name", "busy")
     machine = run(*flags, "-device", f"{FLAG},command={shlex.join(program())}")
     for epoch in (1, 2):
-        pid = wait_for_life(Machine(host.runtime / "busy"), epoch)
+        pid = wait_for_life(MachineDirectory(host.runtime / "busy"), epoch)
         time.sleep(0.05)  # so that the kill is in the midst of accesses
         os.kill(pid, signal.SIGKILL)
-    wait_for_life(Machine(host.runtime / "busy"), 3)
+    wait_for_life(MachineDirectory(host.runtime / "busy"), 3)
     machine.type("x")
 
     assert (machine.wait(), machine.output) == (copied(0), "")
@@ -100,7 +100,7 @@ def test_killed_and_another_started_by_hand(host: Host, root: Path, run: Run, tm
     path.write_bytes(programs.elf(programs.copy(BASE, IRQ, 0)))
     flags = ("-bios", "none", "-kernel", str(path), "-name", "hand")
     machine = run(*flags, "-device", FLAG)
-    here = Machine(host.runtime / "hand")
+    here = MachineDirectory(host.runtime / "hand")
     arguments = ["--machine", str(here.path), "--name", "copier0", "--base", hex(BASE), "--irq", str(IRQ)]
     machine.expect("\n")
     first = subprocess.Popen([*python(), *arguments], cwd=root)
@@ -115,7 +115,7 @@ def test_killed_and_another_started_by_hand(host: Host, root: Path, run: Run, tm
     assert second.wait(LIMIT) == 0
 
 
-def wait_for_life(machine: Machine, epoch: int) -> int:
+def wait_for_life(machine: MachineDirectory, epoch: int) -> int:
     """The process of the copier in its life `epoch`, once the machine runs."""
     deadline = time.monotonic() + LIMIT
     while time.monotonic() < deadline:

@@ -22,7 +22,7 @@ from tests.system.conftest import BRIEF, PROMPT, Host, Terminal
 from tests.waiting import LIMIT, wait_for
 from vmesh.client import GatewayError, MachineClient
 from vmesh.guest import Guest
-from vmesh.machine import Machine
+from vmesh.machine import MachineDirectory
 from vmesh.spawn import python
 
 pytestmark = pytest.mark.system
@@ -40,7 +40,7 @@ def names(host: Host) -> set[str]:
 def events(host: Host) -> Iterator[list[tuple[str, Any]]]:
     """What happens meanwhile: names and data, as they come."""
     seen: list[tuple[str, Any]] = []
-    with MachineClient(Machine(host.runtime / "plugs"), timeout=LIMIT) as client:
+    with MachineClient(MachineDirectory(host.runtime / "plugs"), timeout=LIMIT) as client:
         stream = client.events()
 
         def read() -> None:
@@ -146,7 +146,7 @@ def test_all_slots_many_times(host: Host, run: Run, tmp_path: Path) -> None:
     """Numbers, latches and FIFOs are used again; the machine has no more open files than before."""
     run("-name", "plugs", "-S", "-bios", "none", "-serial", "null", "-kernel", str(bare(tmp_path)), pipes=True)
     wait_paused(host)
-    with MachineClient(Machine(host.runtime / "plugs"), timeout=LIMIT) as client:
+    with MachineClient(MachineDirectory(host.runtime / "plugs"), timeout=LIMIT) as client:
         client.add_device("virtio-rng-device,id=first")
         client.remove_device("first")
         wait_gone(host, "first")
@@ -174,7 +174,7 @@ def test_one_that_came_is_killed_swapped_and_killed_while_it_goes(host: Host, ru
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     chance = random.Random(seed)
-    with MachineClient(Machine(host.runtime / "plugs"), timeout=LIMIT) as client:
+    with MachineClient(MachineDirectory(host.runtime / "plugs"), timeout=LIMIT) as client:
         for round_ in range(6):
             assert client.add_device(f"vmesh-external,id=c,base=0x4000000,irq=20,{COPIER}").base == 0x400_0000
             pid = life(client, 1)

@@ -16,7 +16,7 @@ from tests.system.conftest import BRIEF, PROMPT, Host, Terminal
 from tests.waiting import LIMIT, wait_for
 from vmesh.client import MachineClient
 from vmesh.guest import Guest
-from vmesh.machine import Machine
+from vmesh.machine import MachineDirectory
 from vmesh.v1 import migration_pb2
 
 pytestmark = pytest.mark.system
@@ -59,7 +59,7 @@ def incoming(host: Host, run: Run, name: str, *flags: str) -> tuple[Terminal, st
 
 
 def client(host: Host, name: str) -> MachineClient:
-    return MachineClient(Machine(Path(host.runtime) / name), timeout=LIMIT)
+    return MachineClient(MachineDirectory(Path(host.runtime) / name), timeout=LIMIT)
 
 
 def status(host: Host, name: str) -> dict[str, object]:

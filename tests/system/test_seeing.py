@@ -21,7 +21,7 @@ from tests.system import programs
 from tests.system.conftest import PROMPT, Host, Terminal
 from tests.waiting import LIMIT, Process, wait_for
 from vmesh.client import GatewayError, MachineClient
-from vmesh.machine import Machine
+from vmesh.machine import MachineDirectory
 from vmesh.remote import Remote
 from vmesh.spawn import python
 from vmesh.v1 import gateway_pb2
@@ -35,7 +35,7 @@ Run = Callable[..., Terminal]
 
 @pytest.fixture
 def shared(host: Host, shell: Terminal) -> Iterator[MachineClient]:
-    with MachineClient(Machine(host.runtime / "shared"), timeout=LIMIT) as client:
+    with MachineClient(MachineDirectory(host.runtime / "shared"), timeout=LIMIT) as client:
         yield client
 
 
@@ -51,7 +51,7 @@ def remote(host: Host, tmp_path_factory: pytest.TempPathFactory, peer: Callable[
     flags = ("-bios", "none", "-kernel", str(kernel), "-serial", "null", "-name", "far")
     machine = host.run(*flags, "-gateway", f"{place},tls-creds={keys}", "-metrics", f"127.0.0.1:{metrics}", pipes=True)
     (folder / "metrics").write_text(str(metrics))
-    with MachineClient(Machine(host.runtime / "far"), timeout=LIMIT) as client:
+    with MachineClient(MachineDirectory(host.runtime / "far"), timeout=LIMIT) as client:
         wait_for(lambda: _answers(client), "the machine to run")
     yield place
     machine.close()
@@ -96,7 +96,7 @@ class Counting(threading.Thread):
 
 
 def test_two_are_attached_beside_the_terminal(host: Host, shared: MachineClient, shell: Terminal) -> None:
-    with MachineClient(Machine(host.runtime / "shared"), timeout=LIMIT) as other:
+    with MachineClient(MachineDirectory(host.runtime / "shared"), timeout=LIMIT) as other:
         looks = Attached(shared)
         wait_for(lambda: looks.output, "what was written before")
         types = Attached(other, b"echo both-$((40+2))\n")
@@ -121,7 +121,7 @@ def test_attached_at_a_terminal(host: Host, shell: Terminal, root: Path) -> None
 
 def test_streams_beside_each_other_under_load(host: Host, shared: MachineClient, shell: Terminal) -> None:
     shell.ask("while :; do cat /proc/interrupts >/dev/null; done & sleep 0.1")
-    with MachineClient(Machine(host.runtime / "shared"), timeout=LIMIT) as other:
+    with MachineClient(MachineDirectory(host.runtime / "shared"), timeout=LIMIT) as other:
         counts = [Counting(stream) for client in (shared, other) for stream in (client.trace(), client.events())]
         consoles = [Attached(shared), Attached(other, b"echo load-$((40+2))\n")]
         for console in consoles:
@@ -146,7 +146,7 @@ def test_events_come_in_order_and_end_with_the_machine(host: Host, run: Run, tmp
     kernel = tmp_path / "sleep.elf"
     kernel.write_bytes(programs.elf(programs.sleep(1)))
     run("-bios", "none", "-kernel", str(kernel), "-serial", "null", "-name", "told", pipes=True)
-    machine = Machine(host.runtime / "told")
+    machine = MachineDirectory(host.runtime / "told")
     wait_for(machine.gateway.exists, "the gateway")
     with MachineClient(machine, timeout=LIMIT) as client:
         names: list[str] = []

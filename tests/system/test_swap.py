@@ -26,7 +26,7 @@ from tests.system.test_external_device import BASE, FLAG, IRQ, PYTHON, copied, w
 from tests.waiting import LIMIT, kill_until, wait_for
 from vmesh.client import GatewayError, MachineClient
 from vmesh.guest import Guest
-from vmesh.machine import Machine, MachineError
+from vmesh.machine import MachineDirectory, MachineError
 
 pytestmark = pytest.mark.system
 
@@ -37,7 +37,7 @@ RUNS = "copier0 (copier, state vmesh.v1.CopierState version 1), which goes on: "
 
 
 @pytest.fixture
-def busy(host: Host, run: Run, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Machine]:
+def busy(host: Host, run: Run, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[MachineDirectory]:
     """A machine `swaps` whose guest uses the copier all the time; it must find all right in the end.
 
     The parameter is the health limit in seconds: short for tests of what hangs, else ample for a host under load.
@@ -47,7 +47,7 @@ def busy(host: Host, run: Run, tmp_path: Path, request: pytest.FixtureRequest) -
     path.write_bytes(programs.elf(programs.copy(BASE, IRQ, 0)))
     flags = ("-bios", "none", "-kernel", str(path), "-name", "swaps", "-health-interval", "0.2", "-health-limit", limit)
     terminal = run(*flags, "-device", f"{FLAG},kind=copier,command={PYTHON}")
-    machine = Machine(host.runtime / "swaps")
+    machine = MachineDirectory(host.runtime / "swaps")
     wait_for_life(machine, 1)
     yield machine
     wait_used(machine)
@@ -56,7 +56,7 @@ def busy(host: Host, run: Run, tmp_path: Path, request: pytest.FixtureRequest) -
     assert terminal.wait() == copied(0), terminal.output
 
 
-def wait_used(machine: Machine) -> None:
+def wait_used(machine: MachineDirectory) -> None:
     """Wait until the guest has used the present life of the copier."""
 
     def accesses() -> int:
@@ -72,7 +72,7 @@ def swap(host: Host, command: str, *, status: int = 0) -> str:
     return host.vmesh("swap", "swaps", "copier0", "--", *shlex.split(command), status=status)
 
 
-def test_to_and_fro_between_languages(host: Host, busy: Machine) -> None:
+def test_to_and_fro_between_languages(host: Host, busy: MachineDirectory) -> None:
     in_c = shlex.join(copier_in_c())
     for epoch, command in enumerate((in_c, PYTHON, in_c), start=2):
         said = swap(host, command)
@@ -82,14 +82,14 @@ def test_to_and_fro_between_languages(host: Host, busy: Machine) -> None:
         wait_used(busy)
 
 
-def test_the_state_comes_by_load_where_the_slot_is_of_another_form(host: Host, busy: Machine) -> None:
+def test_the_state_comes_by_load_where_the_slot_is_of_another_form(host: Host, busy: MachineDirectory) -> None:
     for epoch, command in enumerate((f"{RIVAL} forgetful", PYTHON), start=2):
         assert "with vmesh.v1.CopierState version 1\n" in swap(host, command)
         wait_for_life(busy, epoch)
         wait_used(busy)
 
 
-def test_killed_after_it_the_new_one_is_started_again(host: Host, busy: Machine) -> None:
+def test_killed_after_it_the_new_one_is_started_again(host: Host, busy: MachineDirectory) -> None:
     swap(host, LATER)
     os.kill(wait_for_life(busy, 2), signal.SIGKILL)
     pid = wait_for_life(busy, 3)
@@ -109,7 +109,7 @@ REFUSED = (
 )
 
 
-def test_refused_the_former_one_goes_on(host: Host, busy: Machine) -> None:
+def test_refused_the_former_one_goes_on(host: Host, busy: MachineDirectory) -> None:
     for command, reason in REFUSED:
         said = swap(host, command, status=1)
         assert said.count("\n") == 1
@@ -126,12 +126,12 @@ def test_refused_the_former_one_goes_on(host: Host, busy: Machine) -> None:
         client.swap("copier0", ["true", "\0"], "/")
 
 
-def process(machine: Machine) -> int | None:
+def process(machine: MachineDirectory) -> int | None:
     """Of the copier's present life, or its last one."""
     return next((each.pid for each in machine.read_record().services if each.name == "copier0"), None)
 
 
-def test_a_device_that_died_too_often_is_mended(host: Host, busy: Machine) -> None:
+def test_a_device_that_died_too_often_is_mended(host: Host, busy: MachineDirectory) -> None:
     with MachineClient(busy, timeout=LIMIT) as client:
         kill_until(lambda: process(busy), lambda: client.status().run_state == "io-error", "the machine to stop")
         for command, reason in (("false", "ended with status 1"), (f"{RIVAL} toaster", "kind: expected copier, got")):
@@ -146,14 +146,14 @@ def test_a_device_that_died_too_often_is_mended(host: Host, busy: Machine) -> No
 
 @pytest.mark.parametrize("busy", [15], indirect=True)
 @pytest.mark.parametrize("how", ["silent", "freezing"])
-def test_one_that_hangs_is_refused(host: Host, busy: Machine, how: str) -> None:
+def test_one_that_hangs_is_refused(host: Host, busy: MachineDirectory, how: str) -> None:
     said = swap(host, f"{RIVAL} {how}", status=1)
 
     assert RUNS in said
     assert "no answer from copier0 for 15 s" in said
 
 
-def test_an_older_version_is_refused_and_both_are_named(host: Host, busy: Machine) -> None:
+def test_an_older_version_is_refused_and_both_are_named(host: Host, busy: MachineDirectory) -> None:
     assert "vmesh.v1.CopierState version 1, now version 2\n" in swap(host, LATER)
 
     said = swap(host, PYTHON, status=1)
@@ -162,7 +162,7 @@ def test_an_older_version_is_refused_and_both_are_named(host: Host, busy: Machin
     assert "expected version 1 to 1, got 2" in said
 
 
-def test_one_that_does_not_take_the_state_is_named_with_its_version(host: Host, busy: Machine) -> None:
+def test_one_that_does_not_take_the_state_is_named_with_its_version(host: Host, busy: MachineDirectory) -> None:
     swap(host, LATER)
 
     said = swap(host, f"{RIVAL} forgetful", status=1)
@@ -171,7 +171,7 @@ def test_one_that_does_not_take_the_state_is_named_with_its_version(host: Host, 
     assert "it is copier, state vmesh.v1.CopierState version 1: " in said
 
 
-def test_a_full_disk_refuses_it(host: Host, busy: Machine) -> None:
+def test_a_full_disk_refuses_it(host: Host, busy: MachineDirectory) -> None:
     """There must be room for a copy of the slot: a file of a MiB is the most the monitor can write."""
     monitor = busy.read_record().pid
     unlimited = resource.prlimit(monitor, resource.RLIMIT_FSIZE)
@@ -185,7 +185,7 @@ def test_a_full_disk_refuses_it(host: Host, busy: Machine) -> None:
     swap(host, PYTHON)
 
 
-def test_paused_it_stays_paused(host: Host, busy: Machine) -> None:
+def test_paused_it_stays_paused(host: Host, busy: MachineDirectory) -> None:
     host.vmesh("pause", "swaps")
     swap(host, PYTHON)
     assert host.ps()["swaps"]["state"] == "paused"
@@ -193,7 +193,7 @@ def test_paused_it_stays_paused(host: Host, busy: Machine) -> None:
 
 
 # The cpu waits up to ten seconds for a hart whose device has died; that is not to be taken for a cpu that hangs.
-def test_kills_in_the_midst_of_swaps(host: Host, busy: Machine) -> None:
+def test_kills_in_the_midst_of_swaps(host: Host, busy: MachineDirectory) -> None:
     """Whichever process is hit, the swap is done or refused, and the guest finds all right."""
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
@@ -241,7 +241,7 @@ def test_every_device_of_debian_with_itself(host: Host, run: Run, debian: Guest,
         " dd if=/tmp/$i of=/dev/vda bs=64k seek=$i conv=fsync 2>/dev/null; done; cd /tmp; cat $(seq 200) | sha256sum\n"
     )
     commands = service_commands(host, *flags)
-    with MachineClient(Machine(host.runtime / "linux"), timeout=LIMIT) as client:
+    with MachineClient(MachineDirectory(host.runtime / "linux"), timeout=LIMIT) as client:
         devices = [each.name for each in client.status().services if each.kind not in ("memory", "cpu")]
         assert {"uart0", "rtc", "test", "blk0", "rng0", "share0"} <= set(devices)
         for name in devices:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.cpu.bus import Device, RegisterTable
+from services.cpu.bus import BusDevice, RegisterTable
 from tests.models.guest import CODE, put, virt
 from vmesh import errors
 from vmesh.device import Wires
@@ -43,7 +43,7 @@ class Cpu:
         table = RegisterTable(region)
         harts = self._cpu.harts
         harts.add_region(BASE, 0x100, 0, 0, table.kinds, table.values)
-        self.device = Device(0, description, harts, [table])
+        self.device = BusDevice(0, description, harts, [table])
 
     def take(self, sequence: int, value: int, *, raised: bool, epoch: int = 1) -> None:
         shadow = ShadowValue(offset=STATUS, size=4, value=value, raised=raised)

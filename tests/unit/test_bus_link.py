@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import zmq
 
-from services.cpu.bus import Counters, Device, Ending, Link, NoAnswer, RegisterTable
+from services.cpu.bus import BusDevice, Counters, Ending, Link, NoAnswer, RegisterTable
 from vmesh import wire
 from vmesh.limits import BROKEN
 from vmesh.v1.bus_pb2 import (
@@ -111,7 +111,7 @@ class Bench:
         description = Description(
             name="device", epoch=1, endpoint=self.played.endpoint, regions=[region], lines=[Line(irq=1)]
         )
-        self.device = Device(0, description, NoBoard(), [RegisterTable(region)])
+        self.device = BusDevice(0, description, NoBoard(), [RegisterTable(region)])
         self._pool = ThreadPoolExecutor(1)
         self.limit = 60.0
         self.still = threading.Event()  # the hart is to stand still

@@ -17,7 +17,7 @@ from vmesh.board.parts import Board, Range
 from vmesh.cli.flags.options import OptionError
 from vmesh.cli.flags.parsing import parse
 from vmesh.cli.plan import plan
-from vmesh.machine import Machine
+from vmesh.machine import MachineDirectory
 from vmesh.qdev import external
 from vmesh.spawn import python
 
@@ -119,7 +119,7 @@ def test_names_that_are_taken(tmp_path: Path, name: str) -> None:
     flags = ["-bios", "none", "-kernel", str(kernel), "-device", "virtio-rng-device"]
     flags += ["-device", "vmesh-external,id=copier0,base=0x4000000"]
     with pytest.raises(BoardError, match=f"id={name}: expected each id once"):
-        plan(parse([*flags, "-device", f"vmesh-external,id={name},base=0x5000000"]), Machine(tmp_path))
+        plan(parse([*flags, "-device", f"vmesh-external,id={name},base=0x5000000"]), MachineDirectory(tmp_path))
 
 
 def test_the_process() -> None:

@@ -20,7 +20,7 @@ from vmesh.cli import control, main, plan, ps
 from vmesh.cli import memory as memory_command
 from vmesh.cli import migrate as migrate_command
 from vmesh.cli.flags.parsing import parse
-from vmesh.machine import Machine, MachineError, MachineRecord, ServiceRecord
+from vmesh.machine import MachineDirectory, MachineError, MachineRecord, ServiceRecord
 from vmesh.v1 import gateway_pb2
 
 
@@ -32,7 +32,7 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @contextmanager
-def machines(*names: str) -> Iterator[list[Machine]]:
+def machines(*names: str) -> Iterator[list[MachineDirectory]]:
     made = [machine.create(name) for name in names]
     yield made
     for each in made:

@@ -18,7 +18,7 @@ from vmesh.cli.plan import MachinePlan, monitor_command, plan
 from vmesh.endpoint import Listener
 from vmesh.log import Log
 from vmesh.loop import Loop
-from vmesh.machine import Machine
+from vmesh.machine import MachineDirectory
 from vmesh.migration import uri
 from vmesh.netdev import options as netdev
 from vmesh.qdev import hotplug
@@ -46,7 +46,7 @@ def written(request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.Mo
 def planned(tmp_path: Path, *flags: str) -> tuple[MachinePlan, list[tuple[str, str]]]:
     """The machine of these flags, and the monitor's options with their values."""
     (tmp_path / "kernel").write_bytes(bytes(4096))
-    machine = Machine(tmp_path / "machine")
+    machine = MachineDirectory(tmp_path / "machine")
     machine.path.mkdir()
     asked = parse(["-bios", "none", "-kernel", str(tmp_path / "kernel"), *flags])
     made = plan(asked, machine)

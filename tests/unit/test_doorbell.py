@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from services.cpu.bus import Device, RegisterTable
+from services.cpu.bus import BusDevice, RegisterTable
 from services.cpu.doorbell import Doorbell, Listener
 from tests.cpu_harness import Cpu
 from tests.models.guest import CODE, put, virt
@@ -57,7 +57,7 @@ class Board:
         table = RegisterTable(region)
         harts = self.cpu.harts
         harts.add_region(BASE, 0x100, 0, 0, table.kinds, table.values)
-        self.device = Device(0, self.description, harts, [table])
+        self.device = BusDevice(0, self.description, harts, [table])
         self.complaints: list[str] = []
         self.doorbell = Doorbell(harts, self.device, path)
         self.listener = Listener(harts, path, lambda device, what, text: self.complaints.append(what))
@@ -301,4 +301,4 @@ def test_two_doorbells_cannot_be(tmp_path: Path) -> None:
     region = Region(name="r", base=BASE, size=0x100, access_sizes=15, registers=registers)
     harts = virt(1).harts
     with pytest.raises(errors.BadRequest, match="doorbells of d: expected at most one"):
-        Device(0, Description(name="d", epoch=1, regions=[region]), harts, [RegisterTable(region)])
+        BusDevice(0, Description(name="d", epoch=1, regions=[region]), harts, [RegisterTable(region)])

@@ -19,7 +19,7 @@ from services.monitor.gateway import REFLECTIONS, Reflection
 from services.monitor.streams import LIMIT, Streams
 from tests.waiting import LIMIT as PATIENCE
 from tests.waiting import wait_for
-from vmesh.machine import Machine
+from vmesh.machine import MachineDirectory
 from vmesh.v1 import gateway_pb2
 from vmesh.v1.gateway_pb2_grpc import MachineServicer, MachineStub, add_MachineServicer_to_server
 
@@ -28,7 +28,7 @@ class Served(MachineServicer):
     """The streams of a machine with a console whose other end is here."""
 
     def __init__(self, folder: Path) -> None:
-        machine = Machine(folder)
+        machine = MachineDirectory(folder)
         self.console = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.console.bind(str(machine.attached_console("uart0")))
         self.console.listen()
@@ -158,7 +158,10 @@ def test_a_client_that_goes_before_its_stream_has_begun_leaves_no_subscription(t
         raise grpc.RpcError
 
     supervisor = SimpleNamespace(
-        machine=Machine(tmp_path), call=lambda work: work(), at_end=set(), events=SimpleNamespace(subscribe=subscribe)
+        machine=MachineDirectory(tmp_path),
+        call=lambda work: work(),
+        at_end=set(),
+        events=SimpleNamespace(subscribe=subscribe),
     )
     context = SimpleNamespace(add_callback=lambda end: True, is_active=lambda: False, send_initial_metadata=gone)
     with pytest.raises(grpc.RpcError):

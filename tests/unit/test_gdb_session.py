@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from services.monitor.gdb.session import Session
-from services.monitor.operations import Board, Operation, RequestError
+from services.monitor.operations import Operation, RequestError, Roster
 from vmesh.v1 import cpu_pb2
 from vmesh.v1.packet_pb2 import Packet
 
@@ -22,7 +22,7 @@ class Machine:
     the cpu."""
 
     def __init__(self) -> None:
-        self.board = Board(memory="memory", cpu="cpu", devices=())
+        self.roster = Roster(memory="memory", cpu="cpu", devices=())
         self.condition = SimpleNamespace(paused=True, check=lambda act: None)
         self.run_state = SimpleNamespace(resume=self._resume)
         self.running_is_refused = False

@@ -54,7 +54,7 @@ REASONS = {
         "services.monitor.supervisor.health",
         "services.monitor.supervisor.lives",
         "services.monitor.supervisor.runs",
-        "services.monitor.supervisor.service",
+        "services.monitor.supervisor.supervised",
         "services.monitor.supervisor.supervisor",
     ),
     "how long something took, for people": (

@@ -74,7 +74,7 @@ def test_a_directory_that_is_no_machines_is_not_made_one(tmp_path: Path) -> None
         (folder / name).write_text("precious")
         with pytest.raises(MachineError, match="is no machine's directory: it has no file 'lock' that says so"):
             machine.adopt(folder)
-        machine.Machine(folder).remove()
+        machine.MachineDirectory(folder).remove()
         assert [(each.name, each.read_text()) for each in folder.iterdir()] == [(name, "precious")]
     with pytest.raises(MachineError, match="is no machine's directory"):
         machine.meet(folder)
@@ -152,7 +152,7 @@ def test_lock_in_a_child_keeps_the_name(runtime: Path) -> None:
 
 def test_remove_spares_a_new_machine_of_the_same_name(runtime: Path) -> None:
     old = machine.create("m")
-    machine.Machine(old.path).remove()
+    machine.MachineDirectory(old.path).remove()
     new = machine.create("m")
     old.remove()
     assert new.path.exists()
@@ -176,7 +176,7 @@ def test_adopt_takes_the_lock_or_refuses(runtime: Path) -> None:
 
 def test_all_that_a_device_has_is_listed() -> None:
     """What is not there outlives the device, and is the next one's of that name."""
-    made = machine.Machine(Path("/m"))
+    made = machine.MachineDirectory(Path("/m"))
     found = set()
     for source in (*Path(ROOT, "vmesh").glob("*.py"), *Path(ROOT, "services").rglob("*.py")):
         endings = re.findall(r'(?:\b(?:name|service|device)\}|with_suffix\(")\.([a-z]+)"', source.read_text())
@@ -186,7 +186,7 @@ def test_all_that_a_device_has_is_listed() -> None:
 
 
 def test_no_device_is_called_like_a_file_of_the_machine() -> None:
-    made = machine.Machine(Path("/m"))
+    made = machine.MachineDirectory(Path("/m"))
     for path in (made.gateway, made.qmp, made.hmp, made.terminal_monitor, made.handover, made.path / machine.RECORD):
         assert path.stem in names.TAKEN
 

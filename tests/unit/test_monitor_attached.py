@@ -12,15 +12,15 @@ import pytest
 import zmq
 
 from services.monitor.output import Output
-from services.monitor.supervisor.service import Service
 from services.monitor.supervisor.settings import Settings
+from services.monitor.supervisor.supervised import Supervised
 from services.monitor.supervisor.supervisor import Supervisor
 from tests.waiting import wait_for
 from vmesh import wire
 from vmesh.addresses import Addresses
 from vmesh.limits import MOST_LIVES
 from vmesh.log import Log
-from vmesh.machine import Machine
+from vmesh.machine import MachineDirectory
 from vmesh.spawn import ServiceCommand
 from vmesh.v1 import gateway_pb2
 from vmesh.v1.common_pb2 import Welcome
@@ -32,7 +32,7 @@ class World:
     """An attached supervisor, whose services are this process's."""
 
     def __init__(self, folder: Path) -> None:
-        self.machine, self.log = Machine(folder), Log("monitor", folder / "log")
+        self.machine, self.log = MachineDirectory(folder), Log("monitor", folder / "log")
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.served: dict[str, wire.Server] = {}
         commands = [ServiceCommand(name, kind, f"services.{kind}", ()) for name, kind in KINDS.items()]
@@ -41,7 +41,7 @@ class World:
         )
         self.supervisor.attach()
 
-    def service(self, name: str) -> Service:
+    def service(self, name: str) -> Supervised:
         return self.supervisor.services[name]
 
     def serve(self, name: str, epoch: int) -> None:

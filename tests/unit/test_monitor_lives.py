@@ -13,13 +13,13 @@ import pytest
 from services.monitor.custody import Custody
 from services.monitor.output import Output
 from services.monitor.run_states import Stage
-from services.monitor.supervisor.service import EXTERNAL
 from services.monitor.supervisor.settings import Settings
+from services.monitor.supervisor.supervised import EXTERNAL
 from services.monitor.supervisor.supervisor import Supervisor
 from vmesh import elsewhere, errors, wire
 from vmesh.addresses import Addresses
 from vmesh.log import Log
-from vmesh.machine import Machine
+from vmesh.machine import MachineDirectory
 from vmesh.spawn import Child, ServiceCommand
 from vmesh.v1.common_pb2 import Welcome
 from vmesh.v1.packet_pb2 import Packet
@@ -38,7 +38,7 @@ def ended_process() -> Child:
 
 
 def test_a_welcome_that_is_read_after_the_end_of_its_process_raises_no_dead(tmp_path: Path) -> None:
-    machine, log = Machine(tmp_path), Log("monitor", tmp_path / "log")
+    machine, log = MachineDirectory(tmp_path), Log("monitor", tmp_path / "log")
     commands = [ServiceCommand(name, kind, f"services.{kind}", ()) for name, kind in (("cpu", "cpu"), ("m", "memory"))]
     supervisor = Supervisor(machine, commands, Settings(), None, log, Output(log, None), Addresses(machine))
     lives = cast(Any, supervisor.lives)
@@ -63,7 +63,7 @@ def test_a_welcome_that_is_read_after_the_end_of_its_process_raises_no_dead(tmp_
 def test_a_next_life_while_the_machine_is_elsewhere_is_told_so_unless_it_is_no_program_of_ours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    machine, log = Machine(tmp_path), Log("monitor", tmp_path / "log")
+    machine, log = MachineDirectory(tmp_path), Log("monitor", tmp_path / "log")
     modules = {"m": ("memory", "services.memory"), "disk": ("virtio-blk", "services.devices.virtio_blk")}
     modules["theirs"] = ("copier", EXTERNAL)
     commands = [ServiceCommand(name, kind, module, ()) for name, (kind, module) in modules.items()]
@@ -84,7 +84,7 @@ def test_a_next_life_while_the_machine_is_elsewhere_is_told_so_unless_it_is_no_p
 
 
 def test_a_next_life_that_cannot_go_on_ends_and_says_why(tmp_path: Path) -> None:
-    machine, log = Machine(tmp_path), Log("monitor", tmp_path / "log")
+    machine, log = MachineDirectory(tmp_path), Log("monitor", tmp_path / "log")
     kinds = {"memory": "memory", "disk": "virtio-blk"}
     commands = [ServiceCommand(name, kind, f"services.{kind}", ()) for name, kind in kinds.items()]
     supervisor = Supervisor(machine, commands, Settings(), None, log, Output(log, None), Addresses(machine))
@@ -105,7 +105,7 @@ def test_a_device_that_goes_takes_its_own_files_along(tmp_path: Path) -> None:
     folder, place = tmp_path / "m", tmp_path / "temporary"
     folder.mkdir()
     place.mkdir()
-    machine, log = Machine(folder), Log("monitor", tmp_path / "log")
+    machine, log = MachineDirectory(folder), Log("monitor", tmp_path / "log")
     kinds = {"memory": "memory", "disk": "virtio-blk", "disk.1": "virtio-blk"}
     commands = [ServiceCommand(name, kind, f"services.{kind}", ()) for name, kind in kinds.items()]
     supervisor = Supervisor(machine, commands, Settings(), None, log, Output(log, None), Addresses(machine))

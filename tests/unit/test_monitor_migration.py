@@ -21,12 +21,12 @@ from services.monitor.migration import IncomingOptions, Migration
 from services.monitor.operations import RequestError
 from services.monitor.output import Output
 from services.monitor.run_states import Act, Stage
-from services.monitor.supervisor.service import Service
 from services.monitor.supervisor.settings import Settings
+from services.monitor.supervisor.supervised import Supervised
 from services.monitor.supervisor.supervisor import Supervisor
 from vmesh.errors import HostLimit, PeerError
 from vmesh.log import Log
-from vmesh.machine import Machine
+from vmesh.machine import MachineDirectory
 from vmesh.spawn import Child, ServiceCommand
 from vmesh.v1 import cpu_pb2, gateway_pb2, lifecycle_pb2
 from vmesh.v1 import migration_pb2 as messages
@@ -44,7 +44,7 @@ class World:
         log = Log("monitor", folder / "log")
         output = Output(log, None)
         commands = [ServiceCommand(name, kind, f"services.{kind}", ()) for name, kind in KINDS.items()]
-        self.supervisor = Supervisor(Machine(folder), commands, Settings(), None, log, output, cast(Any, None))
+        self.supervisor = Supervisor(MachineDirectory(folder), commands, Settings(), None, log, output, cast(Any, None))
         self.supervisor.loop.failed = self._unforeseen
         self.migration = Migration(self.supervisor, None, log, output, options)
         self.paused = dict.fromkeys(KINDS, paused)
@@ -55,7 +55,7 @@ class World:
         self._numbers = 0
         for command in commands:
             link = cast(Any, _Link(command.name, self._ask))
-            service = Service(command, Child(-1, -1), link, time.monotonic())
+            service = Supervised(command, Child(-1, -1), link, time.monotonic())
             service.welcomed, service.was_ready = True, True
             service.state = "paused" if paused else "running"
             self.supervisor.services[command.name] = service

@@ -8,11 +8,11 @@ from functools import partial
 import pytest
 
 from services.monitor import operations
-from services.monitor.operations import Board, Operation, Request, RequestError
+from services.monitor.operations import Operation, Request, RequestError, Roster
 from vmesh.v1 import cpu_pb2, lifecycle_pb2
 from vmesh.v1.packet_pb2 import Packet
 
-BOARD = Board("memory", "cpu", ("uart0", "rtc"))
+ROSTER = Roster("memory", "cpu", ("uart0", "rtc"))
 Play = Callable[[Request], Packet]
 
 
@@ -57,7 +57,7 @@ def names(batches: list[list[tuple[str, str]]]) -> list[str]:
 
 
 def test_pause_stops_harts_first_and_drains_before_it_looks() -> None:
-    assert names(carry_out(operations.pause(BOARD), willing)) == [
+    assert names(carry_out(operations.pause(ROSTER), willing)) == [
         "Pause cpu",
         "Pause,Drain uart0,rtc",
         "Pause,Drain memory; Drain cpu",
@@ -73,12 +73,12 @@ def test_the_switch_of_a_migration_takes_three_turns_for_all_states() -> None:
         return packet
 
     states: dict[str, lifecycle_pb2.ServiceState] = {}
-    assert names(carry_out(operations.quiesce(BOARD, states), play)) == [
+    assert names(carry_out(operations.quiesce(ROSTER, states), play)) == [
         "Pause cpu",
         "Pause,Drain,Save uart0,rtc",
         "Pause,Drain,Save memory; Drain,Save cpu",
     ]
-    assert {name: state.type for name, state in states.items()} == {name: f"state of {name}" for name in BOARD.all}
+    assert {name: state.type for name, state in states.items()} == {name: f"state of {name}" for name in ROSTER.all}
 
 
 def test_pause_tells_the_cpu_which_updates_to_wait_for() -> None:
@@ -89,7 +89,7 @@ def test_pause_tells_the_cpu_which_updates_to_wait_for() -> None:
             seen.append(request.body)
         return willing(request)
 
-    carry_out(operations.pause(BOARD), play)
+    carry_out(operations.pause(ROSTER), play)
     assert [dict(drain.updates) for drain in seen] == [{"uart0": 5, "rtc": 3}]
 
 
@@ -104,7 +104,7 @@ def test_pause_that_fails_lets_all_go_on(refused: str) -> None:
         return willing(request)
 
     with pytest.raises(RequestError, match="rtc: no"):
-        carry_out(operations.pause(BOARD), play)
+        carry_out(operations.pause(ROSTER), play)
     assert [entry for entry in asked if entry.startswith("Resume")] == [
         "Resume uart0",
         "Resume rtc",
@@ -114,7 +114,7 @@ def test_pause_that_fails_lets_all_go_on(refused: str) -> None:
 
 
 @pytest.mark.parametrize("operation", [operations.pause, partial(operations.reset, stay_paused=False)])
-def test_harts_go_on_after_a_pause_that_a_device_does_not_answer(operation: Callable[[Board], Operation]) -> None:
+def test_harts_go_on_after_a_pause_that_a_device_does_not_answer(operation: Callable[[Roster], Operation]) -> None:
     """It waits for a page, say, and answers neither this nor what comes behind it."""
     asked: list[str] = []
 
@@ -125,13 +125,13 @@ def test_harts_go_on_after_a_pause_that_a_device_does_not_answer(operation: Call
         return willing(request)
 
     with pytest.raises(RequestError, match="does not answer Pause"):
-        carry_out(operation(BOARD), play)
+        carry_out(operation(ROSTER), play)
     assert "Resume cpu" in asked
 
 
 @pytest.mark.parametrize("stay_paused", [False, True])
 def test_reset_restores_memory_before_the_harts_and_resumes_harts_last(stay_paused: bool) -> None:
-    batches = names(carry_out(operations.reset(BOARD, stay_paused=stay_paused), willing))
+    batches = names(carry_out(operations.reset(ROSTER, stay_paused=stay_paused), willing))
     assert batches[4:7] == ["Reset memory", "Reset uart0,rtc", "Reset cpu"]
     resumed = ["Resume uart0,rtc,memory", "Resume cpu", "Health uart0,rtc,memory,cpu"]
     assert batches[7:] == ([] if stay_paused else resumed)
@@ -148,7 +148,7 @@ def test_reset_that_memory_refuses_changes_nothing_and_lets_all_go_on(stay_pause
         return willing(request)
 
     with pytest.raises(RequestError, match="memory: no"):
-        carry_out(operations.reset(BOARD, stay_paused=stay_paused), play)
+        carry_out(operations.reset(ROSTER, stay_paused=stay_paused), play)
     assert [entry for entry in asked if entry.startswith("Reset")] == ["Reset memory"]
     assert ("Resume cpu" in asked) == (not stay_paused)
 
@@ -158,9 +158,9 @@ def test_cpu_that_does_not_answer_leaves_its_status_empty() -> None:
         raise RequestError("cpu: busy")
 
     status = cpu_pb2.CpuStatus()
-    carry_out(operations.cpu_status(BOARD, status), play)
+    carry_out(operations.cpu_status(ROSTER, status), play)
     assert status == cpu_pb2.CpuStatus()
 
 
 def test_writers_are_shut_down_before_those_they_write_to() -> None:
-    assert BOARD.shutdown_order() == (("cpu",), ("uart0", "rtc"), ("memory",))
+    assert ROSTER.shutdown_order() == (("cpu",), ("uart0", "rtc"), ("memory",))

@@ -9,15 +9,15 @@ import pytest
 from services.monitor.__main__ import main as monitor
 from services.monitor.keeper.__main__ import main as keeper
 from vmesh import errors, service
-from vmesh.machine import Machine
+from vmesh.machine import MachineDirectory
 from vmesh.service import Runtime
 
 
-def runtime(made: Machine, *words: str) -> Runtime:
+def runtime(made: MachineDirectory, *words: str) -> Runtime:
     return Runtime(service.parser("rtc", None).parse_args(["--machine", str(made.path), *words]))
 
 
-def test_the_second_of_a_service_is_refused(made: Machine) -> None:
+def test_the_second_of_a_service_is_refused(made: MachineDirectory) -> None:
     first = runtime(made)
     left = {path.name: path.stat() for path in made.path.iterdir() if path.name != "log"}
     with pytest.raises(errors.ConfigError, match="machine 'm' has a service 'rtc' already, which runs"):
@@ -31,7 +31,7 @@ def test_the_second_of_a_service_is_refused(made: Machine) -> None:
     second.close()
 
 
-def test_the_lives_of_a_supervised_service_are_their_supervisors(made: Machine) -> None:
+def test_the_lives_of_a_supervised_service_are_their_supervisors(made: MachineDirectory) -> None:
     reader, writer = os.pipe()
     first = runtime(made, "--lifeline", str(reader))
     second = runtime(made, "--lifeline", str(reader), "--epoch", "2")
@@ -42,7 +42,7 @@ def test_the_lives_of_a_supervised_service_are_their_supervisors(made: Machine) 
     os.close(writer)
 
 
-def test_the_second_monitor_and_keeper(made: Machine, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_second_monitor_and_keeper(made: MachineDirectory, capfd: pytest.CaptureFixture[str]) -> None:
     former = os.umask(0o077)
     place = ["--machine", str(made.path)]
     for name, start in (("monitor", monitor), ("keeper", keeper)):
@@ -56,7 +56,7 @@ def test_the_second_monitor_and_keeper(made: Machine, capfd: pytest.CaptureFixtu
     os.umask(former)
 
 
-def test_an_end_is_called_what_it_is(made: Machine) -> None:
+def test_an_end_is_called_what_it_is(made: MachineDirectory) -> None:
     for left, said in ((True, "another service is in this one's place"), (False, "the machine is gone")):
         running = runtime(made)
         running._bound = made.socket("rtc").stat()

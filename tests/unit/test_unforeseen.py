@@ -23,7 +23,7 @@ from services.monitor.hmp import commands as hmp
 from services.monitor.hmp import info
 from services.monitor.hmp.command import Command
 from services.monitor.migration import IncomingOptions, Migration
-from services.monitor.operations import Board, Operation, Request, RequestError
+from services.monitor.operations import Operation, Request, RequestError, Roster
 from services.monitor.output import Output
 from services.monitor.qmp.handlers import registry
 from services.monitor.qmp.session import Session
@@ -35,7 +35,7 @@ from vmesh import errors, service, wire
 from vmesh.addresses import Addresses
 from vmesh.endpoint import Endpoint
 from vmesh.log import Log
-from vmesh.machine import Machine
+from vmesh.machine import MachineDirectory
 from vmesh.spawn import ServiceCommand
 from vmesh.v1 import common_pb2, cpu_pb2, gateway_pb2, lifecycle_pb2
 from vmesh.v1.gateway_pb2_grpc import MachineStub
@@ -47,7 +47,7 @@ ERRORS: dict[str, Exception] = {
     "DecodeError: truncated": DecodeError("truncated"),
     "KeyError: 'what nobody\\nforesaw'": KeyError("what nobody\nforesaw"),
 }
-BOARD = Board("memory", "cpu", ("uart0", "rtc"))
+ROSTER = Roster("memory", "cpu", ("uart0", "rtc"))
 
 every_error = pytest.mark.parametrize("error", ERRORS.values(), ids=lambda error: type(error).__name__)
 
@@ -60,23 +60,23 @@ def said_of(error: Exception) -> str:
 
 
 def states() -> dict[str, lifecycle_pb2.ServiceState]:
-    return {name: lifecycle_pb2.ServiceState() for name in BOARD.all}
+    return {name: lifecycle_pb2.ServiceState() for name in ROSTER.all}
 
 
 OPERATIONS: dict[str, Callable[[], Operation]] = {
-    "pause": lambda: operations.pause(BOARD),
-    "stop": lambda: operations.stop(BOARD),
-    "halt": lambda: operations.halt(BOARD, {"rtc"}),
-    "resume": lambda: operations.resume(BOARD, cpu_pb2.CatchUp()),
-    "reset": lambda: operations.reset(BOARD, stay_paused=False),
-    "reset of a paused one": lambda: operations.reset(BOARD, stay_paused=True),
-    "load": lambda: operations.load(BOARD, states(), check_only=False),
-    "hand over": lambda: operations.hand_over(BOARD),
-    "write registers": lambda: operations.write_registers(BOARD, cpu_pb2.WriteRegisters(), stay_paused=False),
-    "write memory": lambda: operations.write_memory(BOARD, cpu_pb2.WriteMemory()),
-    "read memory": lambda: operations.read_memory(BOARD, cpu_pb2.ReadMemory(size=1), bytearray()),
-    "registers": lambda: operations.registers(BOARD, 0, cpu_pb2.HartRegisters()),
-    "cpu status": lambda: operations.cpu_status(BOARD, cpu_pb2.CpuStatus()),
+    "pause": lambda: operations.pause(ROSTER),
+    "stop": lambda: operations.stop(ROSTER),
+    "halt": lambda: operations.halt(ROSTER, {"rtc"}),
+    "resume": lambda: operations.resume(ROSTER, cpu_pb2.CatchUp()),
+    "reset": lambda: operations.reset(ROSTER, stay_paused=False),
+    "reset of a paused one": lambda: operations.reset(ROSTER, stay_paused=True),
+    "load": lambda: operations.load(ROSTER, states(), check_only=False),
+    "hand over": lambda: operations.hand_over(ROSTER),
+    "write registers": lambda: operations.write_registers(ROSTER, cpu_pb2.WriteRegisters(), stay_paused=False),
+    "write memory": lambda: operations.write_memory(ROSTER, cpu_pb2.WriteMemory()),
+    "read memory": lambda: operations.read_memory(ROSTER, cpu_pb2.ReadMemory(size=1), bytearray()),
+    "registers": lambda: operations.registers(ROSTER, 0, cpu_pb2.HartRegisters()),
+    "cpu status": lambda: operations.cpu_status(ROSTER, cpu_pb2.CpuStatus()),
 }
 #: They have the machine run again if it did, unless the guest's state is half another one by then.
 COMPENSATED = ("pause", "reset", "write registers")
@@ -151,7 +151,7 @@ class Monitored:
     """A supervisor in a loop of its own; its services are not there."""
 
     def __init__(self, folder: Path) -> None:
-        self.machine, self.log = Machine(folder), Log("monitor", folder / "log")
+        self.machine, self.log = MachineDirectory(folder), Log("monitor", folder / "log")
         commands = [ServiceCommand(name, name, f"services.{name}", ()) for name in ("memory", "cpu")]
         output = Output(self.log, None)
         self.supervisor = Supervisor(
@@ -382,7 +382,7 @@ ASKED: list[tuple[Message, Message]] = [
 ]
 
 
-def test_a_request_that_fails_is_answered_with_an_error_and_the_service_goes_on(made: Machine) -> None:
+def test_a_request_that_fails_is_answered_with_an_error_and_the_service_goes_on(made: MachineDirectory) -> None:
     failing = Failing()
     runtime = service.Runtime(service.parser("memory", None).parse_args(["--machine", str(made.path)]))
     thread = threading.Thread(target=partial(_serve, runtime, failing))

@@ -21,7 +21,7 @@ from vmesh.cli.flags.options import Serial
 from vmesh.cli.keys import Action, KeyMux, key_help
 from vmesh.cli.script import Form, Script
 from vmesh.cli.terminal import RawTerminal
-from vmesh.machine import Machine
+from vmesh.machine import MachineDirectory
 from vmesh.spawn import Child
 from vmesh.stdio import write_piece
 
@@ -66,7 +66,13 @@ class Console:
     """
 
     def __init__(
-        self, machine: Machine, device: str, serial: Serial, door: Path | None, monitor: Child, script: Script | None
+        self,
+        machine: MachineDirectory,
+        device: str,
+        serial: Serial,
+        door: Path | None,
+        monitor: Child,
+        script: Script | None,
     ) -> None:
         self.ended_by = ""  # what the user did to end the machine: for one line
         self.unread = 0  # bytes of the console that nobody took from stdout

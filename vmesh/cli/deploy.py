@@ -20,7 +20,7 @@ from vmesh.deploy import manifests
 from vmesh.deploy.description import CPU, MEMORY, Deployment, describe
 from vmesh.errors import VmeshError
 from vmesh.guest import GuestError
-from vmesh.machine import Machine, MachineError, check_name, find
+from vmesh.machine import MachineDirectory, MachineError, check_name, find
 from vmesh.properties import HelpRequested
 from vmesh.spawn import python
 from vmesh.v1 import gateway_pb2
@@ -99,7 +99,7 @@ def _failed(error: Exception) -> int:
 def _described(arguments: Sequence[str], image: str, ram: str) -> Deployment:
     """Which services there are follows from the flags. Files that they name have to be here, and in the image."""
     with TemporaryDirectory(prefix="vmesh-") as scratch:
-        planned = plan(parse(arguments), Machine(Path(scratch)))
+        planned = plan(parse(arguments), MachineDirectory(Path(scratch)))
     devices = [command.name for command in planned.services if command.name not in (MEMORY, CPU)]
     return describe(arguments, devices, image, ram)
 

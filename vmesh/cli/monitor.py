@@ -19,7 +19,7 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
 from vmesh import connecting
-from vmesh.machine import Machine, MachineError, find
+from vmesh.machine import MachineDirectory, MachineError, find
 
 PROMPT = "(vmesh) "
 _ANSWER_SECONDS = 3600.0  # savevm of a large machine takes long; Ctrl-C gives up sooner
@@ -32,7 +32,7 @@ class MonitorError(Exception):
 class MonitorClient:
     """A QMP connection to a machine. Every call raises MonitorError."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: MachineDirectory) -> None:
         self._name = machine.name
         try:
             self._socket = connecting.connect(machine.qmp)

@@ -13,7 +13,7 @@ from vmesh.board.errors import BoardError
 from vmesh.board.parts import Board, Carrier
 from vmesh.cli.flags.options import RunOptions, Serial
 from vmesh.endpoint import Endpoint
-from vmesh.machine import Machine
+from vmesh.machine import MachineDirectory
 from vmesh.migration import uri
 from vmesh.qdev import external
 from vmesh.spawn import ServiceCommand
@@ -39,13 +39,13 @@ class MachinePlan:
     consoles: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
-    def write(self, machine: Machine) -> None:
+    def write(self, machine: MachineDirectory) -> None:
         """Put the files where the command lines say."""
         for name, data in self.files.items():
             (machine.path / name).write_bytes(data)
 
 
-def plan(options: RunOptions, machine: Machine) -> MachinePlan:
+def plan(options: RunOptions, machine: MachineDirectory) -> MachinePlan:
     """The processes of the machine. Raises BoardError, and GuestError if a guest to boot cannot be made.
 
     Files that have to be unpacked or built are put into the machine directory.
@@ -81,7 +81,7 @@ def device_tree(options: RunOptions, scratch: Path) -> bytes:
     return boot.resolve(board, files, scratch=scratch, firmware=firmware).dtb.data
 
 
-def monitor_command(planned: MachinePlan, options: RunOptions, machine: Machine) -> ServiceCommand:
+def monitor_command(planned: MachinePlan, options: RunOptions, machine: MachineDirectory) -> ServiceCommand:
     """The monitor's command line; it names those of all the others."""
     arguments = ["--machine", str(machine.path)]
     for name, specification in planned.consoles.items():
@@ -135,7 +135,9 @@ def _boot_files(options: RunOptions, scratch: Path) -> tuple[BootFiles, Sequence
     return BootFiles(bios, options.kernel, options.initrd, options.append or "", options.dtb), firmware
 
 
-def _services(options: RunOptions, board: Board, booted: BootPlan, machine: Machine) -> tuple[ServiceCommand, ...]:
+def _services(
+    options: RunOptions, board: Board, booted: BootPlan, machine: MachineDirectory
+) -> tuple[ServiceCommand, ...]:
     images = [f"{load.address:#x}={load.path.absolute()}@{load.offset}:{load.size}" for load in booted.loads]
     images += [f"{blob.address:#x}={machine.path / _FILES[blob.name]}" for blob in booted.blobs]
     place = ("--machine", str(machine.path))
@@ -176,7 +178,7 @@ def _services(options: RunOptions, board: Board, booted: BootPlan, machine: Mach
     )
 
 
-def _chardev(device: str, serial: Serial, machine: Machine) -> str:
+def _chardev(device: str, serial: Serial, machine: MachineDirectory) -> str:
     """The other end of a serial device, as vmesh/chardev.py specifies it."""
     match serial.kind:
         case "stdio":

@@ -26,7 +26,7 @@ from vmesh.cli.plan import MachinePlan, device_tree, monitor_command, plan
 from vmesh.cli.script import Form, Script
 from vmesh.errors import VmeshError
 from vmesh.guest import GuestError
-from vmesh.machine import Machine, MachineError
+from vmesh.machine import MachineDirectory, MachineError
 from vmesh.properties import HelpRequested
 from vmesh.spawn import Child, Task, adopt_orphans, describe_exit, start
 from vmesh.stdio import Stderr
@@ -127,7 +127,9 @@ def _stdin(options: RunOptions, script: Script | None) -> str:
     return "script" if options.quiet and not os.isatty(0) else "prompts"
 
 
-def _run_console(machine: Machine, monitor: Child, options: RunOptions, script: Script | None) -> tuple[int, Console]:
+def _run_console(
+    machine: MachineDirectory, monitor: Child, options: RunOptions, script: Script | None
+) -> tuple[int, Console]:
     """Run the terminal until the machine has ended: the monitor's wait status, and what it knows of the end."""
     device, serial = options.terminal
     door = machine.hmp if options.monitor == "stdio" or (options.monitor is None and serial.mux) else None
@@ -145,7 +147,7 @@ def _write_pid(path: Path) -> None:
         raise OptionError(f"-pidfile {path}: {error.strerror}") from error
 
 
-def _link_log(machine: Machine, options: RunOptions) -> None:
+def _link_log(machine: MachineDirectory, options: RunOptions) -> None:
     """Have the machine's log written to the file of -D. Raises OptionError if that cannot be."""
     if options.log_file is None:
         return
@@ -156,7 +158,7 @@ def _link_log(machine: Machine, options: RunOptions) -> None:
     machine.log.symlink_to(options.log_file)
 
 
-def _fork_monitor(machine: Machine, planned: MachinePlan, options: RunOptions) -> tuple[Child, int, int]:
+def _fork_monitor(machine: MachineDirectory, planned: MachinePlan, options: RunOptions) -> tuple[Child, int, int]:
     """The monitor, the pipe where it reports a failure, and the pipe whose end tells it that this process is gone."""
     watched, lifeline = os.pipe()
     report, reports = os.pipe()
@@ -212,7 +214,7 @@ def _print_commands(options: RunOptions) -> int:
     from tempfile import TemporaryDirectory  # here, as below: 6 ms that no machine needs
 
     with TemporaryDirectory() as scratch:
-        there = Machine(Path(scratch))
+        there = MachineDirectory(Path(scratch))
         planned = plan(options, there)
         place = str(machines.runtime_root() / (options.name or "NAME"))
         for command in (monitor_command(planned, options, there), *planned.services):

@@ -27,7 +27,7 @@ from vmesh.cli.plan import MachinePlan, monitor_command, plan
 from vmesh.deploy.description import KEEPER, MEMORY, MIGRATION
 from vmesh.errors import VmeshError
 from vmesh.guest import GuestError
-from vmesh.machine import Machine, MachineError
+from vmesh.machine import MachineDirectory, MachineError
 from vmesh.properties import HelpRequested
 from vmesh.spawn import ServiceCommand
 
@@ -46,7 +46,7 @@ def serve(service: str, name: str, arguments: Sequence[str], placement: Placemen
         descriptors.raise_limit()
         if service in (MEMORY, HOST):
             return _own(service, name, arguments, placement)
-        machine = Machine(machines.runtime_root() / name)
+        machine = MachineDirectory(machines.runtime_root() / name)
         command = _wait(machine, service)
         return _perform(command, arguments)
     except HelpRequested as request:
@@ -57,7 +57,7 @@ def serve(service: str, name: str, arguments: Sequence[str], placement: Placemen
         return 1
 
 
-def commands(planned: MachinePlan, monitor: ServiceCommand, machine: Machine) -> tuple[ServiceCommand, ...]:
+def commands(planned: MachinePlan, monitor: ServiceCommand, machine: MachineDirectory) -> tuple[ServiceCommand, ...]:
     """The services of a machine that somebody else starts: the board's, and those that a monitor starts elsewhere."""
     place = ("--machine", str(machine.path))
     consoles = {name: _console(name, text, machine) for name, text in planned.consoles.items()}
@@ -98,7 +98,7 @@ def _own(service: str, name: str, arguments: Sequence[str], placement: Placement
         machine.remove()
 
 
-def _stay(machine: Machine, services: Sequence[str]) -> int:
+def _stay(machine: MachineDirectory, services: Sequence[str]) -> int:
     """Until the services that have been on this host are gone; gives the exit status."""
     began, seen = False, time.monotonic()
     watched = [name for name in services if name != KEEPER]  # which ends with the directory
@@ -122,7 +122,7 @@ def _perform(command: ServiceCommand, more: Sequence[str] = ()) -> int:
     return main([*command.arguments, *more]) or 0
 
 
-def _wait(machine: Machine, service: str) -> ServiceCommand:
+def _wait(machine: MachineDirectory, service: str) -> ServiceCommand:
     """The command line of a service, once the machine is there."""
     said = False
     while True:
@@ -140,6 +140,6 @@ def _wait(machine: Machine, service: str) -> ServiceCommand:
     return ServiceCommand(service, kind, module, tuple(arguments))
 
 
-def _console(name: str, specification: str, machine: Machine) -> str:
+def _console(name: str, specification: str, machine: MachineDirectory) -> str:
     """Where a terminal was to be, the keeper's own standard input and output are."""
     return "stdio" if specification == f"socket:{machine.console(name)}" else specification

@@ -18,7 +18,7 @@ class Added:
     """What has been asked for, in the order in which it was."""
 
     external: tuple[External, ...] = ()
-    virtio_devices: tuple[virtio.Device, ...] = ()
+    virtio_devices: tuple[virtio.DeviceOption, ...] = ()
     objects: tuple[str, ...] = ()  # sources of random numbers, which are all the host's
     drives: tuple[virtio.Drive, ...] = ()
     netdevs: tuple[net.Netdev, ...] = ()
@@ -86,7 +86,7 @@ def fsdev(added: Asked, text: str) -> Asked:
 
 def virtfs(added: Asked, text: str) -> Asked:
     shared, tag = share.parse_virtfs(properties.parse(text, "driver"))
-    made = virtio.Device("virtio-9p-device", properties={"fsdev": shared.name, "mount_tag": tag})
+    made = virtio.DeviceOption("virtio-9p-device", properties={"fsdev": shared.name, "mount_tag": tag})
     return replace(added, shares=(*added.shares, shared), virtio_devices=(*added.virtio_devices, made))
 
 

@@ -55,7 +55,7 @@ class Drive:
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
+class DeviceOption:
     """A virtio device, as -device describes it; `slot` is -1 where it may go anywhere."""
 
     driver: str
@@ -136,7 +136,7 @@ def parse_drive(properties: Mapping[str, str]) -> Drive:
     )
 
 
-def parse_device(driver: str, properties: Mapping[str, str]) -> Device:
+def parse_device(driver: str, properties: Mapping[str, str]) -> DeviceOption:
     """The device of a -device whose driver is one of DRIVERS. Raises ValueError."""
     known = DRIVERS[driver]
     own = {key: value for key, value in properties.items() if key in known.properties}
@@ -149,7 +149,7 @@ def parse_device(driver: str, properties: Mapping[str, str]) -> Device:
     bus = properties.get("bus", "")
     if "bus" in properties and bus not in _BUSES:
         raise ValueError(f"expected bus={_BUSES[0]} to {_BUSES[-1]}, got '{bus}'")
-    return Device(driver, name, _BUSES.index(bus) if bus else -1, _on(properties, "packed"), own)
+    return DeviceOption(driver, name, _BUSES.index(bus) if bus else -1, _on(properties, "packed"), own)
 
 
 def usage(driver: str) -> str:
@@ -158,7 +158,7 @@ def usage(driver: str) -> str:
 
 
 def parts(
-    devices: Sequence[Device],
+    devices: Sequence[DeviceOption],
     drives: Sequence[Drive],
     netdevs: Sequence[net.Netdev],
     shares: Sequence[share.Share],
@@ -183,7 +183,7 @@ def parts(
             raise ValueError(f"-drive id={name}: expected each id once")
         named[name] = drive
         if drive.interface == "virtio" or (not drive.interface and name not in taken):
-            wanted.append(Device("virtio-blk-device", properties={"drive": name}))
+            wanted.append(DeviceOption("virtio-blk-device", properties={"drive": name}))
     if len(wanted) + len(there) > len(_BUSES):
         raise ValueError(f"expected at most {len(_BUSES)} virtio devices, got {len(wanted) + len(there)}")
     backends = Backends(
@@ -259,7 +259,7 @@ def _share(properties: Mapping[str, str], backends: Backends) -> list[str]:
     return [*shared.arguments, "--tag", share.check_tag(properties.get("mount_tag", ""))]
 
 
-def add_console(devices: Sequence[Device], properties: Mapping[str, str]) -> tuple[Device, ...]:
+def add_console(devices: Sequence[DeviceOption], properties: Mapping[str, str]) -> tuple[DeviceOption, ...]:
     """The devices, one of which got the port of a `-device virtconsole`. Raises ValueError."""
     if unknown := properties.keys() - {"chardev", "id", "bus", "nr", "name"}:
         raise ValueError(f"no property '{min(unknown)}'; expected {CONSOLE_USAGE}")
@@ -274,7 +274,7 @@ def add_console(devices: Sequence[Device], properties: Mapping[str, str]) -> tup
     raise ValueError(f"expected a -device {SERIAL} before it, with no port yet")
 
 
-def consoles(devices: Sequence[Device]) -> dict[str, str]:
+def consoles(devices: Sequence[DeviceOption]) -> dict[str, str]:
     """The chardev of each serial device, by the device's name."""
     return {
         device.name: device.properties["chardev"] for device in devices if device.driver == SERIAL and device.properties

@@ -79,6 +79,6 @@ class GdbServer:
         self.supervisor.submit(self._settle(goes_on=not wanted), exclusive=True)
 
     def _settle(self, *, goes_on: bool) -> Operation:
-        yield from operations.pause(self.supervisor.board)
+        yield from operations.pause(self.supervisor.roster)
         if goes_on:
             yield from self.supervisor.run_state.resume()

@@ -271,27 +271,27 @@ class Session:
     # what gdb looks at
 
     def _attach(self) -> Reply:
-        board = self._supervisor.board
-        if not board.cpu:
+        roster = self._supervisor.roster
+        if not roster.cpu:
             raise RequestError("the machine has no cpu service")
         yield from self._halt()
-        (packet,) = yield [Request(board.cpu, cpu_pb2.DescribeRegisters())]
+        (packet,) = yield [Request(roster.cpu, cpu_pb2.DescribeRegisters())]
         self._target = target.describe(packet.register_set)
         return None
 
     def _halt(self) -> Operation:
         """Everything that gdb does, it does to a machine that stands still: also if somebody else has resumed it."""
         if not self._supervisor.condition.paused:
-            yield from operations.pause(self._supervisor.board)
+            yield from operations.pause(self._supervisor.roster)
 
     def _ask(self, *bodies: cpu_pb2.WriteRegisters | cpu_pb2.SetBreakpoints | cpu_pb2.RunHarts) -> Operation:
         yield from self._halt()
-        yield [Request(self._supervisor.board.cpu, body) for body in bodies]
+        yield [Request(self._supervisor.roster.cpu, body) for body in bodies]
 
     def _read(self, registers: Sequence[cpu_pb2.RegisterDescription]) -> Reply:
         yield from self._halt()
         request = cpu_pb2.ReadRegisters(hart=self._hart, names=[each.name for each in registers])
-        (packet,) = yield [Request(self._supervisor.board.cpu, request)]
+        (packet,) = yield [Request(self._supervisor.roster.cpu, request)]
         values = [each.value for each in packet.hart_registers.registers]
         if len(values) != len(registers):
             return _STATE
@@ -336,7 +336,7 @@ class Session:
         request = cpu_pb2.ReadMemory(
             physical=self._physical, hart=self._hart, address=address, size=min(size, LIMIT // 2)
         )
-        yield from operations.read_memory(self._supervisor.board, request, content)
+        yield from operations.read_memory(self._supervisor.roster, request, content)
         return bytes(content).hex().encode()
 
     def _write_memory(self, address: int, size: int, data: bytes) -> Reply:
@@ -357,7 +357,7 @@ class Session:
         if not 0 <= hart < self._harts:
             raise Malformed
         status = cpu_pb2.CpuStatus()
-        yield from operations.cpu_status(self._supervisor.board, status)
+        yield from operations.cpu_status(self._supervisor.roster, status)
         privilege = {each.hart: cpu_pb2.Privilege.Name(each.privilege) for each in status.harts}.get(hart, "")
         text = f"hart {hart}, {privilege.removeprefix('PRIVILEGE_').lower()} mode"
         return text.encode().hex().encode()
@@ -420,7 +420,7 @@ class Session:
         stepping = step_of(actions, self._harts, self._step_hart)
         self._supervisor.condition.check(Act.RESUME)
         yield from self._halt()
-        cpu = self._supervisor.board.cpu
+        cpu = self._supervisor.roster.cpu
         if at is not None:
             yield from self._ask(
                 cpu_pb2.WriteRegisters(hart=self._step_hart, registers=[cpu_pb2.RegisterValue(name="pc", value=at)])

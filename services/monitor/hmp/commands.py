@@ -68,7 +68,7 @@ def complete(control: Control, line: str) -> list[str]:
         case ["help" | "?", "info"]:
             known = list(info.BY_NAME)
         case ["device_del"]:
-            known = list(control.board.devices)
+            known = list(control.roster.devices)
         case _:
             known = []
     return sorted(word for word in known if word.startswith(last))

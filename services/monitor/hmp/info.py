@@ -55,7 +55,7 @@ def _registers_parts(call: Call) -> Parts:
     text = ""
     for hart in harts:
         found = cpu_pb2.HartRegisters()
-        yield from operations.registers(call.control.board, hart, found)
+        yield from operations.registers(call.control.roster, hart, found)
         text += f"\nCPU#{hart}\n{show.registers(found).partition(chr(10))[2]}\n"
     return text
 
@@ -66,8 +66,8 @@ def _cpus(call: Call) -> Work:
 
 def _cpus_parts(call: Call) -> Parts:
     status = cpu_pb2.CpuStatus()
-    yield from operations.cpu_status(call.control.board, status)
-    pid = call.control.supervisor.services[call.control.board.cpu].child.pid
+    yield from operations.cpu_status(call.control.roster, status)
+    pid = call.control.supervisor.services[call.control.roster.cpu].child.pid
     return "".join(
         f"{'*' if hart.hart == call.hart else ' '} CPU #{hart.hart}: thread_id={pid} pc=0x{hart.pc:016x} "
         f"{show.hart_state(hart)}, {hart.retired} instructions\n"
@@ -80,7 +80,7 @@ def _mtree(call: Call) -> Work:
 
 
 def _mtree_parts(call: Call) -> Parts:
-    found = yield from address_map(call.control.board)
+    found = yield from address_map(call.control.roster)
     rows = [(each.base, each.size, "ram" if each.writable else "rom", each.name, "memory") for each in found.segments]
     for device in found.devices:
         for region in device.regions:
@@ -138,11 +138,11 @@ def _irq(call: Call) -> Work:
 
 
 def _irq_parts(call: Call) -> Parts:
-    found = yield from address_map(call.control.board)
+    found = yield from address_map(call.control.roster)
     lines = sorted((line.irq, device.name, line.name) for device in found.devices for line in device.lines)
     text = "".join(f"  source {irq:>2}: {device}{f'.{name}' if name else ''}\n" for irq, device, name in lines)
     counted = ""
-    for service in call.control.board.devices:
+    for service in call.control.roster.devices:
         known = yield from counters(service)
         if updates := known.get("interrupts", known.get("updates")):
             counted += f"  {service}: {updates} updates\n"
@@ -180,7 +180,7 @@ def _bus(call: Call) -> Work:
 
 def _counters_of(call: Call, wanted: Mapping[str, int] | object) -> Parts:
     assert callable(wanted)
-    found = yield from counters(call.control.board.cpu)
+    found = yield from counters(call.control.roster.cpu)
     return "".join(f"{name.replace('_', ' '):<28}{value}\n" for name, value in found.items() if wanted(name))
 
 

@@ -26,7 +26,7 @@ from services.monitor.console import KeptConsole
 from vmesh import errors, lifeline, spawn
 from vmesh.log import Log
 from vmesh.loop import Loop
-from vmesh.machine import Machine
+from vmesh.machine import MachineDirectory
 from vmesh.spawn import Child, ServiceCommand
 from vmesh.stdio import Stderr
 
@@ -46,7 +46,9 @@ class Keeper:
     knows where a console is, as query-chardev has it; `amiss` when a console's output is lost, and with nothing when it
     no longer is."""
 
-    def __init__(self, machine: Machine, consoles: Mapping[str, str], commands: Sequence[ServiceCommand]) -> None:
+    def __init__(
+        self, machine: MachineDirectory, consoles: Mapping[str, str], commands: Sequence[ServiceCommand]
+    ) -> None:
         for command in commands:
             _make_place(machine, command)
         self._machine = machine
@@ -146,7 +148,7 @@ def _child(answer: dict[str, Any], files: Sequence[int]) -> Child:
         raise
 
 
-def keep(machine: Machine, consoles: Mapping[str, str], commands: Sequence[ServiceCommand]) -> int:
+def keep(machine: MachineDirectory, consoles: Mapping[str, str], commands: Sequence[ServiceCommand]) -> int:
     """Be the keeper of a machine whose services somebody else starts, until its end; `machine` is from `meet`.
 
     Raises ConfigError for what cannot be kept.
@@ -182,7 +184,7 @@ def _may_need_network(command: ServiceCommand) -> bool:
     return "--netdev" in command.arguments
 
 
-def _make_place(machine: Machine, command: ServiceCommand) -> None:
+def _make_place(machine: MachineDirectory, command: ServiceCommand) -> None:
     if _may_need_network(command):
         from services.monitor.network import make_place, network_of
 
@@ -195,7 +197,7 @@ class _Process:
 
     def __init__(
         self,
-        machine: Machine,
+        machine: MachineDirectory,
         control: socket.socket | None,
         lifeline: int,
         monitor: int,

@@ -2,7 +2,7 @@
 
 One thread, one loop. Each part is a file, which knows those above it in this list and none below:
 
-    service     one service as it is known here
+    supervised  one service as it is known here
     condition   the machine as a whole as it is known here: the record that the parts share
     runs        operations under way
     ending      the machine's end

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from services.monitor import run_states
 from services.monitor.custody import Custody
-from services.monitor.operations import Board, RequestError
+from services.monitor.operations import RequestError, Roster
 from services.monitor.run_states import Act, Stage
-from services.monitor.supervisor.service import Service
+from services.monitor.supervisor.supervised import Supervised
 from vmesh.v1 import gateway_pb2
 
 NAMES: Mapping[int, str] = {
@@ -43,11 +43,11 @@ class Stop:
 class Condition:
     """Of the loop's thread only."""
 
-    board: Board
+    roster: Roster
     actions: Actions
     attached: bool  # somebody else starts the services, and their next lives
     custody: Custody = field(default_factory=Custody)
-    services: dict[str, Service] = field(default_factory=dict)
+    services: dict[str, Supervised] = field(default_factory=dict)
     state: gateway_pb2.MachineState.ValueType = gateway_pb2.MACHINE_STARTING
     failure: str = ""  # for which the machine ends
     exit_status: int = 0  # of the machine, once it is known
@@ -85,7 +85,7 @@ class Condition:
             raise RequestError(reason, callers_fault=True)
 
     @property
-    def broken(self) -> list[Service]:
+    def broken(self) -> list[Supervised]:
         """The devices that have died too often, and are not there before they are mended."""
         return [service for service in self.services.values() if service.broken]
 
@@ -107,9 +107,9 @@ class Condition:
         return run_states.refusal(self.stage, Act.CHANGE_DEVICES)
 
     def is_device(self, name: str) -> bool:
-        return name in self.board.devices
+        return name in self.roster.devices
 
-    def may_return(self, service: Service) -> bool:
+    def may_return(self, service: Supervised) -> bool:
         """Whether a service that has ended may have another life: a device, and whoever has done nothing yet if it was
         somebody else that started it."""
         if self.attached and not service.was_ready:

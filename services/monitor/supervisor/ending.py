@@ -13,7 +13,7 @@ from services.monitor.events import EventHub
 from services.monitor.operations import StateError
 from services.monitor.supervisor.condition import Condition
 from services.monitor.supervisor.runs import Runs
-from services.monitor.supervisor.service import Service
+from services.monitor.supervisor.supervised import Supervised
 from vmesh.errors import PeerError
 from vmesh.log import Log
 from vmesh.v1 import gateway_pb2, lifecycle_pb2
@@ -30,7 +30,7 @@ class Ending:
 
     def __init__(self, condition: Condition, runs: Runs, events: EventHub, log: Log) -> None:
         self.begun: Callable[[], None] = lambda: None
-        self.gone: Callable[[Service, str], None] = lambda service, how: None
+        self.gone: Callable[[Supervised, str], None] = lambda service, how: None
         self._condition, self._runs = condition, runs
         self._events, self._log = events, log
         self._deadline = float("inf")
@@ -54,7 +54,7 @@ class Ending:
         self._log.info("ending", status=status, failure=failure)
         self._runs.close(StateError(f"the machine ends{f': {failure}' if failure else ''}"))
         self.begun()
-        self._next.extend(condition.board.shutdown_order())
+        self._next.extend(condition.roster.shutdown_order())
         self.go_on()
 
     def go_on(self) -> None:
@@ -72,14 +72,14 @@ class Ending:
                 elif service.alive and not (service.was_ready and self.has_more(service)):
                     service.kill()  # it waits for others to start, and has nothing to bring to an end
 
-    def came(self, service: Service) -> bool:
+    def came(self, service: Supervised) -> bool:
         """The next life of a service is there: whether it is its turn to end, of which it is told."""
         if self._condition.ending and service.name in self._asked:
             self._ask(service)
             return True
         return False
 
-    def has_more(self, service: Service) -> bool:
+    def has_more(self, service: Supervised) -> bool:
         """Whether a device that has died while the machine ends has another life, which brings out what the former one
         has left in its slot, and handles what harts have written since."""
         condition = self._condition
@@ -93,7 +93,7 @@ class Ending:
             and not service.dies_too_often
         )
 
-    def is_there(self, service: Service) -> bool:
+    def is_there(self, service: Supervised) -> bool:
         """Whether somebody's end is waited for: a process', or at the machine's end that of a device's next life."""
         return service.alive or self._comes_back(service)
 
@@ -116,17 +116,17 @@ class Ending:
                 self._log.info("killed, as it did not end in time", service=service.name)
                 service.kill()
 
-    def _comes_back(self, service: Service) -> bool:
+    def _comes_back(self, service: Supervised) -> bool:
         """Whether the machine ends, and waits for the next life of a device."""
         return (
             self._condition.ending and service.state == "restarting" and not service.welcomed and self.has_more(service)
         )
 
-    def _ask(self, service: Service) -> None:
+    def _ask(self, service: Supervised) -> None:
         with suppress(PeerError):  # it will then be killed
             service.link.ask(lifecycle_pb2.Shutdown(), partial(self._answered, service))
 
-    def _answered(self, service: Service, packet: Packet) -> None:
+    def _answered(self, service: Supervised, packet: Packet) -> None:
         """It has brought out what the guest has written."""
         service.finished |= packet.WhichOneof("body") == "done"
         if service.link.remote and service.alive:

@@ -16,12 +16,12 @@ from services.monitor.supervisor.condition import Condition
 from services.monitor.supervisor.ending import Ending
 from services.monitor.supervisor.lives import Lives
 from services.monitor.supervisor.runs import Runs
-from services.monitor.supervisor.service import Service
 from services.monitor.supervisor.settings import Settings
+from services.monitor.supervisor.supervised import Supervised
 from vmesh.errors import PeerError, from_message
 from vmesh.limits import BROKEN, MOST_LIVES
 from vmesh.log import Log
-from vmesh.machine import Machine
+from vmesh.machine import MachineDirectory
 from vmesh.v1 import lifecycle_pb2
 from vmesh.v1.packet_pb2 import Packet
 
@@ -56,7 +56,7 @@ class Health:
 
     # What they say
 
-    def welcome(self, service: Service, packet: Packet) -> None:
+    def welcome(self, service: Supervised, packet: Packet) -> None:
         """The answer to the monitor's Hello."""
         if packet.WhichOneof("body") != "welcome":
             refused = packet.refused
@@ -81,7 +81,7 @@ class Health:
         if self._condition.ending:
             self._ending.go_on()
 
-    def report(self, service: Service, packet: Packet) -> None:
+    def report(self, service: Supervised, packet: Packet) -> None:
         """The answer to a question about its health."""
         service.asked_at = None
         if service.state == "hung" and not self._condition.attached:
@@ -126,7 +126,7 @@ class Health:
         if self._condition.is_device(name) and service is not None and service.alive and service.state != "hung":
             self.hung(service, f"{BROKEN}: {how}")
 
-    def hung(self, service: Service, how: str) -> None:
+    def hung(self, service: Supervised, how: str) -> None:
         """It does not do what it is for; `how`. A device is ended, and has a next life."""
         if self._condition.attached:  # it is not ours to kill: it may go on, or somebody else ends it
             service.state, service.last_error, service.asked_at = "hung", how, None
@@ -149,13 +149,13 @@ class Health:
         awaited = self._condition.stage in (Stage.AWAITED, Stage.LOADING)
         return self._condition.paused or awaited or self._runs.exclusive
 
-    def _told_to_go_on(self, service: Service, packet: Packet) -> None:
+    def _told_to_go_on(self, service: Supervised, packet: Packet) -> None:
         """A next life that cannot do as it is told, since its disk is in use for one, is none."""
         if packet.WhichOneof("body") in ("error", "refused") and service.alive:
             why = str(from_message(packet.error)) if packet.HasField("error") else packet.refused.reason
             self.hung(service, one_line(why))
 
-    def _is_life(self, service: Service, epoch: int) -> bool:
+    def _is_life(self, service: Supervised, epoch: int) -> bool:
         """Take the life that a service says it is; a number far from the one that it was given costs it its life.
 
         Attached, it was given none: it counts in its machine directory, which may be another one than before.
@@ -173,7 +173,7 @@ class Health:
         """Ask who is to be asked; one that owes something for too long, or does not come, hangs."""
         # The cpu waits for all others to start: it is the last to blame.
         there = [service for service in self._condition.services.values() if not service.broken]
-        for service in sorted(there, key=lambda each: each.name == self._condition.board.cpu):
+        for service in sorted(there, key=lambda each: each.name == self._condition.roster.cpu):
             if not (self._is_there(service, now) and self._answers(service, now)):
                 return
             if service.welcomed and service.asked_at is None and now >= service.ask_at:
@@ -186,7 +186,7 @@ class Health:
                 service.asked_at += seconds
             service.began += seconds
 
-    def _is_there(self, service: Service, now: float) -> bool:
+    def _is_there(self, service: Supervised, now: float) -> bool:
         """Whether it has come, or may still."""
         settings, waited = self._settings, now - service.began
         if self._condition.attached:
@@ -206,20 +206,20 @@ class Health:
             return False
         return True
 
-    def _answers(self, service: Service, now: float) -> bool:
+    def _answers(self, service: Supervised, now: float) -> bool:
         limit = self._settings.health_limit
         if service.asked_at is None or now - service.asked_at <= limit:
             return True
         self.hung(service, f"hangs: it owes an answer for {limit:g} s")
         return False
 
-    def _ask(self, service: Service) -> None:
+    def _ask(self, service: Supervised) -> None:
         service.asked_at = time.monotonic()
         with suppress(PeerError):  # the answer will then be missed
             service.link.ask(lifecycle_pb2.Health(), partial(self.report, service))
 
 
-def by_name(condition: Condition, machine: Machine) -> Mapping[str, bool]:
+def by_name(condition: Condition, machine: MachineDirectory) -> Mapping[str, bool]:
     """Whether each service does what it is for; those that nobody asks show it by their pulse."""
     health = {name: service.ready and service.alive for name, service in condition.services.items()}
     for name in (KEEPER, MIGRATION) if condition.attached else ():

@@ -22,14 +22,14 @@ from services.monitor.supervisor.condition import Condition
 from services.monitor.supervisor.ending import END_LIMIT, Ending
 from services.monitor.supervisor.run_state import RunState
 from services.monitor.supervisor.runs import Runs
-from services.monitor.supervisor.service import DEATHS, DEATHS_SECONDS, EXTERNAL, Service, Successor, process
+from services.monitor.supervisor.supervised import DEATHS, DEATHS_SECONDS, EXTERNAL, Successor, Supervised, process
 from services.monitor.warnings import Warnings
 from vmesh import elsewhere
 from vmesh.addresses import Addresses
 from vmesh.errors import PeerError, said
 from vmesh.log import Log
 from vmesh.loop import Loop
-from vmesh.machine import Machine
+from vmesh.machine import MachineDirectory
 from vmesh.spawn import Child, ServiceCommand, describe_exit, start_service
 from vmesh.v1 import lifecycle_pb2, memory_pb2
 from vmesh.v1.packet_pb2 import Packet
@@ -43,7 +43,7 @@ class Lives:
 
     def __init__(
         self,
-        machine: Machine,
+        machine: MachineDirectory,
         condition: Condition,
         runs: Runs,
         ending: Ending,
@@ -56,7 +56,7 @@ class Lives:
         output: Output,
         log: Log,
     ) -> None:
-        self.welcomed: Callable[[Service, Packet], None] = lambda service, packet: None
+        self.welcomed: Callable[[Supervised, Packet], None] = lambda service, packet: None
         self.noticed: Callable[[str, Packet], None] = lambda name, packet: None
         self.broke: Callable[[str, str], None] = lambda name, how: None
         self._machine, self._condition, self._keeper = machine, condition, keeper
@@ -69,7 +69,7 @@ class Lives:
         run_state.mend = self.mend
 
     @property
-    def _services(self) -> dict[str, Service]:
+    def _services(self) -> dict[str, Supervised]:
         return self._condition.services
 
     # Begin
@@ -83,7 +83,7 @@ class Lives:
         for command in commands:
             # Memory outlives the others, to remove the directory: nothing but its lifeline ends it, and it does not
             # hold the lock, since it waits for the lock to learn that the others are gone.
-            last = command.name == self._condition.board.memory
+            last = command.name == self._condition.roster.memory
             keep = [heard] if last else [self._machine.lock_fd]
             death_signal = 0 if last else signal.SIGKILL
             more = ["--monitor", str(os.getpid()), *(["--processes", str(heard)] if last else [])]
@@ -95,7 +95,7 @@ class Lives:
         self._keeper.start(lifeline)
         self._context = zmq.Context()
         for command, child in zip(commands, children, strict=True):
-            service = Service(command, child, self._link(command.name), time.monotonic())
+            service = Supervised(command, child, self._link(command.name), time.monotonic())
             self._services[command.name] = service
             self._meet(service)
         self._tell_processes()
@@ -105,7 +105,7 @@ class Lives:
         """Meet services that somebody else starts: another process, a container engine; in any order."""
         self._context = zmq.Context()
         for command in commands:
-            service = Service(command, Child(0, -1), self._link(command.name), time.monotonic(), alive=False)
+            service = Supervised(command, Child(0, -1), self._link(command.name), time.monotonic(), alive=False)
             self._services[command.name] = service
             self._meet(service)
 
@@ -126,7 +126,7 @@ class Lives:
         unasked, broke = partial(self.noticed, name), partial(self.broke, name)
         return Link(self._context, self._addresses, name, unasked, broke)
 
-    def _meet(self, service: Service) -> None:
+    def _meet(self, service: Supervised) -> None:
         """A process of a service has been started, or somebody else will: watch it, and say Hello."""
         attached = self._condition.attached
         if not attached:
@@ -150,12 +150,12 @@ class Lives:
 
     # End
 
-    def fail(self, service: Service, how: str) -> None:
+    def fail(self, service: Supervised, how: str) -> None:
         """The machine ends because of `service`."""
         service.last_error = how
         self._ending.end(1, self._described(service, how))
 
-    def ended(self, service: Service, how: str) -> None:
+    def ended(self, service: Supervised, how: str) -> None:
         """A life is over; `how`. What follows is up to what the service is, and what was asked for."""
         service.alive = False
         service.state = "dead"
@@ -180,10 +180,10 @@ class Lives:
             self.fail(service, how)
         self._maybe_all_ended()
 
-    def _drain(self, service: Service) -> None:
+    def _drain(self, service: Supervised) -> None:
         self._output.drain(service.name, service.child.output)
 
-    def _dead(self, service: Service) -> None:
+    def _dead(self, service: Supervised) -> None:
         _, status = os.waitpid(service.child.pid, 0)
         service.finished |= status == 0
         self._drain(service)
@@ -192,7 +192,7 @@ class Lives:
             os.close(fd)
         self.ended(service, service.last_error if service.state == "hung" else describe_exit(status))
 
-    def _lost(self, service: Service) -> None:
+    def _lost(self, service: Supervised) -> None:
         """The connection to a service that somebody else has started is gone, and so is the service.
 
         Without a Welcome that was no life of it: a process that is killed listens a little longer than it talks. The
@@ -204,7 +204,7 @@ class Lives:
         else:
             self._loop.call_in(f"dial {service.name}", _DIAL_SECONDS, partial(self._dial, service))
 
-    def _dial(self, service: Service) -> None:
+    def _dial(self, service: Supervised) -> None:
         """Meet whoever listens in the place of a service that somebody else starts."""
         try:
             service.link = self._link(service.name)
@@ -231,7 +231,7 @@ class Lives:
             self._ending.kill_all()
         self._loop.stop()
 
-    def _described(self, service: Service, how: str) -> str:
+    def _described(self, service: Supervised, how: str) -> str:
         """One line that says which service, how it has ended, and what it said last."""
         pid = "" if self._condition.attached else f" (pid {service.child.pid})"
         text = f"service '{service.name}'{pid} {how}"
@@ -240,7 +240,7 @@ class Lives:
 
     # A device's next life
 
-    def _restart(self, service: Service, how: str) -> None:
+    def _restart(self, service: Supervised, how: str) -> None:
         """Start the next life of a device, unless it dies again and again."""
         service.died()
         last = self._output.last_line(service.name)
@@ -255,7 +255,7 @@ class Lives:
         service.last_error = told
         self._start_life(service, how)
 
-    def _break(self, service: Service, how: str) -> None:
+    def _break(self, service: Supervised, how: str) -> None:
         """A device does not come back: the machine stops, as QEMU does with werror=stop, until somebody lets it go on,
         which starts the device's next life, or puts another program in its place."""
         if self._condition.starting or self._condition.ending:
@@ -279,7 +279,7 @@ class Lives:
         if broken:
             yield [Request(service.name, lifecycle_pb2.Health()) for service in broken]
 
-    def _start_life(self, service: Service, how: str) -> None:
+    def _start_life(self, service: Supervised, how: str) -> None:
         """Start the process of the next epoch; `how` the former one ended."""
         service.state, service.welcomed, service.asked_at = "restarting", False, None
         service.finished = False  # what a life before has left in order, as it went by itself, is not the machine's end
@@ -303,12 +303,12 @@ class Lives:
         # Memory hears first which life it is: what the former one has called itself is not to be believed.
         expected = memory_pb2.ExpectLife(name=service.name, epoch=service.epoch)
         try:
-            memory = self._services[self._condition.board.memory]
+            memory = self._services[self._condition.roster.memory]
             memory.link.ask(expected, lambda packet: self._spawn(service))
         except PeerError as error:
             self._spawned(service, None, str(error))
 
-    def _spawn(self, service: Service) -> None:
+    def _spawn(self, service: Supervised) -> None:
         assert self._keeper is not None
         if self._condition.ending and not self._ending.is_there(service):
             return  # the keeper may have ended
@@ -317,11 +317,11 @@ class Lives:
             more.append("--away")
         self._keeper.spawn(service.command, more, partial(self._spawned, service))
 
-    def not_spawned(self, service: Service, why: str) -> None:
+    def not_spawned(self, service: Supervised, why: str) -> None:
         """Its process has not come."""
         self._spawned(service, None, why)
 
-    def _spawned(self, service: Service, child: Child | None, failure: str) -> None:
+    def _spawned(self, service: Supervised, child: Child | None, failure: str) -> None:
         if child is None and (service.on_trial or service.leaving):
             service.state = "dead"
             self._remove(service) if service.leaving else self._failed_trial(service, failure)
@@ -360,7 +360,7 @@ class Lives:
         os.close(child.output)
         self._loop.watch(child.pidfd, read=ended)
 
-    def back(self, service: Service) -> None:
+    def back(self, service: Supervised) -> None:
         """The next life is ready."""
         took = f"{(time.monotonic() - service.began) * 1e3:.0f}"
         self._log.info("restarted", service=service.name, pid=service.child.pid, epoch=service.epoch, ms=took)
@@ -407,12 +407,12 @@ class Lives:
         service.on_trial = False
         service.deaths.clear()  # they were another program's
 
-    def give_up(self, service: Service, how: str) -> None:
+    def give_up(self, service: Supervised, how: str) -> None:
         """End a process on trial; `how` it has failed."""
         service.state, service.last_error = "hung", how
         service.kill()
 
-    def _succeed(self, service: Service) -> None:
+    def _succeed(self, service: Supervised) -> None:
         assert service.successor is not None
         try:
             service.successor.prepare()
@@ -424,7 +424,7 @@ class Lives:
         self._output.forget(service.name)
         self._start_life(service, "was replaced")
 
-    def _failed_trial(self, service: Service, how: str) -> None:
+    def _failed_trial(self, service: Supervised, how: str) -> None:
         """It has ended, or was never there."""
         service.state, service.last_error = "dead", how
         self._runs.is_gone(service, ": ".join(filter(None, (how, self._output.last_line(service.name)))))
@@ -433,19 +433,19 @@ class Lives:
 
     def add(self, command: ServiceCommand) -> None:
         """Start a device more, on trial: until `accept`, its end fails what it was asked."""
-        service = Service(command, Child(-1, -1), self._link(command.name), time.monotonic(), epoch=0)
+        service = Supervised(command, Child(-1, -1), self._link(command.name), time.monotonic(), epoch=0)
         service.on_trial, service.alive = True, False
         self._services[command.name] = service
-        board = self._condition.board
-        self._condition.board = replace(board, devices=(*board.devices, command.name))
+        roster = self._condition.roster
+        self._condition.roster = replace(roster, devices=(*roster.devices, command.name))
         self._output.forget(command.name)
         self._start_life(service, "is new")
 
     def remove(self, name: str) -> None:
         """Take a device out of the machine. It ends when it has brought out what the guest has written."""
         service = self._services[name]
-        board = self._condition.board
-        self._condition.board = replace(board, devices=tuple(each for each in board.devices if each != name))
+        roster = self._condition.roster
+        self._condition.roster = replace(roster, devices=tuple(each for each in roster.devices if each != name))
         service.leaving = True
         if service.state == "dead":
             self._remove(service)
@@ -459,7 +459,7 @@ class Lives:
             service.kill()
         self._loop.call_in(f"leaving {name}", END_LIMIT, lambda: service.kill() if service.alive else None)
 
-    def _remove(self, service: Service) -> None:
+    def _remove(self, service: Supervised) -> None:
         """It has ended: forget it, and what it has left in the machine directory."""
         name = service.name
         self._loop.cancel(f"leaving {name}")

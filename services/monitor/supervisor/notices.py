@@ -48,7 +48,7 @@ class Notices:
                 self._lives.give_up(service, one_line(notice.fault.reason or notice.text))
             return
         match notice.WhichOneof("event"):
-            case "hart_stop" if name == self._condition.board.cpu:
+            case "hart_stop" if name == self._condition.roster.cpu:
                 self.hart_stopped(notice.hart_stop)
             case "disk_error":
                 self._disk_error(name, notice.disk_error)

@@ -44,7 +44,7 @@ class RunState:
     def observe(self) -> None:
         """The services have said how they are."""
         condition = self._condition
-        cpu = condition.board.cpu
+        cpu = condition.roster.cpu
         paused = bool(cpu) and condition.services[cpu].state == "paused"
         former = condition.state
         condition.state = gateway_pb2.MACHINE_PAUSED if paused else gateway_pb2.MACHINE_RUNNING
@@ -63,7 +63,7 @@ class RunState:
         if condition.broken or (condition.lost and condition.paused):
             yield []
         else:
-            yield from (operations.stop if condition.paused else operations.pause)(condition.board)
+            yield from (operations.stop if condition.paused else operations.pause)(condition.roster)
 
     def resume(self) -> Operation:
         """Unless something has the machine. Broken devices are mended before."""
@@ -74,7 +74,7 @@ class RunState:
         if condition.powered_off:
             raise RequestError("Resetting the Virtual Machine is required", callers_fault=True)
         yield from self.mend()
-        yield from operations.resume(condition.board)
+        yield from operations.resume(condition.roster)
         self.mended()
         condition.custody.resumed()
 
@@ -85,7 +85,7 @@ class RunState:
         """
         condition = self._condition
         condition.check(Act.RESET)
-        yield from operations.reset(condition.board, stay_paused=condition.paused and not run)
+        yield from operations.reset(condition.roster, stay_paused=condition.paused and not run)
         condition.powered_off = condition.reset_due = condition.reset_to_run = False
         condition.stop = None
         condition.custody.was_reset()
@@ -94,12 +94,12 @@ class RunState:
     def write_memory(self, request: cpu_pb2.WriteMemory) -> Operation:
         """As operations.write_memory."""
         self._condition.check(Act.WRITE)
-        yield from operations.write_memory(self._condition.board, request)
+        yield from operations.write_memory(self._condition.roster, request)
 
     def write_registers(self, request: cpu_pb2.WriteRegisters) -> Operation:
         """As operations.write_registers; a machine that is paused stays so."""
         self._condition.check(Act.WRITE)
-        yield from operations.write_registers(self._condition.board, request, stay_paused=self._condition.paused)
+        yield from operations.write_registers(self._condition.roster, request, stay_paused=self._condition.paused)
 
     # What the guest does
 
@@ -134,7 +134,7 @@ class RunState:
             yield from self.reset(reason="guest-reset", run=condition.reset_to_run)
         elif not condition.paused:
             condition.reset_to_run = True
-            yield from operations.pause(condition.board)
+            yield from operations.pause(condition.roster)
 
     def _reset_done(self, future: Future[None]) -> None:
         if isinstance(error := future.exception(), RequestError):
@@ -177,7 +177,7 @@ class RunState:
         self._runs.submit(self._halt(), exclusive=True, mends=True)
 
     def _halt(self) -> Operation:
-        yield from operations.halt(self._condition.board, {service.name for service in self._condition.broken})
+        yield from operations.halt(self._condition.roster, {service.name for service in self._condition.broken})
 
     def mended(self) -> None:
         """What the machine was stopped for is no more, if it is."""

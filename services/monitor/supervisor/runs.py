@@ -17,7 +17,7 @@ from services.monitor.link import Link
 from services.monitor.operations import Operation, Request, RequestError, StateError
 from services.monitor.output import Output, one_line
 from services.monitor.supervisor.condition import Condition
-from services.monitor.supervisor.service import Service
+from services.monitor.supervisor.supervised import Supervised
 from vmesh.errors import HostLimit, from_message, said
 from vmesh.log import Log
 from vmesh.loop import Inbox, Loop
@@ -52,7 +52,7 @@ class Runs:
 
     def __init__(self, condition: Condition, loop: Loop, limit: float, output: Output, log: Log) -> None:
         self.finished: Callable[[], None] = lambda: None
-        self.reported: Callable[[Service, Packet], None] = lambda service, packet: None
+        self.reported: Callable[[Supervised, Packet], None] = lambda service, packet: None
         self._condition = condition
         self._limit = limit
         self._output, self._log = output, log
@@ -124,7 +124,7 @@ class Runs:
             self._runs.append(run)
             self._advance(run, None)
 
-    def is_back(self, service: Service) -> None:
+    def is_back(self, service: Supervised) -> None:
         """Its next life is ready: what its former one was asked and had not answered is asked again."""
         for run in list(self._runs):
             for place, (link, _) in list(run.open.items()):
@@ -135,7 +135,7 @@ class Runs:
                         break
         self.next()
 
-    def is_gone(self, service: Service, why: str) -> None:
+    def is_gone(self, service: Supervised, why: str) -> None:
         """It has no next life: what waits for it has failed."""
         for run in [run for run in self._runs if _waits_for(run, service)]:
             self._advance(run, RequestError(why))
@@ -252,5 +252,5 @@ class Runs:
         self.next()
 
 
-def _waits_for(run: _Run, service: Service) -> bool:
+def _waits_for(run: _Run, service: Supervised) -> bool:
     return any(run.requests[place].service == service.name for place in run.open)

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from services.monitor.events import EventHub
 from services.monitor.keeper import Keeper
-from services.monitor.operations import Board
+from services.monitor.operations import Roster
 from services.monitor.output import Output, one_line
 from services.monitor.supervisor import health
 from services.monitor.supervisor.condition import NAMES, Condition
@@ -19,14 +19,14 @@ from services.monitor.supervisor.lives import Lives
 from services.monitor.supervisor.notices import Notices
 from services.monitor.supervisor.run_state import RunState
 from services.monitor.supervisor.runs import Runs
-from services.monitor.supervisor.service import Service
 from services.monitor.supervisor.settings import Settings
+from services.monitor.supervisor.supervised import Supervised
 from services.monitor.warnings import Warnings
 from vmesh.addresses import Addresses
 from vmesh.errors import said
 from vmesh.log import Log
 from vmesh.loop import Loop
-from vmesh.machine import RECORD, Machine, MachineRecord, ServiceRecord
+from vmesh.machine import RECORD, MachineDirectory, MachineRecord, ServiceRecord
 from vmesh.spawn import ServiceCommand
 from vmesh.stdio import Stderr
 from vmesh.v1 import gateway_pb2
@@ -46,7 +46,7 @@ class Supervisor:
 
     def __init__(
         self,
-        machine: Machine,
+        machine: MachineDirectory,
         commands: Sequence[ServiceCommand],
         settings: Settings,
         keeper: Keeper | None,
@@ -90,11 +90,11 @@ class Supervisor:
         self._ending.begun = work
 
     @property
-    def board(self) -> Board:
-        return self.condition.board
+    def roster(self) -> Roster:
+        return self.condition.roster
 
     @property
-    def services(self) -> dict[str, Service]:
+    def services(self) -> dict[str, Supervised]:
         return self.condition.services
 
     @property
@@ -245,7 +245,7 @@ class Supervisor:
         self.tell_health(health.by_name(self.condition, self.machine))
 
 
-def _board(commands: Sequence[ServiceCommand]) -> Board:
+def _board(commands: Sequence[ServiceCommand]) -> Roster:
     kinds = {command.kind: command.name for command in commands}
     devices = tuple(command.name for command in commands if command.kind not in ("memory", "cpu", "cache"))
-    return Board(kinds["memory"], kinds.get("cpu", ""), devices, kinds.get("cache", ""))
+    return Roster(kinds["memory"], kinds.get("cpu", ""), devices, kinds.get("cache", ""))

@@ -95,7 +95,7 @@ def _blockdev_add(control: Control, arguments: Json) -> object:
     name, driver = str(arguments.get("node-name", "")), str(arguments["driver"])
     if not name:
         raise QmpError("'node-name' must be specified for the root node")
-    if name in control.drives or name in control.board.devices:
+    if name in control.drives or name in control.roster.devices:
         raise QmpError(f"Duplicate nodes with node-name='{name[:80]}'")
     protocol = arguments.get("file")
     file = protocol["filename"] if isinstance(protocol, dict) else arguments["filename"]

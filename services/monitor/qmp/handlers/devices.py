@@ -14,7 +14,7 @@ from services.monitor.control import Control, Parts, Work
 from services.monitor.qmp.check import Json
 from services.monitor.qmp.errors import DeviceNotFound, QmpError
 from services.monitor.qmp.handlers.registry import handles
-from services.monitor.supervisor.service import Service
+from services.monitor.supervisor.supervised import Supervised
 from vmesh import properties
 from vmesh.qdev import external, net, virtio
 from vmesh.v1 import gateway_pb2
@@ -52,7 +52,7 @@ def _add(control: Control, request: gateway_pb2.AddDeviceRequest) -> Parts:
 @handles("device_del")
 def _device_del(control: Control, arguments: Json) -> object:
     name = str(arguments["id"]).removeprefix(_PERIPHERAL)
-    if name not in control.board.devices:
+    if name not in control.roster.devices:
         raise DeviceNotFound(f"Device '{name[:80]}' not found")
     return Work(_remove(control, name), exclusive=True)
 
@@ -131,7 +131,7 @@ def tree(control: Control) -> Object:
         for service in control.devices()
     }
     harts = {f"harts[{hart}]": _object("rv64-riscv-cpu", {"hartid": hart}) for hart in range(control.harts)}
-    ram = int(control.options(control.board.memory).get("ram", "0"))
+    ram = int(control.options(control.roster.memory).get("ram", "0"))
     parts = {
         "ram": _object("memory-region", {"size": ram}),
         "soc0": _object("riscv.hart_array", {"num-harts": control.harts, **harts}),
@@ -140,7 +140,7 @@ def tree(control: Control) -> Object:
     return _object("container", {"machine": _object("virt-machine", parts)})
 
 
-def _properties(control: Control, service: Service) -> Mapping[str, object]:
+def _properties(control: Control, service: Supervised) -> Mapping[str, object]:
     shown = {name: value for name, value in control.options(service.command.name).items() if name not in _HIDDEN}
     state = {"realized": service.ready, "epoch": service.epoch, "pid": service.child.pid, "state": service.state}
     return {"type": service.command.kind, **shown, **state}

@@ -23,9 +23,9 @@ def _query_name(control: Control, arguments: Json) -> object:
 
 @handles("query-cpus-fast")
 def _query_cpus_fast(control: Control, arguments: Json) -> object:
-    if not control.board.cpu:
+    if not control.roster.cpu:
         return []
-    pid = control.supervisor.services[control.board.cpu].child.pid
+    pid = control.supervisor.services[control.roster.cpu].child.pid
     return [
         {
             "cpu-index": hart,
@@ -56,7 +56,7 @@ def _query_machines(control: Control, arguments: Json) -> object:
 
 @handles("query-memory-size-summary")
 def _query_memory_size_summary(control: Control, arguments: Json) -> object:
-    return {"base-memory": int(control.options(control.board.memory).get("ram", "0")), "plugged-memory": 0}
+    return {"base-memory": int(control.options(control.roster.memory).get("ram", "0")), "plugged-memory": 0}
 
 
 @handles("query-chardev")

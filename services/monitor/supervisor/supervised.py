@@ -27,7 +27,7 @@ class Successor:
 
 
 @dataclass(slots=True, eq=False)
-class Service:
+class Supervised:
     """A service and what is known of it."""
 
     command: ServiceCommand
