@@ -70,6 +70,9 @@ def describe(update: bus_pb2.DeviceUpdate, regions: Sequence[bus_pb2.Region]) ->
         name = register_name(regions, shadow.region, shadow.offset)
         sign = " withdrawn" if shadow.withdrawn else f"{'|=' if shadow.raised else '='}{shadow.value:#x}"
         parts.append(name + sign)
+    for place in update.places:
+        parts.append(f"region {place.region} {'nowhere' if place.absent else f'at {place.base:#x}'}")
+    parts += [f"message {message.data:#x} to {message.address:#x}" for message in update.messages]
     return ", ".join(parts)
 
 

@@ -30,7 +30,7 @@ from vmesh.v1.common_pb2 import Hello, Refused, Role, Welcome
 from vmesh.v1.packet_pb2 import Packet
 
 MAJOR = 1
-MINOR = 0
+MINOR = 1
 MAX_PACKET_BYTES = 16 << 20
 MAX_STATE_BYTES = MAX_PACKET_BYTES - (64 << 10)  # of one service, which travels in a packet with what is around it
 MAX_DEVICE_BYTES = 1 << 20  # from a device to a hart or the irqchip: longer, and the connection is cut unread

@@ -11,6 +11,7 @@ from vmesh.privileges import REACH
 
 from .isa.riscv.features import FEATURES
 from .service import Cpu, Settings
+from .spaces import NAMES, Spaces
 from .vacant import TRANSPORT
 
 MOST_HARTS = 512
@@ -34,6 +35,15 @@ def _harts(text: str) -> int:
 
 def _transports(text: str) -> tuple[range, ...]:
     return tuple(range(base, base + TRANSPORT) for base in map(service.number, text.split(",")))
+
+
+def _window(text: str) -> tuple[int, range]:
+    name, _, place = text.partition("=")
+    base, _, size = place.partition(":")
+    if name not in NAMES or not size:
+        raise argparse.ArgumentTypeError(f"'{text}': expected SPACE=BASE:SIZE, SPACE one of {', '.join(NAMES)}")
+    start = service.number(base)
+    return NAMES[name], range(start, start + service.number(size))
 
 
 def _seconds(text: str) -> float:
@@ -70,6 +80,14 @@ def main(argv: Sequence[str]) -> int:
         help="virtio-mmio transports, of 4 KiB each: those without a device answer that they have none",
     )
     parser.add_argument(
+        "--window",
+        type=_window,
+        action="append",
+        default=[],
+        metavar="SPACE=BASE:SIZE",
+        help="addresses behind which another space is: io or pci-config; once for each",
+    )
+    parser.add_argument(
         "--memory", default="memory", metavar="NAME", help="what has RAM on this host (default: %(default)s)"
     )
     parser.add_argument("--paused", action="store_true", help="wait for the monitor to resume (-S)")
@@ -102,6 +120,7 @@ def main(argv: Sequence[str]) -> int:
         perf_map=options.perf_map,
         bus_limit=options.bus_limit,
         memory=options.memory,
+        spaces=Spaces(dict(options.window)),
         transports=options.transports,
     )
     scheduling.short_slices()

@@ -21,6 +21,8 @@ from vmesh.v1 import bus_pb2 as messages
 from vmesh.v1 import common_pb2 as common
 from vmesh.v1.packet_pb2 import Packet
 
+from .spaces import Spaces
+
 #: Larger regions are reached by round trips only.
 LARGEST_TABLE = 1 << 20
 LARGEST_WINDOW = 1 << 16
@@ -34,6 +36,7 @@ GREETING_LIMIT = 30.0
 #: costs, in values that it may have.
 FLOOD_VALUES, FLOOD_SECONDS, _PACKET_VALUES = 8000, 0.1, 4
 _AT_ONCE = 64
+NO_WINDOWS = Spaces()
 REDIAL_SECONDS = 0.01  # between the loss of a connection and the next: for who accepts and hangs up
 
 
@@ -97,9 +100,13 @@ class RegisterTable:
 
 
 class Lines(Protocol):
-    """Where devices drive their lines and latches (`harts.Harts`)."""
+    """Where devices drive their lines and latches, send messages, and move (`harts.Harts`)."""
 
     def set_level(self, source: int, level: bool) -> None: ...
+
+    def take_message(self, address: int, data: int) -> bool: ...
+
+    def move_region(self, device: int, index: int, base: int | None) -> None: ...
 
     def add_latch(self, device: int, index: int, offset: int, source: int, clears: tuple[int, int]) -> int: ...
 
@@ -122,7 +129,12 @@ class BusDevice:
     """
 
     def __init__(
-        self, number: int, description: messages.Description, irqchip: Lines, tables: list[RegisterTable]
+        self,
+        number: int,
+        description: messages.Description,
+        irqchip: Lines,
+        tables: list[RegisterTable],
+        spaces: Spaces = NO_WINDOWS,
     ) -> None:
         """Raises BadRequest for registers that cannot be."""
         self.number = number
@@ -132,8 +144,9 @@ class BusDevice:
         self.last_update = 0
         self.epoch = description.epoch
         self.seen: Callable[[BusDevice, messages.DeviceUpdate], None] | None = None  # gets each update that is taken
-        self._irqchip = irqchip
-        self._seen: dict[tuple[int, ...], int] = {}
+        self.complain: Callable[[str, str], None] = lambda what, text: None
+        self._irqchip, self._spaces = irqchip, spaces
+        self._seen: dict[tuple[int | str, ...], int] = {}
         rows = _latches(description)
         self.latches = [
             irqchip.add_latch(number, row.region, row.offset, description.lines[row.line].irq, row.clears)
@@ -166,12 +179,29 @@ class BusDevice:
                 elif self._is_shadow(shadow) and self._newer((shadow.region, shadow.offset), sequence):
                     value = None if shadow.withdrawn else shadow.value
                     self.tables[shadow.region].set(shadow.offset, shadow.size, value)
+            for place in update.places:
+                if self._newer(("place", place.region), sequence):
+                    self._move(place)
             for line in update.lines:
                 if line.line in self._latch_lines:
                     continue
                 if line.line < len(self.description.lines) and self._newer((line.line,), sequence):
                     self._irqchip.set_level(self.description.lines[line.line].irq, line.level)
+            for message in update.messages:
+                if not self._irqchip.take_message(message.address, message.data):
+                    self.complain("a message to no interrupt controller", f"to {message.address:#x}")
             self.last_update = max(self.last_update, sequence)
+
+    def _move(self, place: messages.RegionPlace) -> None:
+        regions = self.description.regions
+        region = regions[place.region] if place.region < len(regions) else messages.Region()
+        end = region.aperture_base + region.aperture_size
+        inside = region.aperture_base <= place.base and place.base + region.size <= end and place.base % 4 == 0
+        if not region.aperture_size or not (place.absent or inside):
+            self.complain(limits.BROKEN, f"region {place.region} cannot be at {place.base:#x}")
+            return
+        base = None if place.absent else self._spaces.address(region, place.base)
+        self._irqchip.move_region(self.number, place.region, base)
 
     def _is_latch(self, shadow: messages.ShadowValue) -> bool:
         return (shadow.region, shadow.offset) in self._latch_at
@@ -191,7 +221,7 @@ class BusDevice:
             for table in self.tables:
                 table.withdraw()
 
-    def _newer(self, key: tuple[int, ...], sequence: int) -> bool:
+    def _newer(self, key: tuple[int | str, ...], sequence: int) -> bool:
         if self._seen.get(key, 0) > sequence:
             return False
         self._seen[key] = sequence
@@ -660,7 +690,7 @@ class Irqchip:
         self._taken += _PACKET_VALUES
         if kind == "device_update":
             update = packet.device_update
-            self._taken += len(update.shadows) + len(update.lines)
+            self._taken += len(update.shadows) + len(update.lines) + len(update.places) + len(update.messages)
             if update.epoch > self._device.epoch:  # before the Welcome of that life, which comes by the same pipe
                 self._complain(limits.BROKEN, f"an update of epoch {update.epoch}; its own is {self._device.epoch}")
             else:

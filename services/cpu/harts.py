@@ -45,6 +45,7 @@ _FUTEX = {"x86_64": 202}
 #: Code pages that a hart keeps decoded (64 KiB of address space each, touched as used).
 CODE_PAGES = 4096
 NEVER = (1 << 64) - 1
+_ABSENT = 1 << 63  # the base of a region that is nowhere: no access is above it, and none reaches around
 MISA_MXL64 = 2 << 62
 
 
@@ -125,6 +126,7 @@ class Harts:
         self._code_written = function("code_written", 3, result=False)
         self._debug_changed = function("debug_changed", 1, result=False)
         self._read_csr = function("read_csr", 2)
+        self._take_message = function("take_message", 3)
         self._write_csr = function("write_csr", 3, result=False)
         self._executed = function("executed", 3, result=False)
         self._shoot_down = function("shoot_down", 1)
@@ -185,8 +187,9 @@ class Harts:
         """A hart as these are that never runs, to see what its CSRs make of values."""
         return SpareHart(self)
 
-    def add_region(self, base: int, size: int, device: int, index: int, kinds: int = 0, shadow: int = 0) -> None:
-        """A range of guest physical addresses that device number ``device`` answers as its region ``index``.
+    def add_region(self, base: int | None, size: int, device: int, index: int, kinds: int = 0, shadow: int = 0) -> None:
+        """A range of guest physical addresses that device number ``device`` answers as its region ``index``; without
+        ``base`` it is nowhere yet.
 
         ``kinds`` and ``shadow`` are host addresses of ``size`` bytes each (see ``state.Region``), or 0 for all
         synchronous.
@@ -198,7 +201,8 @@ class Harts:
             raise ValueError(f"expected at most {REGIONS} device regions")
         region = machine.regions[place]
         ctypes.memset(ctypes.addressof(region), 0, ctypes.sizeof(region))
-        region.base, region.size, region.device, region.index = base, size, device, index
+        region.base = _ABSENT if base is None else base
+        region.size, region.device, region.index = size, device, index
         region.kinds, region.shadow = kinds, shadow
         machine.region_count = max(machine.region_count, place + 1)
 
@@ -213,6 +217,10 @@ class Harts:
                 self.latch_set(number, NEVER, 0)
                 ctypes.memset(ctypes.addressof(machine.latches[number]), 0, ctypes.sizeof(machine.latches[number]))
             region.size = region.latch_count = 0
+
+    def move_region(self, device: int, index: int, base: int | None) -> None:
+        """A device's region is at ``base`` from now on, or nowhere, for every hart, while they run: one store."""
+        self._region(device, index).base = _ABSENT if base is None else base
 
     def add_doorbell(self, device: int, index: int, offset: int, size: int, file: int) -> None:
         """Writes of small values to that register of a device's region ring ``file``."""
@@ -398,6 +406,10 @@ class Harts:
     def set_level(self, source: int, level: bool) -> None:
         """Drives a line of the PLIC."""
         self._set_level(self.machine_address, source, int(level))
+
+    def take_message(self, address: int, data: int) -> bool:
+        """An interrupt that is a message: a store of 32 bits. Whether an interrupt controller takes it there."""
+        return bool(self._take_message(self.machine_address, address, data))
 
     def latch_set(self, latch: int, sequence: int, value: int) -> None:
         """Update ``sequence`` of the device says all of a latch."""

@@ -24,7 +24,7 @@ from vmesh.v1.packet_pb2 import Packet
 from vmesh.wire import Client
 
 from . import inspection, state, vacant
-from .bus import FLOOD_SECONDS, GREETING_LIMIT, BusDevice, Counters, Irqchip, Link, RegisterTable
+from .bus import FLOOD_SECONDS, GREETING_LIMIT, NO_WINDOWS, BusDevice, Counters, Irqchip, Link, RegisterTable
 from .clock import CpuClock
 from .core import load_core
 from .debugger import Debugger
@@ -35,6 +35,7 @@ from .perf_map import PerfMap
 from .region_store import RegionStore, store_path
 from .regions import Regions, Translation
 from .registers import Registers, registers
+from .spaces import Spaces
 from .trace import Tracer
 from .translator_process import TranslatorProcess
 
@@ -70,6 +71,7 @@ class Settings:
     perf_map: bool = False
     bus_limit: float = 20.0  # seconds
     memory: str = "memory"  # the service that has RAM on this host
+    spaces: Spaces = NO_WINDOWS
     transports: tuple[range, ...] = ()  # addresses of the virtio-mmio transports: who has no device answers that
 
 
@@ -82,7 +84,7 @@ class Cpu(Service):
     def __init__(self, runtime: Runtime, settings: Settings) -> None:
         self._runtime = runtime
         runtime.outlive_loss()
-        self._plan = settings
+        self._settings = settings
         self.begins_paused = settings.paused
         self._gate = Gate(settings.harts, closed=settings.paused)
         self._core = load_core()
@@ -106,23 +108,23 @@ class Cpu(Service):
 
     def start(self) -> None:
         sys.setswitchinterval(SWITCH_INTERVAL)
-        if self._plan.hot_samples:
-            store = RegionStore(store_path() if self._plan.cache else None)
-            self._translator = TranslatorProcess(
-                self._plan.features, self._regions_add, self._plan.cache, partial(self._call, self._start_translator)
-            )
+        if self._settings.hot_samples:
+            store = RegionStore(store_path() if self._settings.cache else None)
+            features, cache = self._settings.features, self._settings.cache
+            start = partial(self._call, self._start_translator)
+            self._translator = TranslatorProcess(features, self._regions_add, cache, start)
             if not len(store):  # else most of what will be hot has been translated
                 self._translator.start()
-        memory = self._runtime.dial(self._plan.memory, common_pb2.ROLE_CPU)
+        memory = self._runtime.dial(self._settings.memory, common_pb2.ROLE_CPU)
         memory.greet(GREETING_LIMIT)
         # The devices may be long in coming: the monitor decides how long the machine waits for them.
         answer = memory.request(memory_pb2.MapRequest(), math.inf)
         if not isinstance(answer, memory_pb2.AddressMap):
             raise wire.mismatch(memory.address, "AddressMap", answer)
         segments = [self._map(each) for each in answer.segments]
-        self._harts = Harts(self._core, self._plan.harts, set(self._plan.features), segments)
-        self._harts.add_irqchip(self._plan.aclint, self._plan.plic)
-        self._harts.reset(self._plan.reset_pc)
+        self._harts = Harts(self._core, self._settings.harts, set(self._settings.features), segments)
+        self._harts.add_irqchip(self._settings.aclint, self._settings.plic)
+        self._harts.reset(self._settings.reset_pc)
         self._clock.drive(self._harts.machine)
         self._clock.changed = self._tell_time
         self._debugger, self._registers = Debugger(self._harts), Registers(self._harts)
@@ -130,12 +132,12 @@ class Cpu(Service):
         if self._perf_map is not None:
             self._perf_map.core(self._harts.blob.base, len(self._core.image), self._core.symbols)
         if self._translator is not None:
-            self._regions = Regions(self._harts, self._translator, store, self._plan.hot_samples, self._perf_map)
+            self._regions = Regions(self._harts, self._translator, store, self._settings.hot_samples, self._perf_map)
         self._listener = Listener(self._harts, self._runtime.machine.path, partial(self._call, self._complain_of_flood))
         for description in answer.devices:
             self._add_device(description)
         self._listener.start()
-        for number in range(self._plan.harts):
+        for number in range(self._settings.harts):
             thread = HartThread(
                 self._harts,
                 number,
@@ -375,7 +377,7 @@ class Cpu(Service):
     def reset(self) -> None:
         if self._clock.passes:
             raise errors.BadRequest("Reset of a running cpu", expected="Pause before it")
-        self._harts.reset(self._plan.reset_pc)
+        self._harts.reset(self._settings.reset_pc)
         self._debugger.forget()
         self._clock.restart()
 
@@ -409,7 +411,7 @@ class Cpu(Service):
             thread.wake()
 
     def _dial_memory(self, hart: int, wake: int) -> wire.Peer:
-        return self._runtime.dial(self._plan.memory, common_pb2.ROLE_CPU, hart=hart, wake=wake)
+        return self._runtime.dial(self._settings.memory, common_pb2.ROLE_CPU, hart=hart, wake=wake)
 
     def trace(self, on: bool) -> None:
         self._tracer.switch(self._devices.values(), on)
@@ -455,9 +457,11 @@ class Cpu(Service):
         except errors.ConfigError as error:  # somebody else has said where it is
             raise errors.BadRequest(f"device {description.name}: {error}") from error
         try:
+            spaces = self._settings.spaces
             for index, (region, table) in enumerate(zip(description.regions, tables, strict=True)):
-                self._harts.add_region(region.base, region.size, number, index, table.kinds, table.values)
-            device = BusDevice(number, description, self._harts, tables)
+                base = None if region.absent else spaces.address(region, region.base)
+                self._harts.add_region(base, region.size, number, index, table.kinds, table.values)
+            device = BusDevice(number, description, self._harts, tables, spaces)
         except ValueError as error:
             peer.abandon()
             self._harts.remove_device(number)
@@ -473,6 +477,7 @@ class Cpu(Service):
             self._listener.add(device)
         if peer.remote:
             self._runtime.loop.call_in("elsewhere", ELSEWHERE_SECONDS, self._look_elsewhere)
+        device.complain = partial(self._call, self._complain, device.name)
         complain = partial(self._complain, device.name)
         revived = partial(self._revived, device)
         self._irqchip[number] = Irqchip(peer, device, self._clock, self._runtime.loop, revived, complain)
@@ -538,7 +543,7 @@ class Cpu(Service):
             heed_loss=True,
         )
         complain = partial(self._call, self._complain, target.name)
-        gate, limit = self._gate, self._plan.bus_limit
+        gate, limit = self._gate, self._settings.bus_limit
         return Link(
             connection, target, counters, gate.ending, limit, complain, lambda: gate.halts, lambda: gate.settling
         )
@@ -548,7 +553,7 @@ class Cpu(Service):
 
     def _unmapped(self, address: int, size: int, pc: int, write: bool) -> int | None:
         """What an access to no memory and no device reads, or None for an access fault. From a hart's thread."""
-        if (value := vacant.read(self._plan.transports, address, size)) is None:
+        if (value := vacant.read(self._settings.transports, address, size)) is None:
             self._call(self._log_fault, address, size, pc, write)
         return value
 

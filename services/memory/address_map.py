@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from services.memory.layout import ADDRESS_LIMIT, Place, Range, check_disjoint
 from vmesh import doorbell, errors
 from vmesh.limits import MOST_LIVES
-from vmesh.v1.bus_pb2 import READ_SHADOW, Description, Region
+from vmesh.v1.bus_pb2 import READ_SHADOW, SPACE_IO, SPACE_MEMORY, SPACE_PCI_CONFIG, Description, Region
 from vmesh.wire import is_tcp
 
 # Beyond what the fields themselves have as limits (bus.proto), over all of a device's regions.
 _MAX_REGISTERS = 65536
 _MAX_SHADOWS = 4096
+_FARTHEST = 1 << 62  # the first address where no region that moves can be
+#: The first address that a space has not.
+_LIMITS = {SPACE_MEMORY: ADDRESS_LIMIT, SPACE_IO: 1 << 16, SPACE_PCI_CONFIG: 1 << 28}
 
 
 class AddressMap:
@@ -49,11 +52,7 @@ class AddressMap:
         if former is not None:
             _check_successor(former, device)
         others = [other for other in self.devices.values() if other.name != device.name]
-        taken = [*self._fixed, *(_range(other, region) for other in others for region in other.regions)]
-        for region in device.regions:
-            added = _range(device, region)
-            check_disjoint(added, taken)
-            taken.append(added)
+        self._check_room(device, others)
         irqs = {line.irq: f"{other.name} {line.name}" for other in others for line in other.lines}
         for line in device.lines:
             if line.irq in irqs:
@@ -64,6 +63,21 @@ class AddressMap:
         self.devices[device.name] = kept
         self._due.pop(device.name, None)
 
+    def _check_room(self, device: Description, others: Sequence[Description]) -> None:
+        """Raises Overlap. Regions that move may lie over each other, as BARs do while a guest places them, but over
+        nothing else."""
+        there = [(other, region) for other in others for region in other.regions]
+        for region in device.regions:
+            room = _room(device, region)
+            taken = list(self._fixed) if region.space == SPACE_MEMORY else []
+            taken += [
+                _room(other, each)
+                for other, each in there
+                if each.space == region.space and not (_moves(each) and _moves(region))
+            ]
+            check_disjoint(room, taken)
+            there.append((device, region))
+
     def expect(self, name: str, epoch: int) -> None:
         """Which life of a device comes next, says who starts it: an earlier one may have given itself any number."""
         self._due[name] = epoch
@@ -73,8 +87,16 @@ class AddressMap:
         self._due.pop(name, None)
 
 
-def _range(device: Description, region: Region) -> Range:
-    return Range(f"{device.name} {region.name}", region.base, region.size)
+def _moves(region: Region) -> bool:
+    return region.aperture_size > 0
+
+
+def _room(device: Description, region: Region) -> Range:
+    """Where the region may ever be."""
+    name = f"{device.name} {region.name}"
+    if _moves(region):
+        return Range(name, region.aperture_base, region.aperture_size)
+    return Range(name, region.base, region.size)
 
 
 def _check_successor(former: Description, device: Description) -> None:
@@ -105,8 +127,17 @@ def _check(device: Description) -> None:
 
 def _check_region(device: Description, region: Region) -> None:
     name = f"region {region.name}"
-    placed = region.size > 0 and region.base % 4 == 0 and region.base + region.size <= ADDRESS_LIMIT
+    limit = _LIMITS.get(region.space, 0)
+    _need(device, bool(limit), name, f"a space, 0 to {max(_LIMITS)}", str(region.space))
+    placed = region.size > 0 and region.base % 4 == 0 and region.base + region.size <= limit
     _need(device, placed, name, "a size, and a base that is a multiple of 4", f"{region.base:#x}+{region.size:#x}")
+    if _moves(region):
+        room, place = _room(device, region), Range(name, region.base, region.size)
+        got = f"{place.base:#x}+{place.size:#x} of {room.base:#x}+{room.size:#x}"
+        _need(device, room.end <= min(limit, _FARTHEST), f"aperture of {name}", "inside its space", got)
+        _need(device, region.absent or room.contains(place), name, "a place in its aperture", got)
+    else:
+        _need(device, not region.absent, name, "an aperture, as it is absent", "none")
     _need(device, 1 <= region.access_sizes <= 15, name, "access sizes of 1, 2, 4, 8", str(region.access_sizes))
     for register in region.registers:
         length = register.size * max(register.count, 1)

@@ -68,11 +68,13 @@ class Machine:
     def start_memory(self, *arguments: str, ram: str = "16M") -> Service:
         return self.start("services.memory", "memory", "--ram", ram, *arguments)
 
-    def start_cpu(self, *arguments: str, harts: int = 2, code: Sequence[int] = COUNTER) -> Service:
-        """Memory, and a cpu whose harts run that code."""
+    def start_cpu(
+        self, *arguments: str, harts: int = 2, code: Sequence[int] | bytes = COUNTER, memory: Sequence[str] = ()
+    ) -> Service:
+        """Memory, with these arguments more, and a cpu whose harts run that code."""
         program = self.path / "program"
-        program.write_bytes(struct.pack(f"<{len(code)}I", *code))
-        self.start_memory("--image", f"{RAM_BASE:#x}={program}")
+        program.write_bytes(code if isinstance(code, bytes) else struct.pack(f"<{len(code)}I", *code))
+        self.start_memory("--image", f"{RAM_BASE:#x}={program}", *memory)
         features = "i,m,a,f,d,c,zicsr,zifencei,zicntr,sstc,svadu,sv39"
         options = ["--harts", str(harts), "--features", features, "--reset-pc", f"{RAM_BASE:#x}", *IRQCHIP, *arguments]
         return self.start("services.cpu", "cpu", *options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import libfdt
@@ -13,7 +14,7 @@ from services.memory import layout
 from vmesh.board import commands, cpu_model, devicetree, virt
 from vmesh.board.errors import BoardError
 from vmesh.board.external import External
-from vmesh.board.parts import Board, Range
+from vmesh.board.parts import Board, Carrier, Part, Range, Space
 from vmesh.cli.flags.options import OptionError
 from vmesh.cli.flags.parsing import parse
 from vmesh.cli.plan import plan
@@ -162,3 +163,13 @@ def test_the_program_is_told_of_other_hosts(tmp_path: Path) -> None:
     said = done.stdout.split()
     for flag, value in zip(elsewhere[::2], elsewhere[1::2], strict=True):
         assert said[said.index(flag) + 1] == value
+
+
+def test_the_cpu_is_told_of_windows_and_memory_keeps_them_free() -> None:
+    window = Part("pio", "window", Range(0x300_0000, 0x1_0000), carrier=Carrier.CPU, window=Space.IO)
+    made = replace(board(), parts=(*board().parts, window))
+    assert "io=0x3000000:0x10000" in commands.cpu(made)
+    assert "--window" not in commands.cpu(board())
+    assert "pio=0x3000000:0x10000" in commands.memory(made)
+    port = Part("kbd", "i8042", Range(0x300_0000, 4, Space.IO))
+    assert made.with_devices(port)["kbd"] is port, "another space has addresses of its own"

@@ -70,6 +70,33 @@ def test_what_was_not_sent_comes_again_with_its_newest_value() -> None:
     assert changes(wires) == ({0: True}, {8: 2})
 
 
+def test_places_are_said_like_lines_and_messages_once() -> None:
+    wires = Wires()
+    wires.place(1, 0x4000)
+    wires.place(2, None)
+    wires.send_message(0x2000, 7)
+    first = DeviceUpdate()
+    wires.fill(first)
+    assert [(each.region, each.base, each.absent) for each in first.places] == [(1, 0x4000, False), (2, 0, True)]
+    assert [(each.address, each.data) for each in first.messages] == [(0x2000, 7)]
+    assert not wires.changed
+    wires.place(1, 0x4000)
+    assert not wires.changed
+
+    wires.send_message(0x2004, 8)
+    wires.raise_latch(0, 0, 4, 1)
+    assert wires.take_raises() == [], "it could overtake the message"
+    wires.place(1, 0x8000)
+    wires.put_back(first)
+    again = DeviceUpdate()
+    wires.fill(again)
+    assert [(each.region, each.base) for each in again.places] == [(1, 0x8000), (2, 0)]
+    assert [each.data for each in again.messages] == [7, 8]
+    everything = DeviceUpdate()
+    wires.fill(everything, everything=True)
+    assert (len(everything.places), len(everything.messages)) == (2, 0)
+
+
 def test_the_slot_is_written_before_the_answer_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed at the moment of the answer, a device has the access in its slot, with the answer it gives again."""
     arguments = ["--machine", str(tmp_path), "--name", "uart0"]

@@ -21,7 +21,7 @@ def control() -> Control:
     """Of a machine where all that is asked for stays under way."""
     migration = SimpleNamespace(request_to_end=lambda request: Future())
     events = SimpleNamespace(publish=lambda name, data: None)
-    return Control(cast(Any, SimpleNamespace(migration=migration, events=events)), cast(Any, None), {})
+    return Control(cast(Any, SimpleNamespace(events=events)), cast(Any, migration), cast(Any, None), {})
 
 
 def job(control: Control, kind: str, tag: str) -> None:

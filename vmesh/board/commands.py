@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vmesh.board.parts import Board, Carrier, Part
+from vmesh.board.parts import Board, Carrier, Part, Space
 from vmesh.spawn import ServiceCommand
 
 
@@ -27,7 +27,12 @@ def memory(board: Board) -> list[str]:
 
 def cpu(board: Board) -> list[str]:
     """What the cpu is told of its own parts, and of transports where a device may come."""
-    words = [word for part in board.carried_by(Carrier.CPU) for word in (f"--{part.kind}", f"{part.range.base:#x}")]
+    words: list[str] = []
+    for part in board.carried_by(Carrier.CPU):
+        if part.window is Space.MEMORY:
+            words += [f"--{part.kind}", f"{part.range.base:#x}"]
+        else:
+            words += ["--window", f"{part.window.value}={part.range.option}"]
     if buses := board.carried_by(Carrier.NOBODY):
         words += ["--transports", ",".join(f"{bus.range.base:#x}" for bus in buses)]
     return words

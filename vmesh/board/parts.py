@@ -16,12 +16,21 @@ if TYPE_CHECKING:
     from vmesh.board.cpu_model import CpuModel  # what it imports no device needs, and all know the board
 
 
+class Space(enum.Enum):
+    """Where an address is (proto/vmesh/v1/bus.proto: Space), as command lines say it."""
+
+    MEMORY = "memory"
+    IO = "io"
+    PCI_CONFIG = "pci-config"
+
+
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Guest physical addresses, from `base` on; `size` in bytes."""
+    """Addresses of a space, from `base` on; `size` in bytes."""
 
     base: int
     size: int
+    space: Space = Space.MEMORY
 
     @property
     def end(self) -> int:
@@ -29,7 +38,7 @@ class Range:
         return self.base + self.size
 
     def overlaps(self, other: Range) -> bool:
-        return self.base < other.end and other.base < self.end
+        return self.space is other.space and self.base < other.end and other.base < self.end
 
     @property
     def option(self) -> str:
@@ -92,6 +101,7 @@ class Part:
     module: str = ""
     arguments: tuple[str, ...] = ()
     bus: str = ""
+    window: Space = Space.MEMORY  # another one: what is behind the part's range is that space, from its address 0 on
 
     @property
     def irq(self) -> int:

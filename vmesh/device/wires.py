@@ -6,7 +6,8 @@ from vmesh.v1 import bus_pb2 as messages
 
 
 class Wires:
-    """What a device drives: its interrupt lines and its shadowed registers. Only changes cost a message."""
+    """What a device drives: interrupt lines and messages, shadowed registers, where its regions are. Only changes cost
+    a packet."""
 
     def __init__(self) -> None:
         self._levels: dict[int, bool] = {}
@@ -16,10 +17,17 @@ class Wires:
         self._latches: dict[tuple[int, int, int], int] = {}  # bits raised since they were cleared
         self._raised: dict[tuple[int, int, int], int] = {}  # of these, what has not been said
         self._cleared: set[tuple[int, int, int]] = set()  # said to nobody
+        self._places: dict[int, int | None] = {}  # of regions that move
+        self._moved: set[int] = set()
+        self._messages: list[tuple[int, int]] = []  # address and data of interrupts that nobody has been told of
 
     @property
     def changed(self) -> bool:
-        return bool(self._changed_lines or self._changed_shadows or self._raised or self._cleared)
+        return bool(self._raised or self._more_than_raises)
+
+    @property
+    def _more_than_raises(self) -> bool:
+        return bool(self._changed_lines or self._changed_shadows or self._cleared or self._moved or self._messages)
 
     def set_line(self, line: int, level: bool) -> None:
         """Drive a line. A device drives all of its lines in `reset`."""
@@ -48,6 +56,18 @@ class Wires:
         self._raised.pop(key, None)
         self._cleared.add(key)
 
+    def place(self, region: int, base: int | None) -> None:
+        """A region that moves is at `base` of its space from now on, or nowhere. A device places all of them in
+        `reset` and `load`."""
+        if region not in self._places or self._places[region] != base:
+            self._places[region] = base
+            self._moved.add(region)
+
+    def send_message(self, address: int, data: int) -> None:
+        """Interrupt by a message: a store of 32 bits. Said once; what is under way when the device is killed is lost,
+        so that its next life sends anew what may not have been heard."""
+        self._messages.append((address, data))
+
     def _set_shadow(self, key: tuple[int, int, int], value: int | None) -> None:
         if key not in self._shadows or self._shadows[key] != value:
             self._shadows[key] = value
@@ -68,6 +88,13 @@ class Wires:
             update.shadows.add(
                 region=region, offset=offset, size=size, value=bits, raised=bool(bits) and key not in self._cleared
             )
+        for number in sorted(self._places if everything else self._moved):
+            base = self._places[number]
+            update.places.add(region=number, base=base or 0, absent=base is None)
+        for address, data in self._messages:
+            update.messages.add(address=address, data=data)
+        self._moved.clear()
+        self._messages.clear()
         self._raised.clear()
         self._cleared.clear()
         self._changed_lines.clear()
@@ -75,7 +102,7 @@ class Wires:
 
     def take_raises(self) -> list[tuple[tuple[int, int, int], int]]:
         """The latches with the bits raised since the last time, if nothing else has changed; otherwise none."""
-        if self._changed_lines or self._changed_shadows or self._cleared:
+        if self._more_than_raises:
             return []
         raises = list(self._raised.items())
         self._raised.clear()
@@ -84,6 +111,8 @@ class Wires:
     def put_back(self, update: messages.DeviceUpdate) -> None:
         """`update` has not reached anybody."""
         self._changed_lines.update(each.line for each in update.lines)
+        self._moved.update(each.region for each in update.places)
+        self._messages = [(each.address, each.data) for each in update.messages] + self._messages
         for each in update.shadows:
             key = (each.region, each.offset, each.size)
             if key not in self._latches:

@@ -13,7 +13,7 @@ from services.monitor.qmp.handlers import execute
 from services.monitor.qmp.handlers.devices import Object, tree
 from vmesh import show
 from vmesh.migration import snapshots
-from vmesh.v1 import cpu_pb2, gateway_pb2
+from vmesh.v1 import bus_pb2, cpu_pb2, gateway_pb2
 
 _MAX_MAPPINGS = 4096
 
@@ -85,7 +85,8 @@ def _mtree_parts(call: Call) -> Parts:
     for device in found.devices:
         for region in device.regions:
             name = device.name if region.name in ("", device.name) else f"{device.name}.{region.name}"
-            rows.append((region.base, region.size, "i/o", name, device.name))
+            if region.space == bus_pb2.SPACE_MEMORY and not region.aperture_size:
+                rows.append((region.base, region.size, "i/o", name, device.name))
     rows += [(base, size, "i/o", name, "cpu") for name, base, size in call.control.reserved]
     lines = [
         f"    {base:016x}-{base + size - 1:016x} (prio 0, {kind}): {name} [service {service}]"

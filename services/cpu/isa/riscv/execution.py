@@ -30,6 +30,7 @@ from .debug import arm, breaks, disarm, end_step
 from .decoder import SCRATCH_BITS, decode
 from .latch import EXPORTS as LATCH_EXPORTS
 from .memory import FETCH, fault, host_address
+from .message import EXPORTS as MESSAGE_EXPORTS
 from .plic import plic_set_level
 from .segments import machine_of
 from .shoot_down import EXPORTS as SHOOT_DOWN_EXPORTS
@@ -462,6 +463,7 @@ EXPORTS = (
     raise_attention,
     plic_set_level,
     *LATCH_EXPORTS,
+    *MESSAGE_EXPORTS,
     *COHERENCE_EXPORTS,
     *SHOOT_DOWN_EXPORTS,
 )

@@ -1,0 +1,25 @@
+"""Where harts find what devices have in spaces that are not memory (proto/vmesh/v1/bus.proto: Space)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vmesh.v1 import bus_pb2 as messages
+
+#: As the command line says them.
+NAMES = {"io": messages.SPACE_IO, "pci-config": messages.SPACE_PCI_CONFIG}
+
+
+@dataclass(frozen=True, slots=True)
+class Spaces:
+    """`windows` are the guest physical addresses behind which a space is, from its address 0 on, by space."""
+
+    windows: Mapping[int, range] = field(default_factory=dict)
+
+    def address(self, region: messages.Region, base: int) -> int | None:
+        """The guest physical address of a region that is at `base` of its space; None: harts cannot reach it."""
+        if region.space == messages.SPACE_MEMORY:
+            return base
+        window = self.windows.get(region.space, range(0))
+        return window.start + base if base + region.size <= len(window) else None
