@@ -12,7 +12,8 @@ from pathlib import Path
 from vmesh import errors
 
 VALUES = 64  # of a doorbell
-_RAISE = struct.Struct("<QQII")  # epoch, number of the update, latch, bits
+_RAISE = struct.Struct("<QQIIQ")  # epoch, number of the update, latch, bits, guest time
+_RING = struct.Struct("<QQ")  # value, guest time
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,79}")
 _READ_BYTES = 4096
 NAMES = "1 to 80 of [A-Za-z0-9._-], not beginning with a dot"
@@ -61,17 +62,28 @@ class Bell:
         """Raises ConfigError."""
         self.fd = make(path)
 
-    def rung(self) -> set[int]:
-        """The values that were rung since the last time."""
-        values: set[int] = set()
+    def rung(self) -> tuple[set[int], int]:
+        """The values that were rung since the last time, and guest time at the last of them; all there are if something
+        else was among it: to look in vain does no harm."""
+        values, time_ns = set[int](), 0
         while True:
             try:
                 found = os.read(self.fd, _READ_BYTES)
             except BlockingIOError:
-                return values
-            values.update(found)
+                return values, time_ns
+            rings = list(_RING.iter_unpack(found[: len(found) // _RING.size * _RING.size]))
+            if len(rings) * _RING.size == len(found) and all(value < VALUES for value, _ in rings):
+                values.update(value for value, _ in rings)
+                time_ns = max(time_ns, rings[-1][1])
+            else:
+                values.update(range(VALUES))
             if len(found) < _READ_BYTES:
-                return values
+                return values, time_ns
+
+
+def ring(value: int, time_ns: int) -> bytes:
+    """What a doorbell is rung with, at that guest time."""
+    return _RING.pack(value, time_ns)
 
 
 class Raiser:
@@ -83,14 +95,14 @@ class Raiser:
         self._fd: int | None = None
         os.close(make(path))
 
-    def send(self, epoch: int, sequence: int, latch: int, bits: int) -> bool:
+    def send(self, epoch: int, sequence: int, latch: int, bits: int, time_ns: int) -> bool:
         """Whether the raise is on its way: somebody listens, and has room."""
         if self._fd is None:
             self._fd = open_existing(self._folder, self._name, os.O_WRONLY)
             if self._fd is None:
                 return False
         try:
-            os.write(self._fd, _RAISE.pack(epoch, sequence, latch, bits))
+            os.write(self._fd, _RAISE.pack(epoch, sequence, latch, bits, time_ns))
         except BlockingIOError:
             return False
         except BrokenPipeError:

@@ -37,6 +37,7 @@ GREETING_LIMIT = 30.0
 FLOOD_VALUES, FLOOD_SECONDS, _PACKET_VALUES = 8000, 0.1, 4
 _AT_ONCE = 64
 NO_WINDOWS = Spaces()
+TIMED_MINOR = 1  # of the protocol, from which on records in FIFOs have guest time
 REDIAL_SECONDS = 0.01  # between the loss of a connection and the next: for who accepts and hangs up
 
 
@@ -143,6 +144,7 @@ class BusDevice:
         self.tables = tables
         self.last_update = 0
         self.epoch = description.epoch
+        self.timed = True  # guest time is in what goes through its FIFOs: since 1.1
         self.seen: Callable[[BusDevice, messages.DeviceUpdate], None] | None = None  # gets each update that is taken
         self.complain: Callable[[str, str], None] = lambda what, text: None
         self._irqchip, self._spaces = irqchip, spaces
@@ -158,10 +160,11 @@ class BusDevice:
         self.listener = -1  # its number at the irqchip, if the device may raise latches through a FIFO
         self._lock = threading.Lock()
 
-    def begin(self, epoch: int) -> None:
-        """The device has said Welcome to the irqchip with this epoch. Of another life the shadows are not known yet."""
+    def begin(self, welcome: common.Welcome) -> None:
+        """The device has said Welcome to the irqchip. Of another life the shadows are not known yet."""
         with self._lock:
-            self._begin(epoch)
+            self.timed = welcome.minor >= TIMED_MINOR
+            self._begin(welcome.epoch)
 
     def apply(self, update: messages.DeviceUpdate) -> None:
         """Takes what is newer than what is known: shadows first, so that a hart that takes the interrupt reads them."""
@@ -699,7 +702,7 @@ class Irqchip:
             if self._lost == packet.welcome.epoch:  # on one host nobody else ends one in the midst of a life
                 self._complain(limits.BROKEN, f"its connection was cut: expected at most {wire.MAX_DEVICE_BYTES} bytes")
             self._lost = 0
-            self._device.begin(packet.welcome.epoch)
+            self._device.begin(packet.welcome)
             if packet.id == self._hello:
                 self._met = self._owes_time = True
                 self._revived()

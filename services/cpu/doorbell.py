@@ -42,18 +42,21 @@ class Doorbell:
         os.close(self._file)
 
     def open(self) -> None:
-        """A life of the device begins: ring it, for all that its predecessor was rung for and may not have looked at.
+        """A life of the device begins: ring it, for all that its predecessor was rung for and may not have looked at,
+        at times that nobody knows any more (0).
 
         Raises BadRequest for what is no FIFO.
         """
-        found = None
-        try:
-            found = doorbell.open_existing(self._folder, self._device.description.doorbell, os.O_WRONLY)
-        finally:
-            _replace(self._file, _unread() if found is None else found)
-        for value in self._harts.rung(self._device.number, self._index):
+        _replace(self._file, _unread())  # a life of another version has other records
+        number, timed = self._device.number, self._device.timed
+        self._harts.set_doorbell_record(number, self._index, timed=timed)
+        found = doorbell.open_existing(self._folder, self._device.description.doorbell, os.O_WRONLY)
+        if found is None:
+            return
+        _replace(self._file, found)
+        for value in self._harts.rung(number, self._index):
             try:
-                os.write(self._file, bytes((value,)))
+                os.write(self._file, doorbell.ring(value, 0) if timed else bytes((value,)))
             except OSError:  # nobody reads, or there is more to read than can have been rung
                 return
 
@@ -120,6 +123,8 @@ class Listener(threading.Thread):
         """A life of the device begins. Raises BadRequest for what is no FIFO."""
         number = device.listener
         found = doorbell.open_existing(self._folder, device.description.interrupts, os.O_RDWR)
+        _replace(self._files[number], os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+        self._harts.set_raise_record(number, timed=device.timed)
         if found is not None:
             _replace(self._files[number], found)
         self._call(lambda: self._listen_to(number, found is not None))

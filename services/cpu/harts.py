@@ -30,6 +30,7 @@ from .isa.riscv.state import (
     MODES,
     NOWHERE,
     PAGE_SLOTS,
+    RAISE_WORDS,
     REGIONS,
     SEGMENTS,
     Hart,
@@ -45,6 +46,7 @@ _FUTEX = {"x86_64": 202}
 #: Code pages that a hart keeps decoded (64 KiB of address space each, touched as used).
 CODE_PAGES = 4096
 NEVER = (1 << 64) - 1
+DOORBELL_RECORD = 16  # bytes: the value, and guest time
 _ABSENT = 1 << 63  # the base of a region that is nowhere: no access is above it, and none reaches around
 MISA_MXL64 = 2 << 62
 
@@ -136,6 +138,7 @@ class Harts:
         self._latch_raise = function("latch_raise", 4, result=False)
         self._latch_begin = function("latch_begin", 2, result=False)
         self._listener_begin = function("listener_begin", 3, result=False)
+        self._listener_records = function("listener_records", 3, result=False)
         self._take_raises = function("take_raises", 2)
         self._listen = function("listen", 1)
 
@@ -226,6 +229,11 @@ class Harts:
         """Writes of small values to that register of a device's region ring ``file``."""
         region = self._region(device, index)
         region.doorbell_offset, region.doorbell_size, region.doorbell_file = offset, size, file
+        region.doorbell_record = DOORBELL_RECORD
+
+    def set_doorbell_record(self, device: int, index: int, *, timed: bool) -> None:
+        """Whether guest time is in what a doorbell is rung with, or nothing but the value, in one byte."""
+        self._region(device, index).doorbell_record = DOORBELL_RECORD if timed else 1
 
     def leave_to_python(self, device: int) -> None:
         """From now on native code leaves every access to a device, but to latches' clearing, to Python."""
@@ -272,7 +280,7 @@ class Harts:
     def set_listener(self, number: int, file: int, epoch: int, first_latch: int, latch_count: int) -> None:
         """Listener ``number`` is a device's, which raises its latches through ``file`` in its life ``epoch``."""
         listener = self.machine.listeners[number]
-        listener.file, listener.epoch, listener.sequence = file, epoch, 0
+        listener.file, listener.epoch, listener.sequence, listener.words = file, epoch, 0, RAISE_WORDS
         listener.first_latch, listener.latch_count = first_latch, latch_count
 
     def _region(self, device: int, index: int) -> Any:
@@ -422,6 +430,10 @@ class Harts:
     def latch_begin(self, latch: int) -> None:
         """The device counts its updates anew."""
         self._latch_begin(self.machine_address, latch)
+
+    def set_raise_record(self, listener: int, *, timed: bool) -> None:
+        """Whether guest time is in what a device raises its latches with."""
+        self._listener_records(self.machine_address, listener, RAISE_WORDS if timed else RAISE_WORDS - 1)
 
     def listener_begin(self, listener: int, epoch: int) -> None:
         """The device has another life, whose raises alone count."""

@@ -12,6 +12,7 @@ from cases import ALL, Case
 from harness import PATIENCE, Irqchip, Machine
 
 from tests.waiting import wait_for
+from vmesh import doorbell
 from vmesh.v1 import common_pb2 as common
 from vmesh.v1 import lifecycle_pb2 as lifecycle
 from vmesh.v1.bus_pb2 import WRITE_DOORBELL, Access, Description
@@ -75,7 +76,7 @@ def test_drain_takes_what_was_rung(machine: Machine, case: Case) -> None:
     monitor = machine.monitor(case.name)
     monitor.ask(lifecycle.Pause())
     bell = os.open(machine.path / description.doorbell, os.O_WRONLY)
-    os.write(bell, b"\x00\x01\x00")
+    os.write(bell, b"".join(doorbell.ring(value, 0) for value in (0, 1, 0)))
     monitor.ask(lifecycle.Drain())
     assert monitor.health().counters["rings"] == 2
     os.close(bell)

@@ -19,6 +19,7 @@ from vmesh.v1.bus_pb2 import (
     Register,
     ShadowValue,
 )
+from vmesh.v1.common_pb2 import Welcome
 
 STATUS, ACK = 0x60, 0x64
 KEY = (0, STATUS, 4)
@@ -104,7 +105,7 @@ def test_what_was_raised_before_a_reset_comes_too_late_after_it() -> None:
 def test_a_successor_adds_to_what_the_guest_has_not_cleared() -> None:
     cpu = Cpu()
     cpu.take(9, 2, raised=True)
-    cpu.device.begin(2)
+    cpu.device.begin(Welcome(epoch=2))
     cpu.take(1, 1, raised=True, epoch=2)
     assert cpu.value == 3
     cpu.take(10, 1, raised=True)  # of the life before

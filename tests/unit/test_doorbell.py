@@ -10,6 +10,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,8 @@ from tests.cpu_harness import Cpu
 from tests.models.guest import CODE, put, virt
 from tests.waiting import LIMIT, wait_for
 from vmesh import errors
-from vmesh.doorbell import Bell, Raiser, open_existing
+from vmesh.doorbell import VALUES, Bell, Raiser, open_existing, ring
+from vmesh.time import host_ns
 from vmesh.v1.bus_pb2 import (
     READ_LATCH,
     WRITE_CLEARS,
@@ -32,8 +34,10 @@ from vmesh.v1.bus_pb2 import (
     Register,
     ShadowValue,
 )
+from vmesh.v1.common_pb2 import Welcome
 
 BASE, IRQ = 0x1000_1000, 9
+TIME = 12_345  # of raises, in guest nanoseconds
 NOTIFY, STATUS, ACK = 0x50, 0x60, 0x64
 
 
@@ -64,10 +68,10 @@ class Board:
         self.listener.add(self.device)
         self.listener.start()
 
-    def born(self, epoch: int = 1) -> tuple[Bell, Raiser]:
+    def born(self, epoch: int = 1, minor: int = 1) -> tuple[Bell, Raiser]:
         """A life of the device, which the cpu has met."""
         bell, raiser = Bell(self.path / "d.doorbell"), Raiser(self.path / "d.interrupts")
-        self.device.begin(epoch)
+        self.device.begin(Welcome(major=1, minor=minor, epoch=epoch))
         self.doorbell.open()
         self.listener.open(self.device)
         return bell, raiser
@@ -98,6 +102,11 @@ class Board:
         assert not self.listener.is_alive()
 
 
+def rung(bell: Bell) -> set[int]:
+    values, _ = bell.rung()
+    return values
+
+
 @pytest.fixture
 def board(tmp_path: Path) -> Iterator[Board]:
     made = Board(tmp_path)
@@ -109,11 +118,11 @@ def test_a_write_rings_at_once_and_many_are_one(board: Board) -> None:
     bell, _ = board.born()
     board.write(3)
     assert board.posted == []
-    assert bell.rung() == {3}
-    assert bell.rung() == set()
+    assert rung(bell) == {3}
+    assert rung(bell) == set()
     for value in (0, 63, 0, 0, 5, 63):
         board.write(value)
-    assert bell.rung() == {0, 5, 63}
+    assert rung(bell) == {0, 5, 63}
     assert board.cpu.hart.count_doorbell == 7
 
 
@@ -122,37 +131,37 @@ def test_values_and_sizes_that_do_not_ring_are_posted(board: Board) -> None:
     for value in (64, 255, 256, (1 << 32) - 1):
         board.write(value)
     assert board.posted == [64, 255, 256, (1 << 32) - 1]
-    assert bell.rung() == set()
+    assert rung(bell) == set()
     board.cpu.device = lambda access: 0  # of another size it is sync, as any offset that no row covers
     board.write(1, place=8)
     assert board.posted == []
-    assert bell.rung() == set()
+    assert rung(bell) == set()
 
 
 def test_without_a_reader_writes_are_posted_and_its_next_life_is_rung(board: Board) -> None:
     board.write(1)
     assert board.posted == [1]
     bell, _ = board.born()
-    assert bell.rung() == {1}
+    assert rung(bell) == {1}
     os.close(bell.fd)
     board.write(2)
     assert board.posted == [2]
     successor, _ = board.born(2)
-    assert successor.rung() == {1, 2}
+    assert rung(successor) == {1, 2}
     board.write(7)
-    assert successor.rung() == {7}
+    assert rung(successor) == {7}
 
 
 def test_what_a_stale_life_swallowed_its_successor_hears(board: Board) -> None:
     stale, _ = board.born()
     successor = Bell(board.path / "d.doorbell")
     board.write(4)
-    assert stale.rung() == {4}
+    assert rung(stale) == {4}
     board.doorbell.open()
-    assert successor.rung() == {4}
+    assert rung(successor) == {4}
     board.write(6)
-    assert successor.rung() == {6}
-    assert stale.rung() == set()
+    assert rung(successor) == {6}
+    assert rung(stale) == set()
 
 
 def test_a_full_fifo(board: Board) -> None:
@@ -160,19 +169,19 @@ def test_a_full_fifo(board: Board) -> None:
     filler = open_existing(board.path, "d.doorbell", os.O_WRONLY)
     assert filler is not None
     room = fcntl.fcntl(filler, fcntl.F_GETPIPE_SZ)
-    assert os.write(filler, b"\x02" * room) == room
+    assert os.write(filler, ring(2, 0) * (room // 16)) == room
     board.write(1)
     assert board.posted == [1]
-    assert bell.rung() == {2}
+    assert rung(bell) == {2}
     board.write(1)
-    assert bell.rung() == {1}
+    assert rung(bell) == {1}
 
 
 def test_an_interrupt(board: Board) -> None:
     _, raiser = board.born()
-    assert raiser.send(1, 1, 0, 1)
+    assert raiser.send(1, 1, 0, 1, TIME)
     wait_for(lambda: board.level, "the line")
-    assert raiser.send(1, 2, 0, 2)
+    assert raiser.send(1, 2, 0, 2, TIME)
     wait_for(lambda: board.last == 2, "the second raise")
     assert board.cpu.harts.machine.latches[0].sequence == 0
     board.write(1, offset=ACK)
@@ -193,7 +202,7 @@ def test_an_interrupt_ends_a_harts_sleep(board: Board) -> None:
         ENABLE=enable,
     )
     cpu.set(CODE, mie=1 << 11)
-    thread = threading.Timer(0.05, lambda: raiser.send(1, 1, 0, 1))
+    thread = threading.Timer(0.05, lambda: raiser.send(1, 1, 0, 1, TIME))
     thread.start()
     assert cpu.run().why == "end"
     thread.join()
@@ -202,36 +211,88 @@ def test_an_interrupt_ends_a_harts_sleep(board: Board) -> None:
 
 def test_raises_of_a_former_life_and_from_before_a_reset_are_not_heard(board: Board) -> None:
     _, former = board.born()
-    assert former.send(1, 5, 0, 1)
+    assert former.send(1, 5, 0, 1, TIME)
     wait_for(lambda: board.last == 5, "the raise")
     board.write(3, offset=ACK)
     _, raiser = board.born(2)
-    former.send(1, 6, 0, 1)
-    assert raiser.send(1, 7, 0, 1)  # one that believes to be of the former life
-    assert raiser.send(2, 1, 0, 2)
+    former.send(1, 6, 0, 1, TIME)
+    assert raiser.send(1, 7, 0, 1, TIME)  # one that believes to be of the former life
+    assert raiser.send(2, 1, 0, 2, TIME)
     wait_for(lambda: board.last == 1, "the raise of the new life")
     assert board.cpu.harts.machine.listeners[0].sequence == 1
     assert board.level
     reset = ShadowValue(offset=STATUS, size=4, value=0)
     board.device.apply(DeviceUpdate(epoch=2, sequence=9, shadows=[reset]))
-    assert raiser.send(2, 8, 0, 1)
+    assert raiser.send(2, 8, 0, 1, TIME)
     wait_for(lambda: board.last == 8, "the late raise")
     assert not board.level
 
 
+@pytest.mark.parametrize("nonsense", [b"\x01", ring(64, 0), ring(1, 0) + b"\x01"])
+def test_what_is_no_ring_has_the_device_look_at_everything(board: Board, nonsense: bytes) -> None:
+    bell, _ = board.born()
+    writer = open_existing(board.path, "d.doorbell", os.O_WRONLY)
+    assert writer is not None
+    os.write(writer, nonsense)
+    assert rung(bell) == set(range(VALUES))
+    board.write(3)
+    assert rung(bell) == {3}
+
+
+def test_rings_and_raises_say_guest_time(board: Board) -> None:
+    bell, raiser = board.born()
+    machine = board.cpu.harts.machine
+    before = host_ns() - machine.time_base
+    board.write(3)
+    values, time_ns = bell.rung()
+    assert values == {3}
+    assert before <= time_ns <= host_ns() - machine.time_base
+    assert raiser.send(1, 1, 0, 1, TIME)
+    wait_for(lambda: board.last == 1, "the raise")
+    assert machine.listeners[0].time == TIME
+    board.write(5)
+    again, _ = board.born(2)
+    assert again.rung() == ({3, 5}, 0), "when they were rung first nobody knows any more"
+
+
+def test_a_life_of_version_1_0_has_records_without_time(board: Board) -> None:
+    """Before a life of 1.1, and behind one."""
+    for epoch, minor in ((1, 0), (2, 1), (3, 0)):
+        bell, raiser = board.born(epoch, minor)
+        while rung(bell):
+            pass
+        with suppress(BlockingIOError):  # of 1.0: what was rung in former lives
+            os.read(bell.fd, 100)
+        board.write(7)
+        writer = open_existing(board.path, "d.interrupts", os.O_WRONLY)
+        assert writer is not None
+        if minor:
+            assert rung(bell) == {7}
+            assert raiser.send(epoch, 1, 0, 1, TIME)
+        else:
+            assert os.read(bell.fd, 100) == bytes((7,))
+            os.write(writer, struct.pack("<QQII", epoch, 1, 0, 1))
+        wait_for(lambda: board.last == 1, "the raise")
+        assert board.level
+        board.write(1, offset=ACK)
+        assert not board.level
+        os.close(writer)
+    assert board.complaints == []
+
+
 def test_nobody_listens(tmp_path: Path) -> None:
     raiser = Raiser(tmp_path / "d.interrupts")
-    assert not raiser.send(1, 1, 0, 1)
+    assert not raiser.send(1, 1, 0, 1, TIME)
     reader = open_existing(tmp_path, "d.interrupts", os.O_RDWR)
     assert reader is not None
-    assert raiser.send(1, 1, 0, 1)
-    assert os.read(reader, 100) == struct.pack("<QQII", 1, 1, 0, 1)
+    assert raiser.send(1, 1, 0, 1, TIME)
+    assert os.read(reader, 100) == struct.pack("<QQIIQ", 1, 1, 0, 1, TIME)
     os.close(reader)
-    assert not raiser.send(1, 2, 0, 1)
+    assert not raiser.send(1, 2, 0, 1, TIME)
     reader = open_existing(tmp_path, "d.interrupts", os.O_RDWR)
     assert reader is not None
     sent = 0
-    while raiser.send(1, 3 + sent, 0, 1):
+    while raiser.send(1, 3 + sent, 0, 1, TIME):
         sent += 1
     assert sent > 1000  # then it is full, and the raise goes as a packet
     os.close(reader)
@@ -244,14 +305,14 @@ def test_nonsense_and_floods_are_named_and_do_not_last(board: Board) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     chance = random.Random(seed)
-    for length in (1, 23, 25, 1023):
+    for length in (1, 31, 33, 1023):
         board.complaints.clear()
         os.write(writer, chance.randbytes(length))
         wait_for(lambda: board.complaints == ["nonsense"], "a complaint")
         time.sleep(0.11)  # how long the device is not listened to
         board.listener.unmute()
     board.complaints.clear()
-    os.write(writer, struct.pack("<QQII", 1, 1, 1, 1))  # a latch that it does not have
+    os.write(writer, struct.pack("<QQIIQ", 1, 1, 1, 1, TIME))  # a latch that it does not have
     wait_for(lambda: board.complaints == ["nonsense"], "a complaint")
     assert not board.level
     time.sleep(0.11)
@@ -263,13 +324,13 @@ def test_nonsense_and_floods_are_named_and_do_not_last(board: Board) -> None:
         nonlocal number
         for _ in range(20_000):  # more than may come within a window, however seldom this is called
             number += 1
-            raiser.send(1, number, 0, 1)
+            raiser.send(1, number, 0, 1, TIME)
         return "floods updates" in board.complaints
 
     wait_for(flood, "a complaint")
     time.sleep(0.11)
     board.listener.unmute()
-    wait_for(lambda: raiser.send(1, number + 1, 0, 1), "room")
+    wait_for(lambda: raiser.send(1, number + 1, 0, 1, TIME), "room")
     wait_for(lambda: board.last == number + 1, "the last raise")
 
 

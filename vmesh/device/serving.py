@@ -393,7 +393,10 @@ class DeviceService(Service):
         if self._bell is None or self._doorbell is None:
             return
         region, offset, size = self._doorbell
-        for value in sorted(self._bell.rung()):
+        values, time_ns = self._bell.rung()
+        if values:
+            self._runtime.clock.hear(time_ns)
+        for value in sorted(values):
             self._rings += 1
             try:
                 self._device.write(region, offset, size, value)
@@ -419,8 +422,8 @@ class DeviceService(Service):
         if self._raiser is None or self._irqchip is None:
             return
         for key, bits in self._device.wires.take_raises():
-            sequence = self._update_sequence + 1
-            if self._raiser.send(self._runtime.epoch, sequence, self._latches.index(key), bits):
+            sequence, time_ns = self._update_sequence + 1, self._runtime.clock.now_ns()
+            if self._raiser.send(self._runtime.epoch, sequence, self._latches.index(key), bits, time_ns):
                 self._update_sequence = sequence
                 self._updates += 1
                 if self._recorder.on:

@@ -29,6 +29,12 @@ def guest_time(hart: Hart) -> u64:
     return (host_time(hart) - machine.time_base) // TICK + machine.mtime_offset
 
 
+@native
+def guest_ns(hart: Hart) -> u64:
+    """Guest time in nanoseconds: what software that writes mtime does not change."""
+    return host_time(hart) - at(Machine, hart.machine).time_base
+
+
 @inline
 def hart_number(hart: Hart, number: u64) -> Hart:
     return at(Hart, at(Machine, hart.machine).harts[number])

@@ -24,7 +24,6 @@ from .plic import acquire, drive, plic_of, release
 from .state import RAISE_WORDS, RAISES, RAISES_LOOKED_AT, SHADOW_SHIFT, Hart, Latch, Listener, Machine, Region
 
 LATCH_BYTES = 4
-_RECORD = 8 * RAISE_WORDS
 _REVENTS_SHIFT = 48
 
 
@@ -86,6 +85,15 @@ def lock(listener: Listener) -> None:
 
 
 @export
+def listener_records(machine: Machine, number: u64, words: u64) -> None:
+    """From the next read on a record of the device has so many words."""
+    listener = machine.listeners[number]
+    lock(listener)
+    listener.words = words
+    atomic_store(u64, ref(listener.lock), 0)
+
+
+@export
 def listener_begin(machine: Machine, number: u64, epoch: u64) -> None:
     """Another life of the device: what a former one raises is not heard any more."""
     listener = machine.listeners[number]
@@ -106,6 +114,8 @@ def take_record(machine: Machine, listener: Listener, place: u64) -> None:
         return
     if epoch != listener.epoch:
         return
+    if listener.words == RAISE_WORDS:
+        listener.time = listener.records[place + 3]
     latch_raise(machine, listener.first_latch + number, sequence, listener.records[place + 2] >> 32)
     if sequence > listener.sequence:
         listener.sequence = sequence
@@ -116,15 +126,16 @@ def take_raises(machine: Machine, number: u64) -> u64:
     """Takes some of what a device has raised through its FIFO; gives how many bytes there were."""
     listener = machine.listeners[number]
     lock(listener)
-    size = call_host(machine.read, listener.file, ref(listener.records), _RECORD * RAISES)
+    record = 8 * listener.words
+    size = call_host(machine.read, listener.file, ref(listener.records), record * RAISES)
     if i64(size) <= 0:
         size = 0
-    if size % _RECORD != 0:
+    if size % record != 0:
         listener.nonsense += 1
     else:
-        for i in range(size // _RECORD):
-            take_record(machine, listener, RAISE_WORDS * i)
-    listener.taken += size // _RECORD
+        for i in range(size // record):
+            take_record(machine, listener, listener.words * i)
+    listener.taken += size // record
     atomic_store(u64, ref(listener.lock), 0)
     return size
 
@@ -148,4 +159,4 @@ def listen(machine: Machine) -> u64:
                     return i
 
 
-EXPORTS = (latch_set, latch_raise, latch_begin, listener_begin, take_raises, listen)
+EXPORTS = (latch_set, latch_raise, latch_begin, listener_records, listener_begin, take_raises, listen)

@@ -27,7 +27,7 @@ from ...native.lang import (
     u64,
     unlikely,
 )  # fmt: skip
-from .clint import aclint_read, aclint_write, guest_time
+from .clint import aclint_read, aclint_write, guest_ns, guest_time
 from .coherence import code_stored, is_free, may_hold_code
 from .csr_bits import (
     ADUE,
@@ -369,8 +369,11 @@ def ring_doorbell(hart: Hart, region: Region, value: u64) -> bool:
     machine = machine_of(hart)
     atomic_rmw("or", u64, ref(region.rung), u64(1) << value)
     hart.doorbell = value
+    size = region.doorbell_record
+    if size != 1:
+        hart.doorbell_time = guest_ns(hart)
     # not if nobody reads (EPIPE) or nobody has read for long (EAGAIN)
-    if call_host(machine.write, region.doorbell_file, ref(hart.doorbell), 1) != 1:
+    if call_host(machine.write, region.doorbell_file, ref(hart.doorbell), size) != size:
         return False
     hart.count_doorbell += 1
     return True

@@ -44,9 +44,9 @@ SEGMENTS = 8
 LATCHES = 64
 #: Values that a doorbell takes; larger ones are posted.
 DOORBELL_VALUES = 64
-#: A raise as it comes through a FIFO (bus.proto: Description.interrupts): words of 8 bytes, and how many are read at
-#: once. So many raises from one device make ``listen`` give Python a look.
-RAISE_WORDS, RAISES, RAISES_LOOKED_AT = 3, 64, 2000
+#: A raise as it comes through a FIFO (bus.proto: Description.interrupts): words of 8 bytes at most, and how many are
+#: read at once. So many raises from one device make ``listen`` give Python a look.
+RAISE_WORDS, RAISES, RAISES_LOOKED_AT = 4, 64, 2000
 
 
 class TlbEntry(Record):
@@ -123,10 +123,12 @@ class Region(Record):
     shadow: u64
     device: u32
     index: u32
-    #: its doorbell: offset of the register, its size (0: there is none), the file to ring, the values rung so far
+    #: its doorbell: offset of the register, its size (0: there is none), the file to ring, bytes of a record there
+    #: (with the time, or 1: without), the values rung so far
     doorbell_offset: u64
     doorbell_size: u64
     doorbell_file: u64
+    doorbell_record: u64
     rung: u64
     #: its latches, by their place among the machine's
     first_latch: u64
@@ -161,6 +163,9 @@ class Listener(Record):
     #: raises since Python looked, and reads that were no records
     taken: u64
     nonsense: u64
+    #: words of a record: RAISE_WORDS, one less without the time; the time of the last one, in guest nanoseconds
+    words: u64
+    time: u64
     records: Ptr[u64] = array(u64, RAISE_WORDS * RAISES)
 
 
@@ -392,8 +397,9 @@ class Hart(Record):
     ring_count: u64
     ring_since: u64
     ring: Ptr[Posted] = array(Posted, RING_ENTRIES)
-    #: the value of a doorbell on its way
+    #: a doorbell on its way: the value, guest time in nanoseconds
     doorbell: u64
+    doorbell_time: u64
     # what a page walk found besides the physical address
     physical: u64
     walk_level: u64
