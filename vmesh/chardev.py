@@ -594,7 +594,7 @@ class _Kept(Chardev):
             self._sent += len(piece)
 
     def _send_packet(self, packet: ConsolePacket) -> bool:
-        packet.version, packet.taken = _VERSION, self._taken_in_slot
+        packet.version, packet.taken, packet.time_ns = _VERSION, self._taken_in_slot, self._loop.clock.now_ns()
         try:
             self._keeper.send(packet.SerializeToString())
         except BlockingIOError:

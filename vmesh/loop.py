@@ -41,7 +41,7 @@ class Loop:
     """
 
     def __init__(self, clock: Clock | None = None) -> None:
-        self._clock: Clock = clock or HostClock()
+        self.clock: Clock = clock or HostClock()
         self._poller = zmq.Poller()
         self._callbacks: dict[object, tuple[Callback | None, Callback | None]] = {}
         self._timers: dict[str, _Timer] = {}
@@ -128,7 +128,7 @@ class Loop:
         """In the host's time; NEVER_NS while guest time stands still."""
         if not timer.guest:
             return timer.when_ns
-        due = self._clock.due_ns(timer.when_ns)
+        due = self.clock.due_ns(timer.when_ns)
         return NEVER_NS if due is None else due
 
     def fail(self, error: Exception) -> None:
