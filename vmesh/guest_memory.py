@@ -114,7 +114,8 @@ class LocalGuestMemory:
     """Maps the segments, and sets the page flags of what it writes.
 
     Pages that are absent are asked for with `fetch`, which is given an address in each, at most NEEDED_AT_ONCE, and
-    comes back when they are present. Raises ConfigError if a segment cannot be mapped.
+    comes back when they are present. Files that cannot be opened are had from `take`. Raises ConfigError if a segment
+    cannot be mapped.
     """
 
     def __init__(
@@ -122,10 +123,11 @@ class LocalGuestMemory:
         segments: Sequence[messages.Segment],
         grants: Sequence[messages.Grant],
         fetch: Callable[[list[int]], None] | None = None,
+        take: segment.Take | None = None,
     ) -> None:
         self._grants = tuple(grants)
         self._fetch = fetch
-        mapped = [(each, _map(each)) for each in segments]
+        mapped = [(each, _map(each, take)) for each in segments]
         windows = [
             _Window(grant.base, grant.base + grant.size, grant.writable and each.writable, found)
             for grant in grants
@@ -371,8 +373,8 @@ def _u64(value: int) -> int:
     return value
 
 
-def _map(each: messages.Segment) -> _Mapped:
-    found = segment.attach_all(each, writable=each.writable)
+def _map(each: messages.Segment, take: segment.Take | None) -> _Mapped:
+    found = segment.attach_all(each, writable=each.writable, take=take)
     content, flags, news = memoryview(found.content), None, None
     if found.flags is not None:
         flags = memoryview(found.flags)

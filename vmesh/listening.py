@@ -25,10 +25,12 @@ def succeed() -> None:
     _succeeds = True
 
 
-def listen(path: Path, backlog: int, *, named: bool = False) -> socket.socket:
+def listen(
+    path: Path, backlog: int, *, named: bool = False, kind: socket.SocketKind = socket.SOCK_STREAM
+) -> socket.socket:
     """A listening, non-blocking socket at `path` that only its owner can connect to; `named` by a flag that a machine
     has in common with the one that it comes from. Raises OSError."""
-    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    made = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
     former = os.umask(0o077)
     try:
         if named and _succeeds and path.is_socket() and not path.is_symlink():

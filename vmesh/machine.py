@@ -122,6 +122,10 @@ class MachineDirectory:
         """The FIFO by which a device raises its interrupts."""
         return self.path / f"{device}.interrupts"
 
+    def files(self, service: str) -> Path:
+        """Where a service gives descriptors: proto/vmesh/v1/files.proto."""
+        return self.path / f"{service}.files"
+
     def kept_console(self, device: str) -> Path:
         """Where the keeper of that console listens for the device: proto/vmesh/v1/console.proto."""
         return self.path / f"{device}.kept"

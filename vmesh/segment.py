@@ -7,6 +7,7 @@ import mmap
 import os
 import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -78,8 +79,12 @@ class Mapped(NamedTuple):
     flags: mmap.mmap | None
 
 
-def attach_all(found: Segment, *, folder: Path = Path(), writable: bool = True) -> Mapped:
-    """Map a segment that memory has named, with its flags, which are always writable; `folder` is where paths begin.
+Take = Callable[[str], int]
+
+
+def attach_all(found: Segment, *, folder: Path = Path(), writable: bool = True, take: Take | None = None) -> Mapped:
+    """Map a segment that memory has named, with its flags, which are always writable; `folder` is where paths begin. A
+    file that cannot be opened is had from `take`, by its name, as a descriptor.
 
     Raises ConfigError if that fails, or the files are not as memory.proto has them: who uses them reads at no place
     where there is nothing.
@@ -88,7 +93,7 @@ def attach_all(found: Segment, *, folder: Path = Path(), writable: bool = True) 
     if found.base % PAGE or not found.size or found.size % PAGE or found.base + found.size > 1 << 64:
         got = f"{found.base:#x}+{found.size:#x}"
         raise errors.ConfigError(what, expected=f"a multiple of {PAGE} bytes at a multiple of {PAGE}", got=got)
-    content = attach(folder / found.path, writable=writable)
+    content = attach(folder / found.path, writable=writable, take=take)
     if len(content) != found.size:
         raise errors.ConfigError(what, expected=f"{found.size} bytes", got=str(len(content)))
     if not found.flags_path:
@@ -96,16 +101,22 @@ def attach_all(found: Segment, *, folder: Path = Path(), writable: bool = True) 
     stride, pages = found.flags_stride, found.size // PAGE
     if stride % PAGE or stride < pages:
         raise errors.ConfigError(f"page flags of {what}", expected=f"a distance for {pages} pages", got=str(stride))
-    flags = attach(folder / found.flags_path, writable=True)
+    flags = attach(folder / found.flags_path, writable=True, take=take)
     if len(flags) < FLAG_ARRAYS * stride:
         raise errors.ConfigError(f"page flags of {what}", expected=f"{FLAG_ARRAYS * stride} bytes", got=str(len(flags)))
     return Mapped(content, flags)
 
 
-def attach(path: Path, *, writable: bool) -> mmap.mmap:
-    """Map the whole file, shared, and guarded by `mapping`. Raises ConfigError if that fails, or it is no file."""
+def attach(path: Path, *, writable: bool, take: Take | None = None) -> mmap.mmap:
+    """Map the whole file, shared, and guarded by `mapping`. Raises ConfigError if that fails, or it is no file; what
+    `take` raises."""
     try:
-        fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            if take is None:
+                raise
+            fd = take(path.name)
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise errors.ConfigError(f"cannot map {path}", expected="a file")

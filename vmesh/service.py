@@ -27,6 +27,7 @@ from google.protobuf.message import Message
 
 from vmesh import addresses, curve, errors, lifeline, limits, mapping, privileges, wire
 from vmesh.answers import Answers
+from vmesh.files import FileServer
 from vmesh.log import Log
 from vmesh.loop import Inbox, Loop
 from vmesh.machine import MachineDirectory, MachineError
@@ -36,6 +37,7 @@ from vmesh.trace import Recorder
 from vmesh.v1 import common_pb2 as common
 from vmesh.v1 import lifecycle_pb2 as lifecycle
 from vmesh.v1.common_pb2 import Notice, Role, Severity, Welcome
+from vmesh.v1.files_pb2 import FilesOffered
 from vmesh.v1.packet_pb2 import Packet
 
 _KEPT_NOTICES = 64
@@ -204,6 +206,7 @@ class Runtime:
         self._notices: deque[Notice] = deque(maxlen=_KEPT_NOTICES)
         self._deferred: deque[tuple[wire.Client, Packet]] = deque()  # requests that came during `ask`
         self._next_look = 0.0  # during `ask`: when others are to be heard again, in seconds of the monotonic clock
+        self._files: FileServer | None = None  # what others of this host are given descriptors by
         self._drained = False
         self._complaints: Counter[tuple[str, str]] = Counter()
         self._lost = ""  # why guest memory is lost
@@ -517,6 +520,16 @@ class Runtime:
         self.log.warning(why)
         self.loop.stop()
         self._service.orphaned()
+
+    def offer_files(self, paths: Sequence[Path]) -> FilesOffered:
+        """Descriptors of these, for reading and writing, to whoever is told the token. Raises HostLimit, TooMany."""
+        try:
+            if self._files is None:
+                self._files = FileServer(self.machine.files(self.name), self.loop)
+            token = self._files.offer(paths)
+        except OSError as error:
+            raise errors.HostLimit(f"cannot give files: {error.strerror}") from error
+        return FilesOffered(socket=self.machine.files(self.name).name, token=token)
 
     def _watch_processes(self, pipe: int) -> None:
         """Hear which process is which service as each is started, before the monitor can say it on its connection: in

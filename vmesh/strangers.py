@@ -17,6 +17,8 @@ from contextlib import ExitStack, suppress
 
 import zmq
 
+from vmesh import connection_events
+
 MOST = 128
 _CUT = "strangers cut"
 EVENT = struct.Struct("=hi")  # what happened, and to which connection: zmq_socket_monitor(3)
@@ -38,7 +40,7 @@ class Strangers(threading.Thread):
         self._port = port
         self._events: zmq.Socket[bytes] = listener.context.socket(zmq.PAIR)
         self._events.setsockopt(zmq.RCVHWM, 0)  # ZeroMQ's thread would wait for room, and everybody for that
-        where = f"inproc://strangers-{port}"
+        where = connection_events.place()
         listener.monitor(where, _EVENTS)
         self._events.connect(where)
         self._lock = threading.Lock()

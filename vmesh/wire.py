@@ -20,7 +20,7 @@ from pathlib import Path
 import zmq
 from google.protobuf.message import DecodeError, Message
 
-from vmesh import errors, limits
+from vmesh import connection_events, errors, limits
 from vmesh.curve import Keys
 from vmesh.log import Log
 from vmesh.processes import Processes
@@ -79,7 +79,7 @@ _CPU = ("hart_registers_request", "cpu_status_request", "add_device", "remove_de
 ALLOWED: dict[str, frozenset[Role.ValueType]] = {
     **{name: frozenset({common.ROLE_HART}) for name in ("access_batch", "take_accesses")},
     "guest_time": frozenset({common.ROLE_IRQCHIP}),
-    **{name: frozenset({common.ROLE_DEVICE}) for name in ("attach", "dma_read", "dma_write")},
+    **{name: frozenset({common.ROLE_DEVICE}) for name in ("attach", "dma_read", "dma_write", "take_files")},
     "expect_life": frozenset({common.ROLE_MONITOR}),
     "detach": frozenset({common.ROLE_DEVICE, common.ROLE_MONITOR}),
     "map_request": frozenset({common.ROLE_CPU, common.ROLE_MIGRATION, common.ROLE_MONITOR, common.ROLE_CACHE}),
@@ -542,7 +542,7 @@ class Peer:
         self._poller.register(self.socket, zmq.POLLIN)
         if self._heed_loss:
             self._there = False
-            self.losses = self.socket.get_monitor_socket(_HEEDED)
+            self.losses = connection_events.follow(self.socket, _HEEDED)
             self._poller.register(self.losses, zmq.POLLIN)
         try:
             self.socket.connect(self.address)
@@ -612,8 +612,7 @@ class Peer:
     def watch_connection(self) -> zmq.Socket[bytes]:
         """A socket that becomes readable whenever a connection is there or lost: `is_there`."""
         events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
-        watched: zmq.Socket[bytes] = self.socket.get_monitor_socket(events)
-        return watched
+        return connection_events.follow(self.socket, events)
 
     def send(self, body: Message) -> int:
         """Send a request without waiting; gives its id. Raises PeerError if the service does not read its socket."""

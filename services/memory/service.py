@@ -22,6 +22,7 @@ from vmesh.service import Runtime, Service
 from vmesh.v1 import lifecycle_pb2 as lifecycle
 from vmesh.v1 import memory_pb2 as messages
 from vmesh.v1.common_pb2 import ROLE_CACHE, ROLE_DEVICE, ROLE_MIGRATION, ROLE_MONITOR, Done
+from vmesh.v1.files_pb2 import FilesOffered
 from vmesh.v1.packet_pb2 import Packet
 from vmesh.wire import Client, is_tcp
 
@@ -117,6 +118,8 @@ class Memory(Service):
             case "dma_write":
                 self._dma_write(client, packet.dma_write, packet.id)
                 return None
+            case "take_files":
+                return self._offer_files(client, packet.take_files.names)
             case "need_pages":
                 self._need_pages(client, packet.need_pages.addresses, packet.id)
                 return None
@@ -281,6 +284,16 @@ class Memory(Service):
         elsewhere = client.user or self._away is not None
         segments = [] if elsewhere else [each for each in self._segments if each.writable]
         return messages.Attached(segments=segments, grants=self._ram_grants)
+
+    def _offer_files(self, client: Client, names: Sequence[str]) -> FilesOffered:
+        """Descriptors of segments, for a device that may map them and cannot open them."""
+        if client.identity not in self._grants or client.user or self._away is not None:
+            raise errors.NotAllowed("TakeFiles is for devices of this host with dma, after Attached")
+        there = [path for each in self._segments if each.writable for path in (each.path, each.flags_path)]
+        paths = {Path(path).name: path for path in there}
+        if missing := [name for name in names if name not in paths]:
+            raise errors.BadRequest("TakeFiles", expected=f"some of {', '.join(paths)}", got=repr(missing[0][:80]))
+        return self._runtime.offer_files([Path(paths[name]) for name in names])
 
     def _answer_waiting(self) -> None:
         if not self._waiting or not self._expected <= self._map.devices.keys():

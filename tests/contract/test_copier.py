@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import zlib
 from dataclasses import replace
 
 import pytest
-from cases import COPIERS, Case
-from harness import RAM_BASE, Hart, Irqchip, Machine
+from cases import COPIER, COPIERS, Case
+from harness import PATIENCE, RAM_BASE, Hart, Irqchip, Machine
 
-from vmesh import errors
+from vmesh import errors, files, segment
+from vmesh.v1 import common_pb2 as common
 from vmesh.v1 import lifecycle_pb2 as lifecycle
-from vmesh.v1.bus_pb2 import Access, AccessBatch
+from vmesh.v1.bus_pb2 import Access, AccessBatch, Description
 from vmesh.v1.devices_pb2 import CopierState
+from vmesh.v1.files_pb2 import FilesOffered, TakeFiles
+from vmesh.v1.memory_pb2 import Attach
 
 SOURCE, TARGET, LENGTH, STATUS, CRC = range(0, 40, 8)
 IDLE, DONE, FAILED = range(3)
 RAM_SIZE = 16 << 20
+FILES = ("ram.seg", "ram.flags")
 
 every_copier = pytest.mark.parametrize("case", COPIERS, ids=lambda case: case.name)
 
@@ -46,6 +52,44 @@ def fill(machine: Machine, offset: int, data: bytes) -> None:
     with open(machine.path / "ram.seg", "r+b") as file:
         file.seek(offset)
         file.write(data)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root and unshare")
+def test_what_it_cannot_open_it_is_given(machine: Machine) -> None:
+    """In a mount namespace of its own, in which sockets lie where the files of guest memory are."""
+    machine.start_memory()
+    machine.monitor("memory").health()
+    hide = "".join(f"mount --bind {machine.path}/memory.sock {machine.path}/{name} && " for name in FILES)
+    confined = ["unshare", "--mount", "sh", "-c", f'{hide} exec "$@"', "sh", *COPIER.program()]
+    replace(COPIER, program=lambda: confined).start(machine)
+    hart = machine.hart(COPIER.name)
+    fill(machine, 0, b"vmesh")
+    assert copy(hart, RAM_BASE, RAM_BASE + 0x1000, 5) == DONE
+    assert ram(machine)[0x1000:0x1005] == b"vmesh"
+    assert (machine.path / "ram.flags").read_bytes()[segment.flags_stride(RAM_SIZE) + 1], "the page is dirty"
+
+
+def test_files_are_for_devices_that_may_map_them(machine: Machine) -> None:
+    machine.start_memory()
+    told = Description(name="d", kind="test", state_type="t", epoch=1, endpoint="ipc:///x", dma=True)
+    device = machine.dial("memory", common.ROLE_DEVICE, name="d")
+    with pytest.raises(errors.NotAllowed, match="after Attached"):
+        device.request(TakeFiles(names=["ram.seg"]), PATIENCE)
+    device.request(Attach(description=told), PATIENCE)
+    for name in ("rom.seg", "../ram.seg", "machine.json", ""):
+        with pytest.raises(errors.BadRequest, match=r"expected some of ram\.seg, ram\.flags"):
+            device.request(TakeFiles(names=[name]), PATIENCE)
+    offered = device.request(TakeFiles(names=["ram.flags", "ram.seg"]), PATIENCE)
+    assert isinstance(offered, FilesOffered)
+    flags, content = files.take(machine.path / offered.socket, offered.token, 2)
+    for fd, name in ((flags, "ram.flags"), (content, "ram.seg")):
+        assert os.path.samestat(os.fstat(fd), (machine.path / name).stat())
+        os.close(fd)
+    told.name, told.dma = "e", False
+    other_device = machine.dial("memory", common.ROLE_DEVICE, name="e")
+    other_device.request(Attach(description=told), PATIENCE)
+    with pytest.raises(errors.NotAllowed, match="with dma"):
+        other_device.request(TakeFiles(names=["ram.seg"]), PATIENCE)
 
 
 @every_copier

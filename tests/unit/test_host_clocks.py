@@ -27,6 +27,7 @@ REASONS = {
         "vmesh.cli.run",
         "vmesh.cli.serve",
         "vmesh.connecting",
+        "vmesh.files",
         "vmesh.deploy.engines",
         "vmesh.guest.image",
         "vmesh.service",

@@ -12,7 +12,7 @@ import pytest
 import zmq
 
 from tests.waiting import wait_for
-from vmesh import errors, wire
+from vmesh import connection_events, errors, wire
 from vmesh.log import Log
 from vmesh.processes import Processes
 from vmesh.v1 import common_pb2 as common
@@ -281,7 +281,7 @@ def test_connections_are_bounded_and_those_of_the_gone_are_used_again(
     one_more = listener.peer(said)
     assert listener.ask(one_more, wire.make(said, 1)).refused.expected == "at most 3 connections"
     peers[0].socket.close(0)
-    for _ in range(1000):
+    for _ in range(100):
         answer = listener.ask(one_more, wire.make(said, 1))
         if answer.WhichOneof("body") == "welcome":
             break
@@ -374,3 +374,13 @@ def test_who_reads_each_answer_misses_none(tmp_path: Path) -> None:
         peer.abandon()
         server.close()
         context.destroy(0)
+
+
+def test_the_events_of_a_socket_are_never_taken_for_those_of_one_that_has_just_been_closed() -> None:
+    """A descriptor's number is another's as soon as it is free, and ZeroMQ closes a socket a moment after us."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    for _ in range(100):
+        followed = context.socket(zmq.DEALER)
+        connection_events.follow(followed, zmq.EVENT_DISCONNECTED).close(0)
+        followed.close(0)
+    context.term()

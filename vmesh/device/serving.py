@@ -9,7 +9,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError, Message
 
-from vmesh import errors, trace
+from vmesh import errors, files, trace
 from vmesh.board.virt import MAX_HARTS
 from vmesh.device.model import BusError, Device
 from vmesh.doorbell import Bell, Raiser
@@ -19,8 +19,8 @@ from vmesh.slot import Slot
 from vmesh.time import NEVER_NS, host_ns
 from vmesh.trace import MemoryTrace, identity
 from vmesh.v1 import bus_pb2 as messages
+from vmesh.v1 import files_pb2, memory_pb2
 from vmesh.v1 import lifecycle_pb2 as lifecycle
-from vmesh.v1 import memory_pb2
 from vmesh.v1.common_pb2 import ROLE_DEVICE, ROLE_HART, ROLE_IRQCHIP, Welcome
 from vmesh.v1.packet_pb2 import Packet
 from vmesh.v1.slot_pb2 import LinkRecord, SlotRecord
@@ -118,7 +118,7 @@ class DeviceService(Service):
         if not isinstance(answer, memory_pb2.Attached):
             raise errors.PeerError("memory answered", expected="Attached", got=answer.DESCRIPTOR.name)
         if self._device.dma and answer.segments:
-            self._device.memory = LocalGuestMemory(answer.segments, answer.grants, self._fetch)
+            self._device.memory = LocalGuestMemory(answer.segments, answer.grants, self._fetch, self._take_file)
         elif self._device.dma:
             self._device.memory = RemoteGuestMemory(memory, answer.grants, self._ask_memory)
         self._device.attached()
@@ -132,6 +132,17 @@ class DeviceService(Service):
         """Wait for pages."""
         self._page_waits += 1
         self._ask_memory([memory_pb2.NeedPages(addresses=addresses)])
+
+    def _take_file(self, name: str) -> int:
+        """A file of memory's that this process cannot open. Raises MemoryFailed."""
+        (offered,) = self._ask_memory([files_pb2.TakeFiles(names=[name])])
+        if not isinstance(offered, files_pb2.FilesOffered) or not files.is_name(offered.socket):
+            raise errors.MemoryFailed("memory answered", expected="FilesOffered", got=offered.DESCRIPTOR.name)
+        try:
+            (fd,) = files.take(self._runtime.machine.path / offered.socket, offered.token, 1)
+        except OSError as error:
+            raise errors.MemoryFailed(f"memory does not give {name}: {error.strerror}") from error
+        return fd
 
     def _ask_memory(self, requests: Sequence[Message]) -> list[Message]:
         """What was under way when the connection was lost is asked again: it does the same once more, and by the former

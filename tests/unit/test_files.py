@@ -1,0 +1,113 @@
+"""Descriptors that one process gives another: who gets them, how often, how many wait."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.waiting import LIMIT
+from vmesh import connecting, errors, files
+from vmesh.files import FileServer
+from vmesh.loop import Loop
+
+
+class Server:
+    def __init__(self, folder: Path) -> None:
+        self.path, self.loop = folder / "m.files", Loop()
+        self.files = FileServer(self.path, self.loop)
+        self.file = folder / "file"
+        self.file.write_bytes(b"content")
+
+    def take(self, token: bytes, count: int = 1) -> list[int]:
+        """As a client in another process would: the loop turns meanwhile."""
+        found: list[list[int] | OSError] = []
+
+        def ask() -> None:
+            try:
+                found.append(files.take(self.path, token, count))
+            except OSError as error:
+                found.append(error)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        while thread.is_alive():
+            self.turn()
+        thread.join(LIMIT)
+        (answer,) = found
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    def turn(self) -> None:
+        self.loop.call_in("turn", 0.005, lambda: None)
+        self.loop._step()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Server:
+    return Server(tmp_path)
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_a_file_is_given_once_to_who_has_its_token(server: Server) -> None:
+    token = server.files.offer([server.file, server.file])
+    first, second = server.take(token, 2)
+    for fd in (first, second):
+        assert os.pread(fd, 100, 0) == b"content"
+        assert not os.get_inheritable(fd)
+        os.close(fd)
+    with pytest.raises(PermissionError, match="descriptors"):
+        server.take(token, 2)
+
+
+def test_nobody_else_gets_anything_and_nothing_is_left_open(server: Server) -> None:
+    token = server.files.offer([])
+    server.turn()
+    before = descriptors()
+    token = server.files.offer([server.file])
+    for wrong in (b"", bytes(16), token[:-1], token + b"x"):
+        with pytest.raises(PermissionError, match="descriptors"):
+            server.take(wrong)
+    with pytest.raises(PermissionError, match="descriptors"):
+        server.take(token, 2)  # fewer than it wants: it has taken them all the same
+    server.turn()
+    assert descriptors() == before
+
+
+def test_offers_are_bounded_and_end(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = descriptors()
+    for _ in range(files.MOST_OFFERS):
+        server.files.offer([server.file])
+    with pytest.raises(errors.TooMany):
+        server.files.offer([server.file])
+    monkeypatch.setattr(files, "OFFER_SECONDS", -1.0)
+    server.files._offers = {token: (0.0, fds) for token, (_, fds) in server.files._offers.items()}
+    server.files._expire()
+    assert descriptors() == before
+    with pytest.raises(FileNotFoundError):
+        server.files.offer([server.file, server.file.with_name("absent")])
+    assert descriptors() == before
+
+
+def test_who_says_nothing_holds_nobody_up(server: Server) -> None:
+    silent = [connecting.now(server.path, socket.SOCK_SEQPACKET) for _ in range(16)]
+    for _ in silent:
+        server.turn()
+    more = connecting.now(server.path, socket.SOCK_SEQPACKET)
+    (fd,) = server.take(server.files.offer([server.file]))
+    os.close(fd)
+    silent[0].setblocking(True)
+    assert silent[0].recv(1) == b"", "the oldest went"
+    for each in (*silent, more):
+        each.close()
+
+
+def test_only_its_owner_can_connect(server: Server) -> None:
+    assert server.path.stat().st_mode & 0o077 == 0
