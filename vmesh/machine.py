@@ -36,7 +36,19 @@ _SUN_PATH_BYTES = 108  # struct sockaddr_un, unix(7)
 _LONGEST_FILE = len("/virtio-console-00.console")
 #: What a device has in the directory, behind its name and a dot.
 _DEVICE_FILES = (
-    *("attach", "console", "doorbell", "elsewhere", "epoch", "export", "former", "fresh", "guard", "interrupts"),
+    *(
+        "attach",
+        "console",
+        "doorbell",
+        "elsewhere",
+        "epoch",
+        "export",
+        "files",
+        "former",
+        "fresh",
+        "guard",
+        "interrupts",
+    ),
     *("kept", "ledger", "lock", "nbd", "new", "pulse", "slot", "sock"),
 )
 

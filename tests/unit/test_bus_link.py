@@ -161,7 +161,7 @@ def test_what_was_not_acknowledged_is_sent_to_the_next_life(bench: Bench) -> Non
     bench.do(lambda: link.post([write(3), write(4)], 0)).result(PATIENCE)
     played.die()
     played.born()
-    bench.device.begin(2)
+    bench.device.begin(Welcome(epoch=2))
     settled = bench.do(link.settle)
     played.welcome()
     played.answer()
@@ -176,7 +176,7 @@ def test_what_was_done_but_not_acknowledged_is_not_done_again(bench: Bench) -> N
     played.execute()
     played.die()
     played.born()
-    bench.device.begin(2)
+    bench.device.begin(Welcome(epoch=2))
     settled = bench.do(link.settle)
     played.welcome()
     settled.result(PATIENCE)
@@ -193,7 +193,7 @@ def test_an_access_that_waits_gets_its_answer_from_the_next_life(bench: Bench, e
         played.receive()
     played.die()
     played.born()
-    bench.device.begin(2)
+    bench.device.begin(Welcome(epoch=2))
     played.welcome()
     played.answer()
     assert access.result(PATIENCE) == 2
@@ -207,7 +207,7 @@ def test_killed_again_while_the_rest_is_sent(bench: Bench) -> None:
         played.receive()
         played.die()
         played.born()
-        bench.device.begin(epoch)
+        bench.device.begin(Welcome(epoch=epoch))
         played.welcome()
     played.answer()
     assert access.result(PATIENCE) == 3
@@ -234,7 +234,7 @@ def test_a_successor_that_counts_anew(bench: Bench) -> None:
     played.die()
     played.done = 0
     played.born()
-    bench.device.begin(2)
+    bench.device.begin(Welcome(epoch=2))
     settled = bench.do(link.settle)
     played.welcome()
     played.answer()
@@ -250,7 +250,7 @@ def test_the_window_holds_for_the_next_life_too(bench: Bench) -> None:
     played.die()
     played.window = 4
     played.born()
-    bench.device.begin(2)
+    bench.device.begin(Welcome(epoch=2))
     played.welcome()
     for _ in range(5):
         before = played.done
@@ -375,7 +375,7 @@ def test_shadows_of_a_former_life_are_not_believed(bench: Bench) -> None:
     kinds = device.tables[0]._kinds
     device.apply(DeviceUpdate(epoch=1, sequence=5, shadows=[ShadowValue(size=4, value=7)]))
     assert kinds[0] == 4 << 4
-    device.begin(2)
+    device.begin(Welcome(epoch=2))
     assert kinds[0] == 0
     device.apply(DeviceUpdate(epoch=1, sequence=6, shadows=[ShadowValue(size=4, value=7)]))
     assert kinds[0] == 0
@@ -389,8 +389,8 @@ def test_the_number_of_a_life_is_what_the_irqchip_was_told(bench: Bench) -> None
     device.apply(DeviceUpdate(epoch=(1 << 32) - 1, sequence=1, shadows=[ShadowValue(size=4, value=7)]))
     assert device.epoch == 1
     assert device.tables[0]._kinds[0] == 0
-    device.begin(1 << 31)
-    device.begin(2)
+    device.begin(Welcome(epoch=1 << 31))
+    device.begin(Welcome(epoch=2))
     device.apply(DeviceUpdate(epoch=2, sequence=1, shadows=[ShadowValue(size=4, value=8)]))
     assert device.tables[0].value(0, 4) == 8
 
@@ -401,7 +401,7 @@ def test_a_hart_waits_for_the_life_that_the_irqchip_has_met(bench: Bench) -> Non
     played.receive()
     played.die()
     played.born()
-    bench.device.begin(2)
+    bench.device.begin(Welcome(epoch=2))
     sender, packet = played.receive()
     played.send(sender, Welcome(major=1, epoch=1 << 31, window=8, done=1 << 40), packet.id)
     played.welcome()

@@ -45,7 +45,8 @@ def test_each_limit_is_the_largest_that_is_taken(field: FieldDescriptor) -> None
         if found.items:
             items = getattr(message, field.name)
             if field.message_type is None:
-                items.extend([0] * (found.items + more))
+                text = field.type == FieldDescriptor.TYPE_STRING
+                items.extend(["" if text else 0] * (found.items + more))
             elif field.message_type.GetOptions().map_entry:
                 items.update({str(n): 0 for n in range(found.items + more)})
             else:
