@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from vmesh import scheduling, service
 from vmesh.privileges import REACH
 
+from .bus.spaces import NAMES, Spaces
+from .isa.riscv.clint import TICK
 from .isa.riscv.features import FEATURES
+from .isa.riscv.plic_layout import SOURCES
 from .service import Cpu, Settings
-from .spaces import NAMES, Spaces
 from .vacant import TRANSPORT
 
 MOST_HARTS = 512
@@ -46,6 +48,17 @@ def _window(text: str) -> tuple[int, range]:
     return NAMES[name], range(start, start + service.number(size))
 
 
+def _built_in(built: int) -> Callable[[str], int]:
+    """A number that native code has, so that the board can have no other."""
+
+    def parse(text: str) -> int:
+        if text != str(built):
+            raise argparse.ArgumentTypeError(f"'{text}': this cpu's is {built}")
+        return built
+
+    return parse
+
+
 def _seconds(text: str) -> float:
     try:
         value = float(text)
@@ -72,6 +85,15 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--aclint", type=service.number, required=True, metavar="ADDRESS")
     parser.add_argument("--plic", type=service.number, required=True, metavar="ADDRESS")
+    parser.add_argument(
+        "--timebase",
+        type=_built_in(10**9 // TICK),
+        metavar="HZ",
+        help="ticks of guest time in a second, as the board has them",
+    )
+    parser.add_argument(
+        "--sources", type=_built_in(SOURCES), metavar="N", help="inputs of the PLIC, as the board has them"
+    )
     parser.add_argument(
         "--transports",
         type=_transports,

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from vmesh import doorbell
 
-from .bus import FLOOD_SECONDS, BusDevice
+from .bus.device import BusDevice
+from .bus.irqchip import FLOOD_SECONDS
 from .harts import Harts
 
 LISTENERS = 16

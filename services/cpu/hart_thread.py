@@ -16,7 +16,7 @@ from vmesh.v1 import bus_pb2 as messages
 from vmesh.v1.trace_pb2 import TRACE_SYNC, TRACE_UNMAPPED
 from vmesh.wire import Peer
 
-from .bus import Counters, Ending, Link, NoAnswer
+from .bus.link import Counters, Ending, Link, NoAnswer
 from .harts import Harts
 from .isa.riscv.state import (
     ACCESS_DONE,

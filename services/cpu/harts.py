@@ -38,6 +38,7 @@ from .isa.riscv.state import (
     PageUse,
     Tlb,
 )  # fmt: skip
+from .isa.riscv.tlb import PAGE
 from .native.blob import Blob
 from .native.view import view
 
@@ -49,9 +50,6 @@ NEVER = (1 << 64) - 1
 DOORBELL_RECORD = 16  # bytes: the value, and guest time
 _ABSENT = 1 << 63  # the base of a region that is nowhere: no access is above it, and none reaches around
 MISA_MXL64 = 2 << 62
-
-
-PAGE = 4096
 
 
 def _address(memory: mmap.mmap) -> int:

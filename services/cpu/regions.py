@@ -21,9 +21,9 @@ from .digest import blake2b
 from .harts import Harts
 from .isa.riscv.region import instruction_length
 from .isa.riscv.state import ATTENTION_REGIONS, CODE_HASH, CODE_PAGE_STRIDE, EXITS, KNOWN, CodePage
+from .isa.riscv.tlb import PAGE
 from .native.blob import map_executable
 
-PAGE = 4096
 #: A region's code is a few KiB.
 LONGEST_CODE = 1 << 20
 _ARENA = 16 << 20

@@ -24,18 +24,21 @@ from vmesh.v1.packet_pb2 import Packet
 from vmesh.wire import Client
 
 from . import inspection, state, vacant
-from .bus import FLOOD_SECONDS, GREETING_LIMIT, NO_WINDOWS, BusDevice, Counters, Irqchip, Link, RegisterTable
+from .bus.device import BusDevice, RegisterTable
+from .bus.irqchip import FLOOD_SECONDS, Irqchip
+from .bus.link import Counters, Link
+from .bus.spaces import NO_WINDOWS, Spaces
 from .clock import CpuClock
 from .core import load_core
 from .debugger import Debugger
 from .doorbell import Doorbell, Listener
 from .hart_thread import Gate, HartThread
 from .harts import Harts, HostSegment
+from .pages import GREETING_LIMIT
 from .perf_map import PerfMap
 from .region_store import RegionStore, store_path
 from .regions import Regions, Translation
 from .registers import Registers, registers
-from .spaces import Spaces
 from .trace import Tracer
 from .translator_process import TranslatorProcess
 

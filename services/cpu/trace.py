@@ -14,7 +14,7 @@ from vmesh.time import host_ns
 from vmesh.trace import Recorder
 from vmesh.v1 import bus_pb2, trace_pb2
 
-from .bus import BusDevice
+from .bus.device import BusDevice
 from .harts import Harts
 from .isa.riscv.state import ACCESS_DONE, DOORBELL_VALUES, RING_ENTRIES, SHADOW_SHIFT
 

@@ -17,9 +17,10 @@ import time
 from vmesh import scheduling
 
 from .isa.riscv.region import ALL, RegionModule, emit, form
+from .isa.riscv.tlb import PAGE
 from .native.build import BuildError, build_region
 from .region_store import RegionWriter, store_path
-from .regions import DIGEST, PAGE, Translation
+from .regions import DIGEST, Translation
 from .translator_process import CONTENT, PLACE, Request, pack_answer, receive
 
 #: Requests that wait; of more, the oldest are forgotten: what is hot now matters.

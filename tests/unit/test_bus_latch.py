@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.cpu.bus import BusDevice, RegisterTable
+from services.cpu.bus.device import BusDevice, RegisterTable
 from tests.models.guest import CODE, put, virt
 from vmesh import errors
 from vmesh.device import Wires

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import zmq
 
-from services.cpu.bus import BusDevice, Counters, Ending, Link, NoAnswer, RegisterTable
+from services.cpu.bus.device import BusDevice, RegisterTable
+from services.cpu.bus.link import Counters, Ending, Link, NoAnswer
 from vmesh import wire
 from vmesh.limits import BROKEN
 from vmesh.v1.bus_pb2 import (

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from services.cpu.bus import BusDevice, RegisterTable
+from services.cpu.bus.device import BusDevice, RegisterTable
 from services.cpu.doorbell import Doorbell, Listener
 from tests.cpu_harness import Cpu
 from tests.models.guest import CODE, put, virt

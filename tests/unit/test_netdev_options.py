@@ -47,6 +47,7 @@ def cards(*flags: str) -> dict[int, str]:
         ("user,net=192.168.7.1/24,dhcpstart=192.168.7.99,ipv4=on", User("192.168.7.0/24", guest="192.168.7.99")),
         ("stream,addr.type=unix,addr.path=/a/b", Stream("/a/b")),
         ("stream,server=on,addr.type=unix,addr.path=/a,,b", Stream("/a,b", server=True)),
+        ("stream,addr.path=/a,guest-time=on", Stream("/a", guest_time=True)),
         ("stream,addr.path=/a,reconnect=5,addr.type=unix", Stream("/a", reconnect=5)),
         ("stream,addr.path=/a,reconnect-ms=250,addr.type=unix", Stream("/a", reconnect=0.25)),
         ("tap,ifname=tap0,script=no,downscript=no", Tap("tap0")),

@@ -10,13 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.models.clock import FakeClock
+from tests.waiting import wait_for
 from vmesh import errors
 from vmesh.log import Log
 from vmesh.loop import Loop
-from vmesh.netdev.frames import FrameSocket
+from vmesh.netdev.frames import STAMP_BYTES, FrameSocket
+from vmesh.netdev.hub import Hub
 from vmesh.netdev.options import Stream
-from vmesh.netdev.port import MAX_FRAME
+from vmesh.netdev.port import MAX_FRAME, MIN_FRAME
 from vmesh.netdev.stream import StreamNetdev
+from vmesh.time import Clock
 
 FRAME = bytes(range(60))
 
@@ -45,12 +49,11 @@ class FakePort:
 class Wire:
     """A netdev with its loop, and the peer's socket."""
 
-    def __init__(self, path: Path, *, server: bool) -> None:
-        self.loop = Loop()
+    def __init__(self, path: Path, *, server: bool, clock: Clock | None = None) -> None:
+        self.loop = Loop(clock)
         self.port = FakePort()
-        self.netdev = StreamNetdev(
-            Stream(str(path), server, 0.001), self.loop, Log("net", Path("/dev/null")), self.port
-        )
+        asked = Stream(str(path), server, 0.001, guest_time=clock is not None)
+        self.netdev = StreamNetdev(asked, self.loop, Log("net", Path("/dev/null")), self.port)
 
     def until(self, done: Callable[[], bool]) -> None:
         for _ in range(2000):
@@ -104,6 +107,56 @@ def test_both_ways(wire: tuple[Wire, socket.socket]) -> None:
     peer.sendall(packet(FRAME) + packet(bytes(MAX_FRAME)))
     made.until(lambda: len(made.port.got) == 2)
     assert made.port.got == [FRAME, bytes(MAX_FRAME)]
+
+
+@pytest.mark.parametrize("through_hub", [False, True])
+def test_frames_carry_guest_time_between_machines_that_have_agreed_on_it(path: Path, through_hub: bool) -> None:
+    loop, hub = Loop(), None
+    if through_hub:
+        hub = Hub(loop, path)
+    clocks = FakeClock(), FakeClock()
+    clocks[0].advance(1_000)
+    wires = [Wire(path, server=not (through_hub or number), clock=clock) for number, clock in enumerate(clocks)]
+    first, second = wires
+    for each in wires:
+        each.netdev.start()
+
+    def turn() -> None:
+        for each in (loop, *(wire.loop for wire in wires)):
+            each.call_in("turn", 0.002, lambda: None)
+            each._step()
+
+    wait_for(lambda: (turn(), all(each.port.links[-1:] == [True] for each in wires))[1], "the links")
+    largest = bytes(MAX_FRAME - STAMP_BYTES)
+    assert first.netdev.send([[memoryview(FRAME)], [memoryview(largest)]]) == 2
+    wait_for(lambda: (turn(), len(second.port.got) == 2)[1], "the frames")
+    assert second.port.got == [FRAME, largest]
+    assert second.netdev._frames is not None
+    assert second.netdev._frames.time_ns == 1_000
+    for each in (*wires, *([] if hub is None else [hub])):
+        (each.netdev if isinstance(each, Wire) else each).close()
+
+
+def test_a_frame_without_the_time_that_it_should_have_is_nobodys(path: Path) -> None:
+    made = Wire(path, server=True, clock=FakeClock())
+    made.netdev.start()
+    short, right = packet(bytes(MIN_FRAME + STAMP_BYTES - 1)), packet(struct.pack(">Q", 7) + FRAME)
+    with connect(path) as peer:
+        made.until(lambda: made.port.links == [True])
+        peer.sendall(short + right + short + right + short)
+        made.until(lambda: len(made.port.got) == 2)
+        made.port.room = 0
+        peer.sendall(short + right + short)
+        made.until(lambda: made.netdev._refused)
+        made.port.room = None
+        made.netdev.resume()
+        assert made.port.got == [FRAME] * 3
+        assert made.netdev._frames is not None
+        assert made.netdev._frames.time_ns == 7
+        longest = bytes(MAX_FRAME - STAMP_BYTES)
+        assert made.netdev.send([[memoryview(bytes(MAX_FRAME))], [memoryview(longest)]]) == 2
+        assert read_exactly(peer, 4 + STAMP_BYTES + len(longest)) == packet(bytes(STAMP_BYTES) + longest)
+    made.netdev.close()
 
 
 def test_a_peer_that_listens_and_does_not_accept(path: Path) -> None:

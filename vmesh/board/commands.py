@@ -33,6 +33,7 @@ def cpu(board: Board) -> list[str]:
             words += [f"--{part.kind}", f"{part.range.base:#x}"]
         else:
             words += ["--window", f"{part.window.value}={part.range.option}"]
+    words += ["--timebase", str(board.timebase_hz), "--sources", str(board.sources)]
     if buses := board.carried_by(Carrier.NOBODY):
         words += ["--transports", ",".join(f"{bus.range.base:#x}" for bus in buses)]
     return words

@@ -120,7 +120,7 @@ def _cpus(tree: libfdt.FdtSw, board: Board, numbers: _Phandles) -> None:
     with tree.add_node("cpus"):
         tree.property_u32("#address-cells", 1)
         tree.property_u32("#size-cells", 0)
-        tree.property_u32("timebase-frequency", virt.TIMEBASE_HZ)
+        tree.property_u32("timebase-frequency", board.timebase_hz)
         for hart in range(board.harts):
             _cpu(tree, board.cpu, hart, numbers)
         with tree.add_node("cpu-map"), tree.add_node("cluster0"):

@@ -121,6 +121,8 @@ class Board:
     cpu: CpuModel
     console: str
     power: str
+    timebase_hz: int  # ticks of guest time in a second
+    sources: int  # inputs of the interrupt controller, 0 among them
 
     @property
     def ram(self) -> Range:

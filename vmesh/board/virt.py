@@ -75,4 +75,4 @@ DEVICES = tuple(part.name for part in PARTS if part.carrier is Carrier.SERVICE)
 def board(ram_size: int, harts: int, cpu: CpuModel) -> Board:
     """The board with so many bytes of RAM, and no device added."""
     ram = Part("ram", "ram", Range(DRAM_BASE, ram_size), carrier=Carrier.MEMORY)
-    return Board((ram, *PARTS), harts, cpu, console=UART0.name, power=TEST.name)
+    return Board((ram, *PARTS), harts, cpu, UART0.name, TEST.name, TIMEBASE_HZ, PLIC_SOURCES)

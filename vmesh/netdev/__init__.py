@@ -12,6 +12,6 @@ make.py      the one that was asked for
 
 USAGE = (
     "user[,hostfwd=tcp::PORT-:PORT][,net=ADDRESS/BITS][,host=ADDRESS][,dhcpstart=ADDRESS][,dns=ADDRESS][,ipv6=on|off], "
-    "stream,addr.type=unix,addr.path=PATH[,server=on|off][,reconnect=SECONDS] or "
+    "stream,addr.type=unix,addr.path=PATH[,server=on|off][,reconnect=SECONDS][,guest-time=on|off] or "
     "tap,ifname=NAME,script=no[,vnet_hdr=on|off]"
 )

@@ -1,5 +1,10 @@
 """Frames over a stream socket, as QEMU's `-netdev stream` sends them: four bytes of length, big endian, then the frame.
 
+Between machines that have agreed on it (`guest-time=on`), eight bytes of guest time at which it was sent, in
+nanoseconds and big endian, stand before the frame, and are counted in its length, which has the same limits. A frame
+that is too long for that is not sent, one that is too short to have it not taken: through a hub it may come from
+somebody else.
+
 Neither direction waits for the other, and neither grows: what has come in and is not taken yet lies in one buffer of
 fixed size, and what a full socket has not taken of the last frames sent is kept, after which none are taken until it
 is out.
@@ -13,8 +18,11 @@ from collections.abc import Sequence
 
 from vmesh import errors
 from vmesh.netdev.port import MAX_FRAME, MIN_FRAME, Frame
+from vmesh.time import Clock
 
 _LENGTH = struct.Struct(">I")
+_TIME = struct.Struct(">Q")
+STAMP_BYTES = _TIME.size
 _BUFFER_BYTES = 512 << 10
 _SOCKET_BYTES = 1 << 20  # asked of the host, which may give less: net.core.wmem_max
 _PIECES = 512  # buffers of one call: less than IOV_MAX, 1024 on Linux
@@ -22,12 +30,17 @@ _MAX_PIECES = 64  # of a frame; one of more is copied
 
 
 class FrameSocket:
-    """A connected stream socket, which becomes non-blocking."""
+    """A connected stream socket, which becomes non-blocking. With a `clock` frames have guest time; `time_ns` is what
+    the last one taken has said."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, clock: Clock | None = None) -> None:
         connection.setblocking(False)
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             connection.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BYTES)
+        self.time_ns = 0
+        self._clock = clock
+        self._stamp = 0 if clock is None else STAMP_BYTES
+        self._ends: list[int] = []  # where each of `frames` ends, in the buffer
         self._connection = connection
         self._buffer = memoryview(bytearray(_BUFFER_BYTES))
         self._start = self._end = 0  # of what has come and is not taken
@@ -65,6 +78,7 @@ class FrameSocket:
         Raises PeerError for a length that none has.
         """
         found = []
+        self._ends.clear()
         at = self._start
         while self._end - at >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self._buffer, at)
@@ -73,19 +87,29 @@ class FrameSocket:
             at += _LENGTH.size
             if self._end - at < length:
                 break
-            found.append(self._buffer[at : at + length])
+            if length >= self._stamp + MIN_FRAME:
+                found.append(self._buffer[at + self._stamp : at + length])
+                self._ends.append(at + length)
+            elif not found:
+                self._start = at + length
             at += length
         return found
 
     def take(self, frames: Sequence[memoryview]) -> None:
         """The first of `frames()` are done with."""
-        self._start += sum(len(frame) for frame in frames) + _LENGTH.size * len(frames)
+        if not frames:
+            return
+        self._start = self._ends[len(frames) - 1]
+        del self._ends[: len(frames)]
+        if self._stamp:
+            (self.time_ns,) = _TIME.unpack_from(self._buffer, self._start - len(frames[-1]) - self._stamp)
 
     def send(self, frames: Sequence[Frame]) -> int:
         """Send the first of `frames`; gives how many. If not all, the socket is full: see `flush`. Raises OSError."""
         if self._kept:
             return 0
         sent = 0
+        stamp = b"" if self._clock is None else _TIME.pack(self._clock.now_ns())
         while sent < len(frames):
             ends: list[int] = []
             pieces: list[memoryview | bytes] = []
@@ -94,8 +118,11 @@ class FrameSocket:
                 parts: Frame = frame if len(frame) <= _MAX_PIECES else [memoryview(b"".join(frame))]
                 if ends and len(pieces) + 1 + len(parts) > _PIECES:
                     break
-                length = sum(len(part) for part in parts)
-                pieces += (_LENGTH.pack(length), *parts)
+                length = len(stamp) + sum(len(part) for part in parts)
+                if length > MAX_FRAME:
+                    ends.append(total)  # as if it were on its way
+                    continue
+                pieces += (_LENGTH.pack(length) + stamp, *parts)
                 total += _LENGTH.size + length
                 ends.append(total)
             try:

@@ -1,9 +1,10 @@
 """What `-netdev` may ask for, in QEMU's words (qemu-system-riscv64(1)), and its text. An unknown property is refused.
 
     user[,hostfwd=tcp|udp:[ADDRESS]:PORT-[ADDRESS]:PORT][,net=...][,host=...][,dhcpstart=...][,dns=...][,ipv6=on|off]
-    stream,addr.type=unix,addr.path=PATH[,server=on|off][,reconnect=SECONDS]
+    stream,addr.type=unix,addr.path=PATH[,server=on|off][,reconnect=SECONDS][,guest-time=on|off]
     tap,ifname=NAME[,script=no][,downscript=no][,vnet_hdr=on|off]
 
+`guest-time` is not QEMU's: frames carry guest time (frames.py), so both ends have to be machines with it, or hubs.
 `id=` is between the flag and the `-device` that names it, and known to neither.
 """
 
@@ -77,10 +78,12 @@ class Stream:
     path: str
     server: bool = False
     reconnect: float = 1.0
+    guest_time: bool = False
 
     def __str__(self) -> str:
         server = "server=on" if self.server else f"reconnect={self.reconnect:g}"
-        return properties.join(["stream", "addr.type=unix", f"addr.path={self.path}", server])
+        time = ["guest-time=on"] if self.guest_time else []
+        return properties.join(["stream", "addr.type=unix", f"addr.path={self.path}", server, *time])
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +163,7 @@ def _forward(text: str) -> tuple[Forward, str]:
 
 
 def _stream(asked: Properties) -> Stream:
-    path, server, reconnect = "", False, 1.0
+    path, server, reconnect, guest_time = "", False, 1.0, False
     for key, value in asked:
         match key:
             case "addr.type" if value != "unix":
@@ -171,6 +174,8 @@ def _stream(asked: Properties) -> Stream:
                 path = value
             case "server":
                 server = _on_off(key, value)
+            case "guest-time":
+                guest_time = _on_off(key, value)
             case "reconnect" | "reconnect-ms":
                 reconnect = float(value) / (1000 if key == "reconnect-ms" else 1)
                 if not 0 < reconnect <= 3600:
@@ -179,7 +184,7 @@ def _stream(asked: Properties) -> Stream:
                 raise ValueError(f"no property '{key}' of stream; expected {USAGE}")
     if not path or len(path.encode()) > _PATH_LIMIT:
         raise ValueError(f"expected addr.path=PATH of at most {_PATH_LIMIT} bytes, got '{path}'")
-    return Stream(str(Path(path).absolute()), server, reconnect)
+    return Stream(str(Path(path).absolute()), server, reconnect, guest_time)
 
 
 def _tap(asked: Properties) -> Tap:

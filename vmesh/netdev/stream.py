@@ -16,6 +16,7 @@ from vmesh.loop import Loop
 from vmesh.netdev import options
 from vmesh.netdev.frames import FrameSocket
 from vmesh.netdev.port import Frame, Port
+from vmesh.time import Clock
 
 _TIMER = "netdev"
 _BACKLOG = 8
@@ -33,6 +34,7 @@ class SocketNetdev(ABC):
         self._frames: FrameSocket | None = None
         self._refused = False  # the card has not taken all that came
         self._waiting = False  # the card wants to know when it can send
+        self._clock: Clock | None = None  # whose time is to be in frames
 
     @abstractmethod
     def start(self) -> None: ...
@@ -73,7 +75,7 @@ class SocketNetdev(ABC):
             self._frames = None
 
     def _connected(self, connection: socket.socket) -> None:
-        self._frames = FrameSocket(connection)
+        self._frames = FrameSocket(connection, self._clock)
         self._refused = self._waiting = False
         self._watch()
         self._port.link(True)
@@ -134,6 +136,7 @@ class StreamNetdev(SocketNetdev):
     def __init__(self, asked: options.Stream, loop: Loop, log: Log, port: Port) -> None:
         super().__init__(loop, log, port)
         self._asked = asked
+        self._clock = loop.clock if asked.guest_time else None
         self._listener: socket.socket | None = None
         self._said = ""
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from .csr_bits import MPP, MPP_SHIFT, MPRV, PPN_MASK, PTE_PPN_SHIFT, PTE_R, PTE_V, PTE_X, SATP_MODE_SHIFT
 from .state import MACHINE
+from .tlb import PAGE
 
-PAGE = 4096
 _VIRTUAL = 1 << 64
 
 

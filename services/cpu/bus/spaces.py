@@ -23,3 +23,6 @@ class Spaces:
             return base
         window = self.windows.get(region.space, range(0))
         return window.start + base if base + region.size <= len(window) else None
+
+
+NO_WINDOWS = Spaces()

@@ -1,0 +1,1 @@
+"""The cpu's side of the bus (proto/vmesh/v1/bus.proto)."""
