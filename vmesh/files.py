@@ -31,12 +31,14 @@ class FileServer:
         self._loop = loop
         self._listener = listening.listen(path, _MOST_CLIENTS, kind=socket.SOCK_SEQPACKET)
         self._offers: dict[bytes, tuple[float, list[int]]] = {}  # by token: until when
+        self._tokens: dict[object, bytes] = {}  # by whom it was made for
         self._clients: list[socket.socket] = []
         loop.watch(self._listener.fileno(), read=self._accept)
 
-    def offer(self, paths: Sequence[Path]) -> bytes:
-        """The token for descriptors of these files, to read and write, until they were given or their time is over.
-        Raises TooMany, OSError."""
+    def offer(self, paths: Sequence[Path], whom: object) -> bytes:
+        """The token for descriptors of these files, to read and write, until they were given, their time is over, or
+        there is another offer for `whom`. Raises TooMany, OSError."""
+        self._take_back(self._tokens.pop(whom, b""))
         self._expire()
         if len(self._offers) == MOST_OFFERS:
             raise errors.TooMany("TakeFiles", expected=f"at most {MOST_OFFERS} that were not taken", got="one more")
@@ -49,6 +51,7 @@ class FileServer:
             raise
         token = secrets.token_bytes(TOKEN_BYTES)
         self._offers[token] = time.monotonic() + OFFER_SECONDS, fds
+        self._tokens[whom] = token
         self._loop.call_in("offers", OFFER_SECONDS, self._expire)
         return token
 
@@ -56,7 +59,6 @@ class FileServer:
         client = self._loop.accept(self._listener)
         if client is None:
             return
-        client.setblocking(False)
         if len(self._clients) == _MOST_CLIENTS:
             self._end(self._clients[0])
         self._clients.append(client)
@@ -79,12 +81,16 @@ class FileServer:
         self._loop.watch(client.fileno())
         client.close()
 
+    def _take_back(self, token: bytes) -> None:
+        _, fds = self._offers.pop(token, (0.0, []))
+        _close(fds)
+
     def _expire(self) -> None:
         now = time.monotonic()
-        for token, (until, fds) in list(self._offers.items()):
+        for token, (until, _) in list(self._offers.items()):
             if now >= until:
-                del self._offers[token]
-                _close(fds)
+                self._take_back(token)
+        self._tokens = {whom: token for whom, token in self._tokens.items() if token in self._offers}
         if self._offers:
             self._loop.call_in("offers", OFFER_SECONDS, self._expire)
 

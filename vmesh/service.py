@@ -521,12 +521,12 @@ class Runtime:
         self.loop.stop()
         self._service.orphaned()
 
-    def offer_files(self, paths: Sequence[Path]) -> FilesOffered:
-        """Descriptors of these, for reading and writing, to whoever is told the token. Raises HostLimit, TooMany."""
+    def offer_files(self, paths: Sequence[Path], client: wire.Client) -> FilesOffered:
+        """Descriptors of these, for reading and writing, to whoever has the token, once. Raises HostLimit, TooMany."""
         try:
             if self._files is None:
                 self._files = FileServer(self.machine.files(self.name), self.loop)
-            token = self._files.offer(paths)
+            token = self._files.offer(paths, client.identity)
         except OSError as error:
             raise errors.HostLimit(f"cannot give files: {error.strerror}") from error
         return FilesOffered(socket=self.machine.files(self.name).name, token=token)

@@ -32,7 +32,8 @@ class Doorbell:
 
     def __init__(self, harts: Harts, device: BusDevice, folder: Path) -> None:
         self._harts, self._device, self._folder = harts, device, folder
-        self._file = _unread()
+        self._nobody = _unread()  # it is rung in vain
+        self._file = os.dup(self._nobody)
         assert device.doorbell is not None
         index, offset, size = device.doorbell
         self._index = index
@@ -41,6 +42,7 @@ class Doorbell:
     def close(self) -> None:
         """The device has left the board."""
         os.close(self._file)
+        os.close(self._nobody)
 
     def open(self) -> None:
         """A life of the device begins: ring it, for all that its predecessor was rung for and may not have looked at,
@@ -48,7 +50,7 @@ class Doorbell:
 
         Raises BadRequest for what is no FIFO.
         """
-        _replace(self._file, _unread())  # a life of another version has other records
+        os.dup2(self._nobody, self._file, inheritable=False)  # a life of another version has other records
         number, timed = self._device.number, self._device.timed
         self._harts.set_doorbell_record(number, self._index, timed=timed)
         found = doorbell.open_existing(self._folder, self._device.description.doorbell, os.O_WRONLY)
@@ -73,7 +75,8 @@ class Listener(threading.Thread):
         super().__init__(name="interrupts", daemon=True)
         self._harts, self._folder, self._complain = harts, folder, complain
         self._devices: list[BusDevice | None] = [None] * LISTENERS
-        self._files = [os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC) for _ in self._devices]
+        self._silent, self._nobody = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)  # in which there is never anything
+        self._files = [os.dup(self._silent) for _ in self._devices]
         self._looked = [0.0] * LISTENERS
         self._muted: dict[int, float] = {}  # until when
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -103,7 +106,7 @@ class Listener(threading.Thread):
         def forget() -> None:
             self._muted.pop(number, None)
             self._listen_to(number, False)
-            _replace(self._files[number], os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+            os.dup2(self._silent, self._files[number], inheritable=False)
             self._devices[number] = None
             done.set()
 
@@ -124,11 +127,16 @@ class Listener(threading.Thread):
         """A life of the device begins. Raises BadRequest for what is no FIFO."""
         number = device.listener
         found = doorbell.open_existing(self._folder, device.description.interrupts, os.O_RDWR)
-        _replace(self._files[number], os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+        os.dup2(self._silent, self._files[number], inheritable=False)
         self._harts.set_raise_record(number, timed=device.timed)
         if found is not None:
             _replace(self._files[number], found)
-        self._call(lambda: self._listen_to(number, found is not None))
+
+        def listen() -> None:
+            self._muted.pop(number, None)
+            self._listen_to(number, found is not None)
+
+        self._call(listen)
 
     def unmute(self) -> None:
         """Listens again to those that have been muted for long enough."""

@@ -17,6 +17,7 @@ from .isa.riscv.features import FEATURE_BIT
 from .isa.riscv.lookup import AbsentPage, check_present, segment_at
 from .isa.riscv.plic_layout import Plic
 from .isa.riscv.state import (
+    ABSENT,
     ATTENTION_STOP,
     CODE_HASH,
     CODE_KEPT,
@@ -48,7 +49,6 @@ _FUTEX = {"x86_64": 202}
 CODE_PAGES = 4096
 NEVER = (1 << 64) - 1
 DOORBELL_RECORD = 16  # bytes: the value, and guest time
-_ABSENT = 1 << 63  # the base of a region that is nowhere: no access is above it, and none reaches around
 MISA_MXL64 = 2 << 62
 
 
@@ -196,16 +196,15 @@ class Harts:
         synchronous.
         """
         machine = self.machine
-        free = (number for number in range(machine.region_count) if not machine.regions[number].size)
-        place = next(free, machine.region_count)
+        place = machine.region_count  # behind those that came before: who overlaps is found in this order
         if place == REGIONS:
             raise ValueError(f"expected at most {REGIONS} device regions")
         region = machine.regions[place]
         ctypes.memset(ctypes.addressof(region), 0, ctypes.sizeof(region))
-        region.base = _ABSENT if base is None else base
+        region.base = ABSENT if base is None else base
         region.size, region.device, region.index = size, device, index
         region.kinds, region.shadow = kinds, shadow
-        machine.region_count = max(machine.region_count, place + 1)
+        machine.region_count = place + 1
 
     def remove_device(self, device: int) -> None:
         """Nobody answers for a device's regions any more; its latches and their lines are low, and free. No hart is in
@@ -218,10 +217,15 @@ class Harts:
                 self.latch_set(number, NEVER, 0)
                 ctypes.memset(ctypes.addressof(machine.latches[number]), 0, ctypes.sizeof(machine.latches[number]))
             region.size = region.latch_count = 0
+        size = ctypes.sizeof(machine.regions[0])
+        there = [bytes(region) for region in machine.regions[: machine.region_count] if region.size]
+        for place, kept in enumerate(there):
+            ctypes.memmove(ctypes.addressof(machine.regions[place]), kept, size)
+        machine.region_count = len(there)
 
     def move_region(self, device: int, index: int, base: int | None) -> None:
         """A device's region is at ``base`` from now on, or nowhere, for every hart, while they run: one store."""
-        self._region(device, index).base = _ABSENT if base is None else base
+        self._region(device, index).base = ABSENT if base is None else base
 
     def add_doorbell(self, device: int, index: int, offset: int, size: int, file: int) -> None:
         """Writes of small values to that register of a device's region ring ``file``."""

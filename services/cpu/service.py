@@ -137,7 +137,7 @@ class Cpu(Service):
         if self._translator is not None:
             self._regions = Regions(self._harts, self._translator, store, self._settings.hot_samples, self._perf_map)
         self._listener = Listener(self._harts, self._runtime.machine.path, partial(self._call, self._complain_of_flood))
-        for description in answer.devices:
+        for description in sorted(answer.devices, key=lambda each: each.name):  # who came first is chance
             self._add_device(description)
         self._listener.start()
         for number in range(self._settings.harts):

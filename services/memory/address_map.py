@@ -150,9 +150,10 @@ def _check_place(device: Description, place: Place) -> None:
     """Raises BadRequest if the device is not what was promised: the guest would not find it."""
     _need(device, place.kind in ("", device.kind), "kind", place.kind, repr(device.kind[:80]))
     for region in device.regions:
-        found = Range(f"region {region.name}", region.base, region.size)
-        expected = f"inside {place.range.base:#x}+{place.range.size:#x}"
-        _need(device, place.range.contains(found), found.name, expected, f"{found.base:#x}+{found.size:#x}")
+        room = _room(device, region)
+        inside = region.space == SPACE_MEMORY and place.range.contains(room)
+        expected = f"inside {place.range.base:#x}+{place.range.size:#x} of memory"
+        _need(device, inside, f"region {region.name}", expected, f"{room.base:#x}+{room.size:#x}")
     for line in device.lines:
         _need(device, line.irq == place.irq, f"irq of {line.name}", str(place.irq or "no line"), str(line.irq))
 

@@ -51,7 +51,7 @@ class Settings:
 
 
 class Memory(Service):
-    """Owns the segments. Raises HostLimit, ImageError or ConfigError for a plan that cannot be."""
+    """Owns the segments. Raises HostLimit, ImageError or ConfigError for settings that cannot be."""
 
     kind = "memory"
     vital = True
@@ -290,10 +290,12 @@ class Memory(Service):
         if client.identity not in self._grants or client.user or self._away is not None:
             raise errors.NotAllowed("TakeFiles is for devices of this host with dma, after Attached")
         there = [path for each in self._segments if each.writable for path in (each.path, each.flags_path)]
-        paths = {Path(path).name: path for path in there}
+        paths = {Path(path).name: path for path in there if path}
+        if len(set(names)) < len(names):
+            raise errors.BadRequest("TakeFiles", expected="each name once")
         if missing := [name for name in names if name not in paths]:
             raise errors.BadRequest("TakeFiles", expected=f"some of {', '.join(paths)}", got=repr(missing[0][:80]))
-        return self._runtime.offer_files([Path(paths[name]) for name in names])
+        return self._runtime.offer_files([Path(paths[name]) for name in names], client)
 
     def _answer_waiting(self) -> None:
         if not self._waiting or not self._expected <= self._map.devices.keys():

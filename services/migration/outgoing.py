@@ -15,7 +15,7 @@ import numpy as np
 
 from services.migration.connection import Connection
 from services.migration.job import Context, Job
-from services.migration.postcopy import Connections, Push, new_link, open_channel
+from services.migration.postcopy import Push, StreamLink, new_link, open_channel
 from services.migration.returned import LinkLost, ReturnPath
 from services.migration.status import Status
 from vmesh import errors
@@ -331,9 +331,9 @@ class Outgoing(Job):
         assert self._connection is not None
         assert self._place is not None
         push = Push(self.context, self.status, self._session, pages.counts)
-        first = Connections(self._number, self._connection, writer, returned)
+        first = StreamLink(self._number, self._connection, writer, returned)
         push.open_pages(first, self._place)
-        link: Connections | None = first
+        link: StreamLink | None = first
         broke = ""
         try:
             states = self._stop(returned)

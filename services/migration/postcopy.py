@@ -37,7 +37,7 @@ _ANSWER_SECONDS = 30.0
 
 
 @dataclass(slots=True, eq=False)
-class Connections:
+class StreamLink:
     """The connections that were made together. Who reads one that breaks cuts this link, not what has come since."""
 
     number: int
@@ -80,12 +80,12 @@ class Push:
         self._lock = threading.Lock()
         self._left: list[npt.NDArray[np.bool_]] = [np.zeros(count, np.bool_) for count in context.ram.pages]
         self._next = (0, 0)  # segment and page: where the background goes on, behind what was asked for last
-        self._link: Connections | None = None
+        self._link: StreamLink | None = None
         self._resume: Place | None = None
         self._woken = threading.Event()
         self._closed = False
 
-    def open_pages(self, link: Connections, place: Place) -> None:
+    def open_pages(self, link: StreamLink, place: Place) -> None:
         """The connection for what is asked for. Raises ConfigError, OSError."""
         link.pages, writer = open_channel(place, messages.CHANNEL_PAGES, self._session, link.number)
         self._link = link
@@ -107,7 +107,7 @@ class Push:
                 made = messages.PostcopyDiscard(segment=segment, first=first[part], count=count[part])
                 writer.command(postcopy_discard=made)
 
-    def run(self, job: Job, link: Connections | None, broke: str = "") -> None:
+    def run(self, job: Job, link: StreamLink | None, broke: str = "") -> None:
         """The guest runs there: send all that is left, over as many links as it takes.
 
         Without a first link `broke` says why there is none.
@@ -154,7 +154,7 @@ class Push:
         if self._link is not None:
             self._link.cut(why)
 
-    def _push(self, link: Connections) -> None:
+    def _push(self, link: StreamLink) -> None:
         """All that is left, until the destination has it."""
         pages = PageWriter(link.writer, self._level)
         pages.counts = self._counts
@@ -192,7 +192,7 @@ class Push:
                 return number, numbers
             return None
 
-    def _serve(self, link: Connections, connection: Connection, writer: Writer) -> None:
+    def _serve(self, link: StreamLink, connection: Connection, writer: Writer) -> None:
         """In its own thread: answer requests, until the connection ends."""
         reader = records.Reader(connection)
         pages = PageWriter(writer)
@@ -244,7 +244,7 @@ class Push:
 
     # A broken link
 
-    def _recover(self, job: Job, reason: str) -> Connections:
+    def _recover(self, job: Job, reason: str) -> StreamLink:
         """Wait for another link. Raises LinkLost if the service ends instead."""
         while True:
             self._cut(reason)
@@ -266,12 +266,12 @@ class Push:
             job.enter(messages.MIGRATION_POSTCOPY_ACTIVE)
             return found
 
-    def _connect(self, place: Place) -> Connections:
+    def _connect(self, place: Place) -> StreamLink:
         number = new_link()
         main, writer = open_channel(place, messages.CHANNEL_RECOVER, self._session, number)
         arrived: dict[int, npt.NDArray[np.bool_]] = {}
         returned = ReturnPath(main, lambda received: arrived.update({received.segment: self._bitmap(received)}))
-        link = self._link = Connections(number, main, writer, returned)
+        link = self._link = StreamLink(number, main, writer, returned)
         returned.wait("received", _ANSWER_SECONDS, lambda: bool(link.broken))
         if arrived.keys() != set(range(len(self._left))):
             raise StreamError("pages that have arrived", expected="those of every segment")

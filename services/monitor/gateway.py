@@ -145,14 +145,14 @@ class _Machine(MachineServicer):
 
     def Registers(self, request: gateway_pb2.RegistersRequest, context: grpc.ServicerContext) -> cpu_pb2.HartRegisters:
         found = cpu_pb2.HartRegisters()
-        roster = self._board_with_cpu(context)
+        roster = self._roster_with_cpu(context)
         self._do(operations.registers(roster, request.hart, found), context, exclusive=False)
         return found
 
     def WriteRegisters(
         self, request: cpu_pb2.WriteRegisters, context: grpc.ServicerContext
     ) -> gateway_pb2.WriteRegistersReply:
-        self._board_with_cpu(context)
+        self._roster_with_cpu(context)
         self._do(self._supervisor.run_state.write_registers(request), context)
         return gateway_pb2.WriteRegistersReply()
 
@@ -162,15 +162,15 @@ class _Machine(MachineServicer):
                 context, grpc.StatusCode.INVALID_ARGUMENT, f"size: expected 1 to {_MEMORY_BYTES}, got {request.size}"
             )
         content = bytearray()
-        self._do(operations.read_memory(self._board_with_cpu(context), request, content), context, exclusive=False)
+        self._do(operations.read_memory(self._roster_with_cpu(context), request, content), context, exclusive=False)
         return cpu_pb2.MemoryContent(data=bytes(content))
 
     def WriteMemory(self, request: cpu_pb2.WriteMemory, context: grpc.ServicerContext) -> gateway_pb2.WriteMemoryReply:
-        self._board_with_cpu(context)
+        self._roster_with_cpu(context)
         self._do(self._supervisor.run_state.write_memory(request), context, exclusive=False)
         return gateway_pb2.WriteMemoryReply()
 
-    def _board_with_cpu(self, context: grpc.ServicerContext) -> Roster:
+    def _roster_with_cpu(self, context: grpc.ServicerContext) -> Roster:
         if not self._supervisor.roster.cpu:
             refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "the machine has no cpu service")
         return self._supervisor.roster

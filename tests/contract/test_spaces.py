@@ -35,6 +35,14 @@ PROGRAM = f"""
         li s3, {APERTURE + 0x8000}
         ld a0, 0(s2)            # nowhere yet
         jal ra, keep
+        li s4, -1
+        lb a0, 0(s4)            # nor at any end of what a physical address can be
+        jal ra, keep
+        srli s4, s4, 1
+        lb a0, 0(s4)
+        jal ra, keep
+        lb a0, 1(s4)
+        jal ra, keep
         sd s2, 0(s0)
         ld a0, 16(s2)           # at once where it was put
         jal ra, keep
@@ -77,7 +85,7 @@ fault:  csrr t0, mepc
         li a0, {FAULT}
         mret
 """
-EXPECTED = (FAULT, SIGN + 16, SIGN + 8, SIGN + 24, FAULT, FAULT, PORT_SIGN, 8, 1)
+EXPECTED = (FAULT, FAULT, FAULT, FAULT, SIGN + 16, SIGN + 8, SIGN + 24, FAULT, FAULT, PORT_SIGN, 8, 1)
 
 
 def ram(machine: Machine, address: int, count: int) -> tuple[int, ...]:
@@ -101,7 +109,7 @@ def start(machine: Machine, text: str) -> None:
 
 def test_regions_move_and_messages_interrupt_while_other_harts_run(machine: Machine) -> None:
     start(machine, PROGRAM)
-    wait_for(lambda: ram(machine, RESULTS + 8 * 8, 1) == (1,), "the program's last result")
+    wait_for(lambda: ram(machine, RESULTS + 8 * (len(EXPECTED) - 1), 1) == (1,), "the program's last result")
     assert ram(machine, RESULTS, len(EXPECTED)) == EXPECTED
     (counted,) = ram(machine, COUNT, 1)
     wait_for(lambda: ram(machine, COUNT, 1) > (counted,), "the other hart to go on")
@@ -172,7 +180,7 @@ def region(base: int, **more: int) -> Region:
 
 
 def moving(base: int, aperture: int, **more: int) -> Region:
-    return region(base, aperture_base=aperture, aperture_size=0x1000, **more)
+    return region(base, **{"aperture_base": aperture, "aperture_size": 0x1000, **more})
 
 
 def test_each_space_has_its_own_addresses_and_apertures_are_shared(machine: Machine) -> None:
@@ -206,3 +214,15 @@ def test_what_cannot_be_anywhere_is_refused(machine: Machine, described: Region,
     attach(machine, "fixed", region(0x1000), region(0x1000, space=SPACE_IO))
     with pytest.raises((errors.BadRequest, errors.Overlap), match=why):
         attach(machine, "other", described)
+
+
+def test_a_device_from_outside_is_nowhere_but_in_the_place_that_was_promised_to_it(machine: Machine) -> None:
+    machine.start_memory("--place", "other=@0x5000000:0x1000/0")
+    for described in (
+        moving(0x500_0000, 0x500_0000, aperture_size=0x2000),
+        moving(0, 0x1000_0000, absent=True),
+        region(0x100, space=SPACE_IO),
+    ):
+        with pytest.raises(errors.BadRequest, match="inside 0x5000000"):
+            attach(machine, "other", described)
+    attach(machine, "other", moving(0x500_0100, 0x500_0000))

@@ -110,7 +110,7 @@ class RogueService(device.DeviceService):
 
     def _raise(self) -> None:
         assert self._raiser is not None
-        while self._raiser.send(1, 1, 0, 1):
+        while self._raiser.send(1, 1, 0, 1, 0):
             pass
         self._runtime.loop.call_in("raise", 0.001, self._raise)
 

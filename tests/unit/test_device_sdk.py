@@ -22,6 +22,7 @@ from vmesh import errors, machine, segment, service
 from vmesh.board.virt import MAX_HARTS
 from vmesh.chardev import JOURNAL_BYTES
 from vmesh.device import Device, DeviceService, Wires
+from vmesh.device.wires import MOST_MESSAGES
 from vmesh.guest_memory import LocalGuestMemory
 from vmesh.log import Log
 from vmesh.loop import Loop
@@ -94,7 +95,24 @@ def test_places_are_said_like_lines_and_messages_once() -> None:
     assert [each.data for each in again.messages] == [7, 8]
     everything = DeviceUpdate()
     wires.fill(everything, everything=True)
-    assert (len(everything.places), len(everything.messages)) == (2, 0)
+    assert len(everything.places) == 2
+    assert [each.data for each in everything.messages] == [7, 8], "who connects anew may not have heard them"
+    assert not wires.changed
+
+
+def test_messages_are_bounded_and_the_same_twice_is_one() -> None:
+    wires = Wires()
+    for data in (*range(MOST_MESSAGES + 2), 0):
+        wires.send_message(0x2000, data)
+    first, second, third = DeviceUpdate(), DeviceUpdate(), DeviceUpdate()
+    wires.fill(first)
+    assert [each.data for each in first.messages] == list(range(MOST_MESSAGES))
+    assert wires.changed
+    wires.fill(second)
+    assert [each.data for each in second.messages] == [MOST_MESSAGES, MOST_MESSAGES + 1]
+    assert not wires.changed
+    wires.fill(third, everything=True)
+    assert [each.data for each in third.messages] == list(range(2, MOST_MESSAGES + 2)), "the newest"
 
 
 def test_the_slot_is_written_before_the_answer_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

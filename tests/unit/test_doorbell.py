@@ -334,6 +334,25 @@ def test_nonsense_and_floods_are_named_and_do_not_last(board: Board) -> None:
     wait_for(lambda: board.last == number + 1, "the last raise")
 
 
+def test_who_was_muted_and_has_no_fifo_any_more_costs_nothing(board: Board) -> None:
+    """It is met anew while it is not listened to: nothing is there to listen to when that is over."""
+    board.born()
+    writer = open_existing(board.path, "d.interrupts", os.O_WRONLY)
+    assert writer is not None
+    os.write(writer, b"x")
+    wait_for(lambda: board.complaints == ["nonsense"], "a complaint")
+    (board.path / "d.interrupts").unlink()
+    board.listener.open(board.device)
+    time.sleep(0.11)
+    board.listener.unmute()
+    before = time.process_time()
+    time.sleep(0.2)
+    assert time.process_time() - before < 0.1, "the thread turns in vain"
+    _, raiser = board.born(2)
+    assert raiser.send(2, 1, 0, 1, TIME)
+    wait_for(lambda: board.last == 1, "the raise of the next life")
+
+
 def test_what_is_no_fifo_is_refused(tmp_path: Path) -> None:
     for name in ("", ".", "..", ".hidden", "a/b", "/etc/passwd", "../x", "a\0b", "x" * 81):
         with pytest.raises(errors.BadRequest, match="name of a FIFO"):

@@ -58,7 +58,7 @@ def descriptors(file: Path) -> int:
 
 
 def test_a_file_is_given_once_to_who_has_its_token(server: Server) -> None:
-    token = server.files.offer([server.file, server.file])
+    token = server.files.offer([server.file, server.file], "w")
     first, second = server.take(token, 2)
     for fd in (first, second):
         assert os.pread(fd, 100, 0) == b"content"
@@ -69,7 +69,7 @@ def test_a_file_is_given_once_to_who_has_its_token(server: Server) -> None:
 
 
 def test_nobody_else_gets_anything_and_nothing_is_left_open(server: Server) -> None:
-    token = server.files.offer([server.file])
+    token = server.files.offer([server.file], "w")
     for wrong in (b"", bytes(16), token[:-1], token + b"x"):
         with pytest.raises(PermissionError, match="descriptors"):
             server.take(wrong)
@@ -79,17 +79,24 @@ def test_nobody_else_gets_anything_and_nothing_is_left_open(server: Server) -> N
     assert descriptors(server.file) == 0
 
 
-def test_offers_are_bounded_and_end(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    for _ in range(files.MOST_OFFERS):
-        server.files.offer([server.file])
+def test_offers_are_bounded_and_end(server: Server) -> None:
+    first = server.files.offer([server.file], "who asks again and again")
+    for _ in range(2 * files.MOST_OFFERS):
+        token = server.files.offer([server.file], "who asks again and again")
+    assert descriptors(server.file) == 1, "the newest takes the place of the former one"
+    with pytest.raises(PermissionError, match="descriptors"):
+        server.take(first)
+    (fd,) = server.take(token)
+    os.close(fd)
+    for number in range(files.MOST_OFFERS):
+        server.files.offer([server.file], number)
     with pytest.raises(errors.TooMany):
-        server.files.offer([server.file])
-    monkeypatch.setattr(files, "OFFER_SECONDS", -1.0)
+        server.files.offer([server.file], "one more")
     server.files._offers = {token: (0.0, fds) for token, (_, fds) in server.files._offers.items()}
     server.files._expire()
     assert descriptors(server.file) == 0
     with pytest.raises(FileNotFoundError):
-        server.files.offer([server.file, server.file.with_name("absent")])
+        server.files.offer([server.file, server.file.with_name("absent")], "w")
     assert descriptors(server.file) == 0
 
 
@@ -98,7 +105,7 @@ def test_who_says_nothing_holds_nobody_up(server: Server) -> None:
     for _ in silent:
         server.turn()
     more = connecting.now(server.path, socket.SOCK_SEQPACKET)
-    (fd,) = server.take(server.files.offer([server.file]))
+    (fd,) = server.take(server.files.offer([server.file], "w"))
     os.close(fd)
     silent[0].setblocking(True)
     assert silent[0].recv(1) == b"", "the oldest went"

@@ -15,7 +15,7 @@ from services.migration import channels as channels_module
 from services.migration.channels import MOST_STRANGERS, Channel, Channels
 from services.migration.connection import Connection, Listener, connect
 from services.migration.incoming import Incoming, _Link
-from services.migration.postcopy import Connections, Push
+from services.migration.postcopy import Push, StreamLink
 from services.migration.returned import LinkLost, ReturnPath
 from services.migration.status import Status
 from tests.keys import make_keys
@@ -295,7 +295,7 @@ def test_connection_for_requested_pages_may_end_before_the_word_that_all_have_co
     push = Push(side.context(), Status(), OURS)
     push.set_left([range(left), []])  # type: ignore[list-item]
     (main, main_end), (pages, pages_end) = _pair(), _pair()
-    link = Connections(1, main, Writer(main), ReturnPath(main, lambda received: None), pages)
+    link = StreamLink(1, main, Writer(main), ReturnPath(main, lambda received: None), pages)
     pages_end.close()
     push._serve(link, pages, Writer(pages))
     assert bool(link.broken) == bool(left)

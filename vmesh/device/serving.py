@@ -141,7 +141,7 @@ class DeviceService(Service):
         try:
             (fd,) = files.take(self._runtime.machine.path / offered.socket, offered.token, 1)
         except OSError as error:
-            raise errors.MemoryFailed(f"memory does not give {name}: {error.strerror}") from error
+            raise errors.MemoryFailed(f"memory does not give {name}: {error.strerror or error}") from error
         return fd
 
     def _ask_memory(self, requests: Sequence[Message]) -> list[Message]:
@@ -405,7 +405,7 @@ class DeviceService(Service):
             return
         region, offset, size = self._doorbell
         values, time_ns = self._bell.rung()
-        if values:
+        if self._runtime.clock.passes:  # harts ring until they have stopped, which is a little later than guest time
             self._runtime.clock.hear(time_ns)
         for value in sorted(values):
             self._rings += 1

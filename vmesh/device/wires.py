@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from vmesh.v1 import bus_pb2 as messages
 
+MOST_MESSAGES = 4096  # of one update
+
 
 class Wires:
     """What a device drives: interrupt lines and messages, shadowed registers, where its regions are. Only changes cost
@@ -19,7 +21,9 @@ class Wires:
         self._cleared: set[tuple[int, int, int]] = set()  # said to nobody
         self._places: dict[int, int | None] = {}  # of regions that move
         self._moved: set[int] = set()
-        self._messages: list[tuple[int, int]] = []  # address and data of interrupts that nobody has been told of
+        # Address and data of interrupts: those that nobody has been told of, and those that were said, newest last.
+        self._messages: dict[tuple[int, int], None] = {}
+        self._said: dict[tuple[int, int], None] = {}
 
     @property
     def changed(self) -> bool:
@@ -64,9 +68,10 @@ class Wires:
             self._moved.add(region)
 
     def send_message(self, address: int, data: int) -> None:
-        """Interrupt by a message: a store of 32 bits. Said once; what is under way when the device is killed is lost,
-        so that its next life sends anew what may not have been heard."""
-        self._messages.append((address, data))
+        """Interrupt by a message: a store of 32 bits. The same twice, before it was said, is one. Who connects anew is
+        told of all that were ever said: what was on its way may be lost, and one too many does no harm. So a next
+        life sends anew what may not have been heard."""
+        self._messages[address, data] = None
 
     def _set_shadow(self, key: tuple[int, int, int], value: int | None) -> None:
         if key not in self._shadows or self._shadows[key] != value:
@@ -91,10 +96,14 @@ class Wires:
         for number in sorted(self._places if everything else self._moved):
             base = self._places[number]
             update.places.add(region=number, base=base or 0, absent=base is None)
-        for address, data in self._messages:
+        messages = {**self._said, **self._messages} if everything else self._messages
+        for address, data in list(messages)[-MOST_MESSAGES:] if everything else list(messages)[:MOST_MESSAGES]:
             update.messages.add(address=address, data=data)
+            self._messages.pop((address, data), None)
+            self._said[address, data] = None
+        for old in list(self._said)[: max(0, len(self._said) - MOST_MESSAGES)]:
+            del self._said[old]
         self._moved.clear()
-        self._messages.clear()
         self._raised.clear()
         self._cleared.clear()
         self._changed_lines.clear()
@@ -112,7 +121,7 @@ class Wires:
         """`update` has not reached anybody."""
         self._changed_lines.update(each.line for each in update.lines)
         self._moved.update(each.region for each in update.places)
-        self._messages = [(each.address, each.data) for each in update.messages] + self._messages
+        self._messages = {(each.address, each.data): None for each in update.messages} | self._messages
         for each in update.shadows:
             key = (each.region, each.offset, each.size)
             if key not in self._latches:

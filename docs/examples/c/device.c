@@ -30,7 +30,7 @@
 #define NAME_PATTERN "^[A-Za-z0-9._-]{1,64}$"
 
 enum {
-    MAJOR = 1, MINOR = 0,
+    MAJOR = 1, MINOR = 1,
     WINDOW = 1024,             // accesses of one hart that may be unacknowledged
     MAX_PACKET = 16 << 20,
     MAX_CLIENTS = 1024,

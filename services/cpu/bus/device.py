@@ -170,9 +170,9 @@ class BusDevice:
                     continue
                 if line.line < len(self.description.lines) and self._newer((line.line,), sequence):
                     self._irqchip.set_level(self.description.lines[line.line].irq, line.level)
-            for message in update.messages:
-                if not self._irqchip.take_message(message.address, message.data):
-                    self.complain("a message to no interrupt controller", f"to {message.address:#x}")
+            lost = [each for each in update.messages if not self._irqchip.take_message(each.address, each.data)]
+            if lost:
+                self.complain("a message to no interrupt controller", f"{len(lost)}, the first to {lost[0].address:#x}")
             self.last_update = max(self.last_update, sequence)
 
     def _move(self, place: messages.RegionPlace) -> None:

@@ -15,8 +15,8 @@ from vmesh.v1.packet_pb2 import Packet
 from .device import BusDevice, cause
 
 #: A device that sends more in this time is not listened to for as long: the cpu has other things to do. What a packet
-#: costs, in values that it may have.
-FLOOD_VALUES, FLOOD_SECONDS, _PACKET_VALUES = 8000, 0.1, 4
+#: and a place cost, in values that a packet may have.
+FLOOD_VALUES, FLOOD_SECONDS, _PACKET_VALUES, _PLACE_VALUES = 8000, 0.1, 4, 10
 _AT_ONCE = 64
 REDIAL_SECONDS = 0.01  # between the loss of a connection and the next: for who accepts and hangs up
 
@@ -134,7 +134,8 @@ class Irqchip:
         self._taken += _PACKET_VALUES
         if kind == "device_update":
             update = packet.device_update
-            self._taken += len(update.shadows) + len(update.lines) + len(update.places) + len(update.messages)
+            self._taken += len(update.shadows) + len(update.lines) + len(update.messages)
+            self._taken += _PLACE_VALUES * len(update.places)
             if update.epoch > self._device.epoch:  # before the Welcome of that life, which comes by the same pipe
                 self._complain(limits.BROKEN, f"an update of epoch {update.epoch}; its own is {self._device.epoch}")
             else:

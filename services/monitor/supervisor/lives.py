@@ -64,7 +64,7 @@ class Lives:
         self._addresses, self._loop = addresses, loop
         self._events, self._warnings, self._output, self._log = events, warnings, output, log
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
-        self._helpers: dict[str, int] = {}  # processes that services may hear from and that are none of the board's
+        self._helpers: dict[str, int] = {}  # processes that services may hear from and that are none of the roster's
         ending.gone = self.ended
         run_state.mend = self.mend
 
@@ -110,14 +110,14 @@ class Lives:
             self._meet(service)
 
     def connect(self, name: str, unasked: Answered) -> Link:
-        """A connection to a service that is not one of the board's; its packets are received in the loop."""
+        """A connection to a service that is not one of the roster's; its packets are received in the loop."""
         assert self._context is not None
         link = Link(self._context, self._addresses, name, unasked, partial(self.broke, name))
         link.watch(self._loop)
         return link
 
     def introduce(self, name: str, process: int) -> None:
-        """Which process a helper is, that is not one of the board's services; 0: it has ended."""
+        """Which process a helper is, that is not one of the roster's services; 0: it has ended."""
         self._helpers[name] = process
         self._tell_processes()
 

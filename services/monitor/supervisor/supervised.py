@@ -83,5 +83,5 @@ def by_hand(command: ServiceCommand) -> bool:
 
 
 def process(command: ServiceCommand, child: Child) -> int:
-    """As `Service.process`."""
+    """As `Supervised.process`."""
     return 0 if by_hand(command) else child.pid

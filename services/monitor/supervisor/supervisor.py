@@ -70,7 +70,7 @@ class Supervisor:
         self._ticked = self._began
         self._recorded: MachineRecord | None = None
         self._gateway_opened = False
-        self.condition = condition = Condition(_board(commands), settings.actions, keeper is None)
+        self.condition = condition = Condition(_roster(commands), settings.actions, keeper is None)
         self._runs = runs = Runs(condition, self.loop, settings.health_limit, output, log)
         self._ending = ending = Ending(condition, runs, self.events, log)
         self.run_state = run_state = RunState(condition, runs, ending, self.events, self.warnings)
@@ -245,7 +245,7 @@ class Supervisor:
         self.tell_health(health.by_name(self.condition, self.machine))
 
 
-def _board(commands: Sequence[ServiceCommand]) -> Roster:
+def _roster(commands: Sequence[ServiceCommand]) -> Roster:
     kinds = {command.kind: command.name for command in commands}
     devices = tuple(command.name for command in commands if command.kind not in ("memory", "cpu", "cache"))
     return Roster(kinds["memory"], kinds.get("cpu", ""), devices, kinds.get("cache", ""))

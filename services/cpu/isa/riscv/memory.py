@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from ...native.lang import (
     at,
+    atomic_load,
     atomic_rmw,
     atomic_store,
     call_host,
@@ -69,6 +70,7 @@ from .latch import clear_latch
 from .plic import plic_read, plic_write
 from .segments import machine_of, segment_of
 from .state import (
+    ABSENT,
     ACCESS_FAILED,
     ACCESS_NONE,
     ACCESS_WANTED,
@@ -328,11 +330,15 @@ def device_access(hart: Hart, device: u32, region: u32, offset: u64, size: u64, 
 
 @native
 def region_of(hart: Hart, physical: u64, size: u64) -> u64:
-    """The host address of the :class:`Region` that holds an access, or 0."""
+    """The host address of the :class:`Region` that holds an access, or 0; ``hart.region_offset`` is the access's place
+    in it. A region may move meanwhile: where it is, is read once."""
     machine = machine_of(hart)
     for i in range(machine.region_count):
         region = machine.regions[i]
-        if physical - region.base < region.size and physical - region.base + size <= region.size:
+        base = atomic_load(u64, ref(region.base))
+        offset = physical - base
+        if offset < region.size and offset + size <= region.size and base != ABSENT:
+            hart.region_offset = offset
             return ref(region)
     return 0
 
@@ -344,7 +350,7 @@ def device_read(hart: Hart, address: u64, physical: u64, size: u64) -> u64:
     if found == 0:
         return device_access(hart, DEVICE_UNMAPPED, 0, physical, size, 0, 0)
     region = at(Region, found)
-    offset = physical - region.base
+    offset = hart.region_offset
     if region.device == DEVICE_ACLINT or region.device == DEVICE_PLIC:
         hart.count_local += 1
         value = aclint_read(hart, offset, size) if region.device == DEVICE_ACLINT else plic_read(hart, offset, size)
@@ -389,7 +395,7 @@ def device_write(hart: Hart, address: u64, physical: u64, size: u64, value: u64)
         device_access(hart, DEVICE_UNMAPPED, 0, physical, size, 1, value)
         return
     region = at(Region, found)
-    offset = physical - region.base
+    offset = hart.region_offset
     if region.device == DEVICE_ACLINT or region.device == DEVICE_PLIC:
         hart.count_local += 1
         if region.device == DEVICE_ACLINT:

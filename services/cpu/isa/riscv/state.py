@@ -169,6 +169,8 @@ class Listener(Record):
     records: Ptr[u64] = array(u64, RAISE_WORDS * RAISES)
 
 
+#: The base of a region that is nowhere.
+ABSENT = (1 << 64) - 1
 DEVICE_ACLINT, DEVICE_PLIC, DEVICE_UNMAPPED = 0xFFFF_FFFF, 0xFFFF_FFFE, 0xFFFF_FFFD
 SHADOW_SHIFT = 4
 
@@ -400,6 +402,8 @@ class Hart(Record):
     #: a doorbell on its way: the value, guest time in nanoseconds
     doorbell: u64
     doorbell_time: u64
+    #: where in its region the device access is that was looked up last
+    region_offset: u64
     # what a page walk found besides the physical address
     physical: u64
     walk_level: u64
