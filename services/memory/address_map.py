@@ -152,7 +152,7 @@ def _check_place(device: Description, place: Place) -> None:
     for region in device.regions:
         room = _room(device, region)
         inside = region.space == SPACE_MEMORY and place.range.contains(room)
-        expected = f"inside {place.range.base:#x}+{place.range.size:#x} of memory"
+        expected = f"inside {place.range.base:#x}+{place.range.size:#x}"
         _need(device, inside, f"region {region.name}", expected, f"{room.base:#x}+{room.size:#x}")
     for line in device.lines:
         _need(device, line.irq == place.irq, f"irq of {line.name}", str(place.irq or "no line"), str(line.irq))
