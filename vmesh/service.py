@@ -526,7 +526,7 @@ class Runtime:
         try:
             if self._files is None:
                 self._files = FileServer(self.machine.files(self.name), self.loop)
-            token = self._files.offer(paths, client.identity)
+            token = self._files.offer(paths, client.name)
         except OSError as error:
             raise errors.HostLimit(f"cannot give files: {error.strerror}") from error
         return FilesOffered(socket=self.machine.files(self.name).name, token=token)

@@ -77,6 +77,7 @@ class Listener(threading.Thread):
         self._devices: list[BusDevice | None] = [None] * LISTENERS
         self._silent, self._nobody = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)  # in which there is never anything
         self._files = [os.dup(self._silent) for _ in self._devices]
+        self._there = [False] * LISTENERS  # whether there is a FIFO
         self._looked = [0.0] * LISTENERS
         self._muted: dict[int, float] = {}  # until when
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -133,8 +134,9 @@ class Listener(threading.Thread):
             _replace(self._files[number], found)
 
         def listen() -> None:
-            self._muted.pop(number, None)
-            self._listen_to(number, found is not None)
+            self._there[number] = found is not None
+            if number not in self._muted:  # who is met anew again and again is muted all the same
+                self._listen_to(number, found is not None)
 
         self._call(listen)
 
@@ -157,7 +159,7 @@ class Listener(threading.Thread):
         for number, until in list(self._muted.items()):
             if time.monotonic() >= until:
                 del self._muted[number]
-                self._listen_to(number, True)
+                self._listen_to(number, self._there[number])
 
     def _look(self, number: int) -> None:
         listener, device = self._harts.machine.listeners[number], self._devices[number]

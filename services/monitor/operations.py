@@ -8,7 +8,7 @@ Whatever fails in an operation, foreseen or not, what it has begun is undone: `u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -136,34 +136,10 @@ def reset(roster: Roster, *, stay_paused: bool) -> Operation:
     start from images loaded anew."""
     yield from (stop if stay_paused else pause)(roster)
     yield from undone(_ask(roster.memory, lifecycle_pb2.Reset()), lambda: resume_unless(stay_paused, roster))
-    updates = yield from drain(roster, lifecycle_pb2.Reset())
-    if roster.cache:
-        yield [Request(roster.cache, lifecycle_pb2.Reset())]
-    if roster.cpu:
-        yield [Request(roster.cpu, body) for body in (lifecycle_pb2.Reset(), lifecycle_pb2.Drain(updates=updates))]
+    yield [Request(name, lifecycle_pb2.Reset()) for name in roster.devices]
+    for name in filter(None, (roster.cache, roster.cpu)):
+        yield [Request(name, lifecycle_pb2.Reset())]
     yield from resume_unless(stay_paused, roster)
-
-
-def drain(roster: Roster, *before: Message) -> Generator[Batch, Sequence[Packet], dict[str, int]]:
-    """Ask the devices, which stand still, for what is `before`, and to say all that has changed; gives the number of
-    each one's last update, for which the cpu is to wait."""
-    asked = [Request(name, body) for name in roster.devices for body in (*before, lifecycle_pb2.Drain())]
-    return _updates(zip(asked, (yield asked), strict=True))
-
-
-def _updates(answers: Iterable[tuple[Request, Packet]]) -> dict[str, int]:
-    return {
-        request.service: packet.drained.update_sequence
-        for request, packet in answers
-        if isinstance(request.body, lifecycle_pb2.Drain)
-    }
-
-
-def settle(roster: Roster) -> Operation:
-    """Devices have taken a state: harts find their lines, registers and regions so when they go on."""
-    updates = yield from drain(roster)
-    if roster.cpu:
-        yield [Request(roster.cpu, lifecycle_pb2.Drain(updates=updates))]
 
 
 def load(roster: Roster, states: Mapping[str, lifecycle_pb2.ServiceState], *, check_only: bool) -> Operation:
@@ -171,8 +147,6 @@ def load(roster: Roster, states: Mapping[str, lifecycle_pb2.ServiceState], *, ch
     if missing := set(roster.all) ^ states.keys():
         raise RequestError(f"no state of service '{min(missing)}', or none that could take it")
     yield [Request(name, lifecycle_pb2.Load(state=states[name], check_only=check_only)) for name in roster.all]
-    if not check_only:
-        yield from settle(roster)
 
 
 def hand_over(roster: Roster) -> Operation:
@@ -261,7 +235,11 @@ def quiesce(
     saved: list[Message] = [] if states is None else [lifecycle_pb2.Save()]
     asked = [Request(name, body) for name in roster.devices for body in (*steps, *saved)]
     answers = list(zip(asked, (yield asked), strict=True))
-    updates = _updates(answers)
+    updates = {
+        request.service: packet.drained.update_sequence
+        for request, packet in answers
+        if isinstance(request.body, lifecycle_pb2.Drain)
+    }
     asked = [Request(roster.memory, body) for body in (*steps, *saved)]
     if roster.cpu:
         asked += [Request(roster.cpu, body) for body in (lifecycle_pb2.Drain(updates=updates), *saved)]

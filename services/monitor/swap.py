@@ -75,7 +75,6 @@ def swap(
     supervisor.lives.accept(name)
     with suppress(OSError):
         left.unlink()
-    yield from operations.undone(operations.settle(roster), lambda: operations.resume_unless(stay_paused, roster))
     yield from operations.resume_unless(stay_paused, roster)
     reply.kind, reply.state_type, reply.former_version, reply.version = kind, saved.type, saved.version, version
     reply.epoch = supervisor.services[name].epoch

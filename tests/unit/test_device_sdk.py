@@ -102,7 +102,7 @@ def test_places_are_said_like_lines_and_messages_once() -> None:
 
 def test_messages_are_bounded_and_the_same_twice_is_one() -> None:
     wires = Wires()
-    for data in (*range(MOST_MESSAGES + 2), 0):
+    for data in range(MOST_MESSAGES + 2):
         wires.send_message(0x2000, data)
     first, second, third = DeviceUpdate(), DeviceUpdate(), DeviceUpdate()
     wires.fill(first)
@@ -112,7 +112,24 @@ def test_messages_are_bounded_and_the_same_twice_is_one() -> None:
     assert [each.data for each in second.messages] == [MOST_MESSAGES, MOST_MESSAGES + 1]
     assert not wires.changed
     wires.fill(third, everything=True)
-    assert [each.data for each in third.messages] == list(range(2, MOST_MESSAGES + 2)), "the newest"
+    newest = [*range(2, MOST_MESSAGES), MOST_MESSAGES, MOST_MESSAGES + 1]
+    assert [each.data for each in third.messages] == newest
+    wires.forget_messages()
+    last = DeviceUpdate()
+    wires.fill(last, everything=True)
+    assert not last.messages
+
+
+def test_what_is_said_last_counts_last() -> None:
+    wires, update = Wires(), DeviceUpdate()
+    for data in (1, 0, 1):
+        wires.send_message(0x2000, data)
+    wires.fill(update)
+    assert [each.data for each in update.messages] == [0, 1]
+    wires.send_message(0x2000, 0)
+    again = DeviceUpdate()
+    wires.fill(again, everything=True)
+    assert [each.data for each in again.messages] == [1, 0]
 
 
 def test_the_slot_is_written_before_the_answer_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,7 +132,7 @@ def test_harts_go_on_after_a_pause_that_a_device_does_not_answer(operation: Call
 @pytest.mark.parametrize("stay_paused", [False, True])
 def test_reset_restores_memory_before_the_harts_and_resumes_harts_last(stay_paused: bool) -> None:
     batches = names(carry_out(operations.reset(ROSTER, stay_paused=stay_paused), willing))
-    assert batches[4:7] == ["Reset memory", "Reset,Drain uart0,rtc", "Reset,Drain cpu"]
+    assert batches[4:7] == ["Reset memory", "Reset uart0,rtc", "Reset cpu"]
     resumed = ["Resume uart0,rtc,memory", "Resume cpu", "Health uart0,rtc,memory,cpu"]
     assert batches[7:] == ([] if stay_paused else resumed)
 

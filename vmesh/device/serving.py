@@ -35,6 +35,7 @@ _MEMORY = "memory"
 _START_SECONDS = 30.0
 _RETRY_SECONDS = 0.001
 _LIFE_SECONDS = 1.0
+_AHEAD_NS = 10**9  # of what a device knows of guest time: who rings it knows better, but not so much
 
 
 @dataclass(slots=True, eq=False)
@@ -244,6 +245,7 @@ class DeviceService(Service):
             )
         loaded = self._parse_state(state.bytes, state.version)
         if not check_only:
+            self._device.wires.forget_messages()
             self._device.load(loaded)
 
     def resume(self) -> None:
@@ -253,6 +255,7 @@ class DeviceService(Service):
         self._device.hand_over()
 
     def reset(self) -> None:
+        self._device.wires.forget_messages()
         self._device.reset()
 
     def shutdown(self) -> None:
@@ -405,8 +408,10 @@ class DeviceService(Service):
             return
         region, offset, size = self._doorbell
         values, time_ns = self._bell.rung()
-        if self._runtime.clock.passes:  # harts ring until they have stopped, which is a little later than guest time
-            self._runtime.clock.hear(time_ns)
+        clock = self._runtime.clock
+        # Harts ring until they have stopped, which is a little later than guest time; and any process of ours can.
+        if clock.passes and time_ns - clock.now_ns() < _AHEAD_NS:
+            clock.hear(time_ns)
         for value in sorted(values):
             self._rings += 1
             try:
@@ -446,7 +451,9 @@ class DeviceService(Service):
         if self._irqchip is None:
             return
         update = self._next_update(everything=everything)
-        if update is None or self._runtime.server.send(self._irqchip, update):
+        while update is not None and self._runtime.server.send(self._irqchip, update):
+            update = self._next_update()  # one has room for so many messages
+        if update is None:
             return
         self._take_back(update)
         if self._irqchip.identity not in self._runtime.server.clients:

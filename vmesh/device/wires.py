@@ -71,7 +71,13 @@ class Wires:
         """Interrupt by a message: a store of 32 bits. The same twice, before it was said, is one. Who connects anew is
         told of all that were ever said: what was on its way may be lost, and one too many does no harm. So a next
         life sends anew what may not have been heard."""
+        self._messages.pop((address, data), None)  # what is said last counts last
         self._messages[address, data] = None
+
+    def forget_messages(self) -> None:
+        """The device is another one, by a reset or a state: nobody is told again of what it was."""
+        self._messages.clear()
+        self._said.clear()
 
     def _set_shadow(self, key: tuple[int, int, int], value: int | None) -> None:
         if key not in self._shadows or self._shadows[key] != value:
@@ -96,10 +102,11 @@ class Wires:
         for number in sorted(self._places if everything else self._moved):
             base = self._places[number]
             update.places.add(region=number, base=base or 0, absent=base is None)
-        messages = {**self._said, **self._messages} if everything else self._messages
-        for address, data in list(messages)[-MOST_MESSAGES:] if everything else list(messages)[:MOST_MESSAGES]:
+        again = [each for each in self._said if each not in self._messages] if everything else []
+        for address, data in [*again, *self._messages][:MOST_MESSAGES]:
             update.messages.add(address=address, data=data)
             self._messages.pop((address, data), None)
+            self._said.pop((address, data), None)
             self._said[address, data] = None
         for old in list(self._said)[: max(0, len(self._said) - MOST_MESSAGES)]:
             del self._said[old]

@@ -16,7 +16,8 @@ def take_message(machine: Machine, address: u64, data: u64) -> u64:
         region = machine.regions[i]
         offset = address - region.base
         if region.device == DEVICE_ACLINT and offset & 3 == 0 and offset < MSIP_BASE + 4 * machine.hart_count:
-            set_line(at(Hart, machine.harts[offset >> 2]), MSIP, data & 1 != 0)
+            if data & 1 != 0:  # to take an interrupt back is the hart's: a message may come twice
+                set_line(at(Hart, machine.harts[offset >> 2]), MSIP, True)
             return 1
     return 0
 
