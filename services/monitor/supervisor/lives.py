@@ -22,7 +22,15 @@ from services.monitor.supervisor.condition import Condition
 from services.monitor.supervisor.ending import END_LIMIT, Ending
 from services.monitor.supervisor.run_state import RunState
 from services.monitor.supervisor.runs import Runs
-from services.monitor.supervisor.supervised import DEATHS, DEATHS_SECONDS, EXTERNAL, Successor, Supervised, process
+from services.monitor.supervisor.supervised import (
+    DEATHS,
+    DEATHS_SECONDS,
+    EXTERNAL,
+    Successor,
+    Supervised,
+    by_hand,
+    process,
+)
 from services.monitor.warnings import Warnings
 from vmesh import elsewhere
 from vmesh.addresses import Addresses
@@ -135,6 +143,8 @@ class Lives:
         service.link.watch(self._loop)
         if attached:
             service.link.watch_loss(self._loop, partial(self._lost, service))
+        elif by_hand(service.command):
+            service.link.watch_loss(self._loop, partial(self._lost_by_hand, service))
         service.link.hello(partial(self.welcomed, service))
 
     def _tell_processes(self) -> None:
@@ -203,6 +213,13 @@ class Lives:
             self.ended(service, "is gone")
         else:
             self._loop.call_in(f"dial {service.name}", _DIAL_SECONDS, partial(self._dial, service))
+
+    def _lost_by_hand(self, service: Supervised) -> None:
+        """What was started by hand is gone. Who stands in for it may not have seen that, if another one has come within
+        the time between two of its looks: it goes too."""
+        if service.welcomed and service.alive:
+            service.state, service.last_error = "hung", "is gone"
+            service.kill()
 
     def _dial(self, service: Supervised) -> None:
         """Meet whoever listens in the place of a service that somebody else starts."""
