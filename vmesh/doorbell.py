@@ -14,6 +14,7 @@ from vmesh import errors
 VALUES = 64  # of a doorbell
 _RAISE = struct.Struct("<QQIIQ")  # epoch, number of the update, latch, bits, guest time
 _RING = struct.Struct("<QQ")  # value, guest time
+RING_BYTES = _RING.size
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,79}")
 _READ_BYTES = 4096
 NAMES = "1 to 80 of [A-Za-z0-9._-], not beginning with a dot"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import socket
 import time
@@ -12,7 +11,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from vmesh import connecting, errors, listening
+from vmesh import connecting, doorbell, errors, listening
 from vmesh.loop import Loop
 
 TOKEN_BYTES = 16
@@ -21,7 +20,7 @@ MOST_FILES = 16  # of one offer
 OFFER_SECONDS = 10.0
 _MOST_CLIENTS = 16  # that have sent no token yet: one more, and the oldest goes
 _ANSWER_SECONDS = 5.0
-_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
+_NAME_LIMIT = 64
 
 
 class FileServer:
@@ -111,7 +110,7 @@ def take(path: Path, token: bytes, count: int) -> list[int]:
 
 def is_name(name: str) -> bool:
     """Whether a socket may have it: a plain name, in the machine directory."""
-    return _NAME.fullmatch(name) is not None
+    return len(name) <= _NAME_LIMIT and doorbell.is_name(name)
 
 
 def _close(fds: Sequence[int]) -> None:

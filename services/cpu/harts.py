@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vmesh import errors
+from vmesh.doorbell import RING_BYTES
 from vmesh.time import host_ns
 
 from .core import CoreImage
@@ -48,7 +49,6 @@ _FUTEX = {"x86_64": 202}
 #: Code pages that a hart keeps decoded (64 KiB of address space each, touched as used).
 CODE_PAGES = 4096
 NEVER = (1 << 64) - 1
-DOORBELL_RECORD = 16  # bytes: the value, and guest time
 MISA_MXL64 = 2 << 62
 
 
@@ -231,11 +231,11 @@ class Harts:
         """Writes of small values to that register of a device's region ring ``file``."""
         region = self._region(device, index)
         region.doorbell_offset, region.doorbell_size, region.doorbell_file = offset, size, file
-        region.doorbell_record = DOORBELL_RECORD
+        region.doorbell_record = RING_BYTES
 
     def set_doorbell_record(self, device: int, index: int, *, timed: bool) -> None:
         """Whether guest time is in what a doorbell is rung with, or nothing but the value, in one byte."""
-        self._region(device, index).doorbell_record = DOORBELL_RECORD if timed else 1
+        self._region(device, index).doorbell_record = RING_BYTES if timed else 1
 
     def leave_to_python(self, device: int) -> None:
         """From now on native code leaves every access to a device, but to latches' clearing, to Python."""

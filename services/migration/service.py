@@ -18,8 +18,9 @@ from services.migration.outgoing import Outgoing
 from services.migration.pager import Pager
 from services.migration.ram import GuestRam
 from services.migration.snapshot import Load, Save
-from services.migration.status import ENDED, Status
+from services.migration.status import Status
 from vmesh import errors, wire
+from vmesh.migration.outcome import ENDED
 from vmesh.service import Runtime, Service
 from vmesh.slot import Slot
 from vmesh.v1 import common_pb2, cpu_pb2, memory_pb2

@@ -5,17 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from vmesh.migration.outcome import ENDED
 from vmesh.segment import PAGE
 from vmesh.v1 import migration_pb2 as messages
 from vmesh.v1.migration_pb2 import MigrationState, MigrationStatus
 
 LATENCY_BUCKETS = 24
-ENDED = (
-    messages.MIGRATION_NONE,
-    messages.MIGRATION_COMPLETED,
-    messages.MIGRATION_FAILED,
-    messages.MIGRATION_CANCELLED,
-)
 
 
 @dataclass(slots=True)

@@ -8,15 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from services.monitor.run_states import Stage
+from vmesh.migration.outcome import ENDED
 from vmesh.v1 import migration_pb2
 
 MIGRATION = "migration"  # the service
-ENDED = (
-    migration_pb2.MIGRATION_NONE,
-    migration_pb2.MIGRATION_COMPLETED,
-    migration_pb2.MIGRATION_FAILED,
-    migration_pb2.MIGRATION_CANCELLED,
-)
 
 
 @dataclass(slots=True)

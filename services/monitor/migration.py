@@ -20,8 +20,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from services.monitor import operations, run_states
-from services.monitor.custody import ENDED, Held
 from services.monitor.custody import MIGRATION as NAME
+from services.monitor.custody import Held
 from services.monitor.keeper import Keeper
 from services.monitor.link import Link
 from services.monitor.operations import Operation, Request, RequestError
@@ -31,6 +31,7 @@ from services.monitor.supervisor.supervisor import Supervisor
 from vmesh import listening, slot
 from vmesh.errors import PeerError, from_message, said
 from vmesh.log import Log
+from vmesh.migration.outcome import ENDED
 from vmesh.migration.states import in_messages
 from vmesh.spawn import Child, ServiceCommand, describe_exit
 from vmesh.v1 import cpu_pb2, gateway_pb2, lifecycle_pb2, migration_pb2

@@ -102,6 +102,16 @@ class Wires:
         for number in sorted(self._places if everything else self._moved):
             base = self._places[number]
             update.places.add(region=number, base=base or 0, absent=base is None)
+        if self._messages or (everything and self._said):
+            self._fill_messages(update, everything=everything)
+        self._moved.clear()
+        self._raised.clear()
+        self._cleared.clear()
+        self._changed_lines.clear()
+        self._changed_shadows.clear()
+
+    def _fill_messages(self, update: messages.DeviceUpdate, *, everything: bool) -> None:
+        """As many as an update has room for: those said before first, if they are to be said again."""
         again = [each for each in self._said if each not in self._messages] if everything else []
         for address, data in [*again, *self._messages][:MOST_MESSAGES]:
             update.messages.add(address=address, data=data)
@@ -110,11 +120,6 @@ class Wires:
             self._said[address, data] = None
         for old in list(self._said)[: max(0, len(self._said) - MOST_MESSAGES)]:
             del self._said[old]
-        self._moved.clear()
-        self._raised.clear()
-        self._cleared.clear()
-        self._changed_lines.clear()
-        self._changed_shadows.clear()
 
     def take_raises(self) -> list[tuple[tuple[int, int, int], int]]:
         """The latches with the bits raised since the last time, if nothing else has changed; otherwise none."""

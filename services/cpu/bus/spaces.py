@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 
 from vmesh.v1 import bus_pb2 as messages
 
-#: As the command line says them.
-NAMES = {"io": messages.SPACE_IO, "pci-config": messages.SPACE_PCI_CONFIG}
+#: Those that windows lead to, as the command line says them: "io", "pci-config".
+NAMES = {
+    name.removeprefix("SPACE_").lower().replace("_", "-"): space for name, space in messages.Space.items() if space
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -218,8 +218,7 @@ class Lives:
         """What was started by hand is gone. Who stands in for it may not have seen that, if another one has come within
         the time between two of its looks: it goes too."""
         if service.welcomed and service.alive:
-            service.state, service.last_error = "hung", "is gone"
-            service.kill()
+            self.give_up(service, "is gone")
 
     def _dial(self, service: Supervised) -> None:
         """Meet whoever listens in the place of a service that somebody else starts."""
@@ -425,7 +424,7 @@ class Lives:
         service.deaths.clear()  # they were another program's
 
     def give_up(self, service: Supervised, how: str) -> None:
-        """End a process on trial; `how` it has failed."""
+        """End a process that does not do what it is for, on trial or gone; `how` it has failed."""
         service.state, service.last_error = "hung", how
         service.kill()
 
