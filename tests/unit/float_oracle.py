@@ -19,8 +19,11 @@ from services.cpu.isa.riscv.instructions import INSTRUCTIONS
 from services.cpu.isa.riscv.state import Hart
 from services.cpu.native.blob import Blob
 from services.cpu.native.build import build
-from services.cpu.native.compiler import Builder, Module, Value
+from services.cpu.native.builder import Builder
+from services.cpu.native.compiler import Module
+from services.cpu.native.frame import call
 from services.cpu.native.lang import Ptr, PtrType, call_host, export, ref, u32, u64
+from services.cpu.native.values import Value
 
 #: Three operands, raw 64 bits each; those an instruction does not have are ignored.
 Operands = tuple[int, int, int]
@@ -81,7 +84,7 @@ class Native:
         module.function(run_all)
         for number, instruction in enumerate(FLOATING):
             builder = Builder(module, _Hooks())
-            result = builder.call(instruction.semantics, [self._operand(builder, n) for n in instruction.operands])
+            result = call(builder, instruction.semantics, [self._operand(builder, n) for n in instruction.operands])
             builder.end(f"ret i64 {result.ref if result is not None else 0}")
             module.functions.append(
                 f"define dso_local i64 @op{number}(ptr %hart, i64 %mode, ptr %operands) {{\n{builder.text()}\n}}\n"

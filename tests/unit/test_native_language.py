@@ -19,6 +19,7 @@ from services.cpu.native.build import BuildError, build
 from services.cpu.native.compiler import Module, NativeError
 from services.cpu.native.lang import (
     Dispatch,
+    NativeException,
     NativeOnly,
     Ptr,
     Record,
@@ -47,7 +48,9 @@ from services.cpu.native.lang import (
     peek,
     poke,
     popcount,
+    quotient,
     ref,
+    remainder,
     u8,
     u16,
     u32,
@@ -106,12 +109,12 @@ def narrow(a: u64) -> u64:
 
 @export
 def signed_division(a: u64, b: u64) -> u64:
-    return u64(i64(a) // i64(b))
+    return u64(quotient(i64(a), i64(b)))
 
 
 @export
 def signed_remainder(a: u64, b: u64) -> u64:
-    return u64(i64(a) % i64(b))
+    return u64(remainder(i64(a), i64(b)))
 
 
 @export
@@ -201,7 +204,7 @@ def test_arithmetic_wraps_and_converts() -> None:
         assert reversed_(a) == whole ^ int.from_bytes((a & 0xFFFF_FFFF).to_bytes(4, "little"), "big")
 
 
-def test_division_truncates_and_signedness_belongs_to_the_type() -> None:
+def test_quotients_are_truncated_and_signedness_belongs_to_the_type() -> None:
     quotient, remainder, both = compiled(signed_division, signed_remainder, unsigned_division)
     for a in VALUES:
         for b in VALUES[1:]:
@@ -289,6 +292,45 @@ def divides(a: u64, b: u64) -> u64:
 
 
 @export
+def shifted_far(a: u64, n: u64) -> u64:
+    return (a << n) ^ (a >> n) ^ u64(i64(a) >> n) ^ u64(u8(a) << n)
+
+
+@export
+def known_together(a: u64) -> u64:
+    """Of three known parts the second one decides."""
+    if FIVE and FLAG and FIVE:
+        a += 1000
+    if FLAG or FIVE or FLAG:
+        a += 1
+    return a + (7 if FIVE and FLAG and FIVE else 3) + u64(-7 // 2)
+
+
+@export
+def last_of_a_loop(a: u64) -> u64:
+    last = u64(100)
+    for last in range(a):  # noqa: B007
+        a = u64(0)
+    total = u64(0)
+    for i in range(4):
+        total += i
+        i += 7
+    return last * 1000 + total * 10 + a
+
+
+@export
+def once(address: u64) -> u64:
+    at(Ptr[u64], address)[taken(address)] += 10
+    return 0
+
+
+@native
+def taken(address: u64) -> u64:
+    poke(u64, address + 16, peek(u64, address + 16) + 1)
+    return 1
+
+
+@export
 def forever(a: u64) -> u64:
     while True:
         a += 1
@@ -330,6 +372,20 @@ def test_loops_and_branches() -> None:
     assert [short(4, 2), short(9, 3), short(9, 0), short(9, 4), short(8, 2)] == [1, 2, 2, 1, 4]
     assert [endless(a) for a in (0, 9, 10)] == [10, 10, 20]
     assert [hints(a) for a in (9, 5, 1)] == [1, 2, 3]
+
+
+def test_what_is_accepted_means_what_it_means_in_python() -> None:
+    far, known, last, one = compiled(shifted_far, known_together, last_of_a_loop, once)
+    for a in VALUES:
+        for n in (0, 7, 8, 63, 64, 65, 255, 256, 1 << 32, MASK):
+            gone = 0 if n > 63 else a << n
+            expected = gone ^ (a >> n) ^ (s(a) >> n) ^ ((a & 255) << min(n, 64) & 255)
+            assert far(a, n) == expected & MASK, (a, n)
+    assert known(10) == 10 + 1 + 3 - 4
+    assert [last(a) for a in (0, 3)] == [100_000 + 60, 2_000 + 60]
+    memory = (ctypes.c_uint64 * 3)(1, 2, 3)
+    one(ctypes.addressof(memory))
+    assert list(memory) == [1, 12, 4], "the index is computed once"
 
 
 # functions
@@ -377,6 +433,7 @@ def adder(amount: int) -> Any:
 
 add_five = adder(5)
 FLAG = False
+FIVE = 5
 
 
 @export
@@ -680,6 +737,187 @@ def calls_what_is_refused(a: u64) -> u64:
     return refused_inside(a)
 
 
+@export
+def with_else(a: u64) -> u64:
+    for i in range(a):
+        if i > 5:
+            break
+    else:
+        a = u64(777)
+    return a
+
+
+@export
+def while_with_else(a: u64) -> u64:
+    while a > 5:
+        a -= 1
+        if a == 9:
+            break
+    else:
+        a = u64(777)
+    return a
+
+
+@export
+def by_keyword(a: u64) -> u64:
+    return clamp(a, 1, high=5)
+
+
+@export
+def converted_by_keyword(a: u64) -> u64:
+    return u64(a, base=3)
+
+
+@export
+def two_converted(a: u64) -> u64:
+    return u64(a, 7)
+
+
+@export
+def intrinsic_with_more(a: u64) -> u64:
+    return clz(a, a)
+
+
+@export
+def signed_floor(a: u64) -> u64:
+    return u64(i64(a) // 2)
+
+
+@export
+def signed_modulo(a: u64) -> u64:
+    return u64(i64(a) % 2)
+
+
+@export
+def true_division(a: u64) -> u64:
+    return a / 2
+
+
+@export
+def divided_by_nothing(a: u64) -> u64:
+    return a // 0
+
+
+@export
+def divided_too_wide(a: u64) -> u64:
+    return u64(u128(a) // 3)
+
+
+@export
+def below_nothing(a: u64) -> u64:
+    return u64(a > -1)
+
+
+@export
+def negative_variable(a: u64) -> u64:
+    b = -1
+    return a + b
+
+
+@export
+def above_signed(a: u64) -> u64:
+    return u64(i8(a) < 200)
+
+
+@export
+def shifted_out(a: u64) -> u64:
+    return a << 64
+
+
+@export
+def sum_of_truths(a: u64) -> u64:
+    return u64((a > 1) + (a > 2))
+
+
+@export
+def inverse_truth(a: u64) -> u64:
+    return u64(~(a > 1))
+
+
+@export
+def which_of_two(a: u64, b: u64) -> u64:
+    return a or b
+
+
+@export
+def maybe_without(a: u64) -> u64:
+    if a > 1:
+        b = a
+    return b
+
+
+@export
+def without_in_a_loop(a: u64) -> u64:
+    while a > 1:
+        b = a
+        a -= 1
+    return b
+
+
+@export
+def after_its_loop(a: u64) -> u64:
+    for i in range(a):
+        a += i
+    return i
+
+
+@export
+def before_it_is(a: u64) -> u64:
+    MASK += a  # noqa: F823
+    return MASK
+
+
+@export
+def from_the_end(a: u64) -> u64:
+    return u64(SQUARES[i64(a)])
+
+
+@export
+def whole_array(record: Outer) -> u64:
+    record.items = u16(3)
+    return 1
+
+
+@export
+def with_a_cause(a: u64) -> u64:
+    raise NativeException(a) from None
+
+
+@native
+def has_default(a: u64, b: u64 = 5) -> u64:
+    return a + b
+
+
+@native
+def has_no_type(a: u64, b) -> u64:  # type: ignore[no-untyped-def]
+    return a + b
+
+
+@export
+def calls_default(a: u64) -> u64:
+    return has_default(a, a)
+
+
+@export
+def calls_untyped(a: u64) -> u64:
+    return has_no_type(a, a)
+
+
+@inline
+def endless(a: u64) -> u64:
+    return endless(a) + 1
+
+
+@export
+def calls_endless(a: u64) -> u64:
+    return endless(a)
+
+
+@export
+def folded_nonsense(a: u64) -> u64:
+    return a + 1 // (FIVE - 5)
+
+
 @pytest.mark.parametrize(
     ("function", "line", "said"),
     [
@@ -701,15 +939,59 @@ def calls_what_is_refused(a: u64) -> u64:
         (stepping, 3, "range takes one or two arguments"),
         (to_boolean, 2, "compare with 0"),
         (python_function, 2, "cannot call"),
-        (traps, 2, "trap has no meaning here"),
+        (traps, 2, "raise of ValueError is not in the language"),
         (hooked, 2, "somewhere has no meaning here"),
         (listing, 2, "List is not in the language"),
         (trying, 2, "Try is not in the language"),
+        (with_else, 2, "else of a loop is not in the language"),
+        (while_with_else, 2, "else of a loop is not in the language"),
+        (by_keyword, 2, "arguments by keyword are not in the language"),
+        (converted_by_keyword, 2, "arguments by keyword are not in the language"),
+        (two_converted, 2, "u64 takes 1 argument, got 2"),
+        (intrinsic_with_more, 2, "clz takes 1 arguments, got 2"),
+        (signed_floor, 2, "Python's rounds down; use quotient or remainder"),
+        (signed_modulo, 2, "Python's rounds down; use quotient or remainder"),
+        (true_division, 2, "operator Div is not in the language"),
+        (divided_by_nothing, 2, "// by 0"),
+        (divided_too_wide, 2, "// of u128: the host has none"),
+        (below_nothing, 2, "-0x1 does not fit u64"),
+        (negative_variable, 2, "-0x1 does not fit u64"),
+        (above_signed, 2, "0xc8 does not fit i8"),
+        (shifted_out, 2, "<< by 64 of u64"),
+        (sum_of_truths, 2, "+ of boolean"),
+        (inverse_truth, 2, "~ of boolean"),
+        (which_of_two, 2, "of boolean operands only, got u64"),
+        (maybe_without, 4, "b may have no value here"),
+        (without_in_a_loop, 5, "b may have no value here"),
+        (after_its_loop, 4, "i may have no value here"),
+        (before_it_is, 2, "MASK may have no value here"),
+        (from_the_end, 2, "Python counts from the end"),
+        (whole_array, 2, "items is an array"),
+        (with_a_cause, 2, "Raise is not in the language"),
+        (folded_nonsense, 2, "ZeroDivisionError"),
     ],
     ids=lambda value: getattr(value, "name", None),
 )
 def test_refusals_name_file_and_line(function: Any, line: int, said: str) -> None:
     refused(function, line, said)
+
+
+@pytest.mark.parametrize(
+    ("function", "called", "line", "said"),
+    [
+        (calls_default, has_default, 0, "other parameters than positional ones without a default"),
+        (calls_untyped, has_no_type, 0, "parameter b has no type"),
+        (calls_endless, endless, 2, "endless is compiled into itself"),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_a_refusal_names_the_function_that_is_called(function: Any, called: Any, line: int, said: str) -> None:
+    module = Module()
+    module.function(function)
+    with pytest.raises(NativeError, match=said) as caught:
+        module.text()
+    first = inspect.getsourcelines(called.python)[1]
+    assert str(caught.value).startswith(f"{__file__}:{first + line}: ")
 
 
 def test_a_refusal_in_an_inlined_function_names_that_function() -> None:

@@ -7,10 +7,10 @@ abandoned has not happened: no operand was written, and it will run again or be 
 
 from __future__ import annotations
 
-from ..native.lang import NativeOnly, hook
+from ..native.lang import NativeException, NativeOnly, hook
 
 
-class Trap(Exception):
+class Trap(NativeException):
     """``raise Trap(cause, value)``: the instruction ends in an exception with that cause and trap value."""
 
     def __init__(self, cause: int, value: int) -> None:

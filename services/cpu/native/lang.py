@@ -1,28 +1,32 @@
 """The language of native functions: a typed subset of Python.
 
 A function under :func:`native` is ordinary Python to the reader, to ruff and to mypy, but its source is compiled to
-LLVM IR
-and never run by the interpreter. What it may use:
+LLVM IR and never run by Python. What is not listed here is refused, with file and line; what is accepted means what it
+means in Python, but for what types add:
 
-* integers of a fixed width (``u8`` ... ``i128``), ``boolean``, pointers (``Ptr[T]``) and records (:class:`Record`).
-Arithmetic wraps;
-  ``/``, ``//`` and ``%`` are the machine's truncating division; signedness belongs to the type. Operands of different
-  types are refused;
-  ``u32(x)`` converts (zero- or sign-extending by the type of ``x``). Literals take the type of the other operand; a
-  variable has the
-  type of its first assignment (``u64`` for a literal). A shift count must be below the width.
-* ``if``, ``while``, ``for i in range(...)``, ``break``, ``continue``, ``return``, ``and``/``or``/``not``, ``a if c
-else b``, augmented assignment,
-  annotated assignment, ``raise`` (only where the environment defines it: in instruction semantics).
-* names of the enclosing function or module: constants, types, other native functions, intrinsics. A test that is
-known when
-  compiling (``if DOUBLE:``) keeps only the branch that is taken.
+* Integers have a fixed width (``u8`` ... ``i128``), and arithmetic wraps. There are ``boolean``, pointers (``Ptr[T]``)
+  and records (:class:`Record`). Operands of different types are refused; ``u32(x)`` converts, by the type of ``x``
+  with zeros or the sign. A literal takes the type of what it meets, and must be a number of that type; where only the
+  low bits count (sums, products, bitwise operations) a mask such as ``~7`` or ``-8`` will do. A variable has the type
+  of its first assignment, ``u64`` for a literal.
+* ``//`` and ``%`` are for unsigned types: signed ones would round down in Python, and do not in machines, which is
+  :func:`quotient` and :func:`remainder`. Of what is shifted out nothing is left, but the sign.
+* ``if``, ``while``, ``for i in range(stop)`` or ``range(start, stop)``, ``break``, ``continue``, ``return``, ``and``,
+  ``or``, ``not``, ``a if c else b``, assignment, augmented and annotated assignment, ``raise`` of a
+  :class:`NativeException` where the environment defines it (in instruction semantics), calls without keywords.
+* Names of the enclosing function or module: constants, types, other native functions, intrinsics, and functions of
+  Python whose arguments are known when compiling. A test that is known when compiling (``if DOUBLE:``) keeps only the
+  branch that is taken. A local name must have a value whichever way leads to it.
 
-To mypy all integer types are ``int``: the compiler checks widths itself, and says file and line of what it refuses.
+What Python would end with an exception has no meaning: a division by 0, an index beyond a table's end, a negative
+shift count. So has a pointer to where nothing is.
+
+To mypy all integer types are ``int``: the compiler checks widths itself.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeAlias, TypeVar, cast
@@ -52,6 +56,20 @@ class IntType(Type):
     @property
     def size(self) -> int:  # type: ignore[override]
         return (self.bits + 7) // 8
+
+    @property
+    def least(self) -> int:
+        """The smallest number it has."""
+        return -(1 << self.bits - 1) if self.signed else 0
+
+    @property
+    def most(self) -> int:
+        """The largest."""
+        return (1 << self.bits - self.signed) - 1
+
+    def wrap(self, number: int) -> int:
+        """The number it has with the same low bits."""
+        return (number - self.least & (1 << self.bits) - 1) + self.least
 
     @property
     def ir(self) -> str:  # type: ignore[override]
@@ -198,18 +216,27 @@ def export(function: F) -> F:
     return cast(F, NativeFunction(function, export=True))
 
 
+class NativeException(Exception):
+    """Base of what native code may raise: of exceptions that the environment of a compilation gives a meaning."""
+
+
 @dataclass(frozen=True)
 class Intrinsic:
-    """A name the compiler translates itself, by its table of emitters."""
+    """A name the compiler translates itself, by its table of emitters; takes so many arguments at least, and at
+    most."""
 
     name: str
+    least: int
+    most: int | None
 
     def __call__(self, *args: Any) -> NoReturn:
         raise NativeOnly(f"{self.name} exists in native code only")
 
 
 def _intrinsic(function: F) -> F:
-    return cast(F, Intrinsic(function.__name__))
+    code = function.__code__
+    count = code.co_argcount
+    return cast(F, Intrinsic(function.__name__, count, None if code.co_flags & inspect.CO_VARARGS else count))
 
 
 @_intrinsic
@@ -304,6 +331,19 @@ def byte_swap(value: int) -> int:
 
 
 @_intrinsic
+def quotient(dividend: int, divisor: int) -> int:
+    """The quotient, rounded towards zero, as machines have it. It must have a value: not by 0, nor the least number by
+    -1."""
+    raise NativeOnly
+
+
+@_intrinsic
+def remainder(dividend: int, divisor: int) -> int:
+    """What that quotient leaves, of the dividend's sign. It must have a value, as the quotient."""
+    raise NativeOnly
+
+
+@_intrinsic
 def likely(condition: bool) -> bool:
     """Says that the condition nearly always holds."""
     raise NativeOnly
@@ -340,6 +380,11 @@ class Table:
 
     element: Any
     values: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for value in self.values:
+            if not self.element.least <= value <= self.element.most:
+                raise ValueError(f"a table of {self.element} with {value:#x}")
 
     def __getitem__(self, index: int) -> int:
         return self.values[index]

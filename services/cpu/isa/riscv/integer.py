@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...native.lang import fence, i8, i16, i32, i64, i128, inline, u8, u16, u32, u64, u128
+from ...native.lang import fence, i8, i16, i32, i64, i128, inline, quotient, remainder, u8, u16, u32, u64, u128
 from ..semantics import Trap, drain_posted, jump, load, store
 from .isa import BREAKPOINT, ECALL_USER, ILLEGAL, instruction
 from .shoot_down import look_at_news
@@ -318,7 +318,7 @@ def div(rs1: u64, rs2: u64) -> u64:
         return u64(-1)
     if i64(rs2) == -1:
         return -rs1
-    return u64(i64(rs1) // i64(rs2))
+    return u64(quotient(i64(rs1), i64(rs2)))
 
 
 @instruction("divu", "0000001 rs2 rs1 101 rd 0110011", MUL, result="rd")
@@ -334,7 +334,7 @@ def rem(rs1: u64, rs2: u64) -> u64:
         return rs1
     if i64(rs2) == -1:
         return 0
-    return u64(i64(rs1) % i64(rs2))
+    return u64(remainder(i64(rs1), i64(rs2)))
 
 
 @instruction("remu", "0000001 rs2 rs1 111 rd 0110011", MUL, result="rd")
@@ -355,7 +355,7 @@ def divw(rs1: u64, rs2: u64) -> u64:
         return u64(-1)
     if i32(rs2) == -1:
         return word(-rs1)
-    return u64(i32(rs1) // i32(rs2))
+    return u64(quotient(i32(rs1), i32(rs2)))
 
 
 @instruction("divuw", "0000001 rs2 rs1 101 rd 0111011", MUL, result="rd")
@@ -371,7 +371,7 @@ def remw(rs1: u64, rs2: u64) -> u64:
         return word(rs1)
     if i32(rs2) == -1:
         return 0
-    return u64(i32(rs1) % i32(rs2))
+    return u64(remainder(i32(rs1), i32(rs2)))
 
 
 @instruction("remuw", "0000001 rs2 rs1 111 rd 0111011", MUL, result="rd")

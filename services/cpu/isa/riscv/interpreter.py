@@ -14,23 +14,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ...native.compiler import (
-    BOOLEAN,
-    I64,
-    LIKELY,
-    U8,
-    U32,
-    U64,
-    UNLIKELY,
-    Builder,
-    Frame,
-    Lazy,
-    Module,
-    Value,
-    parse,
-    signature,
-)
+from ...native.builder import Builder
+from ...native.compiler import Module
+from ...native.frame import Frame, call
 from ...native.lang import IntType, PtrType
+from ...native.values import BOOLEAN, I64, LIKELY, U8, U32, U64, UNLIKELY, Lazy, Value
 from ..description import Instruction
 from .decoder import (
     BACKWARD,
@@ -219,7 +207,7 @@ class Handler:
         """The host address of a guest address, naturally aligned or else within its page; or no return."""
         b = self.builder
         if not self.slow_twin:
-            host = b.call(memory_locate, [HART, address, type_.size, kind])
+            host = call(b, memory_locate, [HART, address, type_.size, kind])
             assert host is not None
             self.leave_if_pending()
             return host
@@ -243,7 +231,7 @@ class Handler:
     def hook_load(self, type_: IntType, address: Value) -> Value:
         b = self.builder
         if not self.slow_twin:
-            value = b.call(memory_read, [HART, address, type_.size])
+            value = call(b, memory_read, [HART, address, type_.size])
             assert value is not None
             self.leave_if_pending()
             return b.convert(value, type_)
@@ -255,7 +243,7 @@ class Handler:
         b = self.builder
         value = b.coerce(item, type_)
         if not self.slow_twin:
-            b.call(memory_write, [HART, address, type_.size, b.convert(value, U64)])
+            call(b, memory_write, [HART, address, type_.size, b.convert(value, U64)])
             self.leave_if_pending()
             return
         pointer = b.pointer(self.locate(type_, address, WRITE, aligned=False), type_)
@@ -271,7 +259,7 @@ class Handler:
     def settle(self) -> None:
         """Behind a store that the TLB did not answer."""
         if not self.slow_twin:
-            self.builder.call(settle_store, [HART])
+            call(self.builder, settle_store, [HART])
 
     def host_address(self, pointer: Value) -> Value:
         return self.builder.value(U64, f"ptrtoint ptr {pointer.ref} to i64")
@@ -336,7 +324,7 @@ class Handler:
         assert self.instruction is not None
         if format_of(self.instruction) == RAW:
             return b.convert(Value(self.slot_field("imm").ref, U32), U64)
-        value = b.call(instruction_bits, [HART, b.value(U64, "ptrtoint ptr %ip to i64")])
+        value = call(b, instruction_bits, [HART, b.value(U64, "ptrtoint ptr %ip to i64")])
         assert value is not None
         return value
 
@@ -345,7 +333,7 @@ class Handler:
         assert self.instruction is not None
         function = self.instruction.semantics
         bound = {name: self.operand(name) for name in self.instruction.operands}
-        return Frame(self.builder, function, parse(function), bound, signature(function)[1], inlined=True).run()
+        return Frame(self.builder, function, bound, inlined=True).run()
 
 
 HART = Value("%hart", PtrType(Hart))
@@ -453,7 +441,7 @@ class Interpreter:
         # go: from the record to the next instruction, or back to Python
         handler = self.handler()
         b = handler.builder
-        b.call(go, [HART])
+        call(b, go, [HART])
         leaving = b.truth(handler.get("exit_reason"))
         out, on = b.fresh("out"), b.fresh("on")
         b.branch(leaving, out, on)
@@ -468,7 +456,7 @@ class Interpreter:
         handler = self.handler()
         handler.set("pc", handler.pc())
         handler.set("retired", Value("%n", U64))
-        handler.builder.call(attention, [HART, handler.builder.value(U64, "ptrtoint ptr %ip to i64")])
+        call(handler.builder, attention, [HART, handler.builder.value(U64, "ptrtoint ptr %ip to i64")])
         handler.tail("@op_go")
         self.define("op_attention", handler)
         # page end: sequential flow into the next page
@@ -484,7 +472,7 @@ class Interpreter:
             handler.set("pc", handler.pc())
             handler.set("retired", Value("%n", U64))
             b = handler.builder
-            slot = b.call(find_slot, [HART, handler.pc()])
+            slot = call(b, find_slot, [HART, handler.pc()])
             assert slot is not None
             none, on = b.fresh("none"), b.fresh("on")
             b.branch(b.compare("==", slot, 0), none, on)
@@ -496,7 +484,7 @@ class Interpreter:
         # decode: a slot that is run for the first time
         handler = self.handler()
         b = handler.builder
-        b.call(decode_slot, [HART, b.value(U64, "ptrtoint ptr %ip to i64"), handler.pc()])
+        call(b, decode_slot, [HART, b.value(U64, "ptrtoint ptr %ip to i64"), handler.pc()])
         leaving = b.truth(handler.get("exit_reason"))
         out, on = b.fresh("out"), b.fresh("on")
         b.branch(leaving, out, on)

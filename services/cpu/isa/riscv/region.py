@@ -13,21 +13,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from ...native.compiler import (
-    I64,
-    U8,
-    U64,
-    UNLIKELY,
-    Builder,
-    Frame,
-    Module,
-    NativeError,
-    Value,
-    Variable,
-    parse,
-    signature,
-)
+from ...native.builder import Builder
+from ...native.compiler import Module
+from ...native.frame import Frame
 from ...native.lang import PtrType
+from ...native.values import I64, U8, U64, UNLIKELY, NativeError, Value, Variable
 from ..description import Instruction
 from .compressed import expansion_table
 from .decoder import (
@@ -319,7 +309,7 @@ class _Emitter(Handler):
     def semantics(self) -> Value | None:
         function = self.step.instruction.semantics
         bound = {name: self.operand(name) for name in self.step.instruction.operands}
-        return Frame(self.builder, function, parse(function), bound, signature(function)[1], inlined=True).run()
+        return Frame(self.builder, function, bound, inlined=True).run()
 
     def pc_at(self, offset: int) -> Value:
         return self.builder.value(U64, f"add i64 %pc_base, {offset}")
