@@ -179,12 +179,15 @@ class MachineDirectory:
         return fd
 
     def next_epoch(self, service: str) -> int:
-        """Count another life of a service that nobody counts for."""
+        """Count another life of a service that was started by nobody who counts; the monitor may, and then it is the
+        one that the monitor waits for."""
         counted = self.path / f"{service}.epoch"
         try:
             epoch = int(counted.read_text()) + 1
         except (OSError, ValueError):
             epoch = 1
+        with suppress(MachineError):
+            epoch = max([epoch, *(each.epoch for each in self.read_record().services if each.name == service)])
         fresh = counted.with_suffix(".fresh")
         fresh.write_text(str(epoch))
         fresh.replace(counted)

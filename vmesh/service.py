@@ -44,6 +44,7 @@ _KEPT_NOTICES = 64
 _ONLY_READ = ("health", "save", "trace_take")
 _NEEDS_MEMORY = ("save", "load", "hand_over", "resume", "reset")
 _MEANWHILE_SECONDS, _DEFERRED = 0.2, 4096
+_SAID_CHARACTERS = 200  # of a complaint's text
 _END_SECONDS = 8.0  # for the monitor to end the machine, once a vital service was asked to
 _LOOK_SECONDS = 1.0  # between two looks whether the machine is still there, without a lifeline
 
@@ -209,6 +210,7 @@ class Runtime:
         self._files: FileServer | None = None  # what others of this host are given descriptors by
         self._drained = False
         self._complaints: Counter[tuple[str, str]] = Counter()
+        self._last_complaints: dict[tuple[str, str], str] = {}  # how it was, for each of these
         self._lost = ""  # why guest memory is lost
         self._service = Service()
         self.addresses = addresses.of_options(options, self.machine, self.name)
@@ -367,6 +369,7 @@ class Runtime:
         `what` is the cause, from a bounded set.
         """
         count = self._complaints[about, what] = self._complaints[about, what] + 1
+        self._last_complaints[about, what] = text[:_SAID_CHARACTERS].encode(errors="replace").decode()
         self.log.warning("complaint", cause=f"{about} {what}", count=count, text=text)
 
     def serve(self, service: Service) -> None:
@@ -502,7 +505,9 @@ class Runtime:
             pid=os.getpid(),
             counters=self._counters(),
             complaints=[
-                lifecycle.Complaint(service=about, what=what, count=count)
+                lifecycle.Complaint(
+                    service=about, what=what, count=count, last=self._last_complaints.get((about, what), "")
+                )
                 for (about, what), count in self._complaints.items()
             ],
         )

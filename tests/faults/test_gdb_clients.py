@@ -22,12 +22,14 @@ from tests.waiting import wait_for
 SECONDS = float(os.environ.get("VMESH_GARBAGE_SECONDS", "3"))
 GROWTH = 64 << 20  # bytes of memory that the monitor may take meanwhile
 HARTS = 2
-#: Beginnings of packets that do not end the machine (qRcmd,71 is `q`, HMP's quit).
+#: Beginnings of packets that do not end the machine (qRcmd,71 is `q`, HMP's quit), and of those that do.
 _BEGINNINGS = (
     b"?", b"g", b"G", b"p", b"P", b"m", b"M", b"X", b"Z0,", b"z1,", b"Z2,", b"c", b"s", b"C", b"H", b"T", b"D", b"q",
     b"vCont;", b"vCont;s:", b"vCont;r", b"qSupported:", b"qXfer:features:read:", b"qRcmd,zz", b"qThreadExtraInfo,",
     b"Qqemu.", b"QStart", b"!", b"",
 )  # fmt: skip
+
+_ENDS = (b"k", b"vKill")
 
 Client = Callable[[], GdbClient]
 
@@ -113,7 +115,8 @@ def _garbage(dice: random.Random) -> bytes:
         case 2:
             return dice.choice((b"+", b"-", b"\x03", b"#", b"$")) * dice.randrange(2000)
     letters = b"0123456789abcdef,;:=-" if dice.random() < 0.8 else bytes(range(256))
-    made = packet(dice.choice(_BEGINNINGS) + bytes(dice.choices(letters, k=dice.randrange(40))))
+    payload = dice.choice(_BEGINNINGS) + bytes(dice.choices(letters, k=dice.randrange(40)))
+    made = packet(b"?" if payload.startswith(_ENDS) else payload)
     return made if dice.random() < 0.8 else made[: dice.randrange(len(made) + 1)]
 
 

@@ -19,7 +19,7 @@ import pytest
 from tests.c_example import copier_in_c
 from tests.system import programs
 from tests.system.conftest import BRIEF, PROMPT, Host, Terminal
-from tests.waiting import LIMIT
+from tests.waiting import LIMIT, wait_for
 from vmesh.board.virt import DRAM_BASE
 from vmesh.guest import Guest
 from vmesh.machine import MachineDirectory, MachineError
@@ -113,6 +113,45 @@ def test_killed_and_another_started_by_hand(host: Host, root: Path, run: Run, tm
 
     assert machine.wait() == copied(0)
     assert second.wait(LIMIT) == 0
+
+
+def test_who_is_started_by_hand_with_a_number_of_before_costs_nothing(
+    host: Host, root: Path, run: Run, tmp_path: Path
+) -> None:
+    """One that is refused is not the one that is waited for."""
+    path = tmp_path / "busy.elf"
+    path.write_bytes(programs.elf(programs.copy(BASE, IRQ, 0)))
+    flags = ("-bios", "none", "-kernel", str(path), "-name", "hand")
+    machine = run(*flags, "-device", FLAG)
+    here = MachineDirectory(host.runtime / "hand")
+    arguments = [*python(), "--machine", str(here.path), "--name", "copier0", "--base", hex(BASE), "--irq", str(IRQ)]
+    machine.expect("\n")
+    first = subprocess.Popen(arguments, cwd=root)
+    wait_for_life(here, 1)
+    first.kill()
+    first.wait()
+    wait_for(lambda: due(here) == 2, "its death to be seen")
+    for _ in range(2):
+        command = [*arguments, "--epoch", "1"]
+        stale = subprocess.run(command, check=False, cwd=root, capture_output=True, text=True, timeout=LIMIT)
+        assert stale.returncode == 1
+        assert re.search(r"expected an epoch from [234] on, got 1", stale.stderr), stale.stderr
+    second = subprocess.Popen(arguments, cwd=root)  # it takes the number that is waited for
+    wait_for(lambda: is_running(here), "the next life")
+    machine.type("x")
+
+    assert machine.wait() == copied(0)
+    assert second.wait(LIMIT) == 0
+
+
+def due(machine: MachineDirectory) -> int:
+    """Which life of the copier is waited for; 0: one is there."""
+    (copier,) = [each for each in machine.read_record().services if each.name == "copier0"]
+    return 0 if copier.state == "running" else copier.epoch
+
+
+def is_running(machine: MachineDirectory) -> bool:
+    return due(machine) == 0
 
 
 def wait_for_life(machine: MachineDirectory, epoch: int) -> int:

@@ -24,6 +24,7 @@ from vmesh.v1.bus_pb2 import (
     DeviceUpdate,
     Line,
     Region,
+    RegionPlace,
     Register,
     ShadowValue,
 )
@@ -382,6 +383,23 @@ def test_shadows_of_a_former_life_are_not_believed(bench: Bench) -> None:
     assert kinds[0] == 0
     device.apply(DeviceUpdate(epoch=2, sequence=1, shadows=[ShadowValue(size=4, value=8)]))
     assert kinds[0] == 4 << 4
+
+
+@pytest.mark.parametrize(
+    ("region", "base"), [(0, 0x5000), (1, 0x4FFC), (1, 0x5F04), (1, 0x5002), (1, (1 << 64) - 4), (7, 0x5000)]
+)
+def test_a_place_where_a_region_cannot_be_breaks_the_protocol(region: int, base: int) -> None:
+    """A device of this project's SDK says that it is nowhere then."""
+    fixed = Region(name="fixed", base=0x1000, size=8, access_sizes=4)
+    moving = Region(name="moving", size=0x100, access_sizes=4, absent=True, aperture_base=0x5000, aperture_size=0x1000)
+    description = Description(name="device", epoch=1, endpoint="ipc:///nowhere", regions=[fixed, moving])
+    device = BusDevice(0, description, NoBoard(), [RegisterTable(fixed), RegisterTable(moving)])
+    said: list[tuple[str, str]] = []
+    device.complain = lambda what, text: said.append((what, text))  # type: ignore[method-assign]
+    device.apply(DeviceUpdate(epoch=1, sequence=1, places=[RegionPlace(region=1, base=0x5F00)]))
+    assert not said
+    device.apply(DeviceUpdate(epoch=1, sequence=2, places=[RegionPlace(region=region, base=base)]))
+    assert said == [(BROKEN, f"region {region} cannot be at {base:#x}")]
 
 
 def test_the_number_of_a_life_is_what_the_irqchip_was_told(bench: Bench) -> None:

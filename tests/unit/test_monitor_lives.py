@@ -124,3 +124,35 @@ def test_a_device_that_goes_takes_its_own_files_along(tmp_path: Path) -> None:
         for service in supervisor.services.values():
             service.link.close()
         cast(Any, supervisor.lives)._context.destroy(0)
+
+
+def test_nobody_counts_while_nobody_comes_to_be_a_device_that_is_started_by_hand(tmp_path: Path) -> None:
+    machine, log = MachineDirectory(tmp_path), Log("monitor", tmp_path / "log")
+    commands = [ServiceCommand(name, name, f"services.{name}", ()) for name in ("memory", "cpu")]
+    commands.append(ServiceCommand("hand", "external", EXTERNAL, ("--wait", "30")))
+    supervisor = Supervisor(machine, commands, Settings(), None, log, Output(log, None), Addresses(machine))
+    supervisor.attach()
+    lives, health = cast(Any, supervisor.lives), cast(Any, supervisor)._health
+    health._condition.attached = False
+    hand, cpu = supervisor.services["hand"], supervisor.services["cpu"]
+    waiting = "hand: is to be started by hand, with --epoch 2"
+    try:
+        hand.came = hand.was_ready = hand.alive = True
+        lives._restart(hand, "is gone")
+        assert (hand.epoch, list(supervisor.warnings.lines)) == (2, [waiting])
+        lives._restart(hand, "nobody has come")
+        assert (hand.epoch, list(supervisor.warnings.lines)) == (2, [waiting])
+
+        hand.alive = True
+        assert health._is_there(hand, hand.began + 39), "it waits for 30 s, and it may take 10 until it answers"
+        assert not health._is_there(hand, hand.began + 41)
+
+        now = cpu.began + 1000  # the machine starts, and the cpu waits for all devices
+        hand.began, hand.state = now, "starting"
+        health.look(now)
+        assert cpu.state == "starting"
+        assert health._is_there(cpu, now + 59)
+    finally:
+        for service in supervisor.services.values():
+            service.link.close()
+        lives._context.destroy(0)

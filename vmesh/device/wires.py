@@ -61,8 +61,8 @@ class Wires:
         self._cleared.add(key)
 
     def place(self, region: int, base: int | None) -> None:
-        """A region that moves is at `base` of its space from now on, or nowhere. A device places all of them in
-        `reset` and `load`."""
+        """A region that moves is at `base` of its space from now on, or nowhere; outside of its aperture, where a guest
+        may want it, is nowhere too. A device places all of them in `reset` and `load`."""
         if region not in self._places or self._places[region] != base:
             self._places[region] = base
             self._moved.add(region)

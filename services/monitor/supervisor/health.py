@@ -17,7 +17,7 @@ from services.monitor.supervisor.ending import Ending
 from services.monitor.supervisor.lives import Lives
 from services.monitor.supervisor.runs import Runs
 from services.monitor.supervisor.settings import Settings
-from services.monitor.supervisor.supervised import Supervised
+from services.monitor.supervisor.supervised import Supervised, by_hand, patience
 from vmesh.errors import PeerError, from_message
 from vmesh.limits import BROKEN, MOST_LIVES
 from vmesh.log import Log
@@ -66,7 +66,7 @@ class Health:
             return
         if service.child.pidfd >= 0 and not service.alive:
             return  # it has ended since it said so
-        service.welcomed = service.alive = True
+        service.welcomed = service.came = service.alive = True
         if not self._is_life(service, packet.welcome.epoch):
             return
         self._on_phase(f"{service.name} answers")
@@ -97,13 +97,14 @@ class Health:
         service.counters = dict(report.counters)
         service.console.see(service.counters.get("console_bytes_waiting", 0), time.monotonic())
         former, service.complaints = service.complaints, {}
+        last = {(each.service, each.what): one_line(each.last) for each in report.complaints}
         for complaint in report.complaints:
             service.complaints.setdefault(complaint.service, {})[one_line(complaint.what)] = complaint.count
         service.ask_at = time.monotonic() + (self._settings.health_interval if service.ready else 0.0)
         if not self._condition.is_device(service.name):
             for name, causes in service.complaints.items():
                 if causes.get(BROKEN, 0) > former.get(name, {}).get(BROKEN, 0):
-                    self.broke(name, f"as {service.name} says")
+                    self.broke(name, f"{service.name} says: {last.get((name, BROKEN)) or 'not how'}")
         if service.ready and not was_ready:
             self._on_phase(f"{service.name} {service.state}")
             if service.was_ready or service.on_trial:
@@ -173,6 +174,10 @@ class Health:
         """Ask who is to be asked; one that owes something for too long, or does not come, hangs."""
         # The cpu waits for all others to start: it is the last to blame.
         there = [service for service in self._condition.services.values() if not service.broken]
+        if any(by_hand(service.command) and not service.welcomed for service in there):
+            for service in there:  # they wait for it at the machine's start
+                if not service.was_ready and not by_hand(service.command):
+                    service.began = now
         for service in sorted(there, key=lambda each: each.name == self._condition.roster.cpu):
             if not (self._is_there(service, now) and self._answers(service, now)):
                 return
@@ -196,6 +201,8 @@ class Health:
                 return False
             return True
         limit = settings.health_limit if service.was_ready else settings.start_limit
+        if by_hand(service.command) and not service.welcomed:
+            limit = patience(service.command) + settings.health_limit
         if waited <= limit:
             return True
         if service.state == "restarting" and not service.alive:

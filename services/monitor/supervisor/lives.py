@@ -140,8 +140,12 @@ class Lives:
         if not attached:
             self._loop.watch(service.child.pidfd, read=partial(self._dead, service))
             self._loop.watch(service.child.output, read=partial(self._drain, service))
+        self._greet(service)
+
+    def _greet(self, service: Supervised) -> None:
+        """Say Hello to whoever listens in the place of a service, now or later."""
         service.link.watch(self._loop)
-        if attached:
+        if self._condition.attached:
             service.link.watch_loss(self._loop, partial(self._lost, service))
         elif by_hand(service.command):
             service.link.watch_loss(self._loop, partial(self._lost_by_hand, service))
@@ -216,9 +220,27 @@ class Lives:
 
     def _lost_by_hand(self, service: Supervised) -> None:
         """What was started by hand is gone. Who stands in for it may not have seen that, if another one has come within
-        the time between two of its looks: it goes too."""
-        if service.welcomed and service.alive:
+        the time between two of its looks: it goes too.
+
+        Without a Welcome it was somebody that memory has refused, and who comes next is greeted.
+        """
+        service.came = True
+        if not service.welcomed:
+            service.link.close()
+            again = partial(self._greet_next, service, service.child)
+            self._loop.call_in(f"greet {service.name}", _DIAL_SECONDS, again)
+        elif service.alive:
             self.give_up(service, "is gone")
+
+    def _greet_next(self, service: Supervised, child: Child) -> None:
+        """Whoever comes while `child` still waits for somebody."""
+        if service.child is not child or not service.alive:
+            return
+        try:
+            service.link = self._link(service.name)
+            self._greet(service)
+        except Exception as error:  # no descriptors
+            self.give_up(service, str(said(error)))
 
     def _dial(self, service: Supervised) -> None:
         """Meet whoever listens in the place of a service that somebody else starts."""
@@ -303,8 +325,13 @@ class Lives:
             self._ending.extend()
         self._output.forget(service.name)  # the last words are one life's
         service.began = time.monotonic()
-        if not self._condition.attached:  # else its lives are counted where they are started
+        hand = by_hand(service.command)
+        # Attached, lives are counted where they are started. By hand, a life in which nobody came was none.
+        if not self._condition.attached and (service.came or not hand or not service.epoch):
             service.epoch += 1
+        service.came = False
+        if hand and not self._condition.ending:
+            self._warnings.warn(service.name, f"is to be started by hand, with --epoch {service.epoch}")
         try:
             former, service.link = service.link, self._link(service.name)
             former.close()
@@ -377,13 +404,14 @@ class Lives:
         self._loop.watch(child.pidfd, read=ended)
 
     def back(self, service: Supervised) -> None:
-        """The next life is ready."""
+        """A life is ready that is not the machine's first: its next one, or that of a device that was added."""
         took = f"{(time.monotonic() - service.began) * 1e3:.0f}"
         self._log.info("restarted", service=service.name, pid=service.child.pid, epoch=service.epoch, ms=took)
-        self._events.publish(
-            "__org.vmesh_SERVICE_RESTARTED",
-            {"service": service.name, "epoch": service.epoch, "reason": service.last_error},
-        )
+        if service.was_ready:
+            self._events.publish(
+                "__org.vmesh_SERVICE_RESTARTED",
+                {"service": service.name, "epoch": service.epoch, "reason": service.last_error},
+            )
         self._warnings.end(service.name)
         self._runs.is_back(service)
 
@@ -478,6 +506,7 @@ class Lives:
     def _remove(self, service: Supervised) -> None:
         """It has ended: forget it, and what it has left in the machine directory."""
         name = service.name
+        self._warnings.end(name)
         self._loop.cancel(f"leaving {name}")
         service.link.close()
         self._services.pop(name, None)

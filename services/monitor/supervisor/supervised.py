@@ -41,6 +41,7 @@ class Supervised:
     complaints: dict[str, dict[str, int]] = field(default_factory=dict)  # about others, by name and cause
     console: Backlog = field(default_factory=Backlog)
     welcomed: bool = False
+    came: bool = False  # somebody has listened in its place in this life
     alive: bool = True
     asked_at: float | None = None  # when the question about its health was sent that is still open
     ask_at: float = 0.0  # when to ask next
@@ -80,6 +81,11 @@ class Supervised:
 def by_hand(command: ServiceCommand) -> bool:
     """Whether somebody else starts what this command only waits for."""
     return command.module == EXTERNAL and "--command" not in command.arguments
+
+
+def patience(command: ServiceCommand) -> float:
+    """Seconds that it is waited for what somebody else starts."""
+    return float(command.arguments[command.arguments.index("--wait") + 1])
 
 
 def process(command: ServiceCommand, child: Child) -> int:
