@@ -25,7 +25,7 @@ from typing import NoReturn
 import zmq
 from google.protobuf.message import Message
 
-from vmesh import addresses, curve, errors, lifeline, limits, mapping, privileges, wire
+from vmesh import addresses, curve, errors, lifeline, limits, mapping, privileges, stdio, wire
 from vmesh.answers import Answers
 from vmesh.files import FileServer
 from vmesh.log import Log
@@ -605,6 +605,7 @@ def run(
     """
     if capabilities is not None:
         privileges.drop(capabilities)
+    stdio.open_closed()
     os.umask(0o077)
     began = time.monotonic()
     try:

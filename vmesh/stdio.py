@@ -1,13 +1,28 @@
-"""Writing to a standard output that others have too, such as a shell, so that it cannot be made non-blocking."""
+"""The standard files: closed ones, and writing to one that others have too, such as a shell, so that it cannot be made
+non-blocking."""
 
 from __future__ import annotations
 
 import os
 import select
+import sys
 from contextlib import suppress
 
 # The most that is written at once: a terminal or pipe that polls as writable takes this much without blocking.
 _PIECE = 1024
+
+
+def open_closed() -> None:
+    """What the caller has closed of stdin, stdout and stderr (`>&-`) is /dev/null from now on. Before other files are
+    opened: they would get its number, and be written to. Python has None for a file that was closed when it began."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def write_piece(fd: int, data: bytes, timeout: float) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -58,6 +59,36 @@ def test_error_is_one_line_and_no_traceback(arguments: list[str], words: str, st
     assert len(done.stderr.splitlines()) == 1
     assert words in done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["ps"], 0),
+        (["run", "-cpu", "help"], 0),
+        (["completion", "bash"], 0),
+        (["status", "there-is-none"], 1),
+        (["frobnicate"], 2),
+    ],
+)
+def test_closed_standard_file_is_as_dev_null(
+    arguments: list[str], status: int, closed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VMESH_RUNTIME", str(tmp_path / "run"))
+    shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *python("vmesh.cli", *arguments)]
+    done = subprocess.run(shell, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert done.returncode == status
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == (1 if status and "2>" not in closed else 0)
+
+
+def test_output_that_has_no_room_is_said() -> None:
+    with open("/dev/full", "w") as full:
+        command = python("vmesh.cli", "--help")
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "vmesh: output is lost: No space left on device\n"
 
 
 def test_print_commands_names_every_process_and_starts_none() -> None:

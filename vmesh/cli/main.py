@@ -13,6 +13,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import NoReturn
 
+from vmesh import stdio
+
 _AT_ONCE = 0.0  # --postcopy without a number of seconds
 
 
@@ -34,6 +36,7 @@ class Subcommand:
 
 def entry() -> NoReturn:
     """The process `vmesh`: `main`, and the end without taking Python apart, which takes 50 ms after a machine ran."""
+    stdio.open_closed()
     try:
         status = main()
     except SystemExit as ending:
@@ -41,16 +44,22 @@ def entry() -> NoReturn:
             raise  # a text: Python prints it
         status = ending.code or 0
     except OSError as problem:
-        # output that goes nowhere is what is left to go wrong here
-        with contextlib.suppress(OSError):
-            print(f"vmesh: {problem}", file=sys.stderr)
+        _say_lost(problem)  # it is what is left to go wrong here
         os._exit(1)
     try:
         sys.stdout.flush()
         sys.stderr.flush()
-    except OSError:
+    except OSError as problem:
+        _say_lost(problem)
         status = status or 1
     os._exit(status)
+
+
+def _say_lost(problem: OSError) -> None:
+    if isinstance(problem, BrokenPipeError):
+        return  # whoever read it knows
+    with contextlib.suppress(OSError):
+        print(f"vmesh: output is lost: {problem.strerror}", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

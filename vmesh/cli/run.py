@@ -50,7 +50,6 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _run(options: RunOptions) -> int:
-    _fill_standard_files()
     if options.cpu == "help":
         print(cpu_model.help_text())
         return 0
@@ -233,15 +232,6 @@ def _dump_device_tree(options: RunOptions, path: Path) -> int:
         return _complain(f"-machine dumpdtb={path}: {error.strerror}", 1)
     print(f"wrote the device tree, {len(data)} bytes, to {path}")
     return 0
-
-
-def _fill_standard_files() -> None:
-    """Open /dev/null for stdin, stdout or stderr where the caller has closed it, before other files get its number."""
-    for fd in (0, 1, 2):
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
 
 
 def _complain(error: object, status: int) -> int:
