@@ -15,7 +15,7 @@ from unicorn import riscv_const
 
 from vmesh.board import boot, cpu_model, virt
 from vmesh.board.boot import BootFiles, BootPlan, resolve
-from vmesh.board.errors import ImageError
+from vmesh.board.errors import BoardError, ImageError
 from vmesh.board.parts import Board
 
 MIB = 1 << 20
@@ -261,6 +261,6 @@ def test_resolve_bad_files_are_refused_by_name(
     Path("bomb.gz").write_bytes(gzip.compress(bytes(65 * MIB), 1))
     sized(Path("zboot"), 100, b"MZ\0\0zimg")
 
-    with pytest.raises(ImageError, match=expected) as caught:
+    with pytest.raises(BoardError, match=expected) as caught:
         resolve(board(64 * MIB), files, scratch=tmp_path)
     assert "\n" not in str(caught.value)

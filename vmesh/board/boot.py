@@ -24,7 +24,7 @@ from pathlib import Path
 
 from vmesh.board import devicetree, encode
 from vmesh.board.devicetree import Chosen
-from vmesh.board.errors import ImageError
+from vmesh.board.errors import BoardError, ImageError
 from vmesh.board.parts import Board, Range
 
 MIB = 1 << 20
@@ -120,7 +120,7 @@ def resolve(
     rng_seed: bytes | None = None,
     kaslr_seed: bytes = b"",
 ) -> BootPlan:
-    """Lay `files` out in the memory of `board`. Raises ImageError.
+    """Lay `files` out in the memory of `board`. Raises BoardError.
 
     `scratch` is a directory for what has to be unpacked (a kernel in gzip form); `firmware` are further places where
     `-bios default` looks; `rng_seed` is for a reproducible run, otherwise the host's random numbers seed the guest's.
@@ -137,13 +137,13 @@ def resolve(
         kernel = _program("-kernel", path, _align_up(free, _KERNEL_ALIGNMENT), ram)
         programs.append(kernel)
     if not programs:
-        raise ImageError("-bios none: expected -kernel with it, there is nothing to run")
+        raise BoardError("-bios none: expected -kernel with it, there is nothing to run")
 
     loads = [load for program in programs for load in program.loads]
     initrd: tuple[int, int] | None = None
     if files.initrd is not None:
         if kernel is None:
-            raise ImageError("-initrd: expected -kernel with it")
+            raise BoardError("-initrd: expected -kernel with it")
         size = _size("-initrd", files.initrd)
         wished = kernel.entry + min(ram.size // 2, _INITRD_DISTANCE)
         start = max(wished, _align_up(kernel.end, PAGE))

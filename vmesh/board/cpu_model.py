@@ -113,22 +113,22 @@ class CpuModel:
 
 
 def parse(text: str) -> CpuModel:
-    """The model that a `-cpu` text describes. Raises CpuModelError.
+    """The model that a `-cpu` text describes. Raises CpuModelError, which does not say the text.
 
     A feature that is turned off takes along those that need it, unless these were asked for; one that is turned on
     brings along what it needs, unless that was turned off.
     """
     name, *switches = text.split(",")
     if name not in MODELS:
-        raise CpuModelError(f"-cpu {text}: expected a model {' or '.join(MODELS)}, got '{name}'")
-    asked = dict(asked for switch in switches if (asked := _switch(text, switch)) is not None)
+        raise CpuModelError(f"expected a model {' or '.join(MODELS)}, got '{name}'")
+    asked = dict(asked for switch in switches if (asked := _switch(switch)) is not None)
     features = {feature.name for feature in FEATURES if feature.rv64 or name == "max"}
     features |= {needed for wanted, on in asked.items() if on for needed in _closure(wanted)}
     unwanted = {wanted for wanted, on in asked.items() if not on}
     for feature in FEATURES:
         missing = sorted(_closure(feature.name) & unwanted)
         if missing and asked.get(feature.name):
-            raise CpuModelError(f"-cpu {text}: {feature.name}=on needs {missing[0]}, which is turned off")
+            raise CpuModelError(f"{feature.name}=on needs {missing[0]}, which is turned off")
         if missing:
             features.discard(feature.name)
     return CpuModel(name, frozenset(features))
@@ -144,23 +144,23 @@ def help_text() -> str:
     return "\n".join(lines)
 
 
-def _switch(text: str, switch: str) -> tuple[str, bool] | None:
+def _switch(switch: str) -> tuple[str, bool] | None:
     """The feature of `name=on|off`; None if it is one that no hart has, turned off. QEMU writes some in capitals."""
     name, _, value = switch.partition("=")
     name = name.lower()
     if name in _NOT_THERE and value in _SWITCH:
         if _SWITCH[value]:
-            raise CpuModelError(f"-cpu {text}: {name} is not implemented; -cpu help lists what is")
+            raise CpuModelError(f"{name} is not implemented; -cpu help lists what is")
         return None
     feature = _BY_NAME.get(name)
     if feature is None:
         close = difflib.get_close_matches(name, _BY_NAME, n=1)
         hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(_BY_NAME)}"
-        raise CpuModelError(f"-cpu {text}: unknown feature '{name}': {hint}")
+        raise CpuModelError(f"unknown feature '{name}': {hint}")
     if value not in _SWITCH:
-        raise CpuModelError(f"-cpu {text}: expected {name}=on or {name}=off, got '{switch}'")
+        raise CpuModelError(f"expected {name}=on or {name}=off, got '{switch}'")
     if feature.fixed and not _SWITCH[value]:
-        raise CpuModelError(f"-cpu {text}: {name} cannot be turned off")
+        raise CpuModelError(f"{name} cannot be turned off")
     return name, _SWITCH[value]
 
 

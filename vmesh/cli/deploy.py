@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 from vmesh.board.errors import BoardError
-from vmesh.cli.flags.options import OptionError
+from vmesh.cli.flags.options import OptionError, status_of
 from vmesh.cli.flags.parsing import parse
 from vmesh.cli.plan import plan
 from vmesh.client import GatewayError, MachineClient
@@ -93,7 +93,7 @@ def _failed(error: Exception) -> int:
         print(f"vmesh deploy: no package '{error.name}': {how}", file=sys.stderr)
     else:
         print(f"vmesh deploy: {error}", file=sys.stderr)
-    return 1
+    return status_of(error)
 
 
 def _described(arguments: Sequence[str], image: str, ram: str) -> Deployment:

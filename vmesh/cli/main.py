@@ -14,16 +14,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from vmesh import stdio
+from vmesh.command_line import Parser
 
 _AT_ONCE = 0.0  # --postcopy without a number of seconds
-
-
-class _Parser(argparse.ArgumentParser):
-    """Errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message} ({self.prog} --help says more)", file=sys.stderr)
-        raise SystemExit(2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +121,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _ps(arguments: Sequence[str]) -> int:
-    parser = _Parser(prog="vmesh ps", description="List the running machines and, for each, its services.")
+    parser = Parser(prog="vmesh ps", description="List the running machines and, for each, its services.")
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
     options = parser.parse_args(arguments)
     from vmesh.cli.ps import ps
@@ -142,7 +135,7 @@ def _control(name: str, text: str) -> Callable[[Sequence[str]], int]:
         if name == "status":
             parser.add_argument("--json", action="store_true", help="print JSON for programs")
         if name == "registers":
-            parser.add_argument("--hart", type=int, default=0, metavar="N", help="which hart (default: 0)")
+            parser.add_argument("--hart", type=_count, default=0, metavar="N", help="which hart (default: 0)")
         options = parser.parse_intermixed_args(arguments)
         from vmesh.cli.control import control
 
@@ -152,7 +145,7 @@ def _control(name: str, text: str) -> Callable[[Sequence[str]], int]:
 
 
 def _deploy(arguments: Sequence[str]) -> int:
-    parser = _Parser(
+    parser = Parser(
         prog="vmesh deploy",
         usage="vmesh deploy [--on local|docker|swarm] [--image IMAGE] [--ram SIZE] NAME [FLAG ...]",
         description="Start a machine in the background, with the flags of `vmesh run`: as processes of this host, as "
@@ -161,7 +154,13 @@ def _deploy(arguments: Sequence[str]) -> int:
     add = parser.add_argument
     add("--on", choices=("local", "docker", "swarm"), default="local", help="(default: %(default)s)")
     add("--image", default="vmesh", help="the containers' image (default: %(default)s)")
-    add("--ram", default="1g", metavar="SIZE", help="room for guest memory in containers, with m or g (default: 1g)")
+    add(
+        "--ram",
+        type=_room,
+        default="1g",
+        metavar="SIZE",
+        help="room for guest memory in containers, with m or g (default: 1g)",
+    )
     actions = parser.add_mutually_exclusive_group()
     actions.add_argument("--down", action="store_true", help="end the machine and remove what was made for it")
     actions.add_argument("--print", choices=("compose", "stack", "kubernetes"), help="print a manifest")
@@ -178,7 +177,7 @@ def _deploy(arguments: Sequence[str]) -> int:
 
 
 def _health(arguments: Sequence[str]) -> int:
-    parser = _Parser(
+    parser = Parser(
         prog="vmesh health",
         description="Whether a service of a machine is well, by the gateway's health service: status 0 if it is. For a "
         "container engine, which asks again and again: with --hold it answers at once until it is well for the first "
@@ -186,7 +185,7 @@ def _health(arguments: Sequence[str]) -> int:
     )
     _add_machine(parser)
     parser.add_argument("service", metavar="SERVICE", nargs="?", default="", help="default: the monitor itself")
-    parser.add_argument("--hold", type=float, default=0.0, metavar="SECONDS", help="how long to stay")
+    parser.add_argument("--hold", type=_patience, default=0.0, metavar="SECONDS", help="how long to stay")
     options = parser.parse_intermixed_args(arguments)
     from vmesh.cli.health import health
 
@@ -194,7 +193,7 @@ def _health(arguments: Sequence[str]) -> int:
 
 
 def _keys(arguments: Sequence[str]) -> int:
-    parser = _Parser(
+    parser = Parser(
         prog="vmesh keys",
         description="Make the keys by which the services of one machine know each other over TCP: a pair for each "
         "service, for its owner only. Keys that are there stay as they are.",
@@ -211,7 +210,7 @@ def _serve(arguments: Sequence[str]) -> int:
     from vmesh.cli import placement
     from vmesh.cli.flags.options import OptionError
 
-    parser = _Parser(
+    parser = Parser(
         prog="vmesh serve",
         usage=f"vmesh serve [--name NAME] [--keys FOLDER] [--place {placement.USAGE} ...] SERVICE [FLAG ...]",
         description="Run one service of a machine in this process, for whoever starts the services themselves, such as "
@@ -243,7 +242,7 @@ def _serve(arguments: Sequence[str]) -> int:
 
 
 def _swap(arguments: Sequence[str]) -> int:
-    parser = _Parser(
+    parser = Parser(
         prog="vmesh swap",
         usage="vmesh swap [MACHINE] DEVICE -- COMMAND ...",
         description="Put another program in the place of a device while the guest runs. The machine is paused, "
@@ -262,7 +261,7 @@ def _swap(arguments: Sequence[str]) -> int:
 
 
 def _device_add(arguments: Sequence[str]) -> int:
-    parser = _Parser(
+    parser = Parser(
         prog="vmesh device_add",
         description="Add a device to a machine that runs, in the words of `vmesh run`. A Linux guest is told to look: "
         "echo 10008000.virtio_mmio >/sys/bus/platform/drivers/virtio-mmio/bind",
@@ -284,7 +283,7 @@ def _device_add(arguments: Sequence[str]) -> int:
 
 
 def _device_del(arguments: Sequence[str]) -> int:
-    parser = _Parser(prog="vmesh device_del", description="Take a device away from a machine that runs.")
+    parser = Parser(prog="vmesh device_del", description="Take a device away from a machine that runs.")
     _add_machine(parser)
     parser.add_argument("id", metavar="ID", help="the device, as `vmesh ps` lists it")
     options = parser.parse_intermixed_args(arguments)
@@ -348,7 +347,7 @@ def _memory(arguments: Sequence[str]) -> int:
     parser.add_argument("address", type=_number, metavar="ADDRESS", help="0x80200000")
     parser.add_argument("length", type=_number, nargs="?", metavar="LENGTH", help="bytes (256)")
     parser.add_argument("--physical", action="store_true", help="ADDRESS is a physical one")
-    parser.add_argument("--hart", type=int, default=0, metavar="N", help="whose translation (default: 0)")
+    parser.add_argument("--hart", type=_count, default=0, metavar="N", help="whose translation (default: 0)")
     parser.add_argument("-o", dest="output", type=Path, metavar="FILE", help="write the bytes to FILE")
     parser.add_argument("--json", action="store_true", help="print JSON, the bytes in hexadecimal")
     options = parser.parse_intermixed_args(arguments)
@@ -392,6 +391,22 @@ def _metrics(arguments: Sequence[str]) -> int:
     return control("metrics", options.name, 0)
 
 
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text) < 1 << 31):
+        raise argparse.ArgumentTypeError(f"'{text}': expected a number from 0 on")
+    return int(text)
+
+
+def _room(text: str) -> str:
+    if not re.fullmatch(r"[1-9][0-9]{0,9}[mg]", text):
+        raise argparse.ArgumentTypeError(f"'{text}': expected a size such as 512m or 2g")
+    return text
+
+
+def _patience(text: str) -> float:
+    return 0.0 if re.fullmatch(r"0(\.0*)?", text) else _seconds(text)
+
+
 def _seconds(text: str) -> float:
     try:
         value = float(text)
@@ -402,8 +417,8 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _machine_parser(command: str, text: str) -> _Parser:
-    parser = _Parser(prog=f"vmesh {command}", description=text)
+def _machine_parser(command: str, text: str) -> Parser:
+    parser = Parser(prog=f"vmesh {command}", description=text)
     _add_machine(parser)
     return parser
 
@@ -416,7 +431,7 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
 
 def _guest(arguments: Sequence[str]) -> int:
     actions = "fetch: Debian's kernel, firmware and busybox, with apt; image: a disk with Debian on it"
-    parser = _Parser(prog="vmesh guest", description="What there is to boot.")
+    parser = Parser(prog="vmesh guest", description="What there is to boot.")
     parser.add_argument("action", choices=["fetch", "image"], help=actions)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="`vmesh guest ACTION --help` says which")
     options = parser.parse_args(arguments)
@@ -426,7 +441,7 @@ def _guest(arguments: Sequence[str]) -> int:
 
 
 def _hub(arguments: Sequence[str]) -> int:
-    parser = _Parser(prog="vmesh hub", description="Link the networks of any number of machines, until Ctrl-C.")
+    parser = Parser(prog="vmesh hub", description="Link the networks of any number of machines, until Ctrl-C.")
     parser.add_argument("socket", type=Path, help="the Unix socket that their -netdev stream names")
     options = parser.parse_args(arguments)
     from vmesh.netdev import hub
@@ -435,7 +450,7 @@ def _hub(arguments: Sequence[str]) -> int:
 
 
 def _snapshot(arguments: Sequence[str]) -> int:
-    parser = _Parser(prog="vmesh snapshot", description="Machines in files: all of one but its disks.")
+    parser = Parser(prog="vmesh snapshot", description="Machines in files: all of one but its disks.")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     for action, text in (("save", "write a running machine into a snapshot"), ("load", "take a machine back to one")):
         added = actions.add_parser(action, help=text, description=text.capitalize() + ".")
@@ -459,14 +474,14 @@ def _snapshot(arguments: Sequence[str]) -> int:
 def _migrate(arguments: Sequence[str]) -> int:
     from vmesh.cli import migrate
 
-    parser = _Parser(prog="vmesh migrate", description="Move a running machine to where one waits with -incoming.")
+    parser = Parser(prog="vmesh migrate", description="Move a running machine to where one waits with -incoming.")
     add = parser.add_argument
     _add_machine(parser)
     add("uri", metavar="URI", nargs="?", help=f"where to: {migrate.USAGE}")
     add("--postcopy", nargs="?", type=float, const=_AT_ONCE, metavar="SECONDS",
         help="switch over at once (or after so many seconds) and let pages follow")  # fmt: skip
     add("--bandwidth", type=migrate.rate, metavar="SIZE", help="bytes a second, with K, M or G; 0: no limit")
-    add("--downtime", type=int, metavar="MS", help="how long the guest may stand still at the switch (300)")
+    add("--downtime", type=_count, metavar="MS", help="how long the guest may stand still at the switch (300)")
     add("--auto-converge", action="store_true", help="slow the guest down if it writes faster than can be sent")
     add("--resume", action="store_true", help="go on with a post-copy whose connection broke")
     add("--detach", action="store_true", help="do not wait for the end")
@@ -502,7 +517,7 @@ def _with_seconds(arguments: Sequence[str]) -> list[str]:
 
 
 def _upgrade(arguments: Sequence[str]) -> int:
-    parser = _Parser(
+    parser = Parser(
         prog="vmesh upgrade",
         description="New processes for a guest that runs, perhaps of another version of vmesh: start NEW with the "
         "flags of NAME and `-incoming handover:NAME`; then NAME hands its RAM, which is not copied, and all state over "
@@ -517,7 +532,7 @@ def _upgrade(arguments: Sequence[str]) -> int:
 
 
 def _migration(arguments: Sequence[str]) -> int:
-    parser = _Parser(prog="vmesh migration", description="Look into migration streams.")
+    parser = Parser(prog="vmesh migration", description="Look into migration streams.")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     look = actions.add_parser("inspect", help="print what is in a stream: a snapshot, or a migration to a file")
     look.add_argument("file", type=Path, metavar="FILE")
@@ -541,7 +556,7 @@ def _monitor(arguments: Sequence[str]) -> int:
 
 
 def _completion(arguments: Sequence[str]) -> int:
-    parser = _Parser(
+    parser = Parser(
         prog="vmesh completion",
         description="Print what a shell needs to complete commands and flags: `source <(vmesh completion bash)`.",
     )

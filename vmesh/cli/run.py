@@ -17,14 +17,13 @@ from pathlib import Path
 
 from vmesh import descriptors, guest, waiting
 from vmesh import machine as machines
-from vmesh.board import cpu_model
 from vmesh.board.errors import BoardError
 from vmesh.cli.console import Console
-from vmesh.cli.flags.options import OptionError, RunOptions
+from vmesh.cli.flags.options import OptionError, RunOptions, status_of
 from vmesh.cli.flags.parsing import parse
 from vmesh.cli.plan import MachinePlan, device_tree, monitor_command, plan
 from vmesh.cli.script import Form, Script
-from vmesh.errors import VmeshError
+from vmesh.errors import HostLimit, VmeshError
 from vmesh.guest import GuestError
 from vmesh.machine import MachineDirectory, MachineError
 from vmesh.properties import HelpRequested
@@ -37,22 +36,17 @@ _SAY_LIMIT = 1.0  # seconds for a terminal to take a line
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run a machine as the flags say. Returns the exit status: the guest's, 1 after a failure, 2 for a bad flag."""
+    """Run a machine as the flags say. Returns the exit status: the guest's, 1 after a failure, 2 for bad flags."""
     try:
         return _run(parse(arguments))
     except HelpRequested as request:
         print(request)
         return 0
-    except OptionError as error:
-        return _complain(error, 2)
-    except (BoardError, GuestError, MachineError, VmeshError) as error:
-        return _complain(error, 1)
+    except (OptionError, BoardError, GuestError, MachineError, VmeshError) as error:
+        return _complain(error, status_of(error))
 
 
 def _run(options: RunOptions) -> int:
-    if options.cpu == "help":
-        print(cpu_model.help_text())
-        return 0
     if options.dumpdtb is not None:
         return _dump_device_tree(options, options.dumpdtb)
     if options.print_commands:
@@ -139,21 +133,21 @@ def _run_console(
 
 
 def _write_pid(path: Path) -> None:
-    """Raises OptionError."""
+    """Raises HostLimit."""
     try:
         path.write_text(f"{os.getpid()}\n")
     except OSError as error:
-        raise OptionError(f"-pidfile {path}: {error.strerror}") from error
+        raise HostLimit(f"-pidfile {path}: {error.strerror}") from error
 
 
 def _link_log(machine: MachineDirectory, options: RunOptions) -> None:
-    """Have the machine's log written to the file of -D. Raises OptionError if that cannot be."""
+    """Have the machine's log written to the file of -D. Raises HostLimit if that cannot be."""
     if options.log_file is None:
         return
     try:
         options.log_file.write_bytes(b"")
     except OSError as error:
-        raise OptionError(f"-D {options.log_file}: {error.strerror}") from error
+        raise HostLimit(f"-D {options.log_file}: {error.strerror}") from error
     machine.log.symlink_to(options.log_file)
 
 

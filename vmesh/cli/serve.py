@@ -20,7 +20,7 @@ from pathlib import Path
 from vmesh import descriptors
 from vmesh import machine as machines
 from vmesh.board.errors import BoardError
-from vmesh.cli.flags.options import OptionError
+from vmesh.cli.flags.options import OptionError, status_of
 from vmesh.cli.flags.parsing import parse
 from vmesh.cli.placement import Placement
 from vmesh.cli.plan import MachinePlan, monitor_command, plan
@@ -54,7 +54,7 @@ def serve(service: str, name: str, arguments: Sequence[str], placement: Placemen
         return 0
     except (OptionError, BoardError, GuestError, MachineError, VmeshError) as error:
         print(f"vmesh serve {service}: {error}", file=sys.stderr)
-        return 1
+        return status_of(error)
 
 
 def commands(planned: MachinePlan, monitor: ServiceCommand, machine: MachineDirectory) -> tuple[ServiceCommand, ...]:

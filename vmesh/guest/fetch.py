@@ -11,7 +11,6 @@ by a whole one.
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import hashlib
 import os
@@ -25,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vmesh import private
+from vmesh.command_line import Parser
 from vmesh.guest.apt import Apt, Deb, host_mirror, require_apt
 from vmesh.guest.cache import KERNEL, SUITE, Guest, Image, Manifest, Package, cache_directory, find, read_manifest
 from vmesh.guest.errors import GuestError
@@ -46,7 +46,7 @@ Report = Callable[[str, int, int], None]  # what is being done, how much of it i
 
 def main(arguments: Sequence[str]) -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="vmesh guest fetch", description="Fetch Debian's riscv64 guest with apt.")
+    parser = Parser(prog="vmesh guest fetch", description="Fetch Debian's riscv64 guest with apt.")
     parser.add_argument("--if-missing", action="store_true", help="do nothing if a whole guest is cached")
     parser.add_argument("--refresh", action="store_true", help="look for newer packages even if a guest is cached")
     parser.add_argument("--mirror", metavar="URI", help="Debian mirror to use (default: the one of the host's apt)")

@@ -30,6 +30,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
+from vmesh.command_line import Parser
 from vmesh.guest import rootfs
 from vmesh.guest.apt import Apt, Deb, host_mirror, require_apt
 from vmesh.guest.cache import SUITE, Guest, cache_directory, find
@@ -150,14 +151,16 @@ poweroff -ff
 
 def main(arguments: Sequence[str]) -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="vmesh guest image",
         description="Make a disk with Debian 13 on it, which boots to a login as root, without a password.",
         epilog=f"Boot it with: vmesh run -append {APPEND} -drive file=FILE,format=raw,if=virtio. "
         f"Needs of the host: {', '.join(sorted({'apt', *_TOOLS.values()}))}; not root.",
     )
     parser.add_argument("-o", "--output", type=Path, default=Path("debian.img"), metavar="FILE", help="(%(default)s)")
-    parser.add_argument("--size", default=DEFAULT_SIZE, metavar="N", help="of the disk (%(default)s), a sparse file")
+    parser.add_argument(
+        "--size", type=_size, default=DEFAULT_SIZE, metavar="N", help="of the disk (%(default)s), a sparse file"
+    )
     parser.add_argument(
         "--package", action="append", default=[], metavar="NAME",
         help="have this one too; the suite's current packages are then taken, not the pinned ones",
@@ -174,7 +177,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         with progress_bar() as report:
             build(
-                options.output, parse_size(options.size), packages=options.package, mirror=options.mirror,
+                options.output, options.size, packages=options.package, mirror=options.mirror,
                 emulator=options.emulator, ssh_key=read_key(options.ssh_key) if options.ssh_key else "", report=report,
             )  # fmt: skip
     except GuestError as error:
@@ -281,8 +284,15 @@ def parse_size(text: str) -> int:
     """Bytes of "512M" or "2G". Raises GuestError."""
     match = re.fullmatch(r"(\d{1,6})([MG])", text)
     if match is None or int(match[1]) == 0:
-        raise GuestError(f"--size {text}: expected a number of mebibytes or gibibytes: 512M, 2G")
+        raise GuestError(f"'{text}': expected a number of mebibytes or gibibytes: 512M, 2G")
     return int(match[1]) * _UNITS[match[2]]
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except GuestError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def read_key(path: Path) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vmesh.board import virt
+from vmesh.board.errors import BoardError, ImageError
 from vmesh.cli import monitors
 from vmesh.endpoint import Endpoint
 from vmesh.qdev import virtio
@@ -15,6 +16,12 @@ from vmesh.qdev.added import Added
 
 class OptionError(Exception):
     """A flag that cannot be followed; the message is one line that says what was expected."""
+
+
+def status_of(error: Exception) -> int:
+    """Of a command that ends with `error`: 2 for flags that cannot be read or do not fit together, 1 for all else."""
+    flags = isinstance(error, OptionError) or (isinstance(error, BoardError) and not isinstance(error, ImageError))
+    return 2 if flags else 1
 
 
 @dataclass(frozen=True, slots=True)

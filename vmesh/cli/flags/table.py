@@ -66,7 +66,7 @@ FLAGS: tuple[Flag, ...] = (
     ),
     Flag(
         ("-cpu",), "MODEL[,ext=on|off]", "The hart's model and extensions; `-cpu help` lists them.",
-        sets("cpu", str), default="rv64", example="-cpu rv64,v=off",
+        sets("cpu", values.cpu), default="rv64", example="-cpu rv64,v=off",
     ),
     Flag(
         ("-smp",), "[cpus=]N", f"The number of harts, 1 to {virt.MAX_HARTS}.",

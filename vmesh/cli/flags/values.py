@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vmesh import endpoint, properties
-from vmesh.board import virt
+from vmesh.board import cpu_model, virt
+from vmesh.board.errors import CpuModelError
 from vmesh.cli.flags.options import Serial
 from vmesh.endpoint import Endpoint
 
@@ -90,6 +91,17 @@ def hart_count(text: str) -> int:
     if cpus > virt.MAX_HARTS:
         raise ValueError(f"expected at most {virt.MAX_HARTS} harts")
     return cpus
+
+
+def cpu(text: str) -> str:
+    """A CPU model, as vmesh/board/cpu_model.py reads it."""
+    if text == "help":
+        raise properties.HelpRequested(cpu_model.help_text())
+    try:
+        cpu_model.parse(text)
+    except CpuModelError as error:
+        raise ValueError(str(error)) from error
+    return text
 
 
 def on_off(key: str, value: str) -> bool:
@@ -184,14 +196,21 @@ def chardev(text: str) -> tuple[str, Serial]:
 
 
 def name(text: str) -> str:
+    from vmesh.machine import MachineError, check_name  # here, as below: what it imports no other start needs
+
     found = properties.parse(text, "guest")
     if extra := [key for key in found if key not in ("guest", "process", "debug-threads")]:
         raise ValueError(f"expected NAME, got the property '{extra[0]}'")
-    return found.get("guest", "")
+    chosen = found.get("guest", "")
+    try:
+        check_name(chosen)
+    except MachineError as error:
+        raise ValueError(str(error)) from error
+    return chosen
 
 
 def incoming(text: str) -> str:
-    from vmesh.machine import MachineError, find  # here, as below: what it imports no other start needs
+    from vmesh.machine import MachineError, find
     from vmesh.migration import uri
 
     try:
