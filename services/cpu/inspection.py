@@ -28,7 +28,7 @@ def read(harts: Harts, request: cpu_pb2.ReadMemory) -> cpu_pb2.MemoryContent:
         if not found:
             raise _absent(absent) from None
     if request.size and not found:
-        raise _nothing(request.address)
+        raise _nothing(request, request.address)
     return cpu_pb2.MemoryContent(data=bytes(found))
 
 
@@ -41,7 +41,7 @@ def write(harts: Harts, request: cpu_pb2.WriteMemory) -> None:
         raise _absent(absent) from None
     for done, _, segment, _ in found:
         if segment is None:
-            raise _nothing(request.address + done)
+            raise _nothing(request, request.address + done)
     for done, length, segment, physical in found:
         assert segment is not None
         ctypes.memmove(segment.host + physical - segment.base, request.data[done : done + length], length)
@@ -63,5 +63,8 @@ def _absent(absent: AbsentPage) -> errors.BadRequest:
     return errors.BadRequest("memory", expected="a page that is here", got=f"{absent}, which is still to come")
 
 
-def _nothing(address: int) -> errors.BadRequest:
-    return errors.BadRequest("memory", expected="an address where memory is", got=f"{address:#x}")
+def _nothing(request: cpu_pb2.ReadMemory | cpu_pb2.WriteMemory, address: int) -> errors.BadRequest:
+    there = "a physical address where memory is"
+    if not request.physical:
+        there = f"a virtual address that hart {request.hart} maps to memory"
+    return errors.BadRequest("memory", expected=there, got=f"{address:#x}")

@@ -193,7 +193,9 @@ def test_memory_is_read_up_to_its_end_and_written_whole(monitor: Monitor) -> Non
     content = monitor.ask(cpu.ReadMemory(physical=True, address=end - 4, size=100))
     assert isinstance(content, cpu.MemoryContent)
     assert content.data == bytes(4)
-    with pytest.raises(errors.BadRequest, match="expected an address where memory is"):
+    with pytest.raises(errors.BadRequest, match="a virtual address that hart 0 maps to memory, got 0x30000000"):
+        monitor.ask(cpu.ReadMemory(address=0x3000_0000, size=8))
+    with pytest.raises(errors.BadRequest, match="expected a physical address where memory is"):
         monitor.ask(cpu.WriteMemory(physical=True, address=end - 4, data=b"12345678"))
     content = monitor.ask(cpu.ReadMemory(physical=True, address=end - 4, size=4))
     assert isinstance(content, cpu.MemoryContent)

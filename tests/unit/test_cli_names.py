@@ -7,7 +7,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +20,7 @@ from vmesh.cli import control, main, plan, ps
 from vmesh.cli import memory as memory_command
 from vmesh.cli import migrate as migrate_command
 from vmesh.cli.flags.parsing import parse
+from vmesh.client import GatewayError
 from vmesh.machine import MachineDirectory, MachineError, MachineRecord, ServiceRecord
 from vmesh.v1 import gateway_pb2
 
@@ -76,6 +77,38 @@ def test_words_of_memory(
     with machines("7"):
         ((options,), _) = parsed(monkeypatch, memory_command, "memory", ["memory", *words.split()])
     assert (options.name, options.address, options.length) == (name, address, length)
+
+
+@pytest.mark.parametrize(
+    ("words", "found", "said"),
+    [
+        (
+            "0x80000000 16",
+            None,
+            "a virtual address that hart 0 maps to memory, got 0 (--physical takes a physical one)",
+        ),
+        ("0x80000000 16 --physical", None, "a physical address where memory is, got 0"),
+        ("0x80000000 16", b"12", "there is no memory at the virtual address 0x80000002"),
+        ("0x80000000 16 --physical", b"12", "there is no memory at the physical address 0x80000002"),
+    ],
+)
+def test_memory_that_is_not_there_is_said_with_the_kind_of_address(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str, found: bytes | None, said: str
+) -> None:
+    class Client:
+        def read_memory(self, address: int, size: int, *, hart: int, physical: bool) -> bytes:
+            if found is None:  # as services/cpu/inspection.py says it: tests/contract/test_cpu.py
+                there = (
+                    "physical address where memory is"
+                    if physical
+                    else f"virtual address that hart {hart} maps to memory"
+                )
+                raise GatewayError(f"memory: expected a {there}, got 0")
+            return found
+
+    monkeypatch.setattr(memory_command, "connect", lambda name: nullcontext(Client()))
+    assert main.main(["memory", "m", *words.split()]) == 1
+    assert capsys.readouterr().err.endswith(f"{said}\n")
 
 
 @pytest.mark.parametrize(

@@ -37,13 +37,15 @@ def memory(options: argparse.Namespace) -> int:
                 else:
                     print("\n".join(dump(address, data)))
     except (MachineError, GatewayError) as error:
-        print(f"vmesh memory: {error}", file=sys.stderr)
+        hint = " (--physical takes a physical one)" if "a virtual address" in str(error) else ""
+        print(f"vmesh memory: {error}{hint}", file=sys.stderr)
         return 1
     except OSError as error:
         print(f"vmesh memory: {options.output}: {error.strerror}", file=sys.stderr)
         return 1
     if found < length:
-        print(f"vmesh memory: there is no memory at {address + found:#x}", file=sys.stderr)
+        kind = "physical" if options.physical else "virtual"
+        print(f"vmesh memory: there is no memory at the {kind} address {address + found:#x}", file=sys.stderr)
         return 1
     return 0
 
