@@ -29,6 +29,14 @@ CODE_FREE = 0
 CODE_WRITTEN = 2
 
 
+def amount(size: int) -> str:
+    """So many bytes, exactly, as people say it."""
+    for shift, unit in ((20, "MiB"), (10, "KiB")):
+        if size and not size % (1 << shift):
+            return f"{size >> shift} {unit}"
+    return f"{size} bytes"
+
+
 def create(path: Path, size: int) -> None:
     """Make a sparse file of `size` bytes, readable by its owner only; it takes host memory as it is written to.
 
@@ -57,7 +65,7 @@ def adopt(theirs: Path, path: Path, size: int) -> None:
         found = theirs.stat().st_size
         if found != size:
             what = f"memory of machine '{theirs.parent.name}'"
-            raise errors.ConfigError(what, expected=f"{size} bytes", got=str(found))
+            raise errors.ConfigError(what, expected=f"{amount(size)} of RAM (-m)", got=amount(found))
         os.link(theirs, path, follow_symlinks=False)
     except OSError as error:
         raise errors.ConfigError(f"cannot adopt {theirs}: {error.strerror}") from error

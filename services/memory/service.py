@@ -391,4 +391,5 @@ def _lock(fd: int) -> bool:
 
 
 def _describe(layout: messages.MemoryState) -> str:
-    return ", ".join(f"{each.name[:16]} {each.base:#x}+{each.size:#x}" for each in layout.segments) or "none"
+    found = [f"{each.name[:16]} of {segment.amount(each.size)} at {each.base:#x}" for each in layout.segments]
+    return ", ".join(found) or "none"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from services.migration.machine import MachineActions
 from services.migration.pager import Pager
@@ -12,6 +13,7 @@ from services.migration.ram import GuestRam
 from services.migration.status import Status
 from vmesh import errors
 from vmesh.log import Log
+from vmesh.segment import amount
 from vmesh.v1 import migration_pb2 as messages
 
 
@@ -83,7 +85,7 @@ def check_same_machine(mine: messages.Configuration, theirs: messages.Configurat
     if theirs.board != mine.board:
         raise errors.BadState("board", expected=mine.board, got=repr(theirs.board[:64]))
     if list(theirs.segments) != list(mine.segments):
-        raise errors.BadState("memory", expected=_memory(mine), got=_memory(theirs))
+        _refuse_memory(mine.segments, theirs.segments)
     here = {each.name: each for each in mine.services}
     there = {each.name: each for each in theirs.services}
     for name in sorted(here.keys() | there.keys()):
@@ -102,6 +104,17 @@ def _check_seen(what: str, mine: Mapping[str, str], theirs: Mapping[str, str]) -
             raise errors.BadState(f"{what}: {name[:64]}", expected=wanted, got=got)
 
 
-def _memory(configuration: messages.Configuration) -> str:
-    found = [f"{each.name[:16]} {each.base:#x}+{each.size:#x}" for each in configuration.segments[:8]]
-    return ", ".join(found) or "none"
+def _refuse_memory(mine: Sequence[messages.RamSegment], theirs: Sequence[messages.RamSegment]) -> NoReturn:
+    """Raises BadState; where the one difference is how much RAM there is, in the words of the flag that says it."""
+    differ = [pair for pair in zip(mine, theirs, strict=False) if pair[0] != pair[1]]
+    if len(mine) == len(theirs) and len(differ) == 1:
+        (here, there), resized = differ[0], messages.RamSegment()
+        resized.CopyFrom(there)
+        resized.size = here.size
+        if here.name == "ram" and resized == here:
+            raise errors.BadState("memory", expected=f"{amount(here.size)} of RAM (-m)", got=amount(there.size))
+    raise errors.BadState("memory", expected=_memory(mine), got=_memory(theirs))
+
+
+def _memory(segments: Sequence[messages.RamSegment]) -> str:
+    return ", ".join(f"{each.name[:16]} of {amount(each.size)} at {each.base:#x}" for each in segments[:8]) or "none"

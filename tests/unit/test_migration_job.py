@@ -39,7 +39,16 @@ def test_machine_goes_on_as_one_like_it_also_from_a_stream_that_says_less() -> N
         (lambda made: setattr(made.services[1], "kind", "x"), "service 'blk0': expected 'virtio-blk', got 'x'"),
         (lambda made: made.services.pop(), "service 'memory': expected 'memory', got none"),
         (lambda made: made.services.add(name="more"), "service 'more': expected none, got ''"),
-        (lambda made: setattr(made.segments[0], "size", 4096), "memory: expected ram 0x80000000"),
+        (lambda made: setattr(made.segments[0], "size", 1 << 27), "memory: expected 64 MiB of RAM (-m), got 128 MiB"),
+        (lambda made: setattr(made.segments[0], "size", 24576), "memory: expected 64 MiB of RAM (-m), got 24 KiB"),
+        (
+            lambda made: setattr(made.segments[0], "base", 0),
+            "memory: expected ram of 64 MiB at 0x80000000, got ram of 64 MiB at 0x0",
+        ),
+        (
+            lambda made: made.segments.add(name="rom", size=100),
+            "memory: expected ram of 64 MiB at 0x80000000, got ram of 64 MiB at 0x80000000, rom of 100 bytes at 0x0",
+        ),
         (lambda made: setattr(made, "board", "other"), "board: expected virt, got 'other'"),
     ],
 )

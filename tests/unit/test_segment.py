@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from vmesh import segment
-from vmesh.errors import HostLimit
+from vmesh.errors import ConfigError, HostLimit
 from vmesh.segment import PAGE
 
 PAGES = 4096
@@ -38,3 +39,11 @@ def test_what_was_cut_off_is_no_hole(file: int, left: int) -> None:
     os.ftruncate(file, left)
     with pytest.raises(HostLimit, match=f"guest memory was cut short: {left} of {PAGES * PAGE} bytes are left"):
         segment.touched(file, PAGES * PAGE)
+
+
+def test_memory_of_another_size_is_not_taken_over(tmp_path: Path) -> None:
+    theirs = tmp_path / "ram.seg"
+    segment.create(theirs, 2 << 20)
+    with pytest.raises(ConfigError, match=r"expected 1 MiB of RAM \(-m\), got 2 MiB$"):
+        segment.adopt(theirs, tmp_path / "mine", 1 << 20)
+    assert not (tmp_path / "mine").exists()
