@@ -67,8 +67,10 @@ def remove(supervisor: Supervisor, name: str) -> Operation:
     _check_now(supervisor)
     removable = [each for each in supervisor.roster.devices if each not in virt.DEVICES]
     if name not in removable:
-        there = ", ".join(removable) or "none"
-        raise RequestError(f"no device '{name}' can be taken away; expected one of: {there}", callers_fault=True)
+        there = "no device of this machine can be unplugged"
+        if removable:
+            there = f"expected one of: {', '.join(removable)}"
+        raise RequestError(f"no device '{name}' can be taken away; {there}", callers_fault=True)
     roster, stay_paused = supervisor.roster, supervisor.condition.paused
     yield from operations.undone(
         _take_off_board(supervisor, name), lambda: operations.resume_unless(stay_paused, roster)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
-from services.monitor import operations
+from services.monitor import hotplug, operations
 from services.monitor.operations import Operation, Request, RequestError, Roster
+from services.monitor.supervisor.supervisor import Supervisor
 from vmesh.v1 import cpu_pb2, lifecycle_pb2
 from vmesh.v1.packet_pb2 import Packet
 
@@ -164,3 +167,18 @@ def test_cpu_that_does_not_answer_leaves_its_status_empty() -> None:
 
 def test_writers_are_shut_down_before_those_they_write_to() -> None:
     assert ROSTER.shutdown_order() == (("cpu",), ("uart0", "rtc"), ("memory",))
+
+
+@pytest.mark.parametrize(
+    ("devices", "said"),
+    [
+        (("uart0", "rtc", "test"), "no device 'rtc' can be taken away; no device of this machine can be unplugged"),
+        (("uart0", "rtc", "blk0", "d1"), "no device 'rtc' can be taken away; expected one of: blk0, d1"),
+    ],
+)
+def test_device_of_the_board_stays_and_those_that_can_go_are_named(devices: tuple[str, ...], said: str) -> None:
+    condition = SimpleNamespace(devices_refusal=lambda: "")
+    supervisor = SimpleNamespace(condition=condition, roster=Roster("memory", "cpu", devices))
+    with pytest.raises(RequestError) as refused:
+        carry_out(hotplug.remove(cast(Supervisor, supervisor), "rtc"), willing)
+    assert str(refused.value) == said
