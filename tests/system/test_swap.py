@@ -118,7 +118,7 @@ def test_refused_the_former_one_goes_on(host: Host, busy: MachineDirectory) -> N
         wait_used(busy)
     assert "there is no program '/nowhere/copier'" in swap(host, "/nowhere/copier", status=1)
     assert "no device 'copier1'; expected one of " in host.vmesh("swap", "swaps", "copier1", "--", "true", status=1)
-    assert "expected [MACHINE] DEVICE -- COMMAND" in host.vmesh("swap", "swaps", "copier0", status=2)
+    assert "expected [NAME] DEVICE -- COMMAND" in host.vmesh("swap", "swaps", "copier0", status=2)
     with (
         MachineClient(busy, timeout=LIMIT) as client,
         pytest.raises(GatewayError, match="command: expected a text without NUL"),

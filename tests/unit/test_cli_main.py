@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,35 @@ def test_every_command_has_help(name: str) -> None:
     assert done.returncode == 0
     assert f"usage: vmesh {name}" in done.stdout
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(name for name in COMMANDS if name != "run"),  # whose flags are QEMU's
+        *("guest fetch", "guest image", "migration inspect"),
+        *(f"snapshot {action}" for action in ("save", "load", "list", "delete")),
+    ],
+)
+def test_help_and_usage_have_the_same_placeholders_and_a_text_for_each(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    text = capsys.readouterr().out
+    usage, *sections = re.split(r"\n\n(?=positional arguments:|options:)", text)
+    usage = usage.partition("\n\n")[0]
+    for section in sections:
+        kind, *entries = re.split(r"\n  (?=\S)", section.partition("\n\n")[0])
+        for entry in entries:
+            term, _, meaning = re.sub(r"\n +", "  ", entry).partition("  ")
+            assert meaning.strip(), f"{term}: a text"
+            if kind == "positional arguments:":
+                assert re.fullmatch(r"[A-Z|]+", term)
+                assert re.search(rf"(?<![A-Z]){re.escape(term)}(?![A-Z])", usage), f"{term}: in {usage}"
+    placeholders = set(re.findall(r"(?<![A-Z:/|{-])[A-Z]{2,}(?:\|[A-Z]+)*", usage))
+    assert [each for each in placeholders if each not in text[len(usage) :]] == []
 
 
 def test_help_imports_nothing_that_takes_time() -> None:

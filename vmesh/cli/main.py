@@ -147,12 +147,13 @@ def _control(name: str, text: str) -> Callable[[Sequence[str]], int]:
 def _deploy(arguments: Sequence[str]) -> int:
     parser = Parser(
         prog="vmesh deploy",
-        usage="vmesh deploy [--on local|docker|swarm] [--image IMAGE] [--ram SIZE] NAME [FLAG ...]",
+        usage="vmesh deploy [-h] [--on {local,docker,swarm}] [--image IMAGE] [--ram SIZE] [--down | --print "
+        "{compose,stack,kubernetes}] NAME [FLAG ...]",
         description="Start a machine in the background, with the flags of `vmesh run`: as processes of this host, as "
         "containers of Docker, or as services of a Swarm. With --print it starts nothing, and writes the manifest.",
     )
     add = parser.add_argument
-    add("--on", choices=("local", "docker", "swarm"), default="local", help="(default: %(default)s)")
+    add("--on", choices=("local", "docker", "swarm"), default="local", help="where (default: %(default)s)")
     add("--image", default="vmesh", help="the containers' image (default: %(default)s)")
     add(
         "--ram",
@@ -164,8 +165,8 @@ def _deploy(arguments: Sequence[str]) -> int:
     actions = parser.add_mutually_exclusive_group()
     actions.add_argument("--down", action="store_true", help="end the machine and remove what was made for it")
     actions.add_argument("--print", choices=("compose", "stack", "kubernetes"), help="print a manifest")
-    add("name", metavar="NAME")
-    add("flags", nargs=argparse.REMAINDER, metavar="FLAG")
+    add("name", metavar="NAME", help="the machine's, which is to come or, with --down, to go")
+    add("flags", nargs=argparse.REMAINDER, metavar="FLAG", help="of `vmesh run`: `vmesh run --help` lists them")
     options = parser.parse_args(arguments)
     from vmesh.cli import deploy
 
@@ -184,8 +185,10 @@ def _health(arguments: Sequence[str]) -> int:
         "time, then stays so long with the question, and answers early if it is no longer well.",
     )
     _add_machine(parser)
-    parser.add_argument("service", metavar="SERVICE", nargs="?", default="", help="default: the monitor itself")
-    parser.add_argument("--hold", type=_patience, default=0.0, metavar="SECONDS", help="how long to stay")
+    parser.add_argument(
+        "service", metavar="SERVICE", nargs="?", default="", help="which one (default: the monitor itself)"
+    )
+    parser.add_argument("--hold", type=_patience, default=0.0, metavar="SECONDS", help="how long to stay (default: 0)")
     options = parser.parse_intermixed_args(arguments)
     from vmesh.cli.health import health
 
@@ -212,7 +215,7 @@ def _serve(arguments: Sequence[str]) -> int:
 
     parser = Parser(
         prog="vmesh serve",
-        usage=f"vmesh serve [--name NAME] [--keys FOLDER] [--place {placement.USAGE} ...] SERVICE [FLAG ...]",
+        usage=f"vmesh serve [-h] [--name NAME] [--keys FOLDER] [--place {placement.USAGE} ...] SERVICE [FLAG ...]",
         description="Run one service of a machine in this process, for whoever starts the services themselves, such as "
         "a container engine. SERVICE is memory, cpu, keeper, monitor, migration or a device. Memory takes the flags of "
         "`vmesh run`, makes the machine directory and removes it; the others wait for it. On further hosts the service "
@@ -227,8 +230,11 @@ def _serve(arguments: Sequence[str]) -> int:
         metavar=placement.USAGE,
         help="memory, host: where a service is, once for each that others dial from another host",
     )
-    parser.add_argument("service", metavar="SERVICE")
-    parser.add_argument("flags", nargs=argparse.REMAINDER, metavar="FLAG")
+    parser.add_argument("service", metavar="SERVICE", help="memory, cpu, keeper, monitor, migration, host or a device")
+    parser.add_argument(
+        "flags", nargs=argparse.REMAINDER, metavar="FLAG",
+        help="memory, host: of `vmesh run`; others: more of the service's own options",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     from vmesh.cli.serve import serve
 
@@ -244,20 +250,22 @@ def _serve(arguments: Sequence[str]) -> int:
 def _swap(arguments: Sequence[str]) -> int:
     parser = Parser(
         prog="vmesh swap",
-        usage="vmesh swap [MACHINE] DEVICE -- COMMAND ...",
+        usage="vmesh swap [-h] [NAME] DEVICE -- COMMAND ...",
         description="Put another program in the place of a device while the guest runs. The machine is paused, "
         "the device saved and ended, and COMMAND started with the options that every device has (--machine, --name, "
         "--epoch, --lifeline, --base, --irq); it takes the state and goes on. If it cannot, the former one does.",
     )
-    parser.add_argument("names", nargs="+", metavar="NAME", help="the machine, if several run, and the device")
+    _add_machine(parser)
+    parser.add_argument("device", metavar="DEVICE", help="the device, as `vmesh ps` lists it")
+    parser.add_argument("command", metavar="COMMAND", nargs="*", help="the other program, and its arguments")
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     options = parser.parse_args(arguments[:cut])
     command = arguments[cut + 1 :]
-    if len(options.names) > 2 or not command:
-        parser.error("expected [MACHINE] DEVICE -- COMMAND ...")
+    if options.command or not command:
+        parser.error("expected [NAME] DEVICE -- COMMAND ...")
     from vmesh.cli.swap import swap
 
-    return swap(options.names, command)
+    return swap(options.name, options.device, command)
 
 
 def _device_add(arguments: Sequence[str]) -> int:
@@ -285,11 +293,11 @@ def _device_add(arguments: Sequence[str]) -> int:
 def _device_del(arguments: Sequence[str]) -> int:
     parser = Parser(prog="vmesh device_del", description="Take a device away from a machine that runs.")
     _add_machine(parser)
-    parser.add_argument("id", metavar="ID", help="the device, as `vmesh ps` lists it")
+    parser.add_argument("device", metavar="DEVICE", help="the device, as `vmesh ps` lists it")
     options = parser.parse_intermixed_args(arguments)
     from vmesh.cli.control import device_del
 
-    return device_del(options.name, options.id)
+    return device_del(options.name, options.device)
 
 
 def _attach(arguments: Sequence[str]) -> int:
@@ -319,7 +327,9 @@ def _top(arguments: Sequence[str]) -> int:
     text = "Show what a machine does: whether it is stuck, slow or idle; its services with CPU and memory; its harts "
     text += "with MIPS; the bus. Live on a terminal (q quits), otherwise once."
     parser = _machine_parser("top", text)
-    parser.add_argument("--interval", type=_seconds, default=1.0, metavar="SECONDS", help="between two looks (1)")
+    parser.add_argument(
+        "--interval", type=_seconds, default=1.0, metavar="SECONDS", help="between two looks (default: 1)"
+    )
     parser.add_argument("--once", action="store_true", help="print it once, also on a terminal")
     options = parser.parse_intermixed_args(arguments)
     from vmesh.cli.top import top
@@ -344,9 +354,9 @@ def _trace(arguments: Sequence[str]) -> int:
 def _memory(arguments: Sequence[str]) -> int:
     text = "Show guest memory: virtual addresses as a hart would translate them, or physical ones."
     parser = _machine_parser("memory", text)
-    parser.add_argument("address", type=_number, metavar="ADDRESS", help="0x80200000")
-    parser.add_argument("length", type=_number, nargs="?", metavar="LENGTH", help="bytes (256)")
-    parser.add_argument("--physical", action="store_true", help="ADDRESS is a physical one")
+    parser.add_argument("address", type=_number, metavar="ADDRESS", help="where to begin, e.g. 0x80200000")
+    parser.add_argument("length", type=_number, nargs="?", metavar="LENGTH", help="how many bytes (default: 256)")
+    parser.add_argument("--physical", action="store_true", help="ADDRESS is a physical one (default: a virtual one)")
     parser.add_argument("--hart", type=_count, default=0, metavar="N", help="whose translation (default: 0)")
     parser.add_argument("-o", dest="output", type=Path, metavar="FILE", help="write the bytes to FILE")
     parser.add_argument("--json", action="store_true", help="print JSON, the bytes in hexadecimal")
@@ -431,9 +441,12 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
 
 def _guest(arguments: Sequence[str]) -> int:
     actions = "fetch: Debian's kernel, firmware and busybox, with apt; image: a disk with Debian on it"
-    parser = Parser(prog="vmesh guest", description="What there is to boot.")
-    parser.add_argument("action", choices=["fetch", "image"], help=actions)
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="`vmesh guest ACTION --help` says which")
+    usage = "vmesh guest [-h] ACTION [ARGUMENT ...]"
+    parser = Parser(prog="vmesh guest", usage=usage, description="What there is to boot.")
+    parser.add_argument("action", choices=["fetch", "image"], metavar="ACTION", help=actions)
+    parser.add_argument(
+        "arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT", help="`vmesh guest ACTION --help` says which"
+    )
     options = parser.parse_args(arguments)
     from vmesh.guest import fetch, image
 
@@ -442,7 +455,7 @@ def _guest(arguments: Sequence[str]) -> int:
 
 def _hub(arguments: Sequence[str]) -> int:
     parser = Parser(prog="vmesh hub", description="Link the networks of any number of machines, until Ctrl-C.")
-    parser.add_argument("socket", type=Path, help="the Unix socket that their -netdev stream names")
+    parser.add_argument("socket", type=Path, metavar="SOCKET", help="the Unix socket that their -netdev stream names")
     options = parser.parse_args(arguments)
     from vmesh.netdev import hub
 
@@ -456,9 +469,11 @@ def _snapshot(arguments: Sequence[str]) -> int:
         added = actions.add_parser(action, help=text, description=text.capitalize() + ".")
         _add_machine(added)
         added.add_argument("snapshot", metavar="TAG|FILE", help="a tag, or a file with '/' in its path")
-    actions.add_parser("list", help="list the snapshots that have tags").add_argument("--json", action="store_true")
-    delete = actions.add_parser("delete", help="delete a snapshot")
-    delete.add_argument("snapshot", metavar="TAG|FILE")
+    text = "list the snapshots that have tags"
+    listed = actions.add_parser("list", help=text, description=text.capitalize() + ".")
+    listed.add_argument("--json", action="store_true", help="print JSON for programs")
+    delete = actions.add_parser("delete", help="delete a snapshot", description="Delete a snapshot.")
+    delete.add_argument("snapshot", metavar="TAG|FILE", help="a tag, or a file with '/' in its path")
     options = parser.parse_args(arguments)
     from vmesh.cli import snapshot
 
@@ -481,7 +496,7 @@ def _migrate(arguments: Sequence[str]) -> int:
     add("--postcopy", nargs="?", type=float, const=_AT_ONCE, metavar="SECONDS",
         help="switch over at once (or after so many seconds) and let pages follow")  # fmt: skip
     add("--bandwidth", type=migrate.rate, metavar="SIZE", help="bytes a second, with K, M or G; 0: no limit")
-    add("--downtime", type=_count, metavar="MS", help="how long the guest may stand still at the switch (300)")
+    add("--downtime", type=_count, metavar="MS", help="how long the guest may stand still at the switch (default: 300)")
     add("--auto-converge", action="store_true", help="slow the guest down if it writes faster than can be sent")
     add("--resume", action="store_true", help="go on with a post-copy whose connection broke")
     add("--detach", action="store_true", help="do not wait for the end")
@@ -534,8 +549,9 @@ def _upgrade(arguments: Sequence[str]) -> int:
 def _migration(arguments: Sequence[str]) -> int:
     parser = Parser(prog="vmesh migration", description="Look into migration streams.")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    look = actions.add_parser("inspect", help="print what is in a stream: a snapshot, or a migration to a file")
-    look.add_argument("file", type=Path, metavar="FILE")
+    text = "print what is in a stream: a snapshot, or a migration to a file"
+    look = actions.add_parser("inspect", help=text, description=text.capitalize() + ".")
+    look.add_argument("file", type=Path, metavar="FILE", help="the stream")
     look.add_argument("--json", action="store_true", help="print JSON for programs")
     options = parser.parse_args(arguments)
     from vmesh.cli.inspect import inspect
@@ -560,7 +576,7 @@ def _completion(arguments: Sequence[str]) -> int:
         prog="vmesh completion",
         description="Print what a shell needs to complete commands and flags: `source <(vmesh completion bash)`.",
     )
-    parser.add_argument("shell", choices=("bash",))
+    parser.add_argument("shell", choices=("bash",), metavar="SHELL", help="bash")
     parser.parse_args(arguments)
     from vmesh.cli.completion import bash
 

@@ -157,9 +157,15 @@ def main(arguments: Sequence[str]) -> int:
         epilog=f"Boot it with: vmesh run -append {APPEND} -drive file=FILE,format=raw,if=virtio. "
         f"Needs of the host: {', '.join(sorted({'apt', *_TOOLS.values()}))}; not root.",
     )
-    parser.add_argument("-o", "--output", type=Path, default=Path("debian.img"), metavar="FILE", help="(%(default)s)")
     parser.add_argument(
-        "--size", type=_size, default=DEFAULT_SIZE, metavar="N", help="of the disk (%(default)s), a sparse file"
+        "-o", "--output", type=Path, default=Path("debian.img"), metavar="FILE", help="the disk (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--size",
+        type=_size,
+        default=DEFAULT_SIZE,
+        metavar="N",
+        help="of the disk, a sparse file (default: %(default)s)",
     )
     parser.add_argument(
         "--package", action="append", default=[], metavar="NAME",
@@ -171,7 +177,10 @@ def main(arguments: Sequence[str]) -> int:
     )  # fmt: skip
     parser.add_argument("--mirror", metavar="URI", help="Debian mirror to use (default: the one of the host's apt)")
     parser.add_argument(
-        "--emulator", choices=EMULATORS, default=EMULATORS[0], help="what the packages are configured in (%(default)s)"
+        "--emulator",
+        choices=EMULATORS,
+        default=EMULATORS[0],
+        help="what the packages are configured in (default: %(default)s)",
     )
     options = parser.parse_args(arguments)
     try:

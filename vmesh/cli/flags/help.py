@@ -16,7 +16,7 @@ def usage() -> str:
     taken = f"Of QEMU's flags these are taken too, for what holds anyway: {', '.join(qemu.ANYWAY)}."
     return "\n".join(
         [
-            "usage: vmesh run [flags]",
+            "usage: vmesh run [FLAG ...]",
             "",
             "Start a RISC-V `virt` machine, one process a service, and end with the guest's exit status. Without",
             "-kernel and -bios it boots the guest that `vmesh guest fetch` has cached.",
