@@ -18,6 +18,7 @@ from vmesh.v1.bus_pb2 import Access, AccessBatch, Description
 from vmesh.v1.devices_pb2 import CopierState
 from vmesh.v1.files_pb2 import FilesOffered, TakeFiles
 from vmesh.v1.memory_pb2 import Attach
+from vmesh.v1.packet_pb2 import Packet
 
 SOURCE, TARGET, LENGTH, STATUS, CRC = range(0, 40, 8)
 IDLE, DONE, FAILED = range(3)
@@ -41,6 +42,16 @@ def copy(hart: Hart, source: int, target: int, length: int) -> int:
     """The status after one batch with all four writes."""
     hart.batch(write(SOURCE, source), write(TARGET, target), write(LENGTH, length), write(STATUS, 1))
     return hart.read(STATUS, 8)
+
+
+@every_copier
+def test_who_is_which_process_is_no_refusal(machine: Machine, case: Case) -> None:
+    """The monitor says it behind its Hello; a device may ignore it (docs/protocol.md)."""
+    begin(machine, case)
+    monitor = machine.monitor(case.name)
+    monitor.peer.send_packet(Packet(processes=lifecycle.Processes(processes={"monitor": os.getpid()})))
+    assert monitor.health().counters["refused"] == 0
+    assert "processes" not in (machine.path / "log").read_text()
 
 
 def ram(machine: Machine) -> memoryview:
