@@ -12,11 +12,15 @@ from hypothesis import strategies as st
 
 from services.monitor.control import Control, Work
 from services.monitor.hmp import commands, dump
-from services.monitor.hmp.command import Command, Expression, Format, LineError
+from services.monitor.hmp.command import Call, Command, Expression, Format, LineError
 from services.monitor.hmp.editor import LineEditor
 from services.monitor.hmp.expression import ExpressionError, evaluate
-from services.monitor.hmp.info import TOPICS
+from services.monitor.hmp.info import BY_NAME, TOPICS
+from services.monitor.operations import Request, Roster
 from services.monitor.qmp.handlers import execute
+from vmesh.v1.bus_pb2 import SPACE_IO
+from vmesh.v1.memory_pb2 import AddressMap, MapRequest
+from vmesh.v1.packet_pb2 import Packet
 
 WORDS = ["info", "info status", "stop", "system_reset", "system_powerdown"]
 NOBODY = cast(Control, None)  # for what needs no machine
@@ -203,3 +207,31 @@ def test_what_a_command_may_do_is_what_it_may_in_qmp(name: str) -> None:
     assert isinstance(there, Work)
     assert (here.exclusive, here.mends) == (there.exclusive, there.mends)
     assert there.mends == (name != "system_reset")
+
+
+def test_mtree_has_every_region_of_every_space_also_one_that_moves() -> None:
+    found = AddressMap()
+    found.segments.add(name="ram", base=0x8000_0000, size=1 << 20, writable=True)
+    device = found.devices.add(name="mov0")
+    device.regions.add(name="control", base=0x400_0000, size=16)
+    device.regions.add(name="moving", size=0x1000, aperture_base=0x5000_0000, aperture_size=0x10_0000, absent=True)
+    device.regions.add(name="port", base=0x60, size=4, space=SPACE_IO)
+    control = SimpleNamespace(roster=Roster("memory", "cpu", ("mov0",)), reserved=[("plic", 0xC00_0000, 0x60_0000)])
+    work = BY_NAME["mtree"].run(Call(cast(Control, control), 0, {}))
+    assert isinstance(work, Work)
+    assert next(work.parts) == [Request("memory", MapRequest())]
+    with pytest.raises(StopIteration) as done:
+        work.parts.send([Packet(address_map=found)])
+    assert (
+        done.value.value
+        == """\
+address-space: memory
+  0000000000000000-ffffffffffffffff (prio 0, i/o): system
+    0000000004000000-000000000400000f (prio 0, i/o): mov0.control [service mov0]
+    000000000c000000-000000000c5fffff (prio 0, i/o): plic [service cpu]
+    0000000050000000-00000000500fffff (prio 0, i/o): mov0.moving [moves within, size 0x1000] [service mov0]
+    0000000080000000-00000000800fffff (prio 0, ram): ram [service memory]
+address-space: io
+    0000000000000060-0000000000000063 (prio 0, i/o): mov0.port [service mov0]
+"""
+    )

@@ -82,18 +82,26 @@ def _mtree(call: Call) -> Work:
 def _mtree_parts(call: Call) -> Parts:
     found = yield from address_map(call.control.roster)
     rows = [(each.base, each.size, "ram" if each.writable else "rom", each.name, "memory") for each in found.segments]
+    rows += [(base, size, "i/o", name, "cpu") for name, base, size in call.control.reserved]
+    spaces = {bus_pb2.SPACE_MEMORY: rows}
     for device in found.devices:
         for region in device.regions:
             name = device.name if region.name in ("", device.name) else f"{device.name}.{region.name}"
-            if region.space == bus_pb2.SPACE_MEMORY and not region.aperture_size:
-                rows.append((region.base, region.size, "i/o", name, device.name))
-    rows += [(base, size, "i/o", name, "cpu") for name, base, size in call.control.reserved]
-    lines = [
-        f"    {base:016x}-{base + size - 1:016x} (prio 0, {kind}): {name} [service {service}]"
-        for base, size, kind, name, service in sorted(rows)
-    ]
-    head = ["address-space: memory", f"  {0:016x}-{(1 << 64) - 1:016x} (prio 0, i/o): system"]
-    return "".join(f"{line}\n" for line in [*head, *lines])
+            base, size = region.base, region.size
+            if region.aperture_size:  # where in it, the device says to the cpu only
+                name += f" [moves within, size {size:#x}]"
+                base, size = region.aperture_base, region.aperture_size
+            spaces.setdefault(region.space, []).append((base, size, "i/o", name, device.name))
+    lines = []
+    for space, rows in sorted(spaces.items()):
+        lines.append(f"address-space: {bus_pb2.Space.Name(space).removeprefix('SPACE_').lower().replace('_', '-')}")
+        if space == bus_pb2.SPACE_MEMORY:
+            lines.append(f"  {0:016x}-{(1 << 64) - 1:016x} (prio 0, i/o): system")
+        lines += [
+            f"    {base:016x}-{base + size - 1:016x} (prio 0, {kind}): {name} [service {service}]"
+            for base, size, kind, name, service in sorted(rows)
+        ]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _qtree(call: Call) -> str:
