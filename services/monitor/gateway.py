@@ -279,7 +279,7 @@ def _result(future: Future[Found], context: grpc.ServicerContext, limit: float =
     except StateError as error:
         refuse(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
     except RequestError as error:
-        code = grpc.StatusCode.INVALID_ARGUMENT if error.callers_fault else grpc.StatusCode.UNAVAILABLE
+        code = grpc.StatusCode.INVALID_ARGUMENT if error.callers_fault else grpc.StatusCode.INTERNAL
         refuse(context, code, str(error))
     except FutureTimeoutError:
         refuse(context, grpc.StatusCode.UNAVAILABLE, f"not done after {limit:g} s")

@@ -117,7 +117,7 @@ class Streams:
         try:
             return connecting.connect(machine.attached_console(name), kind=socket.SOCK_SEQPACKET)
         except OSError as error:
-            refuse(context, grpc.StatusCode.UNAVAILABLE, f"console '{name}': {error.strerror}")
+            refuse(context, grpc.StatusCode.INTERNAL, f"console '{name}': {error.strerror}")
 
     @contextmanager
     def _stream(self, context: grpc.ServicerContext, end: Callable[[], None]) -> Iterator[None]:
