@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from services.memory.layout import ADDRESS_LIMIT, Place, Range, check_disjoint
 from vmesh import doorbell, errors
 from vmesh.limits import MOST_LIVES
+from vmesh.spaces import NAMES
 from vmesh.v1.bus_pb2 import READ_SHADOW, SPACE_IO, SPACE_MEMORY, SPACE_PCI_CONFIG, Description, Region
 from vmesh.wire import is_tcp
 
@@ -152,8 +153,9 @@ def _check_place(device: Description, place: Place) -> None:
     for region in device.regions:
         room = _room(device, region)
         inside = region.space == SPACE_MEMORY and place.range.contains(room)
-        expected = f"inside {place.range.base:#x}+{place.range.size:#x}"
-        _need(device, inside, f"region {region.name}", expected, f"{room.base:#x}+{room.size:#x}")
+        name = f"{'aperture of ' if _moves(region) else ''}region {region.name}"
+        expected = f"memory inside {place.range.base:#x}+{place.range.size:#x}"
+        _need(device, inside, name, expected, f"{NAMES[region.space]} {room.base:#x}+{room.size:#x}")
     for line in device.lines:
         _need(device, line.irq == place.irq, f"irq of {line.name}", str(place.irq or "no line"), str(line.irq))
 

@@ -75,7 +75,7 @@ def test_the_map_waits_for_all_that_are_expected(machine: Machine) -> None:
     ("promised", "reason"),
     [
         ("a=other@0x10000000:0x100/5", "a: kind: expected other, got 'test'"),
-        ("a=@0x10000004:0x100/5", "inside 0x10000004.0x100, got 0x10000000.0x100"),
+        ("a=@0x10000004:0x100/5", "region .*: expected memory inside 0x10000004.0x100, got memory 0x10000000.0x100"),
         ("a=@0x10000000:0xff/5", "inside"),
         ("a=@0x10000000:0x100/6", "a: irq of interrupt: expected 6, got 5"),
         ("a=@0x10000000:0x100/0", "expected no line, got 5"),

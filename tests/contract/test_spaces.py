@@ -238,11 +238,11 @@ def test_what_cannot_be_anywhere_is_refused(machine: Machine, described: Region,
 
 def test_a_device_from_outside_is_nowhere_but_in_the_place_that_was_promised_to_it(machine: Machine) -> None:
     machine.start_memory("--place", "other=@0x5000000:0x1000/0")
-    for described in (
-        moving(0x500_0000, 0x500_0000, aperture_size=0x2000),
-        moving(0, 0x1000_0000, absent=True),
-        region(0x100, space=SPACE_IO),
+    for described, what, got in (
+        (moving(0x500_0000, 0x500_0000, aperture_size=0x2000), "aperture of region r", "memory 0x5000000.0x2000"),
+        (moving(0, 0x1000_0000, absent=True), "aperture of region r", "memory 0x10000000.0x1000"),
+        (region(0x100, space=SPACE_IO), "other: region r", "io 0x100.0x100"),
     ):
-        with pytest.raises(errors.BadRequest, match="inside 0x5000000"):
+        with pytest.raises(errors.BadRequest, match=f"{what}: expected memory inside 0x5000000.0x1000, got {got}$"):
             attach(machine, "other", described)
     attach(machine, "other", moving(0x500_0100, 0x500_0000))

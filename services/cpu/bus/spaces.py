@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from vmesh import spaces
 from vmesh.v1 import bus_pb2 as messages
 
 #: Those that windows lead to, as the command line says them: "io", "pci-config".
-NAMES = {
-    name.removeprefix("SPACE_").lower().replace("_", "-"): space for name, space in messages.Space.items() if space
-}
+NAMES = {name: space for space, name in spaces.NAMES.items() if space}
 
 
 @dataclass(frozen=True, slots=True)

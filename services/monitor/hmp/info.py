@@ -11,7 +11,7 @@ from services.monitor.hmp.command import Call, Command, Run
 from services.monitor.hmp.mappings import Mappings
 from services.monitor.qmp.handlers import execute
 from services.monitor.qmp.handlers.devices import Object, tree
-from vmesh import show
+from vmesh import show, spaces
 from vmesh.migration import snapshots
 from vmesh.v1 import bus_pb2, cpu_pb2, gateway_pb2
 
@@ -83,7 +83,7 @@ def _mtree_parts(call: Call) -> Parts:
     found = yield from address_map(call.control.roster)
     rows = [(each.base, each.size, "ram" if each.writable else "rom", each.name, "memory") for each in found.segments]
     rows += [(base, size, "i/o", name, "cpu") for name, base, size in call.control.reserved]
-    spaces = {bus_pb2.SPACE_MEMORY: rows}
+    by_space = {bus_pb2.SPACE_MEMORY: rows}
     for device in found.devices:
         for region in device.regions:
             name = device.name if region.name in ("", device.name) else f"{device.name}.{region.name}"
@@ -91,10 +91,10 @@ def _mtree_parts(call: Call) -> Parts:
             if region.aperture_size:  # where in it, the device says to the cpu only
                 name += f" [moves within, size {size:#x}]"
                 base, size = region.aperture_base, region.aperture_size
-            spaces.setdefault(region.space, []).append((base, size, "i/o", name, device.name))
+            by_space.setdefault(region.space, []).append((base, size, "i/o", name, device.name))
     lines = []
-    for space, rows in sorted(spaces.items()):
-        lines.append(f"address-space: {bus_pb2.Space.Name(space).removeprefix('SPACE_').lower().replace('_', '-')}")
+    for space, rows in sorted(by_space.items()):
+        lines.append(f"address-space: {spaces.NAMES[space]}")
         if space == bus_pb2.SPACE_MEMORY:
             lines.append(f"  {0:016x}-{(1 << 64) - 1:016x} (prio 0, i/o): system")
         lines += [
