@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import re
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from device_harness import Bench, FakeRuntime
+from google.protobuf.wrappers_pb2 import UInt64Value
 
 from services.devices.ns16550a.device import FIFO, Ns16550a
 from services.devices.virtio_console.device import INPUT, VirtioConsole
@@ -21,7 +25,7 @@ from services.memory.layout import Image, Range, image_argument, place_images, r
 from vmesh import errors, machine, segment, service
 from vmesh.board.virt import MAX_HARTS
 from vmesh.chardev import JOURNAL_BYTES
-from vmesh.device import Device, DeviceService, Wires
+from vmesh.device import BusError, Device, DeviceService, Wires
 from vmesh.device.wires import MOST_MESSAGES
 from vmesh.guest_memory import LocalGuestMemory
 from vmesh.log import Log
@@ -98,6 +102,28 @@ def test_places_are_said_like_lines_and_messages_once() -> None:
     assert len(everything.places) == 2
     assert [each.data for each in everything.messages] == [7, 8], "who connects anew may not have heard them"
     assert not wires.changed
+
+
+def test_the_page_s_device_moves_and_sends_messages(root: Path) -> None:
+    """What docs/devices.md shows of protocol 1.1."""
+    text = (root / "docs" / "devices.md").read_text()
+    (code,) = [each for each in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "class Moves" in each]
+    page: dict[str, Any] = {"__name__": "page"}
+    exec(code, page)
+    bench = Bench(page["Moves"](FakeRuntime(), 0x400_0000), 8)
+    moves = bench.device
+    assert [(each.region, each.absent) for each in bench.wires().places] == [(1, True)]
+    bench.write(0, 0x400_4000)
+    assert [(each.region, each.base, each.absent) for each in bench.wires().places] == [(1, 0x400_4000, False)]
+    assert (bench.read(0), bench.shadow(0)) == (0x400_4000, 0x1234)
+    for place in (0x400_0000, 0x400_4002, 0x400_F004, 0x401_0000):
+        with pytest.raises(BusError):
+            bench.write(0, place)
+        with pytest.raises(errors.BadState):
+            moves.check(UInt64Value(value=place), 1)
+    bench.write(8, 0x200_0000)
+    assert [(each.address, each.data) for each in bench.wires().messages] == [(0x200_0000, 1)]
+    assert moves.save() == UInt64Value(value=0x400_4000)
 
 
 def test_messages_are_bounded_and_the_same_twice_is_one() -> None:
