@@ -79,6 +79,6 @@ def test_flags_make_containers(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_bad_flag_is_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "vmesh.deploy.engines", raising=False)  # another test may have imported it
-    assert show("compose", ["-smp", "none"], "vmesh", "1g") == 1
+    assert show("compose", ["-smp", "none"], "vmesh", "1g") == 2
     assert capsys.readouterr().err.startswith("vmesh deploy: -smp")
     assert "vmesh.deploy.engines" not in sys.modules  # whoever has no engine needs no SDK
