@@ -137,7 +137,7 @@ def test_nobody_counts_while_nobody_comes_to_be_a_device_that_is_started_by_hand
     hand, cpu = supervisor.services["hand"], supervisor.services["cpu"]
     waiting = "hand: is to be started by hand, with --epoch 2"
     try:
-        hand.came = hand.was_ready = hand.alive = True
+        hand.welcomed = hand.came = hand.was_ready = hand.alive = True
         lives._restart(hand, "is gone")
         assert (hand.epoch, list(supervisor.warnings.lines)) == (2, [waiting])
         lives._restart(hand, "nobody has come")
@@ -146,6 +146,24 @@ def test_nobody_counts_while_nobody_comes_to_be_a_device_that_is_started_by_hand
         hand.alive = True
         assert health._is_there(hand, hand.began + 39), "it waits for 30 s, and it may take 10 until it answers"
         assert not health._is_there(hand, hand.began + 41)
+
+        hand.alive, hand.began = False, hand.began - 30  # it came late, and has yet to say that it is ready
+        welcome = Packet(welcome=Welcome(kind="copier", major=wire.MAJOR, epoch=2))
+        hand.alive, hand.state = True, "restarting"
+        health.welcome(hand, welcome)
+        assert health._is_there(hand, hand.began + 9)
+        assert hand.began > cpu.began, "the limit for its answers begins with its coming"
+
+        hand.welcomed, hand.came = False, True  # memory has refused somebody: no death, and no link that is closed
+        link = hand.link
+        lives._lost_by_hand(hand)
+        lives._tell_processes()
+        assert hand.link is link
+        for _ in range(6):
+            hand.came = True
+            lives._restart(hand, "was refused")
+        assert not hand.broken
+        assert len(hand.deaths) == 2
 
         now = cpu.began + 1000  # the machine starts, and the cpu waits for all devices
         hand.began, hand.state = now, "starting"

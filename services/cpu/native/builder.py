@@ -56,6 +56,7 @@ class Builder:
         self.environment = environment
         self.terminated = False
         self.inlining: list[NativeFunction] = []
+        self.branches = 0  # within which what is emitted stands: it may not run, or more than once
         self._allocas: list[str] = []
         self._lines: list[str] = []
         self._counter = 0
@@ -288,6 +289,8 @@ class Builder:
         if not isinstance(base, Value) or not isinstance(base.type, PtrType):
             raise NativeError(f"{getattr(base, 'type', base)!s:.80} has no elements that can be reached here")
         target = base.type.target
+        if (index if isinstance(index, int) else getattr(index, "number", None) or 0) < 0:
+            raise NativeError("a negative index: Python counts from the end")
         signed = isinstance(index, Value) and isinstance(index.type, IntType) and index.type.signed
         number = self.convert(index, IntType(64, signed))
         if isinstance(target, IntType):

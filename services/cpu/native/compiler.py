@@ -76,7 +76,7 @@ class Module:
             item = self._queue.pop()
             parameters, result = signature(item)
             builder = Builder(self)
-            arguments = {name: Value(f"%{name}", type_) for name, type_ in parameters}
+            arguments = {name: Value(f"%arg.{name}", type_) for name, type_ in parameters}
             Frame(builder, item, arguments).run()
             head = ", ".join(f"{value.type.ir} {value.ref}" for value in arguments.values())
             linkage = "dso_local" if item.export or id(item) in self._exported else "internal"

@@ -116,10 +116,14 @@ class Frame:
         self.end_label = ""
         self.local, self.straight = shape(function)
         self.value: Value | None = None
-        self.names: dict[str, Any] = dict(arguments)
+        types = dict(signature(function)[0])
+        self.names: dict[str, Any] = {
+            name: builder.coerce(item, types[name]) if isinstance(item, Value) else item
+            for name, item in arguments.items()
+        }
         self.assigned = frozenset(arguments)  # the local names that have a value here, whichever way led here
         for name in sorted(self.local & self.assigned):
-            argument = builder.coerce(arguments[name], dict(signature(function)[0])[name])
+            argument = builder.coerce(arguments[name], types[name])
             self.names[name] = builder.variable(argument.type)
             builder.write(self.names[name], argument)
 
@@ -158,8 +162,7 @@ class Frame:
                 if problem.placed:
                     raise
                 raise self.error(statement, str(problem)) from None
-            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as problem:
-                # of what is computed when compiling
+            except Exception as problem:  # of what is computed when compiling
                 raise self.error(statement, f"{type(problem).__name__}: {problem}") from problem
 
     def statement(self, node: ast.stmt) -> None:
@@ -260,7 +263,9 @@ class Frame:
         """The body of a loop."""
         loop = _Loop(after, again)
         self.loops.append(loop)
+        self.builder.branches += 1
         self.body(inner)
+        self.builder.branches -= 1
         self.loops.pop()
         return loop
 
@@ -275,6 +280,7 @@ class Frame:
         no = builder.fresh("else") if otherwise else after
         self.condition(test, yes, no)
         before = self.assigned
+        builder.branches += 1
         builder.block(yes)
         self.body(then)
         ended, first = builder.terminated, self.assigned
@@ -287,11 +293,11 @@ class Frame:
             self.body(otherwise)
             if builder.terminated:
                 self.assigned = first
-                if ended:
-                    return
             elif not ended:
                 self.assigned &= first
-        builder.block(after)
+        builder.branches -= 1
+        if not (otherwise and ended and builder.terminated):
+            builder.block(after)
 
     def known(self, test: ast.expr) -> bool | None:
         """The truth of a test that depends on nothing but what is known when compiling."""
@@ -338,6 +344,8 @@ class Frame:
 
     def give(self, node: ast.expr | None) -> None:
         builder = self.builder
+        if self.result is None and isinstance(node, ast.Constant) and node.value is None:
+            node = None
         if (node is None) != (self.result is None):
             raise NativeError("return does not fit the function's annotation")
         if node is None:
@@ -384,13 +392,16 @@ class Frame:
                 found: Variable = self.names[name]
                 return found
             case ast.Attribute(value=base, attr=name):
-                item = self.expression(base)
-                if isinstance(self.builder.field_of(item, name)[1], ArrayType):
-                    raise NativeError(f"{name} is an array: assign to its elements")
-                return self.builder.field(item, name)
+                return self.field(self.expression(base), name)
             case ast.Subscript(value=base, slice=index):
                 return self.builder.element(self.expression(base), self.expression(index))
         raise NativeError(f"cannot assign to {type(target).__name__}")
+
+    def field(self, base: Any, name: str) -> Value:
+        """A pointer to a field that can be assigned to."""
+        if isinstance(self.builder.field_of(base, name)[1], ArrayType):
+            raise NativeError(f"{name} is an array: assign to its elements")
+        return self.builder.field(base, name)
 
     def put(self, place: Variable | Value, item: Any) -> None:
         if isinstance(place, Variable):
@@ -525,7 +536,7 @@ class Frame:
         if isinstance(callee, NativeFunction) and callee.inline:
             return call(builder, callee, [self.argument(node) for node in nodes])
         if isinstance(callee, Intrinsic):
-            if not callee.least <= len(nodes) <= (callee.most or len(nodes)):
+            if len(nodes) < callee.least or (callee.most is not None and len(nodes) > callee.most):
                 raise NativeError(f"{callee.name} takes {callee.least} arguments, got {len(nodes)}")
             if callee.name == "ref":
                 return self.reference(nodes[0])
@@ -544,7 +555,7 @@ class Frame:
         if callee is getattr and len(args) == 2 and isinstance(args[0], Value):
             return self.fetch(args[0], args[1])
         if callee is setattr and len(args) == 3 and isinstance(args[0], Value):
-            return builder.store(builder.field(args[0], args[1]), args[2])
+            return self.put(self.field(args[0], args[1]), args[2])
         if callable(callee) and all(is_known(arg) for arg in args):
             return callee(*map(plain, args))
         raise NativeError(f"cannot call {callee!r:.80} with values")

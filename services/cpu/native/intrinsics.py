@@ -44,6 +44,8 @@ def _poke(builder: Builder, args: list[Any], order: str = "") -> None:
 
 def _rmw(builder: Builder, args: list[Any]) -> Value:
     operation, type_, address, item = args
+    if operation not in ("xchg", "add", "and", "or", "xor", "max", "min", "umax", "umin"):
+        raise NativeError(f"atomic_rmw has no {operation!r}")
     value = builder.coerce(item, type_)
     return builder.value(
         type_, f"atomicrmw {operation} ptr {_pointer(builder, address)}, {type_.ir} {value.ref} seq_cst"
@@ -64,6 +66,8 @@ def _bits(name: str, flag: str = "") -> Callable[[Builder, list[Any]], Value]:
         if not isinstance(args[0], Value) or not isinstance(args[0].type, IntType) or args[0].type == BOOLEAN:
             raise NativeError(f"{name} of {getattr(args[0], 'type', args[0])}")
         ir = args[0].type.ir
+        if f"@llvm.{name}.{ir}(" not in INTRINSIC_DECLARATIONS:
+            raise NativeError(f"{name} of {args[0].type}")
         return builder.value(args[0].type, f"call {ir} @llvm.{name}.{ir}({ir} {args[0].ref}{flag})")
 
     return emit
@@ -84,6 +88,8 @@ def _call_host(builder: Builder, args: list[Any]) -> Value:
 
 def _float_operation(builder: Builder, args: list[Any]) -> Value:
     name, width, *operands = args
+    if {"fadd": 2, "fsub": 2, "fmul": 2, "fdiv": 2, "sqrt": 1, "fma": 3}.get(name) != len(operands):
+        raise NativeError(f"float_operation has no {name!r} of {len(operands)} operands")
     type_ = {32: "float", 64: "double"}[width]
     bits: IntType = {32: U32, 64: U64}[width]
     values = []

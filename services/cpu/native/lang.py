@@ -382,6 +382,8 @@ class Table:
     values: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        if self.element == boolean:
+            raise ValueError("a table of boolean: use u8")
         for value in self.values:
             if not self.element.least <= value <= self.element.most:
                 raise ValueError(f"a table of {self.element} with {value:#x}")

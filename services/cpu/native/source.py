@@ -25,6 +25,10 @@ def parse(function: NativeFunction) -> ast.FunctionDef:
     ast.increment_lineno(node, first - 1)
     if not isinstance(node, ast.FunctionDef):
         raise NativeError("a native function is a plain def", place)
+    for each in ast.walk(node):  # wherever they are, they decide what a name is, or what a call gives
+        if isinstance(each, ast.Global | ast.Nonlocal | ast.Import | ast.ImportFrom | ast.Yield | ast.YieldFrom):
+            where = f"{function.python.__code__.co_filename}:{each.lineno}"
+            raise NativeError(f"{type(each).__name__} is not in the language", where)
     given = node.args
     if given.vararg or given.kwarg or given.kwonlyargs or given.defaults:
         raise NativeError(f"{node.name} has other parameters than positional ones without a default", place)
@@ -74,10 +78,15 @@ def signature(function: NativeFunction) -> tuple[list[tuple[str, Any]], Any]:
     """The parameters (name, type) and the result's type (None for no result). Only an inlined function may have
     parameters of other types than native ones: what is known when compiling. Raises NativeError."""
     node, names = parse(function), scope(function)
-    annotations = {name: resolve(annotation, names) for name, annotation in function.python.__annotations__.items()}
+    place = f"{function.python.__code__.co_filename}:{node.lineno}"
+    try:
+        annotations = {name: resolve(annotation, names) for name, annotation in function.python.__annotations__.items()}
+    except Exception as problem:
+        raise NativeError(
+            f"{function.name}: {problem}", f"{function.python.__code__.co_filename}:{node.lineno}"
+        ) from None
     result = annotations.pop("return", None)
     for name, type_ in [*annotations.items(), ("its result", result or BOOLEAN)]:
         if not isinstance(type_, Type) and not (function.inline and name != "its result"):
-            place = f"{function.python.__code__.co_filename}:{node.lineno}"
             raise NativeError(f"{function.name}: {name} has no native type, but {type_}", place)
     return list(annotations.items()), result

@@ -66,6 +66,8 @@ class Health:
             return
         if service.child.pidfd >= 0 and not service.alive:
             return  # it has ended since it said so
+        if by_hand(service.command) and not service.welcomed:
+            service.began = time.monotonic()  # until now it was waited for
         service.welcomed = service.came = service.alive = True
         if not self._is_life(service, packet.welcome.epoch):
             return

@@ -226,7 +226,6 @@ class Lives:
         """
         service.came = True
         if not service.welcomed:
-            service.link.close()
             again = partial(self._greet_next, service, service.child)
             self._loop.call_in(f"greet {service.name}", _DIAL_SECONDS, again)
         elif service.alive:
@@ -237,7 +236,8 @@ class Lives:
         if service.child is not child or not service.alive:
             return
         try:
-            service.link = self._link(service.name)
+            former, service.link = service.link, self._link(service.name)
+            former.close()
             self._greet(service)
         except Exception as error:  # no descriptors
             self.give_up(service, str(said(error)))
@@ -279,8 +279,10 @@ class Lives:
     # A device's next life
 
     def _restart(self, service: Supervised, how: str) -> None:
-        """Start the next life of a device, unless it dies again and again."""
-        service.died()
+        """Start the next life of a device, unless it dies again and again. Who was refused, before it could take the
+        place of one that is started by hand, has not died of being it."""
+        if service.welcomed or not (service.came and by_hand(service.command)):
+            service.died()
         last = self._output.last_line(service.name)
         told = f"{how}; its last words: {last}" if last else how
         if self._condition.lost:  # what it needs is not there
@@ -325,7 +327,7 @@ class Lives:
             self._ending.extend()
         self._output.forget(service.name)  # the last words are one life's
         service.began = time.monotonic()
-        hand = by_hand(service.command)
+        hand = by_hand(service.command) and not self._condition.attached
         # Attached, lives are counted where they are started. By hand, a life in which nobody came was none.
         if not self._condition.attached and (service.came or not hand or not service.epoch):
             service.epoch += 1

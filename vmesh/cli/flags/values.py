@@ -203,7 +203,8 @@ def name(text: str) -> str:
         raise ValueError(f"expected NAME, got the property '{extra[0]}'")
     chosen = found.get("guest", "")
     try:
-        check_name(chosen)
+        if chosen or not found:  # without one, and with other properties: a random one
+            check_name(chosen)
     except MachineError as error:
         raise ValueError(str(error)) from error
     return chosen

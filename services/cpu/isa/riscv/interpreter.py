@@ -18,7 +18,7 @@ from ...native.builder import Builder
 from ...native.compiler import Module
 from ...native.frame import Frame, call
 from ...native.lang import IntType, PtrType
-from ...native.values import BOOLEAN, I64, LIKELY, U8, U32, U64, UNLIKELY, Lazy, Value
+from ...native.values import BOOLEAN, I64, LIKELY, U8, U32, U64, UNLIKELY, Lazy, NativeError, Value
 from ..description import Instruction
 from .decoder import (
     BACKWARD,
@@ -189,8 +189,10 @@ class Handler:
         self.set("pending", PENDING_EXIT)
         self.leave()
 
-    def hook_jump(self, target: Value) -> None:
-        self.target = target
+    def hook_jump(self, target: Any) -> None:
+        if self.builder.branches or self.target is not None:
+            raise NativeError("an instruction has one jump, which is not inside of if or a loop")
+        self.target = self.builder.coerce(target, U64)
 
     def missed(self) -> None:
         """Ends a fast handler whose address the TLB does not hold: before the instruction has done anything."""
@@ -249,8 +251,9 @@ class Handler:
         pointer = b.pointer(self.locate(type_, address, WRITE, aligned=False), type_)
         b.line(f"store atomic {type_.ir} {value.ref}, ptr {pointer.ref} monotonic, align {type_.size}")
 
-    def hook_atomic(self, operation: str, type_: IntType, address: Value, value: Value) -> Value:
+    def hook_atomic(self, operation: str, type_: IntType, address: Value, item: Any) -> Value:
         b = self.builder
+        value = b.coerce(item, type_)
         pointer = b.pointer(self.locate(type_, address, WRITE), type_)
         old = b.value(type_, f"atomicrmw {operation} ptr {pointer.ref}, {type_.ir} {value.ref} seq_cst")
         self.settle()
@@ -272,10 +275,11 @@ class Handler:
         self.set("reserved_value", b.convert(value, U64))
         return value
 
-    def hook_store_conditional(self, type_: IntType, address: Value, value: Value) -> Value:
+    def hook_store_conditional(self, type_: IntType, address: Value, item: Any) -> Value:
         """Stores if memory still holds what LR saw (as QEMU does): ABA is not noticed, no other hart is ever
         stopped. It is the same memory, by whatever address: a page may have another frame by now."""
         b = self.builder
+        value = b.coerce(item, type_)
         pointer = b.pointer(self.locate(type_, address, WRITE), type_)
         valid = b.compare("==", self.get("reserved_address"), self.host_address(pointer))
         expected = b.convert(self.get("reserved_value"), type_)
