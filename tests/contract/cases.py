@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from harness import Machine
-
 from tests.c_example import copier_in_c
+from tests.contract.harness import Machine
 from vmesh import spawn
 
 

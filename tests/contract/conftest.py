@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from harness import Machine
+
+from tests.contract.harness import Machine
 
 
 @pytest.fixture

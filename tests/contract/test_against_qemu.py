@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import random
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from device_harness import Bench, FakeRuntime
 
 from services.devices.goldfish_rtc.device import GoldfishRtc
 from services.devices.goldfish_rtc.device import Offset as Clock
 from services.devices.ns16550a.device import Ns16550a, Offset
 from tests.models.clock import FakeClock
+from tests.unit.device_harness import Bench, FakeRuntime
 from tests.waiting import read_some
 
 UART, RTC = 0x1000_0000, 0x10_1000

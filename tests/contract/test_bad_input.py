@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 
 import pytest
-from cases import ALL
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
-from harness import Machine
 
+from tests.contract.cases import ALL
+from tests.contract.harness import Machine
 from tests.waiting import LIMIT, wait_for
 from vmesh import wire
 from vmesh.v1 import common_pb2 as common

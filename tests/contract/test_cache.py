@@ -6,8 +6,8 @@ import random
 import secrets
 
 import pytest
-from harness import PATIENCE, RAM_BASE, RAM_SIZE, Machine
 
+from tests.contract.harness import PATIENCE, RAM_BASE, RAM_SIZE, Machine
 from vmesh import errors, wire
 from vmesh.guest_memory import LocalGuestMemory, RemoteGuestMemory
 from vmesh.segment import PAGE

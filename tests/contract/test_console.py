@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import suppress
 
 import pytest
-from cases import UART
-from harness import PATIENCE, Hart, Irqchip, Machine, console, receive
 
+from tests.contract.cases import UART
+from tests.contract.harness import PATIENCE, Hart, Irqchip, Machine, console, receive
 from tests.waiting import wait_for
 from vmesh.v1 import lifecycle_pb2 as lifecycle
 from vmesh.v1.bus_pb2 import Access, AccessBatch, BatchDone

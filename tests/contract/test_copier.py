@@ -8,9 +8,9 @@ import zlib
 from dataclasses import replace
 
 import pytest
-from cases import COPIER, COPIERS, Case
-from harness import PATIENCE, RAM_BASE, Hart, Irqchip, Machine
 
+from tests.contract.cases import COPIER, COPIERS, Case
+from tests.contract.harness import PATIENCE, RAM_BASE, Hart, Irqchip, Machine
 from vmesh import errors, files, segment
 from vmesh.v1 import common_pb2 as common
 from vmesh.v1 import lifecycle_pb2 as lifecycle

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 import zmq
 from google.protobuf.message import Message
-from harness import PATIENCE, RAM_BASE, RAM_SIZE, Machine, Monitor
 
+from tests.contract.harness import PATIENCE, RAM_BASE, RAM_SIZE, Machine, Monitor
 from tests.waiting import wait_for
 from vmesh import errors, wire
 from vmesh.v1 import common_pb2 as common

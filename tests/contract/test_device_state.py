@@ -6,10 +6,10 @@ import random
 from dataclasses import dataclass
 
 import pytest
-from cases import ALL, Case
 from google.protobuf.message import Message
-from harness import PATIENCE, Hart, Irqchip, Machine, Monitor
 
+from tests.contract.cases import ALL, Case
+from tests.contract.harness import PATIENCE, Hart, Irqchip, Machine, Monitor
 from tests.waiting import wait_for
 from vmesh import errors
 from vmesh.v1 import common_pb2 as common

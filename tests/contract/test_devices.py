@@ -5,9 +5,9 @@ from __future__ import annotations
 import subprocess
 
 import pytest
-from cases import ALL, UART, WITH_STATE, Case
-from harness import PATIENCE, ROOT, Hart, Irqchip, Machine
 
+from tests.contract.cases import ALL, UART, WITH_STATE, Case
+from tests.contract.harness import PATIENCE, ROOT, Hart, Irqchip, Machine
 from tests.waiting import wait_for
 from vmesh import errors
 from vmesh.time import NEVER_NS

@@ -8,9 +8,9 @@ import stat
 from pathlib import Path
 
 import pytest
-from cases import ALL, Case
-from harness import PATIENCE, Irqchip, Machine
 
+from tests.contract.cases import ALL, Case
+from tests.contract.harness import PATIENCE, Irqchip, Machine
 from tests.waiting import wait_for
 from vmesh import doorbell
 from vmesh.v1 import common_pb2 as common

@@ -7,8 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from harness import PATIENCE, ROOT, Hart, Irqchip, Machine
-
+from tests.contract.harness import PATIENCE, ROOT, Hart, Irqchip, Machine
 from vmesh.v1 import common_pb2 as common
 from vmesh.v1 import lifecycle_pb2 as lifecycle
 from vmesh.v1.bus_pb2 import Access

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import PATIENCE, RAM_BASE, Machine
 
+from tests.contract.harness import PATIENCE, RAM_BASE, Machine
 from vmesh import errors, segment
 from vmesh.guest_memory import MAX_TRANSFER, GuestMemory, LocalGuestMemory, RemoteGuestMemory
 from vmesh.v1 import common_pb2 as common

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 import pytest
 import zmq
-from cases import COPIER
 from google.protobuf.message import Message
-from harness import RAM_BASE, Hart, Machine
 
+from tests.contract.cases import COPIER
+from tests.contract.harness import RAM_BASE, Hart, Machine
 from tests.waiting import wait_for
 from vmesh import segment, wire
 from vmesh.v1.bus_pb2 import Access, AccessBatch

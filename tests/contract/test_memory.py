@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
-from harness import PATIENCE, RAM_BASE, Machine
 
+from tests.contract.harness import PATIENCE, RAM_BASE, Machine
 from tests.waiting import wait_for
 from vmesh import errors, wire
 from vmesh.limits import MOST_LIVES

@@ -6,8 +6,8 @@ import random
 import time
 
 import pytest
-from harness import PATIENCE, RAM_BASE, Machine
 
+from tests.contract.harness import PATIENCE, RAM_BASE, Machine
 from tests.models.pager import PAGE, RUBBISH, Pager, Ram
 from tests.waiting import wait_for
 from vmesh import errors, wire

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import PATIENCE, RAM_BASE, Machine
-from moving_device import APERTURE, APERTURE_SIZE, PORT_NUMBER, PORT_SIGN, SIGN, SIZE
 
+from tests.contract.harness import PATIENCE, RAM_BASE, Machine
+from tests.contract.moving_device import APERTURE, APERTURE_SIZE, PORT_NUMBER, PORT_SIGN, SIGN, SIZE
 from tests.models.assembler import assemble
 from tests.waiting import wait_for
 from vmesh import errors

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import zmq
-from harness import PATIENCE, RAM_BASE, Machine
 
+from tests.contract.harness import PATIENCE, RAM_BASE, Machine
 from tests.waiting import wait_for
 from vmesh import limits, wire
 from vmesh.v1 import common_pb2 as common

@@ -8,11 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from device_harness import FakeRuntime
-from virtio_driver import BUFFERS, SplitDriver, areas, guest_memory
-
 from services.devices.virtio_9p.device import Virtio9p
 from services.devices.virtio_9p.folder import Folder
+from tests.unit.device_harness import FakeRuntime
+from tests.unit.virtio_driver import BUFFERS, SplitDriver, areas, guest_memory
 from vmesh.slot import MARKS
 from vmesh.v1.devices_pb2 import VirtioQueueState
 from vmesh.virtio.device import DRIVER_OK, F_VERSION_1, FEATURES_OK

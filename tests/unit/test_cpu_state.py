@@ -9,7 +9,6 @@ from functools import cache
 from typing import Any
 
 import pytest
-from cpu_harness import Cpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +18,7 @@ from services.cpu.isa.riscv.encoding import encode
 from services.cpu.isa.riscv.features import FEATURES
 from services.cpu.isa.riscv.state import ACCESS_FAILED, EXIT_ACCESS, EXIT_STOP
 from services.cpu.registers import Registers
+from tests.cpu_harness import Cpu
 from tests.models.tiers import BOTH, INTERPRET, TRANSLATE
 from vmesh import errors
 from vmesh.v1.cpu_pb2 import CpuState, HartRecord, RegisterValue, WriteRegisters

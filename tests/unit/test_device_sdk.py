@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from device_harness import Bench, FakeRuntime
 from google.protobuf.wrappers_pb2 import UInt64Value
 
 from services.devices.ns16550a.device import FIFO, Ns16550a
 from services.devices.virtio_console.device import INPUT, VirtioConsole
 from services.memory import service as memory_service
 from services.memory.layout import Image, Range, image_argument, place_images, range_argument, reservation_argument
+from tests.unit.device_harness import Bench, FakeRuntime
 from vmesh import errors, machine, segment, service
 from vmesh.board.virt import MAX_HARTS
 from vmesh.chardev import JOURNAL_BYTES

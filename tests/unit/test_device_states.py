@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from device_harness import Bench, FakeRuntime
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from hypothesis import given, settings
 from hypothesis import strategies as some
-from test_virtio_garbage import DEVICES as VIRTIO
-from virtio_driver import guest_memory
 
 from services.devices.goldfish_rtc.device import GoldfishRtc
 from services.devices.ns16550a.device import Ns16550a
 from services.devices.sifive_test.device import SifiveTest
+from tests.unit.device_harness import Bench, FakeRuntime
+from tests.unit.test_virtio_garbage import DEVICES as VIRTIO
+from tests.unit.virtio_driver import guest_memory
 from vmesh import errors
 from vmesh.device import BusError, Device
 from vmesh.v1.devices_pb2 import Ns16550aState, VirtioConsoleState, VirtioRngState

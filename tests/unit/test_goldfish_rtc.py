@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, cast
 
 import pytest
-from device_harness import Bench, FakeRuntime
 
 from services.devices.goldfish_rtc.device import GoldfishRtc, Offset
 from tests.models.clock import FakeClock
+from tests.unit.device_harness import Bench, FakeRuntime
 from vmesh.time import NEVER_NS
 from vmesh.v1.devices_pb2 import GoldfishRtcState
 

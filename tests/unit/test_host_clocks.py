@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from test_imports import ROOT, modules
+from tests.unit.test_imports import ROOT, modules
 
 READS = {
     "monotonic", "monotonic_ns", "time", "time_ns", "perf_counter", "perf_counter_ns", "clock_gettime",

@@ -8,8 +8,8 @@ import os
 from collections.abc import Sequence
 
 import pytest
-from device_harness import FakeRuntime
 
+from tests.unit.device_harness import FakeRuntime
 from vmesh.netdev.options import Tap
 from vmesh.netdev.tap import TapNetdev
 

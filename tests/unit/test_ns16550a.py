@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, cast
 
 import pytest
-from device_harness import Bench, FakeRuntime
 
 from services.devices.ns16550a.device import Ns16550a, Offset
+from tests.unit.device_harness import Bench, FakeRuntime
 from vmesh import errors
 from vmesh.v1.devices_pb2 import Ns16550aState
 

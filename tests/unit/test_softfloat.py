@@ -12,7 +12,11 @@ from collections.abc import Callable
 from functools import cache
 
 import pytest
-from float_oracle import (
+
+from services.cpu.isa.description import Instruction
+from services.cpu.isa.riscv.isa import ILLEGAL
+from services.cpu.isa.riscv.softfloat import DYNAMIC, DZ, NV, NX, OF, RDN, RMM, RNE, RTZ, RUP, UF
+from tests.unit.float_oracle import (
     ARITHMETIC,
     BOX,
     DOUBLE,
@@ -26,10 +30,6 @@ from float_oracle import (
     integers,
     unpack,
 )
-
-from services.cpu.isa.description import Instruction
-from services.cpu.isa.riscv.isa import ILLEGAL
-from services.cpu.isa.riscv.softfloat import DYNAMIC, DZ, NV, NX, OF, RDN, RMM, RNE, RTZ, RUP, UF
 
 CASES = int(os.environ.get("VMESH_FLOAT_CASES", "20000"))
 SEED = int(os.environ.get("VMESH_FLOAT_SEED") or random.getrandbits(32))

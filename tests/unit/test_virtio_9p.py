@@ -15,7 +15,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
-from ninep_driver import (
+
+from services.devices.virtio_9p import server as server_module
+from services.devices.virtio_9p.folder import Folder
+from services.devices.virtio_9p.server import MAX_FIDS, MAX_MSIZE, MAX_NAMES, Server, check
+from tests.unit.ninep_driver import (
     ATTACH,
     AUTH,
     CLUNK,
@@ -51,10 +55,6 @@ from ninep_driver import (
     request,
     word,
 )
-
-from services.devices.virtio_9p import server as server_module
-from services.devices.virtio_9p.folder import Folder
-from services.devices.virtio_9p.server import MAX_FIDS, MAX_MSIZE, MAX_NAMES, Server, check
 from vmesh import errors
 from vmesh.wire import MAX_STATE_BYTES
 

@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ninep_driver import (
+
+from services.devices.virtio_9p import folder as folder_module
+from services.devices.virtio_9p import ledger, server
+from tests.unit.ninep_driver import (
     CLUNK,
     EXCL,
     LCREATE,
@@ -37,9 +40,6 @@ from ninep_driver import (
     request,
     word,
 )
-
-from services.devices.virtio_9p import folder as folder_module
-from services.devices.virtio_9p import ledger, server
 from vmesh import errors
 from vmesh.v1.devices_pb2 import Virtio9pFid, Virtio9pState
 from vmesh.v1.slot_pb2 import Virtio9pRecord

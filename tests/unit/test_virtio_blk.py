@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from device_harness import FakeRuntime
-from virtio_driver import BUFFERS, Driver, SplitDriver, areas, guest_memory
 
 from services.devices.virtio_blk import device as blk
 from services.devices.virtio_blk.device import F_CONFIG_WCE, F_FLUSH, F_MQ, F_RO, Options, VirtioBlk
 from services.devices.virtio_blk.image import SECTOR, Buffers, Image, Later, RawImage
 from services.devices.virtio_blk.overlay import BLOCK, Overlay
+from tests.unit.device_harness import FakeRuntime
+from tests.unit.virtio_driver import BUFFERS, Driver, SplitDriver, areas, guest_memory
 from vmesh import elsewhere, errors
 from vmesh.machine import _remove_tree
 from vmesh.v1.common_pb2 import DiskError

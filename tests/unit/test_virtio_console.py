@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from device_harness import FakeRuntime
-from virtio_driver import BUFFERS, PackedDriver, SplitDriver, areas, guest_memory
 
 from services.devices.virtio_console.device import INPUT, MOST, RECEIVE, TRANSMIT, VirtioConsole
+from tests.unit.device_harness import FakeRuntime
+from tests.unit.virtio_driver import BUFFERS, PackedDriver, SplitDriver, areas, guest_memory
 from vmesh import errors
 from vmesh.slot import MARKS
 from vmesh.v1.devices_pb2 import VirtioConsoleState, VirtioQueueState

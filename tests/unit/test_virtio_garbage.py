@@ -15,14 +15,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from device_harness import FakeRuntime
 from hypothesis import given, settings
 from hypothesis import strategies as some
-from test_virtio_blk import Recorder
-from test_virtio_console import Kept
-from test_virtio_mmio import Guest
-from test_virtio_net import MAC, FakeNetdev
-from virtio_driver import BASE, BUFFERS, RAM, areas, guest_memory
 
 from services.devices.virtio_9p.device import Virtio9p
 from services.devices.virtio_9p.folder import Folder
@@ -30,6 +24,12 @@ from services.devices.virtio_blk.device import Options, VirtioBlk
 from services.devices.virtio_console.device import VirtioConsole
 from services.devices.virtio_net.device import VirtioNet
 from services.devices.virtio_rng.device import VirtioRng
+from tests.unit.device_harness import FakeRuntime
+from tests.unit.test_virtio_blk import Recorder
+from tests.unit.test_virtio_console import Kept
+from tests.unit.test_virtio_mmio import Guest
+from tests.unit.test_virtio_net import MAC, FakeNetdev
+from tests.unit.virtio_driver import BASE, BUFFERS, RAM, areas, guest_memory
 from vmesh.device import BusError
 from vmesh.virtio.device import DRIVER_OK, F_INDIRECT_DESC, F_RING_PACKED, F_VERSION_1, NEEDS_RESET
 from vmesh.virtio.device import VirtioDevice as Device

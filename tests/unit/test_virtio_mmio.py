@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from device_harness import Bench, FakeRuntime
-from virtio_driver import BUFFERS, Driver, PackedDriver, SplitDriver, areas, guest_memory
 
+from tests.unit.device_harness import Bench, FakeRuntime
+from tests.unit.virtio_driver import BUFFERS, Driver, PackedDriver, SplitDriver, areas, guest_memory
 from vmesh import errors
 from vmesh.guest_memory import LocalGuestMemory
 from vmesh.v1.bus_pb2 import READ_LATCH, WRITE_CLEARS, WRITE_DOORBELL

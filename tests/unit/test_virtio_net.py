@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from device_harness import FakeRuntime
-from test_virtio_mmio import Guest
-from virtio_driver import BUFFERS, Driver, PackedDriver, SplitDriver, areas, guest_memory
 
 from services.devices.virtio_net import device as net
 from services.devices.virtio_net.device import VirtioNet
+from tests.unit.device_harness import FakeRuntime
+from tests.unit.test_virtio_mmio import Guest
+from tests.unit.virtio_driver import BUFFERS, Driver, PackedDriver, SplitDriver, areas, guest_memory
 from vmesh import errors
 from vmesh.guest_memory import Fill, LocalGuestMemory, Piece
 from vmesh.netdev.port import MAX_FRAME, Frame, Port, mac_address

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from virtio_driver import BASE, BUFFERS, RAM, Driver, PackedDriver, SplitDriver, areas, guest_memory
 
+from tests.unit.virtio_driver import BASE, BUFFERS, RAM, Driver, PackedDriver, SplitDriver, areas, guest_memory
 from vmesh.guest_memory import LocalGuestMemory
 from vmesh.virtio import queue as queue_module
 from vmesh.virtio.packed import WRAP, PackedQueue
