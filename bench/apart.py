@@ -60,8 +60,8 @@ def measure(runs: int) -> Report:
     for latency, done in boots.items():
         rows += _rows(name_of(latency), done, Sample(tuple(each.guest for each in local)))
     for name, what in cpu.LOOPS.items():
-        rates = [Sample(tuple(1e-6 / each for turn in turns for each in turn[at][name])) for at in (1, 0)]
-        rows.append(Row(f"{name_of(_LOOPS_LATENCY)}: {what}", "MIPS", *rates, digits=0))
+        apart, together = (Sample(tuple(1e-6 / each for turn in turns for each in turn[at][name])) for at in (1, 0))
+        rows.append(Row(f"{name_of(_LOOPS_LATENCY)}: {what}", "MIPS", apart, together, digits=0))
     notes = [
         "Local: the same on one host, over Unix sockets, by turns with the others.",
         "Hits: of the pages that a hart made a TLB entry for, those that were there. Empty pages need no transfer.",

@@ -211,7 +211,7 @@ INJECTIONS: Mapping[str, Callable[[Guest], AbstractContextManager[None]]] = {
 def qmp_operations(scratch: Path) -> dict[str, dict[str, object]]:
     """Every QMP command with arguments that could be meant, by what it is called here."""
     denied, long = str(scratch / "denied" / "file"), f"/{'a' * 300}"
-    job = {"job-id": "job", "tag": "tag", "vmstate": "disk", "devices": ["disk"]}
+    job: dict[str, object] = {"job-id": "job", "tag": "tag", "vmstate": "disk", "devices": ["disk"]}
     asked: dict[str, dict[str, object]] = {
         "memsave": {"val": 0x8000_0000, "size": 4096, "filename": denied},
         "pmemsave": {"val": 0x8000_0000, "size": 4096, "filename": str(scratch / "memory")},

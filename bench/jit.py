@@ -7,6 +7,7 @@ other harts busy. vmesh and QEMU by turns, same kernel, same program, timed by t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from bench import harness, programs
@@ -50,8 +51,8 @@ def measure(runs: int) -> Report:
         with harness.scratch() as scratch:
             flags = ["-m", "512M", "-smp", str(harts), *programs.guest_flags(scratch, PASSES, jobs, program)]
             ours, theirs = harness.by_turns(
-                lambda flags=flags, jobs=jobs: programs.boot(harness.ours(*flags), PASSES, jobs),
-                lambda flags=flags, jobs=jobs: programs.boot(harness.theirs(*flags), PASSES, jobs),
+                partial(programs.boot, harness.ours(*flags), PASSES, jobs),
+                partial(programs.boot, harness.theirs(*flags), PASSES, jobs),
                 runs,
             )
         for name in {job.rpartition(":")[0] for job in jobs}:

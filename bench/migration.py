@@ -94,7 +94,7 @@ def _rows(ours: Sequence[Move], theirs: Sequence[Move], postcopy: bool) -> Itera
 
 def median_latency(moves: Sequence[Move]) -> float:
     """µs: the median, as if pages were spread evenly over the bucket that it is in."""
-    counts = [sum(each) for each in zip(*(move.latencies for move in moves if move.latencies), strict=True)]
+    counts: list[int] = [sum(each) for each in zip(*(move.latencies for move in moves if move.latencies), strict=True)]
     seen, total = 0, sum(counts)
     for bucket, count in enumerate(counts):
         if total and 2 * (seen + count) >= total:

@@ -25,7 +25,8 @@ from pathlib import Path
 from bench import harness
 from bench.harness import BenchError
 from bench.report import Report, Row, Sample
-from tests.faults.streams import DATA_BYTES, ENDED, LIMIT, Pair, Proxy, counts, smallest_snapshot, wait_state
+from tests.faults.streams import DATA_BYTES, ENDED, Pair, Proxy, counts, smallest_snapshot, wait_state
+from tests.waiting import LIMIT
 from vmesh.client import GatewayError, MachineClient
 from vmesh.machine import MachineDirectory
 from vmesh.v1 import migration_pb2

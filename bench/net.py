@@ -93,10 +93,10 @@ def read(output: bytes) -> Result:
 
 def _rows(path: Way, ours: Sequence[Result], theirs: Sequence[Result]) -> Iterator[Row]:
     for job, what in (("t", f"to the {path.what}"), ("g", f"from the {path.what}")):
-        samples = [Sample(tuple(each[job][0] / 2**20 / each[job][1] for each in boots)) for boots in (ours, theirs)]
-        yield Row(what, "MiB/s", *samples, digits=1)
-    samples = [Sample(tuple(each["r"][1] / each["r"][0] * 1e6 for each in boots)) for boots in (ours, theirs)]
-    yield Row(f"round trip with the {path.what}", "us", *samples, digits=0)
+        mine, peers = (Sample(tuple(each[job][0] / 2**20 / each[job][1] for each in boots)) for boots in (ours, theirs))
+        yield Row(what, "MiB/s", mine, peers, digits=1)
+    mine, peers = (Sample(tuple(each["r"][1] / each["r"][0] * 1e6 for each in boots)) for boots in (ours, theirs))
+    yield Row(f"round trip with the {path.what}", "us", mine, peers, digits=0)
 
 
 def _bound(run: Callable[[int], Result], port: int) -> Callable[[], Result]:

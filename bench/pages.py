@@ -65,7 +65,7 @@ def _run(rate: float, rounds: int) -> tuple[float, list[float]]:
 def main() -> int:
     rounds = 40_000
     _run(0, 100)
-    plain, shot, took = [], [], []
+    plain, shot, took = list[float](), list[float](), list[float]()
     for _ in range(_RUNS):
         for rate, into in random.sample([(0, plain), (100, shot)], 2):
             seconds, each = _run(rate, rounds)
