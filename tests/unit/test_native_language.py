@@ -421,11 +421,11 @@ def inlined(a: u64) -> u64:
     return clamp(a, 10, 20) * 1000 + clamp(value + 1, 15, 30) + (value - a)
 
 
-def adder(amount: int) -> Any:
+def adder(amount: int) -> Callable[[int], int]:
     @inline
     def add(value: u64) -> u64:
         if amount > 100:
-            return value + unknown_name  # noqa: F821  # never compiled: the test is known when compiling
+            return value + unknown_name  # type: ignore[name-defined, no-any-return]  # noqa: F821  # never compiled: the test is known when compiling
         return value + amount
 
     return add
@@ -440,7 +440,7 @@ FIVE = 5
 def with_closure(a: u64) -> u64:
     result = add_five(a)
     if FLAG:
-        result = no_such_function(result)  # noqa: F821
+        result = no_such_function(result)  # type: ignore[name-defined]  # noqa: F821
     if not FLAG:
         result += 1
     return result
@@ -473,7 +473,7 @@ def unchanged(value: u64) -> u64:
     return value
 
 
-CASES = Dispatch({1: doubled, 7: squared, 900: unchanged}, doubled)
+CASES: Callable[[int, int], int] = Dispatch({1: doubled, 7: squared, 900: unchanged}, doubled)
 SQUARES = Table(lang.u16, tuple(n * n for n in range(256)))
 SIGNED = Table(lang.i32, (-1, -2, 3))
 
@@ -629,29 +629,29 @@ def wrong_result(a: u64) -> u64:
 
 
 @export
-def no_result(a: u64) -> u64:
+def no_result(a: u64) -> u64:  # type: ignore[return]
     if a == 0:
         return 1
 
 
 @export
 def unexpected_result(a: u64) -> None:
-    return a
+    return a  # type: ignore[return-value]
 
 
 @export
 def unknown(a: u64) -> u64:
-    return a + nothing_of_this_name  # noqa: F821
+    return a + nothing_of_this_name  # type: ignore[name-defined, no-any-return]  # noqa: F821
 
 
 @export
 def unknown_field(record: Outer) -> u64:
-    return record.fifth
+    return record.fifth  # type: ignore[attr-defined, no-any-return]
 
 
 @export
 def too_few_arguments(a: u64) -> u64:
-    return clamp(a, 1)
+    return clamp(a, 1)  # type: ignore[call-arg]
 
 
 @export
@@ -666,18 +666,18 @@ def power(a: u64) -> u64:
 
 @export
 def membership(a: u64) -> u64:
-    return u64(a in SQUARES)
+    return u64(a in SQUARES)  # type: ignore[operator]
 
 
 @export
 def two_targets(a: u64) -> u64:
-    b, c = SQUARES
-    return b + c + a
+    b, c = SQUARES  # type: ignore[misc]
+    return b + c + a  # type: ignore[has-type, no-any-return]
 
 
 @export
 def float_literal(a: u64) -> u64:
-    return a + 1.5
+    return a + 1.5  # type: ignore[return-value]
 
 
 @export
@@ -695,7 +695,7 @@ def to_boolean(a: u64) -> u64:
 
 @export
 def python_function(a: u64) -> u64:
-    return len(a)
+    return len(a)  # type: ignore[arg-type]
 
 
 @export
@@ -765,17 +765,17 @@ def by_keyword(a: u64) -> u64:
 
 @export
 def converted_by_keyword(a: u64) -> u64:
-    return u64(a, base=3)
+    return u64(a, base=3)  # type: ignore[call-overload, no-any-return]
 
 
 @export
 def two_converted(a: u64) -> u64:
-    return u64(a, 7)
+    return u64(a, 7)  # type: ignore[call-overload, no-any-return]
 
 
 @export
 def intrinsic_with_more(a: u64) -> u64:
-    return clz(a, a)
+    return clz(a, a)  # type: ignore[call-arg]
 
 
 @export
@@ -790,7 +790,7 @@ def signed_modulo(a: u64) -> u64:
 
 @export
 def true_division(a: u64) -> u64:
-    return a / 2
+    return a / 2  # type: ignore[return-value]
 
 
 @export
@@ -874,7 +874,7 @@ def from_the_end(a: u64) -> u64:
 
 @export
 def whole_array(record: Outer) -> u64:
-    record.items = u16(3)
+    record.items = u16(3)  # type: ignore[assignment]
     return 1
 
 
@@ -890,7 +890,7 @@ def has_default(a: u64, b: u64 = 5) -> u64:
 
 @native
 def has_no_type(a: u64, b) -> u64:  # type: ignore[no-untyped-def]
-    return a + b
+    return a + b  # type: ignore[no-any-return]
 
 
 @export
@@ -1004,7 +1004,8 @@ def test_a_refusal_in_an_inlined_function_names_that_function() -> None:
 
 
 def test_native_functions_do_not_run_in_python() -> None:
-    for function in (doubled, clamp, call_fibonacci, peek, somewhere, CASES):
+    functions: list[Callable[..., object]] = [doubled, clamp, call_fibonacci, peek, somewhere, CASES]
+    for function in functions:
         with pytest.raises(NativeOnly):
             function(1)
     with pytest.raises(NativeOnly):
