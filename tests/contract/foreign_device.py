@@ -93,7 +93,9 @@ def main() -> None:
     context.destroy(linger=200)
 
 
-def attach(context: zmq.Context, directory: str, name: str, base: int, irq: int, endpoint: str) -> None:
+def attach(
+    context: zmq.Context[zmq.Socket[bytes]], directory: str, name: str, base: int, irq: int, endpoint: str
+) -> None:
     """Say Hello to the memory service, then what this device is."""
     memory = context.socket(zmq.DEALER)
     memory.setsockopt(zmq.RCVTIMEO, 60_000)

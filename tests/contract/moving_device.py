@@ -24,10 +24,11 @@ class Moving(device.Device):
     def __init__(self, runtime: service.Runtime, base: int, irq: int) -> None:
         super().__init__(runtime)
         shadow = Register(name="shadow", offset=8, size=8, read=READ_SHADOW)
-        aperture = {"aperture_base": APERTURE, "aperture_size": APERTURE_SIZE, "absent": True}
+        moving = Region(name="moving", size=SIZE, access_sizes=15, registers=[shadow], absent=True)
+        moving.aperture_base, moving.aperture_size = APERTURE, APERTURE_SIZE
         self.regions = [
             Region(name="control", base=base, size=16, access_sizes=8),
-            Region(name="moving", size=SIZE, access_sizes=15, registers=[shadow], **aperture),
+            moving,
             Region(name="port", base=PORT_NUMBER, size=4, access_sizes=15, space=SPACE_IO),
         ]
 

@@ -66,7 +66,8 @@ def test_serial_port(qemu: Qemu) -> None:
     loop-back; receive triggers above one byte, since below the trigger QEMU waits for its clock, which does not run.
     """
     chance = random.Random(16550)
-    mine = Bench(Ns16550a(FakeRuntime(), UART, 10, "null"), 1)  # type: ignore[arg-type]
+    port = Ns16550a(FakeRuntime(), UART, 10, "null")  # type: ignore[arg-type]
+    mine = Bench(port, 1)
     trace: list[str] = []
 
     def write(offset: int, value: int) -> None:
@@ -75,7 +76,7 @@ def test_serial_port(qemu: Qemu) -> None:
         qemu.ask(f"writeb {UART + offset:#x} {value:#x}")
 
     def read(offset: int) -> None:
-        empty = offset == Offset.RBR_THR_DLL and not (mine.device._state.lcr & 0x80 or mine.device._state.receive)
+        empty = offset == Offset.RBR_THR_DLL and not (port._state.lcr & 0x80 or port._state.receive)
         shadow = mine.shadow(offset)
         ours, theirs = mine.read(offset), int(qemu.ask(f"readb {UART + offset:#x}"), 0)
         trace.append(f"r{offset}={theirs:#04x}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from tests.contract.cases import ALL
@@ -153,6 +153,7 @@ def send_random_packets(machine: Machine, service: str, role: common.Role.ValueT
 
 def fill(message: Message, chance: random.Random, depth: int) -> None:
     """Random values for random fields of `message`, edge values often."""
+    assert isinstance(message.DESCRIPTOR, Descriptor)
     for field in message.DESCRIPTOR.fields:
         if chance.random() < 0.4:
             continue

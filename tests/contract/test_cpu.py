@@ -290,6 +290,10 @@ def test_a_device_is_told_guest_time(machine: Machine) -> None:
             assert packet.WhichOneof("body") in ("hello", "access_batch"), packet
         return packet
 
+    # lui t1, 0x4000; lw t0, 0(t1); j back: a hart reads the device all the time.
+    machine.start_cpu("--paused", harts=1, code=(0x04000337, 0x00032283, 0xFFDFF06F))
+    monitor = machine.monitor("cpu")
+
     def ask(body: Message) -> Message:
         """Of the cpu, whose hart may wait for an access meanwhile."""
         number = monitor.peer.send(body)
@@ -300,9 +304,6 @@ def test_a_device_is_told_guest_time(machine: Machine) -> None:
         assert found is not None
         return found
 
-    # lui t1, 0x4000; lw t0, 0(t1); j back: a hart reads the device all the time.
-    machine.start_cpu("--paused", harts=1, code=(0x04000337, 0x00032283, 0xFFDFF06F))
-    monitor = machine.monitor("cpu")
     region = Region(name="r", base=0x400_0000, size=4096, access_sizes=15)
     described = Description(name="played", epoch=1, endpoint=endpoint, regions=[region])
     monitor.ask(cpu.AddDevice(description=described))

@@ -187,7 +187,9 @@ def test_states_from_anywhere_are_refused_or_loaded(machine: Machine, case: Case
         except errors.BadState:
             assert running.monitor.ask(lifecycle.Save()) == before, state
         else:
-            running.monitor.ask(lifecycle.Load(state=running.monitor.ask(lifecycle.Save())))
+            again = running.monitor.ask(lifecycle.Save())
+            assert isinstance(again, lifecycle.ServiceState)
+            running.monitor.ask(lifecycle.Load(state=again))
     running.monitor.ask(lifecycle.Resume())
     running.settle()
     seen = running.look()

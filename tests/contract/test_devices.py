@@ -418,7 +418,8 @@ def test_drained_names_the_last_update(machine: Machine) -> None:
         monitor.ask(lifecycle.Reset())  # changes that nobody is there to hear
     drained = monitor.ask(lifecycle.Drain())
     assert isinstance(drained, lifecycle.Drained)
-    last = machine.hart("uart0", hart=1).read(2) and Irqchip(machine, "uart0")
+    assert machine.hart("uart0", hart=1).read(2)
+    last = Irqchip(machine, "uart0")
     last.until(lambda: last.sequence > 0, "everything")
     assert drained.update_sequence < last.sequence <= drained.update_sequence + 2
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -195,11 +196,11 @@ def attach(machine: Machine, name: str, *regions: Region) -> None:
     assert isinstance(peer.request(Attach(description=described), PATIENCE), Attached)
 
 
-def region(base: int, **more: int) -> Region:
+def region(base: int, **more: Any) -> Region:
     return Region(name="r", base=base, size=0x100, access_sizes=15, **more)
 
 
-def moving(base: int, aperture: int, **more: int) -> Region:
+def moving(base: int, aperture: int, **more: Any) -> Region:
     return region(base, **{"aperture_base": aperture, "aperture_size": 0x1000, **more})
 
 

@@ -91,7 +91,7 @@ def test_device_that_dies_again_and_again_stops_the_machine(rig: Rig) -> None:
                 client.reset()
             client.pause()  # is no error
             client.resume()
-            assert (client.status().run_state, client.status().warnings, client.status().last_error) == (
+            assert (client.status().run_state, [*client.status().warnings], client.status().last_error) == (
                 "running",
                 [],
                 "",

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.streams import COUNT_PAGE, DATA_BYTES, LIMIT, Pair, counts, mend, wait_state
+from tests.faults.streams import COUNT_PAGE, DATA_BYTES, Pair, counts, mend, wait_state
 from tests.system import programs
-from tests.waiting import wait_for
+from tests.waiting import LIMIT, wait_for
 from vmesh.board import encode as e
 from vmesh.board import virt
 from vmesh.client import GatewayError, MachineClient

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,10 @@ def kill(pair: Pair, machine: str, service: str) -> None:
 def of_memory(machine: MachineClient, counter: str) -> int:
     (found,) = (service for service in machine.status().services if service.name == "memory")
     return found.counters[counter]
+
+
+def saw_a_death(side: MachineClient) -> bool:
+    return "was killed" in side.query_migrate().status.error
 
 
 def refusal(ask: Callable[[], object]) -> str:
@@ -128,7 +133,7 @@ def test_migration_service_that_is_killed_goes_on_in_its_next_life(pair: Pair, k
     for side in (source, target):
         wait_state(side, PAUSED)
     for side in [{"source": source, "target": target}[each] for each in killed]:
-        wait_for(lambda side=side: "was killed" in side.query_migrate().status.error, "the death to be seen")
+        wait_for(partial(saw_a_death, side), "the death to be seen")
     assert counts(target)
     assert "runs at the destination" in refusal(source.resume)
     assert "still to come" in refusal(lambda: target.snapshot_save(pair.runtime / "x.vmsnap"))

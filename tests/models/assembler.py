@@ -132,8 +132,8 @@ class _Line:
             raise AssemblyError(f"{self.text!r}: no instruction {name!r}")
         insn = by_name()[name]
         if name == "fence":
-            bits = [sum(1 << "wroi".index(c) for c in item) for item in args or ["iorw", "iorw"]]
-            return encode(name, pred4=bits[0], succ4=bits[1])
+            sets = [sum(1 << "wroi".index(c) for c in item) for item in args or ["iorw", "iorw"]]
+            return encode(name, pred4=sets[0], succ4=sets[1])
         if name == "fence.i":
             return encode(name)
         if insn.has("csr12"):

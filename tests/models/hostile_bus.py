@@ -142,7 +142,7 @@ class Inventor:
             known = self.random.choice(self.heard[field.name])
             return max(low, min(high, known + self.random.choice((0, 0, 0, 1, -1, 1000))))
         near = (RAM_BASE, RAM_BASE + 4095, RAM_BASE + (16 << 20), 0x400_0000, 0x1000_0000)
-        ends = (0, 1, 2, 3, 4, 8, 63, 64, 4096, low, high, high - 1, high >> 1, *near)
+        ends: tuple[int, ...] = (0, 1, 2, 3, 4, 8, 63, 64, 4096, low, high, high - 1, high >> 1, *near)
         if limit.max:
             ends += (limit.max - 1, limit.max, limit.max + 1)
         chosen = self.random.choice(ends) if self.random.random() < 0.9 else self.random.randint(low, high)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import linecache
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,7 +113,7 @@ def _block(text: str, depth: int) -> list[str]:
 
 def _leaf(scope: _Scope, type_: str) -> str:
     names = [name for name, kind in scope.names.items() if kind == type_]
-    if names and scope.draw(st.integers(0, 3)):
+    if names and scope.draw(st.integers(0, 3)) > 0:
         return scope.draw(st.sampled_from(names))
     if type_ == "boolean":
         return f"({scope.draw(st.sampled_from(['a', 'b', 'c']))} > {scope.draw(st.integers(0, 9))})"
@@ -134,24 +135,24 @@ def _expression(scope: _Scope, type_: str, depth: int) -> str:
         return _fill(scope, text)
     if depth == 0:
         return _leaf(scope, type_)
-    inner = lambda kind=type_: _expression(scope, kind, depth - 1)  # noqa: E731
+
+    def inner(kind: str = type_) -> str:
+        return _expression(scope, kind, depth - 1)
+
+    def count() -> str:
+        return f"({inner('u8')} ^ u8(c))"  # not known when compiling
+
     other = draw(st.sampled_from(_WIDTHS))
-    count = lambda: f"({inner('u8')} ^ u8(c))"  # noqa: E731  # not known when compiling
     if type_ == "boolean":
-        return draw(
-            st.sampled_from(
-                [
-                    lambda: (
-                        f"({inner(other)} {draw(st.sampled_from(['<', '<=', '==', '!=', '>', '>=']))} {inner(other)})"
-                    ),
-                    lambda: f"(not {inner(other)})",
-                    lambda: f"({inner()} and {inner()})",
-                    lambda: f"({inner()} or {inner()} or not {inner()})",
-                    lambda: f"({inner()} {draw(st.sampled_from(['&', '|', '^', '==', '!=']))} {inner()})",
-                    lambda: f"({inner()} if {inner()} else {inner()})",
-                ]
-            )
-        )()
+        tests: list[Callable[[], str]] = [
+            lambda: f"({inner(other)} {draw(st.sampled_from(['<', '<=', '==', '!=', '>', '>=']))} {inner(other)})",
+            lambda: f"(not {inner(other)})",
+            lambda: f"({inner()} and {inner()})",
+            lambda: f"({inner()} or {inner()} or not {inner()})",
+            lambda: f"({inner()} {draw(st.sampled_from(['&', '|', '^', '==', '!=']))} {inner()})",
+            lambda: f"({inner()} if {inner()} else {inner()})",
+        ]
+        return draw(st.sampled_from(tests))()
     choices = [
         lambda: f"({inner()} {draw(st.sampled_from(['+', '-', '*', '&', '|', '^']))} {inner()})",
         lambda: f"({inner()} {draw(st.sampled_from(['+', '-', '*', '&', '|', '^']))} {_literal(scope, type_)})",

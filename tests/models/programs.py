@@ -277,7 +277,7 @@ class Writer:
         while len(self.items) < self.length:
             self.block(1, 0)
         main = len(self.items)
-        items = [*self.items, [EBREAK], *self.functions]
+        items: list[Item] = [*self.items, [EBREAK], *self.functions]
         starts, offset = [], 0
         for item in items:
             starts.append(offset)

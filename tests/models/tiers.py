@@ -16,8 +16,9 @@ from services.cpu.harts import Harts
 from services.cpu.isa.riscv.features import FEATURES
 from services.cpu.isa.riscv.region import Region, RegionModule, emit, form
 from services.cpu.isa.riscv.state import CODE_PAGE_STRIDE, EXIT_REGIONS, CodePage
+from services.cpu.isa.riscv.tlb import PAGE
 from services.cpu.native.build import build_region
-from services.cpu.regions import PAGE, Arena
+from services.cpu.regions import Arena
 
 INTERPRET, TRANSLATE, BOTH = MODES = ("interpret", "translate", "both")
 #: Instructions in a region at most: short ones meet more of each other, and compile sooner.

@@ -74,7 +74,8 @@ def test_all_of_a_machine(stranger: Stranger) -> None:
     assert all(service.usage.rss_bytes for service in status.services)
 
     def register(name: str) -> int:
-        return {each.name: each.value for each in stranger.call("Registers", hart=0).registers}[name]
+        found: dict[str, int] = {each.name: each.value for each in stranger.call("Registers", hart=0).registers}
+        return found[name]
 
     wait_for(lambda: register("a0") == 42, "the program to run")
     stranger.call("WriteRegisters", hart=0, registers=[{"name": "s5", "value": 7}])

@@ -93,13 +93,15 @@ class StandIn:
             case "slow":
                 self.slow = float(rest)
             case "poweroff":
-                self.notice(power_off=common_pb2.PowerOff(exit_code=int(rest)))
+                self.notice(common_pb2.Notice(power_off=common_pb2.PowerOff(exit_code=int(rest))))
             case "reset":
-                self.notice(reset_request=common_pb2.ResetRequest())
+                self.notice(common_pb2.Notice(reset_request=common_pb2.ResetRequest()))
             case "fault":
-                self.notice(fault=common_pb2.Fault(service=self.arguments.name, reason=rest))
+                self.notice(common_pb2.Notice(fault=common_pb2.Fault(service=self.arguments.name, reason=rest)))
             case "lost":
-                self.notice(fault=common_pb2.Fault(service=self.arguments.name, reason=rest, lost=True))
+                self.notice(
+                    common_pb2.Notice(fault=common_pb2.Fault(service=self.arguments.name, reason=rest, lost=True))
+                )
             case "write":
                 while self.user is None:  # the launcher is on its way
                     time.sleep(0.01)
@@ -109,8 +111,8 @@ class StandIn:
                 for peer in self.monitors:
                     self.socket.send_multipart([peer, b"\xff" * 100])
 
-    def notice(self, **event: object) -> None:
-        notice = common_pb2.Notice(severity=common_pb2.SEVERITY_INFO, service=self.arguments.name, **event)
+    def notice(self, notice: common_pb2.Notice) -> None:
+        notice.severity, notice.service = common_pb2.SEVERITY_INFO, self.arguments.name
         for peer in self.monitors:
             self.socket.send_multipart([peer, Packet(notice=notice).SerializeToString()])
 

@@ -26,5 +26,5 @@ def plan(options: RunOptions, machine: MachineDirectory) -> MachinePlan:
 
 
 if __name__ == "__main__":
-    run.plan = plan
+    run.plan = plan  # type: ignore[attr-defined]
     sys.exit(run.run(sys.argv[1:]))

@@ -157,10 +157,15 @@ def test_events_come_in_order_and_end_with_the_machine(host: Host, run: Run, tmp
             begun.set()
             names.extend(event.name for event in stream)
 
+        def heard() -> bool:
+            client.pause()
+            client.resume()
+            return "RESUME" in names
+
         listener = threading.Thread(target=listen, daemon=True)
         listener.start()
         begun.wait(LIMIT)
-        wait_for(lambda: client.pause() or client.resume() or "RESUME" in names, "an event")
+        wait_for(heard, "an event")
         client.quit()
         listener.join(LIMIT)
         assert not listener.is_alive()
@@ -171,7 +176,12 @@ def test_events_come_in_order_and_end_with_the_machine(host: Host, run: Run, tmp
 def test_a_trace_follows_an_access_by_its_id(shared: MachineClient, shell: Terminal) -> None:
     records: list[TraceRecord] = []
     stream = shared.trace()
-    reader = threading.Thread(target=lambda: [records.extend(each.records) for each in stream], daemon=True)
+
+    def read() -> None:
+        for each in stream:
+            records.extend(each.records)
+
+    reader = threading.Thread(target=read, daemon=True)
     reader.start()
 
     def of(kind: TraceKind.ValueType, register: str = "") -> list[TraceRecord]:

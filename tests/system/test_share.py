@@ -56,8 +56,8 @@ def test_what_the_guest_reads_writes_and_lists(host: Host, debian: Guest, folder
         "rm -r many && ls",
     ]
     listed = hashlib.sha256("".join(sorted(f"file {number}\n" for number in range(FILES))).encode()).hexdigest()
-    device = ("-fsdev", f"local,id=f,path={folder},security_model=none")
-    device += ("-device", f"virtio-9p-device,fsdev=f,mount_tag=host,packed={'on' if packed else 'off'}")
+    device = ["-fsdev", f"local,id=f,path={folder},security_model=none"]
+    device += ["-device", f"virtio-9p-device,fsdev=f,mount_tag=host,packed={'on' if packed else 'off'}"]
 
     answer = host.vmesh("run", "-append", BRIEF, *device, stdin="\n".join(commands) + "\n")
 

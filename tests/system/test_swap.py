@@ -225,7 +225,7 @@ def test_every_device_of_debian_with_itself(host: Host, run: Run, debian: Guest,
     disk, share = tmp_path / "disk.img", tmp_path / "share"
     disk.write_bytes(bytes(16 << 20))
     share.mkdir()
-    flags = (
+    flags: tuple[str, ...] = (
         "-name", "linux", "-append", BRIEF, "-drive", f"file={disk},format=raw", "-device", "virtio-rng-device",
         "-virtfs", f"local,path={share},mount_tag=t,security_model=none",
     )  # fmt: skip
