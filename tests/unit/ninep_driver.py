@@ -122,6 +122,8 @@ class Client:
 class Share(Client):
     """A device on `folder`, and its successors; `directory`, the marks and guest memory survive a kill."""
 
+    device: Virtio9p
+
     def __init__(self, directory: Path, folder: Path, *, mapped: bool = False, read_only: bool = False) -> None:
         super().__init__(self._exchange)
         self.directory, self.folder = directory, folder

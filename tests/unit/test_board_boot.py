@@ -13,7 +13,7 @@ import pytest
 import unicorn
 from unicorn import riscv_const
 
-from vmesh.board import boot, cpu_model, virt
+from vmesh.board import boot, cpu_model, devicetree, virt
 from vmesh.board.boot import BootFiles, BootPlan, resolve
 from vmesh.board.errors import BoardError, ImageError
 from vmesh.board.parts import Board
@@ -190,7 +190,7 @@ def test_resolve_initrd_keeps_clear_of_what_the_image_header_says_the_kernel_use
 
 def test_resolve_device_tree_of_the_user_is_used(tmp_path: Path) -> None:
     mine = tmp_path / "my.dtb"
-    mine.write_bytes(boot.devicetree.build(board(64 * MIB)))
+    mine.write_bytes(devicetree.build(board(64 * MIB)))
 
     plan = resolve(board(), BootFiles("none", sized(tmp_path / "k", 16), dtb=mine, append="hello"), scratch=tmp_path)
 

@@ -300,16 +300,18 @@ def test_an_answer_without_progress_is_a_sign_of_life(bench: Bench) -> None:
     assert access.result(PATIENCE) == 77
 
 
+def post_and_settle(link: Link) -> None:
+    link.post([write(1)], 0)
+    link.settle()
+
+
 @pytest.mark.parametrize("waits", [False, True])
 @pytest.mark.parametrize("first", ["held", "still"])
 def test_device_that_holds_accesses_back_is_told_to_take_them_when_the_hart_is_to_stand_still(
     bench: Bench, waits: bool, first: str
 ) -> None:
     link, played = bench.link(), bench.played
-    action = (
-        (lambda: link.access([write(1)], READ, 0)) if waits else (lambda: link.post([write(1)], 0) or link.settle())
-    )
-    done = bench.do(action)
+    done = bench.do((lambda: link.access([write(1)], READ, 0)) if waits else (lambda: post_and_settle(link)))
     sender, packet = played.receive()
     held = BatchDone(epoch=1, credits=8, held=True)
     if first == "held":
@@ -332,7 +334,7 @@ def test_device_that_does_not_say_that_it_holds_back_is_not_told_anything(bench:
     """It may be of a version that does not know the message."""
     link, played = bench.link(), bench.played
     bench.still.set()
-    settled = bench.do(lambda: link.post([write(1)], 0) or link.settle())
+    settled = bench.do(lambda: post_and_settle(link))
     sender, packet = played.receive()
     played.send(sender, BatchDone(epoch=1, credits=8), 0)
     played.router.setsockopt(zmq.RCVTIMEO, 300)
@@ -395,7 +397,7 @@ def test_a_place_where_a_region_cannot_be_breaks_the_protocol(region: int, base:
     description = Description(name="device", epoch=1, endpoint="ipc:///nowhere", regions=[fixed, moving])
     device = BusDevice(0, description, NoBoard(), [RegisterTable(fixed), RegisterTable(moving)])
     said: list[tuple[str, str]] = []
-    device.complain = lambda what, text: said.append((what, text))  # type: ignore[method-assign]
+    device.complain = lambda what, text: said.append((what, text))
     device.apply(DeviceUpdate(epoch=1, sequence=1, places=[RegionPlace(region=1, base=0x5F00)]))
     assert not said
     device.apply(DeviceUpdate(epoch=1, sequence=2, places=[RegionPlace(region=region, base=base)]))

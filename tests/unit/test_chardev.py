@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -262,11 +263,15 @@ def test_pty(tmp_path: Path) -> None:
     port.chardev.write(bytes(FULL))  # nobody has it open
     assert not port.chardev.full
     name = port.log.read_text().split("path=")[1].split()[0]
+
+    def got(text: bytes) -> bool:
+        return port.got == text
+
     for text in (b"one\r\n", b"\x03two"):  # opened twice; raw both times
         fd = os.open(name, os.O_RDWR | os.O_NOCTTY)
         os.write(fd, text)
         port.got = b""
-        port.until(lambda text=text: port.got == text)
+        port.until(partial(got, text))
         port.chardev.write(b"out\n")
         assert os.read(fd, 10) == b"out\n"
         os.close(fd)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ def test_name_that_runs_is_not_said_to_have_been_started(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(deploy, "find", lambda name: MachineDirectory(Path(f"/run/{name}")))
-    monkeypatch.setattr(deploy.subprocess, "Popen", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr(subprocess, "Popen", lambda *_: pytest.fail("started"))
 
     assert deploy.deploy("there", "local", ["-m", "1G"], "", "") == 1
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from vmesh import machine
+from vmesh import guest, machine
 from vmesh.board.errors import BoardError
 from vmesh.cli import control, main, plan, ps
 from vmesh.cli import memory as memory_command
@@ -55,7 +55,12 @@ def test_without_a_name_it_is_the_only_one(runtime: Path) -> None:
 def parsed(monkeypatch: pytest.MonkeyPatch, module: Any, function: str, words: list[str]) -> Any:
     """The options that the command is called with."""
     found: list[Any] = []
-    monkeypatch.setattr(module, function, lambda *given, **more: found.append((given, more)) or 0)
+
+    def command(*given: Any, **more: Any) -> int:
+        found.append((given, more))
+        return 0
+
+    monkeypatch.setattr(module, function, command)
     assert main.main(words) == 0
     return found[0]
 
@@ -158,7 +163,7 @@ def test_a_list_for_terminals_of_any_width(
 ) -> None:
     """What there is room for is whole; what is left out is named."""
     monkeypatch.setenv("COLUMNS", str(width))
-    monkeypatch.setattr(ps.sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     services = [ServiceRecord("virtio-blk-0", "virtio-blk", 1234567, 1, "running")]
     with machines("machine-1") as (made,):
         made.write_record(MachineRecord("machine-1", 1234566, 0.0, "running", tuple(services)))
@@ -186,7 +191,7 @@ def test_another_host_is_refused_with_one_line(
 
 def test_the_default_guest_has_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     """With less its kernel panics, and the machine runs until it is killed."""
-    monkeypatch.setattr(plan.guest, "find", object)
+    monkeypatch.setattr(guest, "find", object)
     for words, enough in (("-m 64M", False), ("-m 127M", False), ("-m 128M", True), ("-m 1M -bios none", True)):
         options = parse(words.split())
         if enough:
@@ -194,7 +199,7 @@ def test_the_default_guest_has_what_it_needs(monkeypatch: pytest.MonkeyPatch) ->
         else:
             with pytest.raises(BoardError, match="the default guest, Debian's kernel, needs 128M at least"):
                 plan.board_of(options)
-    monkeypatch.setattr(plan.guest, "find", lambda: None)  # the small one of ours is content with less
+    monkeypatch.setattr(guest, "find", lambda: None)  # the small one of ours is content with less
     assert plan.board_of(parse(["-m", "64M"])).ram.size == 64 << 20
 
 

@@ -16,7 +16,7 @@ from vmesh import connecting
 @pytest.fixture
 def full(tmp_path: Path) -> Iterator[tuple[Path, socket.socket]]:
     """Somebody who listens and does not accept, and whose queue is full."""
-    path, held = tmp_path / "full", []
+    path, held = tmp_path / "full", list[socket.socket]()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(path))
         listener.listen(0)

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("docker")
 
-from docker.errors import APIError
+from docker.errors import APIError, DockerException
 from requests import Response
 
 from vmesh.deploy import engines
@@ -27,7 +27,7 @@ class Engine:
 
     def _create(self, _image: str, **given: Any) -> str:
         self.made.append(given["name"])
-        return given["name"]
+        return self.made[-1]
 
 
 @pytest.mark.parametrize("labels", [(), (None,), ({"vmesh": "false"}, {"other": "true"})])
@@ -105,5 +105,5 @@ def test_what_never_goes_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "_LOOK_SECONDS", 0)
     monkeypatch.setattr(engines, "STOP_SECONDS", 0.0)
     volume = Thing("m-volume", *[409] * 1_000_000)
-    with pytest.raises(engines.DockerException, match="the volume m-volume is in use"):
+    with pytest.raises(DockerException, match="the volume m-volume is in use"):
         engines._remove(Removing([], [volume]), "m")  # type: ignore[arg-type]

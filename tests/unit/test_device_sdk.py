@@ -25,7 +25,7 @@ from tests.unit.device_harness import Bench, FakeRuntime
 from vmesh import errors, machine, segment, service
 from vmesh.board.virt import MAX_HARTS
 from vmesh.chardev import JOURNAL_BYTES
-from vmesh.device import BusError, Device, DeviceService, Wires
+from vmesh.device import BusError, DeviceService, Wires
 from vmesh.device.wires import MOST_MESSAGES
 from vmesh.guest_memory import LocalGuestMemory
 from vmesh.log import Log
@@ -231,7 +231,7 @@ def test_a_hart_is_never_told_of_more_than_the_slot_has(tmp_path: Path, monkeypa
     ids=["ns16550a", "virtio-console"],
 )
 def test_the_slot_has_room_for_all_that_nobody_reads(
-    make: Callable[[service.Runtime], Device], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Callable[[service.Runtime], Ns16550a | VirtioConsole], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file system may be full by then: that is no reason for a console to end."""
     runtime = service.Runtime(service.parser("port", None).parse_args(["--machine", str(tmp_path), "--name", "port"]))
@@ -412,8 +412,11 @@ def test_loop_calls_back_what_is_ready_in_order() -> None:
         loop.watch(reader)
         loop.call_in("stop", 0, loop.stop)
 
+    def write() -> None:
+        os.write(writer, b"x")
+
     loop.watch(reader, read=readable)
-    loop.call_in("write", 0, lambda: os.write(writer, b"x") and None)
+    loop.call_in("write", 0, write)
     loop.call_in("never", 3600, lambda: seen.append(b"never"))
     loop.call_in("patience", 20, loop.stop)
     loop.call_in("replaced", 3600, lambda: None)

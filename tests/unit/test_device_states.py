@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from hypothesis import given, settings
 from hypothesis import strategies as some
@@ -44,6 +44,7 @@ CHANGE = some.tuples(some.integers(0, 1000), NUMBER, some.binary(max_size=20))
 def places(message: Message) -> list[tuple[Message, FieldDescriptor, int]]:
     """All scalars of a message and of those in it, with their index where they are repeated."""
     found = []
+    assert isinstance(message.DESCRIPTOR, Descriptor)
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)
         if field.is_repeated:

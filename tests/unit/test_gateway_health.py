@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -44,9 +45,12 @@ def served(tmp_path: Path) -> Iterator[Served]:
     made.close()
 
 
-def watch(channel: grpc.Channel, name: str, timeout: float) -> grpc.Call:
-    request = health_pb2.HealthCheckRequest(service=name)
-    return health_pb2_grpc.HealthStub(channel).Watch(request, timeout=timeout)  # type: ignore[no-any-return]
+def stub_of(channel: grpc.Channel) -> Any:
+    return health_pb2_grpc.HealthStub(channel)  # the package's type information has no methods
+
+
+def watch(channel: grpc.Channel, name: str, timeout: float) -> Any:
+    return stub_of(channel).Watch(health_pb2.HealthCheckRequest(service=name), timeout=timeout)
 
 
 def test_watchers_see_the_newest_and_unknown_ones_are_named(served: Served) -> None:
@@ -68,7 +72,7 @@ def test_names_that_were_watched_are_not_kept(served: Served) -> None:
             assert next(stream).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
             stream.cancel()
             with pytest.raises(grpc.RpcError) as error:
-                health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=f"asked{number}"))
+                stub_of(channel).Check(health_pb2.HealthCheckRequest(service=f"asked{number}"))
             assert isinstance(error.value, grpc.Call)
             assert error.value.code() == grpc.StatusCode.NOT_FOUND
 
@@ -122,7 +126,7 @@ def test_watchers_are_bounded(served: Served) -> None:
         def is_free() -> bool:
             again = watch(channels.enter_context(served.connect()), "", LIMIT)
             with suppress(grpc.RpcError):
-                return next(again).status == health_pb2.HealthCheckResponse.SERVING
+                return bool(next(again).status == health_pb2.HealthCheckResponse.SERVING)
             return False
 
         wait_for(is_free, "a place to be free again")

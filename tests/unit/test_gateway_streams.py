@@ -40,7 +40,7 @@ class Served(MachineServicer):
         self.target = f"unix:{folder / 's'}"
         self._server = grpc.server(ThreadPoolExecutor(2 * LIMIT))
         add_MachineServicer_to_server(self, self._server)
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(Reflection(()), self._server)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(Reflection(()), self._server)  # type: ignore[no-untyped-call]
         self._server.add_insecure_port(self.target)
         self._server.start()
 
@@ -54,7 +54,7 @@ class Served(MachineServicer):
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Served]:
-    made = Served(tmp_path)
+    made = Served(tmp_path)  # type: ignore[abstract]
     yield made
     made.close()
 
@@ -130,7 +130,7 @@ def test_a_client_that_goes_is_hung_up(served: Served, client: Client) -> None:
 def test_silent_reflection_is_bounded(served: Served, client: Client) -> None:
     with ExitStack() as channels:
         channel = channels.enter_context(grpc.insecure_channel(served.target))
-        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
         calls = [stub.ServerReflectionInfo(client.silent(), timeout=PATIENCE) for _ in range(REFLECTIONS + 1)]
         wait_for(lambda: one_refused(calls), "one to be refused")
         assert one_refused(calls).code() == grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -25,7 +25,7 @@ class Served(MachineServicer):
 @pytest.fixture
 def stub(tmp_path: Path) -> Iterator[MachineStub]:
     server = grpc.server(ThreadPoolExecutor(1), interceptors=[Texts()])
-    add_MachineServicer_to_server(Served(), server)
+    add_MachineServicer_to_server(Served(), server)  # type: ignore[abstract]
     server.add_insecure_port(f"unix:{tmp_path / 's'}")
     server.start()
     with grpc.insecure_channel(f"unix:{tmp_path / 's'}") as channel:
@@ -49,5 +49,7 @@ def test_others_are_as_they_were(stub: MachineStub) -> None:
 
 
 def test_inside_of_others() -> None:
-    added = gateway_pb2.MachineStatus(services=[{"name": "a"}, {"last_error": "\0"}])
+    added = gateway_pb2.MachineStatus(
+        services=[gateway_pb2.ServiceStatus(name="a"), gateway_pb2.ServiceStatus(last_error="\0")]
+    )
     assert with_nul(added) == "services.last_error"

@@ -163,7 +163,7 @@ def test_fetch_damaged_download_is_refused_and_the_old_guest_stays(local: LocalA
     described = local.describe(list(debs))
     debs["opensbi"].write_bytes(debs["opensbi"].read_bytes()[:-1] + b"!")
     (cache_directory() / "debs" / debs["opensbi"].name).unlink()
-    local.describe = lambda _: described  # type: ignore[method-assign]
+    local.describe = lambda packages: described  # type: ignore[method-assign]
 
     with pytest.raises(GuestError, match="expected SHA256"):
         fetch_module.fetch(refresh=True)

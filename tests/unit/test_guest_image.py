@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vmesh.guest import Guest, image
+from vmesh.guest import Guest, image, rootfs
 from vmesh.guest.errors import GuestError
 from vmesh.guest.rootfs import Owner
 
@@ -177,7 +177,7 @@ def test_build_that_fails_leaves_what_was_there_and_is_gone_on_with(
         file.write(b"half of the work")
 
     with monkeypatch.context() as once:
-        once.setattr(image.rootfs, "unpack", lambda *_: pytest.fail("unpacked again"))
+        once.setattr(rootfs, "unpack", lambda *_: pytest.fail("unpacked again"))
         machine("vmesh-configure: done\n")
         image.build(disk, 64 << 20)
 

@@ -11,7 +11,7 @@ from vmesh.guest import initramfs
 
 def unpack(archive: bytes) -> dict[str, tuple[int, bytes, tuple[int, int]]]:
     """Name to mode, data and device numbers, read as the newc format is described."""
-    found = {}
+    found: dict[str, tuple[int, bytes, tuple[int, int]]] = {}
     place = 0
     while True:
         assert archive[place : place + 6] == b"070701"

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 
 from vmesh import limits
 from vmesh.v1 import bus_pb2, common_pb2, cpu_pb2, lifecycle_pb2, limits_pb2, memory_pb2
@@ -36,7 +37,8 @@ def limit(field: FieldDescriptor) -> Any:
 
 @pytest.mark.parametrize("field", [f for f in everywhere() if limit(f).ListFields()], ids=lambda field: field.full_name)
 def test_each_limit_is_the_largest_that_is_taken(field: FieldDescriptor) -> None:
-    made = field.containing_type._concrete_class
+    assert field.containing_type is not None
+    made = GetMessageClass(field.containing_type)
     found = limit(field)
     if found.items > 1 << 16 or found.bytes > 1 << 20:
         return  # more than a packet has
@@ -87,7 +89,7 @@ def test_what_is_outside_is_named(message: Message, wrong: str) -> None:
 
 @pytest.mark.parametrize("descriptor", BODIES, ids=lambda descriptor: descriptor.name)
 def test_an_empty_message_keeps_all_limits(descriptor: Descriptor) -> None:
-    assert limits.broken(descriptor._concrete_class()) == ""
+    assert limits.broken(GetMessageClass(descriptor)()) == ""
 
 
 def test_no_text_row_or_list_of_a_packet_is_without_a_limit() -> None:

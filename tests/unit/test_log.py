@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def test_a_cause_is_written_once_and_then_seldom(tmp_path: Path, capsys: pytest.
 def test_a_cause_that_comes_now_and_then_is_written_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = Log("blk0", tmp_path / "log")
     for minute in range(5):
-        monkeypatch.setattr(log.time, "monotonic", lambda minute=minute: 1000 + 61.0 * minute)
+        monkeypatch.setattr(time, "monotonic", lambda minute=minute: 1000 + 61.0 * minute)
         assert made.info("restarted", pid=7)
 
 

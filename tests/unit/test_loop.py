@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -111,11 +112,16 @@ def test_a_listener_without_descriptors_waits_for_them(tmp_path: Path) -> None:
 
     watched.loop.watch(listener.fileno(), read=accept)
     client.connect(str(tmp_path / "s"))
+
+    def meets() -> bool:
+        watched.run(0.05)
+        return bool(met)
+
     with no_more_files():
         watched.run(0.25)
     assert not met
     assert 1 <= len(watched.told) <= 3
-    wait_for(lambda: watched.run(0.05) or met, "the listener to be listened to again")
+    wait_for(meets, "the listener to be listened to again")
     assert len(met) == 1
     for each in (client, listener, *met):
         each.close()
@@ -124,7 +130,12 @@ def test_a_listener_without_descriptors_waits_for_them(tmp_path: Path) -> None:
 def test_work_of_other_threads_is_done_in_order() -> None:
     watched = Watched()
     inbox, done = Inbox(watched.loop), list[int]()
-    thread = threading.Thread(target=lambda: [inbox.call(lambda n=n: done.append(n)) for n in range(100)])  # type: ignore[misc]
+
+    def ask() -> None:
+        for n in range(100):
+            inbox.call(partial(done.append, n))
+
+    thread = threading.Thread(target=ask)
     thread.start()
     watched.run(0.1)
     thread.join()

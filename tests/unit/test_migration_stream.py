@@ -201,7 +201,7 @@ def test_package_without_the_state_of_a_service_is_refused() -> None:
         package.unpack(stream(made), frozenset({"rtc"}))
 
 
-def sent(size_of_state: int, limit: int) -> tuple[BytesSink, package.BytesSink]:
+def sent(size_of_state: int, limit: int) -> tuple[BytesSink, BytesSink]:
     made = package.build({"cpu": state(size_of_state)})
     sink = BytesSink()
     package.send(Writer(sink), made, limit)

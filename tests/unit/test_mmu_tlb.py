@@ -13,8 +13,9 @@ from dataclasses import replace
 
 import pytest
 
+from tests.cpu_harness import BASE
 from tests.models.assembler import assemble
-from tests.models.paged import BASE, DATA, DATA_2M, END, PMP_CODE, TABLES, PagedHart
+from tests.models.paged import DATA, DATA_2M, END, PMP_CODE, TABLES, PagedHart
 from tests.models.translation import FETCH, LOAD, STORE, Fault, M, PmpEntry, Pte, S, Settings, U, access
 
 SEQUENCES, STEPS = 40, 600

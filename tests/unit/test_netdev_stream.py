@@ -121,20 +121,23 @@ def test_frames_carry_guest_time_between_machines_that_have_agreed_on_it(path: P
     for each in wires:
         each.netdev.start()
 
-    def turn() -> None:
+    def turned(reached: Callable[[], bool]) -> bool:
         for each in (loop, *(wire.loop for wire in wires)):
             each.call_in("turn", 0.002, lambda: None)
             each._step()
+        return reached()
 
-    wait_for(lambda: (turn(), all(each.port.links[-1:] == [True] for each in wires))[1], "the links")
+    wait_for(lambda: turned(lambda: all(each.port.links[-1:] == [True] for each in wires)), "the links")
     largest = bytes(MAX_FRAME - STAMP_BYTES)
     assert first.netdev.send([[memoryview(FRAME)], [memoryview(largest)]]) == 2
-    wait_for(lambda: (turn(), len(second.port.got) == 2)[1], "the frames")
+    wait_for(lambda: turned(lambda: len(second.port.got) == 2), "the frames")
     assert second.port.got == [FRAME, largest]
     assert second.netdev._frames is not None
     assert second.netdev._frames.time_ns == 1_000
-    for each in (*wires, *([] if hub is None else [hub])):
-        (each.netdev if isinstance(each, Wire) else each).close()
+    for each in wires:
+        each.netdev.close()
+    if hub is not None:
+        hub.close()
 
 
 def test_a_frame_without_the_time_that_it_should_have_is_nobodys(path: Path) -> None:

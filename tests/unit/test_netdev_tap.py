@@ -47,7 +47,7 @@ def test_a_reset_of_a_card_whose_interface_was_removed(monkeypatch: pytest.Monke
     monkeypatch.setattr(fcntl, "ioctl", ioctl)
     monkeypatch.setattr("vmesh.netdev.tap._DEVICE", "/dev/null")
     runtime, wire = Runtime(), Wire()
-    netdev = TapNetdev(Tap("tap0"), runtime.loop, runtime.log, wire)  # type: ignore[arg-type]
+    netdev = TapNetdev(Tap("tap0"), runtime.loop, runtime.log, wire)
     netdev.start()
     assert wire.up
     gone = True

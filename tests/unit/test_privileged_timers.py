@@ -151,7 +151,7 @@ def test_supervisor_timer(cpu: Cpu) -> None:
         sret
     """
     fields = {"privilege": S, "menvcfg": STCE, "mcounteren": 7, "mideleg": 0x222, "mstatus": FIXED}
-    stop = run(cpu, text, **fields)
+    stop = run(cpu, text, None, 0, **fields)
     assert stop.cause == 9
     x = cpu.x()
     assert x[18:21] == [0, STIP, 0]
@@ -185,8 +185,9 @@ def test_time_runs_at_ten_megahertz(cpu: Cpu) -> None:
     took = time.monotonic() - begin
     assert cpu.x()[19] - cpu.x()[18] >= 2_000_000
     assert 0.19 <= took < 20
-    ticks = [run(cpu, "csrr a0, time\n .word END") and cpu.x()[10] for _ in range(2)]
-    assert max(ticks) < 60 * 10_000_000
+    for _ in range(2):
+        run(cpu, "csrr a0, time\n .word END")
+        assert cpu.x()[10] < 60 * 10_000_000
 
 
 def test_time_is_mtime(cpu: Cpu) -> None:

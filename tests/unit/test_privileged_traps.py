@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
@@ -206,7 +207,7 @@ def test_returns(cpu: Cpu) -> None:
             assert state_of(cpu) == trapped(before, 2, word, 0, M_HANDLER, 0), (seed, case, before)
 
 
-LEGAL = {
+LEGAL: dict[str, Callable[[int, int], bool]] = {
     "csrr a0, satp": lambda p, s: p == M or (p == S and not s & TVM),
     "csrw satp, x0": lambda p, s: p == M or (p == S and not s & TVM),
     "sfence.vma": lambda p, s: p == M or (p == S and not s & TVM),
@@ -225,7 +226,7 @@ def test_what_mstatus_forbids(cpu: Cpu, text: str, privilege: int, status: int) 
     pending = {"mip": 2, "mie": 2, "mideleg": 2} if privilege == S else {}
     if text == "wfi" and privilege == M:
         pending = {"mip": 2, "mie": 2}
-    stop = run(cpu, f"{text}\n ecall", privilege=privilege, mstatus=FIXED | status, **pending)
+    stop = run(cpu, f"{text}\n ecall", None, 0, privilege=privilege, mstatus=FIXED | status, **pending)
     if LEGAL[text](privilege, status):
         assert (stop.pc, stop.cause) == (CODE + 4, {S: 9, M: 11}[privilege])
     else:

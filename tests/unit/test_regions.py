@@ -12,7 +12,8 @@ from services.cpu.isa.riscv.encoding import encode
 from services.cpu.isa.riscv.features import FEATURES
 from services.cpu.isa.riscv.region import form
 from services.cpu.isa.riscv.state import ATTENTION_STOP, EXIT_REGIONS, EXIT_STOP
-from services.cpu.regions import FINGERPRINT, LONGEST_CODE, PAGE, Regions, Translation
+from services.cpu.isa.riscv.tlb import PAGE
+from services.cpu.regions import FINGERPRINT, LONGEST_CODE, Regions, Translation
 from services.cpu.translator import translate
 from services.cpu.translator_process import Request
 from tests.cpu_harness import Cpu

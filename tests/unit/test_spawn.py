@@ -43,7 +43,11 @@ def test_child_has_a_session_and_default_signals_of_its_own() -> None:
 
 
 def test_killed_child_is_told_by_the_signals_name() -> None:
-    child = fork(lambda: signal.pause() or 0, title="t")
+    def sleep() -> int:
+        signal.pause()
+        return 0
+
+    child = fork(sleep, title="t")
     os.kill(child.pid, signal.SIGKILL)
     assert describe_exit(_ended(child.pid)) == "was killed by SIGKILL"
     os.close(child.pidfd)

@@ -59,7 +59,7 @@ def space(cpu: Cpu) -> Space:
 def start(cpu: Cpu, text: str, x: dict[int, int] | None = None, **fields: int) -> int:
     """Puts a program into place, hart 0 about to run it; gives the count of retired instructions."""
     put(cpu, text)
-    cpu.set(CODE, x, **fields)
+    cpu.set(CODE, x, None, **fields)
     return int(cpu.hart.retired)
 
 
@@ -118,7 +118,7 @@ def test_misaligned_accesses(cpu: Cpu) -> None:
 
 
 @pytest.mark.parametrize("mode", [INTERPRET, TRANSLATE])
-def test_misaligned_accesses_in_a_page_are_as_fast_as_others(mode: int) -> None:
+def test_misaligned_accesses_in_a_page_are_as_fast_as_others(mode: str) -> None:
     """V8 makes them all over: one that walked the page table for each byte cost twenty times QEMU's time."""
     cpu = virt(mode=mode)
     cpu.write(DATA, bytes(range(64)))
@@ -151,7 +151,7 @@ def test_what_is_mapped_alike_does_not_drive_each_other_out(distance: int) -> No
 
 @pytest.mark.parametrize("mode", [INTERPRET, TRANSLATE])
 @pytest.mark.parametrize("text", ["ld a2, -4(s0)", "sd a2, -4(s0)", "lw a2, -1(s0)", "lhu a2, -1(s0)"])
-def test_an_access_that_begins_in_the_page_before_is_none_of_this_one(mode: int, text: str) -> None:
+def test_an_access_that_begins_in_the_page_before_is_none_of_this_one(mode: str, text: str) -> None:
     """Where RAM begins, at a multiple of 2 GiB: the TLB has an entry of its first page."""
     cpu = virt(mode=mode)
     before = cpu.read(BASE, 8)

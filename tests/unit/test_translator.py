@@ -20,9 +20,10 @@ import pytest
 from services.cpu import translator
 from services.cpu.isa.riscv.features import FEATURES
 from services.cpu.isa.riscv.region import ALL
+from services.cpu.isa.riscv.tlb import PAGE
 from services.cpu.native.build import BuildError
 from services.cpu.region_store import RegionStore, store_path
-from services.cpu.regions import PAGE, Translation
+from services.cpu.regions import Translation
 from services.cpu.translator import translate
 from services.cpu.translator_process import MOST_STARTS, Request, TranslatorProcess
 from tests.models.assembler import assemble

@@ -450,10 +450,10 @@ def test_a_temporary_disk_against_a_model(tmp_path: Path, disk: Path) -> None:
                 image.close()
                 image = Overlay(RawImage(disk, read_only=True), path, fresh=False)
             case 3:
-                data = bytearray(end - start)
-                middle = chance.randrange(len(data))
-                image.read(start, [memoryview(data)[:middle], memoryview(data)[middle:]])
-                assert data == model[start:end]
+                found = bytearray(end - start)
+                middle = chance.randrange(len(found))
+                image.read(start, [memoryview(found)[:middle], memoryview(found)[middle:]])
+                assert found == model[start:end]
     assert disk.read_bytes() == before
 
 

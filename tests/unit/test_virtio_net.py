@@ -558,7 +558,7 @@ def test_cards_that_die_at_any_store_mix_nothing_up(memory: LocalGuestMemory, pa
             sent += 1
         successor = Card(memory, packed=packed)
         successor.card.marks = marks
-        successor.card.memory = Mortal(memory, chance.randrange(30) if life < 299 else 10_000)  # type: ignore[assignment]
+        successor.card.memory = Mortal(memory, chance.randrange(30) if life < 299 else 10_000)
         successor.card._attached = False  # as from the slot: the marks are kept
         successor.card.load(state)
         try:

@@ -82,7 +82,7 @@ class Listener:
 
     def take_in(self) -> None:
         """What comes next, of what the server deals with by itself."""
-        assert self.server.socket.poll(SECONDS * 1000)
+        assert self.server.socket.poll(int(SECONDS * 1000))
         assert self.server.receive() is None
 
     def hold(self, said: Hello) -> wire.Peer:
@@ -101,9 +101,9 @@ class Listener:
         """The monitor tells which process is which service."""
         self.server.tell(processes)
 
-    def welcome(self, role: common.Role.ValueType, **fields: int) -> wire.Peer:
+    def welcome(self, role: common.Role.ValueType) -> wire.Peer:
         peer = self.peer(wire.hello(role, "peer"))
-        answer = self.ask(peer, wire.make(wire.hello(role, "peer", **fields), 1))
+        answer = self.ask(peer, wire.make(wire.hello(role, "peer"), 1))
         assert answer.welcome.name == "one", answer
         return peer
 
@@ -125,7 +125,7 @@ def test_welcome_and_what_follows(listener: Listener) -> None:
     peer = listener.welcome(common.ROLE_MONITOR)
     assert [client.name for client in listener.greeted] == ["peer"]
     number = peer.send(Health())
-    assert listener.server.socket.poll(SECONDS * 1000)
+    assert listener.server.socket.poll(int(SECONDS * 1000))
     received = listener.server.receive()
     assert received is not None
     client, packet = received
@@ -362,7 +362,7 @@ def test_who_reads_each_answer_misses_none(tmp_path: Path) -> None:
     peer = wire.Peer(context, wire.endpoint(path), wire.hello(common.ROLE_DEVICE, "fast"))
     try:
         peer.say_hello()
-        assert server.socket.poll(SECONDS * 1000)
+        assert server.socket.poll(int(SECONDS * 1000))
         assert server.receive() is None
         (client,) = server.clients.values()
         for number in range(3000):

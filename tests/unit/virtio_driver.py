@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 
 from vmesh import segment
@@ -33,6 +34,8 @@ def guest_memory(directory: Path, size: int = RAM) -> LocalGuestMemory:
 class Driver(ABC):
     """`add` makes a request available, `must_ring` says whether the device wants to hear of what was added since the
     last time, `reap` gives what came back, as (identifier, bytes written)."""
+
+    chains: Mapping[int, object]  # what the device has, by identifier
 
     def __init__(
         self, memory: LocalGuestMemory, areas: Areas, event_index: bool = False, indirect: bool = False
@@ -175,7 +178,7 @@ class PackedDriver(Driver):
         return (new - event - 1) % 65536 < added
 
     def reap(self) -> list[tuple[int, int]]:
-        done = []
+        done: list[tuple[int, int]] = []
         while True:
             written, identifier, flags = struct.unpack(
                 "<IHH", self.memory.read(self.areas.descriptors + 16 * self.used + 8, 8)
