@@ -102,6 +102,19 @@ def test_error_is_one_line_and_no_traceback(arguments: list[str], words: str, st
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "-name", "debug-threads=on", "-print-commands", "-bios", "none", "-kernel", __file__],
+        ["deploy", "--print", "compose", "x", "-cpu", "help"],
+    ],
+)
+def test_what_is_asked_for_is_no_error(arguments: list[str]) -> None:
+    done = _vmesh(*arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+
+
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize(
     ("arguments", "status"),

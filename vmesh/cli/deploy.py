@@ -82,8 +82,8 @@ def show(kind: str, arguments: Sequence[str], image: str, ram: str) -> int:
 
         machine = _described(arguments, image, ram)
         print(yaml.dump(MANIFESTS[kind](machine), Dumper=Plain, sort_keys=False, width=120), end="")
-    except HelpRequested as asked:
-        print(asked.text)
+    except HelpRequested as request:
+        print(request)
     except (OptionError, BoardError, GuestError, VmeshError, ImportError) as error:
         return _failed(error)
     return 0
