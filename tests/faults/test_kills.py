@@ -22,10 +22,10 @@ from vmesh.spawn import python
 SERVICES = ("memory", "cpu")  # nothing goes on without these
 
 
-def _kill(*pids: int) -> None:
+def _kill(*pids: int, number: signal.Signals = signal.SIGKILL) -> None:
     for pid in pids:
         with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)
 
 
 @pytest.mark.parametrize("victim", SERVICES)
@@ -255,7 +255,9 @@ def _only_begun(directory: Path) -> bool:
 def test_name_is_free_again_after_everything_was_killed(rig: Rig) -> None:
     first = rig.start()
     before = rig.wait_running()
-    _kill(*sorted(rig.processes(), reverse=True))  # or some would see the others go, and clear up
+    everything = rig.processes()
+    _kill(*everything, number=signal.SIGSTOP)  # or some would see the others go, and clear up
+    _kill(*everything)
     first.communicate()
     assert rig.machine.path.exists()
     second = rig.start()
