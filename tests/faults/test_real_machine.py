@@ -76,8 +76,8 @@ def test_device_that_is_killed_or_hangs_comes_back(rig: Rig, number: signal.Sign
 
 def test_commands_from_a_pipe_reach_the_guest_and_the_end_powers_it_off(rig: Rig) -> None:
     launcher = rig.start_real()
-    stdout, _ = launcher.communicate(b"hello there\n")
+    stdout, stderr = launcher.communicate(b"hello there\n")
     assert BANNER in stdout
-    assert stdout.count(b"hello there") == 2, "typed, and said back"
+    assert stdout.count(b"hello there") == 2, f"typed, and said back: {stdout!r}, {launcher.returncode}, {stderr!r}"
     assert launcher.returncode == 0
     rig.wait_clean()
