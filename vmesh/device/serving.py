@@ -9,7 +9,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError, Message
 
-from vmesh import errors, files, trace
+from vmesh import errors, files, spaces, trace
 from vmesh.board.virt import MAX_HARTS
 from vmesh.device.model import BusError, Device
 from vmesh.doorbell import Bell, Raiser
@@ -473,8 +473,9 @@ class DeviceService(Service):
             quiet_until_ns=min(self._device.quiet_until_ns(), NEVER_NS),
         )
         self._device.wires.fill(update, everything=everything)
-        for place in update.places:
-            if not place.absent and not _reaches(self._device.regions[place.region], place.base):
+        for place in update.places:  # a guest may want one where the bus does not lead
+            region = self._device.regions[place.region]
+            if region.aperture_size and not place.absent and not spaces.can_be_at(region, place.base):
                 place.absent, place.base = True, 0
         if self._recorder.on:
             text = trace.describe(update, self._device.regions)
@@ -539,12 +540,6 @@ class DeviceService(Service):
             raise errors.BadState(f"{name} cannot be parsed: {error}") from error
         self._device.check(state, version)
         return state
-
-
-def _reaches(region: messages.Region, base: int) -> bool:
-    """Whether a region that moves can be there: a guest may place it where the bus does not lead."""
-    end = region.aperture_base + region.aperture_size
-    return not region.aperture_size or (region.aperture_base <= base <= end - region.size and base % 4 == 0)
 
 
 def _posted(regions: Sequence[messages.Region]) -> list[tuple[int, int, int]]:

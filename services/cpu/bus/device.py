@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from vmesh import errors, limits
+from vmesh.spaces import can_be_at
 from vmesh.v1 import bus_pb2 as messages
 from vmesh.v1 import common_pb2 as common
 
@@ -178,9 +179,7 @@ class BusDevice:
     def _move(self, place: messages.RegionPlace) -> None:
         regions = self.description.regions
         region = regions[place.region] if place.region < len(regions) else messages.Region()
-        end = region.aperture_base + region.aperture_size
-        inside = region.aperture_base <= place.base and place.base + region.size <= end and place.base % 4 == 0
-        if not region.aperture_size or not (place.absent or inside):
+        if not region.aperture_size or not (place.absent or can_be_at(region, place.base)):
             self.complain(limits.BROKEN, f"region {place.region} cannot be at {place.base:#x}")
             return
         base = None if place.absent else self._spaces.address(region, place.base)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .lang import ArrayType, IntType, NativeFunction, PtrType, Table, size_of
-from .values import BOOLEAN, U64, NativeError, Value, Variable
+from .values import BOOLEAN, U64, NativeError, Value, Variable, number_of
 
 if TYPE_CHECKING:
     from .compiler import Module
@@ -138,8 +138,7 @@ class Builder:
 
     def convert(self, item: Any, type_: IntType) -> Value:
         """``type_(item)``."""
-        number = item.number if isinstance(item, Value) else int(item) if isinstance(item, int) else None
-        if number is not None:
+        if (number := number_of(item)) is not None:
             return self.constant(number, type_) if type_ == BOOLEAN else self.wrapped(number, type_)
         if not isinstance(item, Value):
             raise NativeError(f"cannot convert {item!r} to {type_}")
@@ -249,8 +248,7 @@ class Builder:
         if not isinstance(type_, IntType) or type_ == BOOLEAN:
             raise NativeError(f"{operation} of {type_}")
         name = "shl" if operation == "<<" else ("ashr" if type_.signed else "lshr")
-        known = right if isinstance(right, int) else right.number if isinstance(right, Value) else None
-        if known is not None:
+        if (known := number_of(right)) is not None:
             if not 0 <= known < type_.bits:
                 raise NativeError(f"{operation} by {known} of {type_}")
             if left.number is not None:
@@ -289,7 +287,7 @@ class Builder:
         if not isinstance(base, Value) or not isinstance(base.type, PtrType):
             raise NativeError(f"{getattr(base, 'type', base)!s:.80} has no elements that can be reached here")
         target = base.type.target
-        if (index if isinstance(index, int) else getattr(index, "number", None) or 0) < 0:
+        if (number_of(index) or 0) < 0:
             raise NativeError("a negative index: Python counts from the end")
         signed = isinstance(index, Value) and isinstance(index.type, IntType) and index.type.signed
         number = self.convert(index, IntType(64, signed))

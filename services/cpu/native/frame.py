@@ -14,7 +14,7 @@ from typing import Any
 from .builder import PYTHON, Builder
 from .intrinsics import INTRINSICS
 from .lang import ArrayType, Dispatch, Hook, Intrinsic, IntType, NativeException, NativeFunction, PtrType, Table, Type
-from .source import parse, resolve, scope, shape, signature
+from .source import parse, place_of, resolve, scope, shape, signature
 from .values import BOOLEAN, U64, Lazy, NativeError, Value, Variable, is_known, plain
 
 _SYMBOLS: dict[type[ast.AST], str] = {
@@ -52,10 +52,7 @@ def call(builder: Builder, function: Any, args: Sequence[Any]) -> Value | None:
     if function.inline:
         if function in builder.inlining:
             raise NativeError(f"{function.name} is compiled into itself")
-        bound = {
-            name: builder.coerce(arg, type_) if isinstance(type_, Type) and not isinstance(arg, Lazy) else arg
-            for (name, type_), arg in zip(parameters, args, strict=True)
-        }
+        bound = {name: arg for (name, _), arg in zip(parameters, args, strict=True)}
         builder.inlining.append(function)
         try:
             return Frame(builder, function, bound, inlined=True).run()
@@ -118,12 +115,14 @@ class Frame:
         self.value: Value | None = None
         types = dict(signature(function)[0])
         self.names: dict[str, Any] = {
-            name: builder.coerce(item, types[name]) if isinstance(item, Value) else item
+            name: item
+            if isinstance(item, Lazy) or (not isinstance(item, Value) and not isinstance(types[name], Type))
+            else builder.coerce(item, types[name])
             for name, item in arguments.items()
         }
         self.assigned = frozenset(arguments)  # the local names that have a value here, whichever way led here
         for name in sorted(self.local & self.assigned):
-            argument = builder.coerce(arguments[name], types[name])
+            argument = builder.coerce(self.names[name], types[name])
             self.names[name] = builder.variable(argument.type)
             builder.write(self.names[name], argument)
 
@@ -147,8 +146,7 @@ class Frame:
         return None
 
     def error(self, node: ast.AST, message: str) -> NativeError:
-        code = self.function.python.__code__
-        return NativeError(message, f"{code.co_filename}:{getattr(node, 'lineno', 0)}")
+        return NativeError(message, place_of(self.function, getattr(node, "lineno", 0)))
 
     # statements
 

@@ -13,11 +13,16 @@ from .lang import NativeFunction, PtrType, Record, Type
 from .values import BOOLEAN, NativeError
 
 
+def place_of(function: NativeFunction, line: int) -> str:
+    """File and line, for people."""
+    return f"{function.python.__code__.co_filename}:{line}"
+
+
 @cache
 def parse(function: NativeFunction) -> ast.FunctionDef:
     """The syntax tree of a native function, with the line numbers of its file. Raises NativeError."""
     lines, first = inspect.getsourcelines(function.python)
-    place = f"{function.python.__code__.co_filename}:{first}"
+    place = place_of(function, first)
     try:
         node = ast.parse(textwrap.dedent("".join(lines))).body[0]
     except SyntaxError:
@@ -27,8 +32,7 @@ def parse(function: NativeFunction) -> ast.FunctionDef:
         raise NativeError("a native function is a plain def", place)
     for each in ast.walk(node):  # wherever they are, they decide what a name is, or what a call gives
         if isinstance(each, ast.Global | ast.Nonlocal | ast.Import | ast.ImportFrom | ast.Yield | ast.YieldFrom):
-            where = f"{function.python.__code__.co_filename}:{each.lineno}"
-            raise NativeError(f"{type(each).__name__} is not in the language", where)
+            raise NativeError(f"{type(each).__name__} is not in the language", place_of(function, each.lineno))
     given = node.args
     if given.vararg or given.kwarg or given.kwonlyargs or given.defaults:
         raise NativeError(f"{node.name} has other parameters than positional ones without a default", place)
@@ -78,13 +82,11 @@ def signature(function: NativeFunction) -> tuple[list[tuple[str, Any]], Any]:
     """The parameters (name, type) and the result's type (None for no result). Only an inlined function may have
     parameters of other types than native ones: what is known when compiling. Raises NativeError."""
     node, names = parse(function), scope(function)
-    place = f"{function.python.__code__.co_filename}:{node.lineno}"
+    place = place_of(function, node.lineno)
     try:
         annotations = {name: resolve(annotation, names) for name, annotation in function.python.__annotations__.items()}
     except Exception as problem:
-        raise NativeError(
-            f"{function.name}: {problem}", f"{function.python.__code__.co_filename}:{node.lineno}"
-        ) from None
+        raise NativeError(f"{function.name}: {problem}", place) from None
     result = annotations.pop("return", None)
     for name, type_ in [*annotations.items(), ("its result", result or BOOLEAN)]:
         if not isinstance(type_, Type) and not (function.inline and name != "its result"):

@@ -51,6 +51,13 @@ class Lazy:
     emit: Callable[[], Value]
 
 
+def number_of(item: Any) -> int | None:
+    """The number that a literal or a value is, if it is known when compiling."""
+    if isinstance(item, Value):
+        return item.number
+    return int(item) if isinstance(item, int) else None
+
+
 def is_known(item: Any) -> bool:
     """Whether it is known when compiling: a Python object, or a value with a number."""
     return not isinstance(item, Value) or item.number is not None

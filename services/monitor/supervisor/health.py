@@ -66,7 +66,7 @@ class Health:
             return
         if service.child.pidfd >= 0 and not service.alive:
             return  # it has ended since it said so
-        if by_hand(service.command) and not service.welcomed:
+        if service.awaits_hand:
             service.began = time.monotonic()  # until now it was waited for
         service.welcomed = service.came = service.alive = True
         if not self._is_life(service, packet.welcome.epoch):
@@ -176,7 +176,7 @@ class Health:
         """Ask who is to be asked; one that owes something for too long, or does not come, hangs."""
         # The cpu waits for all others to start: it is the last to blame.
         there = [service for service in self._condition.services.values() if not service.broken]
-        if any(by_hand(service.command) and not service.welcomed for service in there):
+        if any(service.awaits_hand for service in there):
             for service in there:  # they wait for it at the machine's start
                 if not service.was_ready and not by_hand(service.command):
                     service.began = now
@@ -203,7 +203,7 @@ class Health:
                 return False
             return True
         limit = settings.health_limit if service.was_ready else settings.start_limit
-        if by_hand(service.command) and not service.welcomed:
+        if service.awaits_hand:
             limit = patience(service.command) + settings.health_limit
         if waited <= limit:
             return True

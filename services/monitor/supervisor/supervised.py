@@ -62,6 +62,11 @@ class Supervised:
         return self.welcomed and self.state not in _NOT_READY
 
     @property
+    def awaits_hand(self) -> bool:
+        """Whether somebody is to start it by hand, and has not yet."""
+        return by_hand(self.command) and not self.welcomed
+
+    @property
     def dies_too_often(self) -> bool:
         return len(self.deaths) == DEATHS and self.deaths[-1] - self.deaths[0] < DEATHS_SECONDS
 
