@@ -19,25 +19,22 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from services.cpu.core import CoreImage, load_core
-from services.cpu.harts import HostSegment
+from services.cpu.controllers.virt import NATIVE, VirtControllers
+from services.cpu.core.harts import HostSegment
+from services.cpu.core.image import CoreImage, load_core
+from services.cpu.core.state import ACCESS_DONE, ACCESS_FAILED, ACCESS_NONE, EXIT_ACCESS, EXIT_PAGE, EXIT_STOP
+from services.cpu.isa.riscv.definition import ISA
 from services.cpu.isa.riscv.encoding import encode
 from services.cpu.isa.riscv.features import FEATURES
-from services.cpu.isa.riscv.state import (
-    ACCESS_DONE,
-    ACCESS_FAILED,
-    ACCESS_NONE,
-    EXIT_ACCESS,
-    EXIT_PAGE,
-    EXIT_STOP,
-    SINK,
-)
+from services.cpu.isa.riscv.state import SINK
 from tests.models.tiers import BOTH, INTERPRET, EagerHarts, default_mode
 from tests.waiting import LIMIT
 from vmesh.guest_memory import barrier
 from vmesh.segment import CODE_FREE, CODE_WRITTEN
 
 BASE = 0x8000_0000
+#: Where the board's interrupt controllers are, if a machine has them (``Harts.add_controllers``).
+ACLINT, PLIC = 0x200_0000, 0xC00_0000
 #: An address that no program under test loads from.
 END = (1 << 64) - 1999
 END_WORD = encode("lb", imm=-1999)
@@ -47,7 +44,7 @@ FS_DIRTY = 3 << 13
 @cache
 def core() -> CoreImage:
     """The native core, loaded or built once per test process."""
-    return load_core()
+    return load_core(ISA, NATIVE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +87,7 @@ class Cpu:
         self.base, self.size = base, size
         self.ram = mmap.mmap(-1, size)
         host = ctypes.addressof(ctypes.c_char.from_buffer(self.ram))
-        known = set(FEATURES) if features is None else features
+        known = frozenset(FEATURES if features is None else features)
         self.mode = mode or default_mode()
         #: the flags dirty and present of each page, if asked for
         self.dirty = mmap.mmap(-1, size >> 12) if flags else None
@@ -103,7 +100,10 @@ class Cpu:
         ]
         if self.present:
             self.present[:] = b"\x01" * len(self.present)
-        self.harts = EagerHarts(core(), count, known, [HostSegment(base, size, host, True, *places)])
+        self.controllers = VirtControllers(ACLINT, PLIC)
+        self.harts = EagerHarts(
+            core(), ISA, self.controllers, count, known, [HostSegment(base, size, host, True, *places)]
+        )
         if self.mode != INTERPRET:
             self.harts.be_eager(mixed=self.mode == BOTH)
         self.hart: Any = self.harts.hart[0]

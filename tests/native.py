@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from services.cpu import core
+from services.cpu.controllers.virt import NATIVE
+from services.cpu.core import image
+from services.cpu.isa.interface import load
 
 
 def share_core(cache: Path) -> None:
     """Have this cache contain the cpu's native code, lest each machine compile its own: seconds of a core."""
-    core.load_core()
+    image.load_core(load(image.ISA), NATIVE)
     folder = cache / "vmesh" / "native"
     folder.mkdir(0o700, parents=True)
-    shutil.copy(core.cache_folder() / f"{core.key()}.core", folder)
+    shutil.copy(image.cache_folder() / f"{image.key()}.core", folder)

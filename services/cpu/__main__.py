@@ -10,23 +10,27 @@ from vmesh import scheduling, service
 from vmesh.privileges import REACH
 
 from .bus.spaces import NAMES, Spaces
-from .isa.riscv.clint import TICK
-from .isa.riscv.features import FEATURES
-from .isa.riscv.plic_layout import SOURCES
+from .controllers.plic_layout import SOURCES
+from .core.image import ISA
+from .core.state import MOST_HARTS
+from .core.time import TICK
+from .isa import interface
 from .service import Cpu, Settings
 from .vacant import TRANSPORT
 
-MOST_HARTS = 512
 #: At a look every 20,000 instructions: code that has run for about half a million.
 HOT_SAMPLES = 24
 
 
-def _features(text: str) -> frozenset[str]:
-    names = frozenset(text.split(","))
-    unknown = sorted(names - set(FEATURES))
-    if unknown:
-        raise argparse.ArgumentTypeError(f"unknown feature '{unknown[0]}': expected some of {','.join(FEATURES)}")
-    return names
+def _isa(text: str) -> interface.Isa:
+    try:
+        return interface.load(text)
+    except ModuleNotFoundError:
+        raise argparse.ArgumentTypeError(f"'{text}': this cpu has no such instruction set") from None
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split(","))
 
 
 def _harts(text: str) -> int:
@@ -72,10 +76,13 @@ def _seconds(text: str) -> float:
 def main(argv: Sequence[str]) -> int:
     """Run the cpu service; gives the exit status."""
     parser = service.parser("cpu", "Runs the machine's harts; holds its clock, ACLINT and PLIC.")
+    parser.add_argument(
+        "--isa", type=_isa, default=ISA, metavar="NAME", help="the instruction set (default: %(default)s)"
+    )
     parser.add_argument("--harts", type=_harts, default=1, metavar="N", help="how many (default: %(default)s)")
     parser.add_argument(
         "--features",
-        type=_features,
+        type=_names,
         required=True,
         metavar="NAME,NAME,...",
         help="ISA extensions and translation modes",
@@ -130,7 +137,11 @@ def main(argv: Sequence[str]) -> int:
         help="a device that gives no sign of life for so long is not waited for: access fault (default: %(default)g)",
     )
     options = parser.parse_args(argv)
+    if unknown := sorted(options.features - set(options.isa.features)):
+        known = ",".join(options.isa.features)
+        parser.error(f"argument --features: unknown feature '{unknown[0]}': expected some of {known}")
     settings = Settings(
+        isa=options.isa,
         harts=options.harts,
         features=options.features,
         reset_pc=options.reset_pc,

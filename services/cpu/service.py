@@ -23,24 +23,27 @@ from vmesh.v1 import bus_pb2, common_pb2, cpu_pb2, lifecycle_pb2, memory_pb2
 from vmesh.v1.packet_pb2 import Packet
 from vmesh.wire import Client
 
-from . import inspection, state, vacant
+from . import vacant
 from .bus.device import BusDevice, RegisterTable
 from .bus.irqchip import FLOOD_SECONDS, Irqchip
 from .bus.link import Counters, Link
 from .bus.spaces import NO_WINDOWS, Spaces
 from .clock import CpuClock
-from .core import load_core
-from .debugger import Debugger
-from .doorbell import Doorbell, Listener
-from .hart_thread import Gate, HartThread
-from .harts import Harts, HostSegment
-from .pages import GREETING_LIMIT
-from .perf_map import PerfMap
-from .region_store import RegionStore, store_path
-from .regions import Regions, Translation
-from .registers import Registers, registers
-from .trace import Tracer
-from .translator_process import TranslatorProcess
+from .controllers.virt import NATIVE, VirtControllers
+from .core import inspection, saved
+from .core.debugger import Debugger
+from .core.doorbell import Doorbell, Listener
+from .core.hart_thread import Gate, HartThread
+from .core.harts import Harts, HostSegment
+from .core.image import load_core
+from .core.pages import GREETING_LIMIT
+from .core.perf_map import PerfMap
+from .core.region_store import RegionStore, store_path
+from .core.regions import Regions, Translation
+from .core.registers import Registers
+from .core.trace import Tracer
+from .core.translator_process import TranslatorProcess
+from .isa.interface import Isa
 
 #: A Python thread that wants the interpreter gets it this soon, in seconds: harts in Python code are rare and short.
 SWITCH_INTERVAL = 0.0002
@@ -63,6 +66,7 @@ _LOGGED_ADDRESSES = 256
 class Settings:
     """What the command line asks for; addresses are guest physical."""
 
+    isa: Isa
     harts: int
     features: frozenset[str]
     reset_pc: int
@@ -90,7 +94,7 @@ class Cpu(Service):
         self._settings = settings
         self.begins_paused = settings.paused
         self._gate = Gate(settings.harts, closed=settings.paused)
-        self._core = load_core()
+        self._core = load_core(settings.isa, NATIVE)
         self._mapped: list[mmap.mmap] = []
         self._devices: dict[int, BusDevice] = {}
         self._irqchip: dict[int, Irqchip] = {}
@@ -112,10 +116,10 @@ class Cpu(Service):
     def start(self) -> None:
         sys.setswitchinterval(SWITCH_INTERVAL)
         if self._settings.hot_samples:
-            store = RegionStore(store_path() if self._settings.cache else None)
+            store = RegionStore(store_path(self._settings.isa.name) if self._settings.cache else None)
             features, cache = self._settings.features, self._settings.cache
             start = partial(self._call, self._start_translator)
-            self._translator = TranslatorProcess(features, self._regions_add, cache, start)
+            self._translator = TranslatorProcess(self._settings.isa.name, features, self._regions_add, cache, start)
             if not len(store):  # else most of what will be hot has been translated
                 self._translator.start()
         memory = self._runtime.dial(self._settings.memory, common_pb2.ROLE_CPU)
@@ -125,8 +129,10 @@ class Cpu(Service):
         if not isinstance(answer, memory_pb2.AddressMap):
             raise wire.mismatch(memory.address, "AddressMap", answer)
         segments = [self._map(each) for each in answer.segments]
-        self._harts = Harts(self._core, self._settings.harts, set(self._settings.features), segments)
-        self._harts.add_irqchip(self._settings.aclint, self._settings.plic)
+        settings = self._settings
+        controllers = VirtControllers(settings.aclint, settings.plic)
+        self._harts = Harts(self._core, settings.isa, controllers, settings.harts, settings.features, segments)
+        self._harts.add_controllers()
         self._harts.reset(self._settings.reset_pc)
         self._clock.drive(self._harts.machine)
         self._clock.changed = self._tell_time
@@ -172,7 +178,7 @@ class Cpu(Service):
             case "cpu_status_request":
                 return self._status()
             case "hart_registers_request":
-                return self._all_registers(packet.hart_registers_request.hart)
+                return self._registers.all(packet.hart_registers_request.hart)
             case "shoot_down":
                 self._shoot_downs.append((client, packet.id, self._harts.shoot_down()))
                 self._answer_shoot_downs()
@@ -274,23 +280,23 @@ class Cpu(Service):
         return max(device.last_update, raised)
 
     def save(self) -> lifecycle_pb2.ServiceState:
-        message = state.save(self._harts, self._clock.now_ns())
+        message = saved.save(self._harts, self._clock.now_ns())
         return lifecycle_pb2.ServiceState(
-            type=message.DESCRIPTOR.full_name, version=state.VERSION, bytes=message.SerializeToString()
+            type=message.DESCRIPTOR.full_name, version=saved.VERSION, bytes=message.SerializeToString()
         )
 
-    def load(self, saved: lifecycle_pb2.ServiceState, check_only: bool) -> None:
+    def load(self, state: lifecycle_pb2.ServiceState, check_only: bool) -> None:
         wanted = cpu_pb2.CpuState.DESCRIPTOR.full_name
-        if saved.type != wanted or not 1 <= saved.version <= state.VERSION:
-            got = f"{saved.type[:80]} {saved.version}"
-            raise errors.BadState("state of cpu", expected=f"{wanted} {state.VERSION}", got=got)
+        if state.type != wanted or not 1 <= state.version <= saved.VERSION:
+            got = f"{state.type[:80]} {state.version}"
+            raise errors.BadState("state of cpu", expected=f"{wanted} {saved.VERSION}", got=got)
         try:
-            message = cpu_pb2.CpuState.FromString(saved.bytes)
+            message = cpu_pb2.CpuState.FromString(state.bytes)
         except DecodeError as error:
             raise errors.BadState("state of cpu cannot be parsed") from error
-        state.check(self._harts, message)
+        saved.check(self._harts, message)
         if not check_only:
-            self._clock.load(state.load(self._harts, message))
+            self._clock.load(saved.load(self._harts, message))
 
     def resume(self) -> None:
         if not self._ordered:
@@ -611,17 +617,11 @@ class Cpu(Service):
                 hart=number,
                 state=doing,
                 pc=hart.pc,
-                privilege=hart.privilege,
+                privilege=self._registers.privilege(number),
                 retired=hart.retired,
                 waits_for=device.name if device is not None else "",
             )
         return status
-
-    def _all_registers(self, number: int) -> cpu_pb2.HartRegisters:
-        answer = cpu_pb2.HartRegisters(hart=number)
-        for name, value in registers(self._harts.record(number)):
-            answer.registers.add(name=name, value=value)
-        return answer
 
 
 def _address(memory: mmap.mmap) -> int:

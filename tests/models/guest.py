@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from services.cpu.isa.riscv.state import ACCESS_FAILED, ATTENTION_STOP, EXIT_ACCESS, EXIT_STOP
-from tests.cpu_harness import BASE, END_WORD, Cpu, Stop
+from services.cpu.core.state import ACCESS_FAILED, ATTENTION_STOP, EXIT_ACCESS, EXIT_STOP
+from tests.cpu_harness import ACLINT, BASE, END_WORD, PLIC, Cpu, Stop
 
 from .assembler import Program, assemble
 
@@ -14,14 +14,12 @@ CODE, TABLES, DATA = BASE + 0x1000, BASE + 0x10000, BASE + 0x40000
 U, S, M = 0, 1, 3
 END = END_WORD
 ALL = (1 << 64) - 1
-#: The ACLINT's and the PLIC's places on the virt board.
-ACLINT, PLIC = 0x200_0000, 0xC00_0000
 
 
 def virt(count: int = 1, size: int = 1 << 20, mode: str | None = None) -> Cpu:
     """Harts with the ACLINT and the PLIC; ``mode``: see ``tiers``."""
     cpu = Cpu(size, count=count, mode=mode)
-    cpu.harts.add_irqchip(ACLINT, PLIC)
+    cpu.harts.add_controllers()
     return cpu
 
 

@@ -13,7 +13,7 @@ import mmap
 import struct
 from dataclasses import dataclass
 
-from services.cpu.isa.riscv.state import ACCESS_FAILED, ACCESS_NONE, ATTENTION_STOP, EXIT_ACCESS, EXIT_STOP
+from services.cpu.core.state import ACCESS_FAILED, ACCESS_NONE, ATTENTION_STOP, EXIT_ACCESS, EXIT_STOP
 from tests.cpu_harness import BASE, Cpu
 
 from .assembler import Program, assemble

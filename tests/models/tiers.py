@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TypeVar
 
-from services.cpu.harts import Harts
-from services.cpu.isa.riscv.features import FEATURES
-from services.cpu.isa.riscv.region import Region, RegionModule, emit, form
-from services.cpu.isa.riscv.state import CODE_PAGE_STRIDE, EXIT_REGIONS, CodePage
-from services.cpu.isa.riscv.tlb import PAGE
+from services.cpu.core.harts import Harts
+from services.cpu.core.region import Region, RegionModule, emit, form
+from services.cpu.core.regions import Arena
+from services.cpu.core.state import CODE_PAGE_STRIDE, EXIT_REGIONS, CodePage
+from services.cpu.core.tlb import PAGE
+from services.cpu.isa.riscv.definition import ISA
 from services.cpu.native.build import build_region
-from services.cpu.regions import Arena
 
 INTERPRET, TRANSLATE, BOTH = MODES = ("interpret", "translate", "both")
 #: Instructions in a region at most: short ones meet more of each other, and compile sooner.
@@ -51,7 +51,7 @@ def compiled(region: Region) -> int:
     key = (*region.entries, None, *sorted(region.joins), None, *((s.offset, s.bits) for s in region.steps.values()))
     address = _compiled.get(key)
     if address is None:
-        module = RegionModule()
+        module = RegionModule(ISA)
         emit(module, "r", region)
         address = _compiled[key] = _arena.add(build_region(module.text()).image)
     return address
@@ -67,7 +67,6 @@ class EagerHarts(Harts):
 
     def be_eager(self, mixed: bool) -> None:
         self.machine.eager, self.mixed = 1, mixed
-        self._features = frozenset(f for n, f in enumerate(FEATURES) if self.machine.features >> n & 1)
 
     def run(self, number: int) -> int:
         hart = self.hart[number]
@@ -87,7 +86,7 @@ class EagerHarts(Harts):
         if self.mixed and (offset >> 1) * 0x9E37_79B1 >> 16 & 1:
             return
         version = ctypes.c_uint64.from_address(page + _VERSION).value
-        region = form(ctypes.string_at(page + _COPY, PAGE), offset, self._features, limit=self.limit, least=1)
+        region = form(self.isa, ctypes.string_at(page + _COPY, PAGE), offset, self.features, limit=self.limit, least=1)
         if region is None:
             return
         steps = (ctypes.c_uint16 * len(region.steps))(*region.steps)

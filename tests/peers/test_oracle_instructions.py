@@ -15,7 +15,6 @@ import pytest
 
 from services.cpu.isa.description import Instruction
 from services.cpu.isa.riscv.instructions import INSTRUCTIONS
-from services.cpu.isa.riscv.region import translatable
 from tests.models.bitmanip import MASK, MODEL
 from tests.models.operands import CENTRE, CSRS, Generator, disassemble, report
 from tests.models.oracle import BREAKPOINT, WINDOW, Case, Ours, Qemu, State, Unicorn
@@ -89,7 +88,7 @@ def test_translated_instructions_agree_with_the_interpreter() -> None:
         if differences := mine.differences(theirs):
             found.append(f"{item.name}: {named(case)}: translated / interpreted {differences}")
     assert not found, f"seed {SEED + 5}: {report(found)}"
-    assert translated.cpu.harts.installed > 3 * len([item for item in TESTED if translatable(item)])
+    assert translated.cpu.harts.installed > 3 * len([item for item in TESTED if not item.system and not item.traps])
 
 
 def test_bit_manipulation_agrees_with_the_model(ours: Ours) -> None:

@@ -60,7 +60,7 @@ class Cpu:
 
     @property
     def level(self) -> bool:
-        return bool(self._cpu.harts.plic.level[0] >> IRQ & 1)
+        return bool(self._cpu.controllers.plic.level[0] >> IRQ & 1)
 
     @property
     def value(self) -> int:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from services.cpu import inspection
+from services.cpu.core import inspection
 from tests.cpu_harness import END_WORD, Cpu
 from tests.models import litmus
 from tests.models.assembler import assemble

@@ -12,16 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.cpu import state
+from services.cpu.core import saved
+from services.cpu.core.registers import Registers
+from services.cpu.core.state import ACCESS_FAILED, EXIT_ACCESS, EXIT_STOP
 from services.cpu.isa.riscv.csr import CSRS
 from services.cpu.isa.riscv.encoding import encode
 from services.cpu.isa.riscv.features import FEATURES
-from services.cpu.isa.riscv.state import ACCESS_FAILED, EXIT_ACCESS, EXIT_STOP
-from services.cpu.registers import Registers
 from tests.cpu_harness import Cpu
 from tests.models.tiers import BOTH, INTERPRET, TRANSLATE
 from vmesh import errors
-from vmesh.v1.cpu_pb2 import CpuState, HartRecord, RegisterValue, WriteRegisters
+from vmesh.v1.cpu_pb2 import CpuState, RegisterValue, WriteRegisters
 
 U64 = (1 << 64) - 1
 HARTS = 2
@@ -48,7 +48,7 @@ def machine(features: tuple[str, ...] = FEATURES, mode: str = INTERPRET) -> Cpu:
 
 def fresh(cpu: Cpu) -> CpuState:
     cpu.harts.reset(cpu.base + 16)
-    return state.save(cpu.harts, 10**9)
+    return saved.save(cpu.harts, 10**9)
 
 
 def run_a_little(cpu: Cpu) -> None:
@@ -74,15 +74,15 @@ def test_whatever_csrs_are_written_the_state_is_legal(
     cpu = machine(features)
     fresh(cpu)
     for csr, value in writes:
-        cpu.harts.write_csr(1, csr, value)
-    cpu.hart.pc, cpu.harts.machine.mtime_offset = cpu.base + 8, offset
-    saved = state.save(cpu.harts, 10**9)
-    state.check(cpu.harts, saved)
+        cpu.harts.write_control(1, csr, value)
+    cpu.hart.pc, cpu.harts.machine.counter_offset = cpu.base + 8, offset
+    before = saved.save(cpu.harts, 10**9)
+    saved.check(cpu.harts, before)
     fresh(cpu)
-    state.load(cpu.harts, saved)
-    again = state.save(cpu.harts, 10**9)
-    again.time = saved.time
-    assert again == saved
+    saved.load(cpu.harts, before)
+    again = saved.save(cpu.harts, 10**9)
+    again.time = before.time
+    assert again == before
 
 
 def _value(name: str, value: int) -> Callable[[CpuState], None]:
@@ -128,10 +128,10 @@ ILLEGAL = {
 def test_what_no_hart_can_come_to_is_refused(change: Callable[[CpuState], None]) -> None:
     cpu = machine()
     message = fresh(cpu)
-    state.check(cpu.harts, message)
+    saved.check(cpu.harts, message)
     change(message)
     with pytest.raises(errors.BadState, match=r"expected .*got "):
-        state.check(cpu.harts, message)
+        saved.check(cpu.harts, message)
 
 
 @pytest.mark.parametrize("name", ["pc", "mepc", "sepc"])
@@ -139,10 +139,10 @@ def test_without_compressed_instructions_addresses_of_code_are_multiples_of_four
     cpu = machine(WITHOUT_C)
     message = fresh(cpu)
     message.harts[0].values[name] = 0x8000_0004
-    state.check(cpu.harts, message)
+    saved.check(cpu.harts, message)
     message.harts[0].values[name] = 0x8000_0002
     with pytest.raises(errors.BadState, match=name):
-        state.check(cpu.harts, message)
+        saved.check(cpu.harts, message)
 
 
 @st.composite
@@ -158,7 +158,7 @@ def changes(draw: st.DrawFn) -> list[Callable[[CpuState], None]]:
             st.one_of(st.integers(0, 7), st.integers(0, (1 << 32) - 1)),
         ),
     ).map(lambda each: _element(*each))
-    scalar = st.tuples(st.sampled_from(sorted(HartRecord(values=dict.fromkeys(state.VALUES, 0)).values)), words)
+    scalar = st.tuples(st.sampled_from(sorted(fresh(machine()).harts[0].values)), words)
     return draw(st.lists(st.one_of(element, scalar.map(lambda each: _value(*each))), min_size=1, max_size=5))
 
 
@@ -172,12 +172,12 @@ def test_any_message_is_refused_or_runs(
     for change in changed:
         change(message)
     try:
-        state.check(cpu.harts, message)
+        saved.check(cpu.harts, message)
     except errors.BadState:
         return
-    state.load(cpu.harts, message)
+    saved.load(cpu.harts, message)
     run_a_little(cpu)
-    state.check(cpu.harts, state.save(cpu.harts, 10**9))
+    saved.check(cpu.harts, saved.save(cpu.harts, 10**9))
 
 
 @settings(max_examples=40)
@@ -191,5 +191,5 @@ def test_whatever_a_debugger_writes_the_state_is_legal(features: tuple[str, ...]
     wanted = WriteRegisters(hart=1, registers=[RegisterValue(name=name, value=value) for name, value in written])
     with suppress(errors.BadRequest):  # no privilege of that number
         registers.write(wanted)
-    state.check(cpu.harts, state.save(cpu.harts, 10**9))
+    saved.check(cpu.harts, saved.save(cpu.harts, 10**9))
     run_a_little(cpu)

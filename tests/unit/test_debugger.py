@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from services.cpu.debugger import Debugger
+from services.cpu.core.debugger import Debugger
+from services.cpu.core.state import EXIT_ACCESS
 from services.cpu.isa.riscv.encoding import encode
-from services.cpu.isa.riscv.state import EXIT_ACCESS
 from tests.cpu_harness import BASE, END_WORD, Access, Cpu
 from tests.models.tiers import MODES
 from vmesh import errors

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from services.cpu.harts import CODE_PAGES
+from services.cpu.core.harts import CODE_PAGES
+from services.cpu.core.state import CODE_GENERATION, CODE_KEPT
 from services.cpu.isa.riscv.compressed import COMPRESSED, expansion_table
 from services.cpu.isa.riscv.encoding import encode
 from services.cpu.isa.riscv.features import FEATURES
 from services.cpu.isa.riscv.instructions import INSTRUCTIONS
-from services.cpu.isa.riscv.state import CODE_GENERATION, CODE_KEPT
 from tests.cpu_harness import BASE, END_WORD, Cpu
 
 ILLEGAL, BREAKPOINT, FETCH_ACCESS = 2, 3, 1

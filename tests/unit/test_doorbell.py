@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from services.cpu.bus.device import BusDevice, RegisterTable
-from services.cpu.doorbell import Doorbell, Listener
+from services.cpu.core.doorbell import Doorbell, Listener
 from tests.cpu_harness import Cpu
 from tests.models.guest import CODE, put, virt
 from tests.waiting import LIMIT, wait_for
@@ -90,7 +90,7 @@ class Board:
 
     @property
     def level(self) -> bool:
-        return bool(self.cpu.harts.plic.level[0] >> IRQ & 1)
+        return bool(self.cpu.controllers.plic.level[0] >> IRQ & 1)
 
     @property
     def last(self) -> int:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import capstone
 import pytest
 
-from services.cpu.isa.description import DescriptionError, InstructionSet, parse_encoding
-from services.cpu.isa.riscv.encoding import OperandError, encode
+from services.cpu.isa.description import DescriptionError, InstructionSet, OperandError, parse_encoding
+from services.cpu.isa.riscv.encoding import encode
 from services.cpu.isa.riscv.instructions import INSTRUCTIONS
-from services.cpu.isa.riscv.isa import WIDTHS
+from services.cpu.isa.riscv.isa import SIGNED, TOKENS
 from tests.models.operands import Generator, word_of
 
 #: Words as other assemblers write them (GNU as, the manuals' examples).
@@ -124,16 +124,16 @@ def test_a_more_specific_encoding_comes_first() -> None:
 
 def test_descriptions_that_are_wrong_are_refused() -> None:
     with pytest.raises(DescriptionError, match="expected 32 bits, got 31"):
-        parse_encoding("imm12 rs1 000 rd 001001", WIDTHS, 32)
+        parse_encoding("imm12 rs1 000 rd 001001", TOKENS, 32)
     with pytest.raises(DescriptionError, match="'rq'"):
-        parse_encoding("imm12 rs1 000 rq 0010011", WIDTHS, 32)
-    mask, match, fields = parse_encoding("0000001 rs2 rs1 100 rd 0110011", WIDTHS, 32)
+        parse_encoding("imm12 rs1 000 rq 0010011", TOKENS, 32)
+    mask, match, fields = parse_encoding("0000001 rs2 rs1 100 rd 0110011", TOKENS, 32)
     assert (mask, match) == (0xFE00707F, 0x02004033)
     assert [(f.name, f.low, f.width) for f in fields] == [("rs2", 20, 5), ("rs1", 15, 5), ("rd", 7, 5)]
 
 
 def test_an_instruction_is_described_by_its_function() -> None:
-    described = InstructionSet(WIDTHS)
+    described = InstructionSet(TOKENS, SIGNED)
 
     @described("nop2", "imm12 rs1 000 rd 0001011", "x", result="rd")
     def semantics(rs1: int, imm: int) -> int:

@@ -70,7 +70,7 @@ REASONS = {
         "services.cpu.pages",
         "services.cpu.regions",
         "services.cpu.trace",
-        "services.cpu.translator",
+        "services.cpu.core.translator",
         "services.migration.job",
         "services.migration.status",
         "services.monitor.__main__",
@@ -82,7 +82,7 @@ REASONS = {
         "services.migration.outgoing",
         "services.migration.snapshot",
     ),
-    "the age of files of the host": ("services.cpu.core", "services.cpu.region_store"),
+    "the age of files of the host": ("services.cpu.core.image", "services.cpu.core.region_store"),
     "files of the host have the host's times": ("services.devices.virtio_9p.server",),
     "fairness between a queue and registers: under virtual time, turns will be counted": (
         "vmesh.virtio.device",

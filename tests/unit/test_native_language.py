@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from services.cpu.isa.riscv.state import Hart, Machine
+from services.cpu.core.state import Machine
+from services.cpu.isa.riscv.state import Hart
 from services.cpu.native import lang
 from services.cpu.native.blob import Blob
 from services.cpu.native.build import BuildError, build

@@ -7,9 +7,9 @@ import random
 
 import pytest
 
-from services.cpu.isa.riscv.plic_layout import END as PLIC_END
-from tests.cpu_harness import Cpu
-from tests.models.guest import CODE, PLIC, M, put, run, spin, virt
+from services.cpu.controllers.plic_layout import SIZE as PLIC_SIZE
+from tests.cpu_harness import PLIC, Cpu
+from tests.models.guest import CODE, M, put, run, spin, virt
 from tests.models.interrupts import CONTEXT, ENABLE, PENDING, SOURCES, PlicModel
 
 MEIP, SEIP = 1 << 11, 1 << 9
@@ -100,7 +100,7 @@ def test_registers_that_do_not_exist(cpu: Cpu) -> None:
         CONTEXT + 8,
         CONTEXT + 0xFFC,
     ]
-    for offset in [0, PENDING, *places, CONTEXT + 0x1000 * 2 * HARTS, PLIC_END - 4]:
+    for offset in [0, PENDING, *places, CONTEXT + 0x1000 * 2 * HARTS, PLIC_SIZE - 4]:
         player.access(CODE + 8, offset, 0xFFFF_FFFF)
         assert player.access(CODE, offset) == 0, hex(offset)
     # source 0 cannot be enabled

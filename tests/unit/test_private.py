@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from services.cpu import core
-from services.cpu.region_store import RegionStore, RegionWriter
-from services.cpu.regions import Translation
+from services.cpu.controllers.virt import NATIVE
+from services.cpu.core import image
+from services.cpu.core.region_store import RegionStore, RegionWriter
+from services.cpu.core.regions import Translation
+from services.cpu.isa.riscv.definition import ISA
 from vmesh import private
 from vmesh.guest import cache
 from vmesh.guest.errors import GuestError
@@ -100,13 +102,13 @@ def test_a_cache_that_is_named_relatively(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_core_of_somebody_else_is_not_run(
     file: Path, disown: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    good, planted = (core.CoreImage(code, {"symbol": 0}, [""], ["symbol"]) for code in (b"good", b"planted"))
-    monkeypatch.setattr(core, "build_core", lambda: good)
-    path = core.cache_folder() / f"{core.key()}.core"
-    path.write_bytes(core._pack(planted))
-    assert core.load_core() == planted
+    good, planted = (image.CoreImage(code, {"symbol": 0}, [""], ["symbol"]) for code in (b"good", b"planted"))
+    monkeypatch.setattr(image, "build_core", lambda isa, controllers: good)
+    path = image.cache_folder() / f"{image.key()}.core"
+    path.write_bytes(image._pack(planted))
+    assert image.load_core(ISA, NATIVE) == planted
     disown(path)
-    assert core.load_core() == good
+    assert image.load_core(ISA, NATIVE) == good
     assert "belongs to user" in capsys.readouterr().err
 
 

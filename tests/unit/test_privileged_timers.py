@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from tests.cpu_harness import Cpu, Stop
-from tests.models.guest import ACLINT, CODE, M, S, open_pmp, put, run, virt
+from tests.cpu_harness import ACLINT, Cpu, Stop
+from tests.models.guest import CODE, M, S, open_pmp, put, run, virt
 
 MSIP, MTIMECMP, MTIME = ACLINT, ACLINT + 0x4000, ACLINT + 0xBFF8
 MTIP, STIP, MSI = 1 << 7, 1 << 5, 1 << 3
@@ -76,7 +76,8 @@ def test_a_write_of_mtime_wakes_a_hart_that_sleeps_until_then(cpu: Cpu) -> None:
     cpu.reset()
     sleeper = cpu.harts.hart[1]
     put(cpu, "wfi\n .word END")
-    sleeper.mtimecmp, sleeper.mie, sleeper.pc = 1 << 60, MTIP, CODE
+    cpu.controllers.aclint.compare[1] = 1 << 60
+    sleeper.mie, sleeper.pc = MTIP, CODE
     ends: list[Stop] = []
     thread = threading.Thread(target=lambda: ends.append(cpu.run(1)))
     thread.start()

@@ -155,7 +155,7 @@ def test_interrupts(cpu: Cpu) -> None:
         hart.mip = r.randrange(1 << 12) & 0x222 & r.randrange(1 << 12)
         hart.lines = r.randrange(1 << 12) & 0xA08 & r.randrange(1 << 12)
         hart.timers = r.choice((0, 1 << 7))
-        hart.mtimecmp = 0 if hart.timers else NEVER
+        cpu.controllers.aclint.compare[0] = 0 if hart.timers else NEVER
         hart.mtvec, hart.stvec = M_HANDLER | r.randrange(2), S_HANDLER | r.randrange(2)
         hart.pc = CODE
         before = state_of(cpu)

@@ -18,9 +18,11 @@ from pathlib import Path
 
 import pytest
 
-from services.cpu import core, region_store
-from services.cpu.region_store import RegionStore, RegionWriter
-from services.cpu.regions import Translation
+from services.cpu.controllers.virt import NATIVE
+from services.cpu.core import image, region_store
+from services.cpu.core.region_store import RegionStore, RegionWriter
+from services.cpu.core.regions import Translation
+from services.cpu.isa.riscv.definition import ISA
 from tests.waiting import LIMIT
 
 FIRST, SECOND, THIRD = b"1" * 24, b"2" * 24, b"3" * 24
@@ -106,8 +108,8 @@ def test_nothing_is_kept_without_a_path() -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from services.cpu import region_store
-from services.cpu.regions import Translation
+from services.cpu.core import region_store
+from services.cpu.core.regions import Translation
 number, rounds, region_store.LIMIT = map(int, sys.argv[2:])
 writer = region_store.RegionWriter(Path(sys.argv[1]))
 for n in range(rounds):
@@ -485,8 +487,8 @@ def test_a_folder_that_is_removed(path: Path) -> None:
 # Appends until the file is replaced, and is killed at that moment.
 KILLED = """
 import os, pathlib, signal, sys
-from services.cpu import region_store
-from services.cpu.regions import Translation
+from services.cpu.core import region_store
+from services.cpu.core.regions import Translation
 path, moment, region_store.LIMIT = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 read, replace = region_store._Records.read, pathlib.Path.replace
@@ -533,7 +535,7 @@ def test_killed_while_it_replaces_the_file(path: Path, moment: str, monkeypatch:
 def test_files_of_other_keys(path: Path) -> None:
     """Not used for a month they are removed when a file is begun; nothing else is."""
     path.parent.mkdir()
-    month = core.UNUSED_DAYS * 86400
+    month = image.UNUSED_DAYS * 86400
     ages = {
         "old.regions": month + 60,
         "old.core": month + 60,
@@ -570,14 +572,14 @@ def test_what_is_used_is_not_old(path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """Opening a store, loading a core."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(path.parent))
     keep(path, (FIRST, translation(1)))
-    kept = core.cache_folder() / f"{core.key()}.core"
+    kept = image.cache_folder() / f"{image.key()}.core"
     kept.parent.mkdir(parents=True)
-    image = core.CoreImage(b"code", {"symbol": 0}, [""], ["symbol"])
-    kept.write_bytes(core._pack(image))
+    core = image.CoreImage(b"code", {"symbol": 0}, [""], ["symbol"])
+    kept.write_bytes(image._pack(core))
     for each in (path, kept):
         os.utime(each, (0, 0))
     RegionStore(path)
-    assert core.load_core() == image
+    assert image.load_core(ISA, NATIVE) == core
     for each in (path, kept):
         assert each.stat().st_mtime > time.time() - 3600
 
@@ -595,8 +597,8 @@ def test_a_full_disk(path: Path) -> None:
     keep(path, (FIRST, translation(1)))
     program = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "from pathlib import Path; from services.cpu.region_store import RegionWriter;"
-        "from services.cpu.regions import Translation;"
+        "from pathlib import Path; from services.cpu.core.region_store import RegionWriter;"
+        "from services.cpu.core.regions import Translation;"
         "writer = RegionWriter(Path(sys.argv[1]));"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY));"
         "writer.append(b'2' * 24, Translation(b'\\0\\0', b'\\0\\0', bytes(5000)));"

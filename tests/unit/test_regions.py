@@ -7,15 +7,16 @@ import threading
 
 import pytest
 
-from services.cpu import regions
+from services.cpu.core import regions
+from services.cpu.core.region import form
+from services.cpu.core.regions import FINGERPRINT, LONGEST_CODE, Regions, Translation
+from services.cpu.core.state import ATTENTION_STOP, EXIT_REGIONS, EXIT_STOP
+from services.cpu.core.tlb import PAGE
+from services.cpu.core.translator import translate
+from services.cpu.core.translator_process import Request
+from services.cpu.isa.riscv.definition import ISA
 from services.cpu.isa.riscv.encoding import encode
 from services.cpu.isa.riscv.features import FEATURES
-from services.cpu.isa.riscv.region import form
-from services.cpu.isa.riscv.state import ATTENTION_STOP, EXIT_REGIONS, EXIT_STOP
-from services.cpu.isa.riscv.tlb import PAGE
-from services.cpu.regions import FINGERPRINT, LONGEST_CODE, Regions, Translation
-from services.cpu.translator import translate
-from services.cpu.translator_process import Request
 from tests.cpu_harness import Cpu
 from tests.models.guest import CODE, put
 
@@ -49,7 +50,7 @@ class Elsewhere:
         return self.kept.get(digest, [])
 
     def compile(self) -> list[tuple[bytes, Translation]]:
-        made = [(each.digest, translation) for each in self.requests.values() if (translation := translate(each))]
+        made = [(each.digest, translation) for each in self.requests.values() if (translation := translate(ISA, each))]
         self.requests.clear()
         return made
 
@@ -163,7 +164,7 @@ def test_a_loop_is_whole_before_what_comes_behind_it() -> None:
     words = [encode("addi", rd=10, rs1=10, imm=1)] * 52
     words[21] = encode("bne", rs1=10, rs2=0, imm=-80)
     page = struct.pack("<52I", *words).ljust(PAGE, b"\0")
-    region = form(page, 60, frozenset(FEATURES), limit=25)
+    region = form(ISA, page, 60, frozenset(FEATURES), limit=25)
     assert region is not None
     assert sorted(region.steps) == [*range(4, 88, 4), 88, 92, 96, 100]
 

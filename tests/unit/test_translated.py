@@ -15,8 +15,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from services.cpu.isa.riscv.execution import POSTED_SLICE, SLICE
-from services.cpu.isa.riscv.state import (
+from services.cpu.core.execution import POSTED_SLICE, SLICE
+from services.cpu.core.state import (
     ATTENTION_INTERRUPT,
     ATTENTION_STOP,
     EXIT_ACCESS,
@@ -25,11 +25,11 @@ from services.cpu.isa.riscv.state import (
     EXIT_STOP,
     RING_ENTRIES,
 )
-from services.cpu.isa.riscv.tlb import data_index
+from services.cpu.core.tlb import data_index
 from services.cpu.native.lang import NativeFunction
-from tests.cpu_harness import BASE, END_WORD, Access, Cpu
+from tests.cpu_harness import ACLINT, BASE, END_WORD, Access, Cpu
 from tests.models.assembler import assemble
-from tests.models.guest import ACLINT, CODE, DATA, M, S, Space, U, open_pmp, put, virt
+from tests.models.guest import CODE, DATA, M, S, Space, U, open_pmp, put, virt
 from tests.models.tiers import BOTH, INTERPRET, TRANSLATE
 
 #: Where devices of these tests are; all that is posted to the second one goes into the ring.

@@ -17,15 +17,17 @@ from pathlib import Path
 
 import pytest
 
-from services.cpu import translator
+from services.cpu.core import translator
+from services.cpu.core.region import ALL
+from services.cpu.core.region_store import RegionStore, store_path
+from services.cpu.core.regions import Translation
+from services.cpu.core.tlb import PAGE
+from services.cpu.core.translator import translate
+from services.cpu.core.translator_process import MOST_STARTS, Request, TranslatorProcess
+from services.cpu.isa.interface import Isa
+from services.cpu.isa.riscv.definition import ISA
 from services.cpu.isa.riscv.features import FEATURES
-from services.cpu.isa.riscv.region import ALL
-from services.cpu.isa.riscv.tlb import PAGE
 from services.cpu.native.build import BuildError
-from services.cpu.region_store import RegionStore, store_path
-from services.cpu.regions import Translation
-from services.cpu.translator import translate
-from services.cpu.translator_process import MOST_STARTS, Request, TranslatorProcess
 from tests.models.assembler import assemble
 from tests.waiting import wait_for
 
@@ -52,14 +54,14 @@ def answers() -> Answers:
 @pytest.fixture
 def process(answers: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TranslatorProcess]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    made = TranslatorProcess(frozenset(FEATURES), answers, keep=True)
+    made = TranslatorProcess(ISA.name, frozenset(FEATURES), answers, keep=True)
     yield made
     made.close()
 
 
 def is_expected(translation: Translation) -> bool:
     """Whether it is the loop's."""
-    return translation == translate(Request(DIGEST, 0, 0, frozenset(FEATURES), ALL, PAGE_OF_CODE))
+    return translation == translate(ISA, Request(DIGEST, 0, 0, frozenset(FEATURES), ALL, PAGE_OF_CODE))
 
 
 def test_a_request_is_answered_and_kept(process: TranslatorProcess, answers: Answers) -> None:
@@ -77,7 +79,7 @@ def test_a_request_is_answered_and_kept(process: TranslatorProcess, answers: Ans
 
 def test_nothing_is_kept_unless_asked(answers: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    process = TranslatorProcess(frozenset(FEATURES), answers, keep=False)
+    process = TranslatorProcess(ISA.name, frozenset(FEATURES), answers, keep=False)
     process.request(DIGEST, PAGE_OF_CODE, 0, ALL, 0)
     assert answers.get(timeout=LIMIT)[0] == DIGEST
     process.close()
@@ -127,7 +129,7 @@ def test_a_killed_translator_is_started_again(process: TranslatorProcess, answer
 def test_a_translator_that_always_dies(answers: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not started for ever: the machine goes on without."""
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    process = TranslatorProcess(frozenset(FEATURES), answers, keep=False)
+    process = TranslatorProcess(ISA.name, frozenset(FEATURES), answers, keep=False)
     deadline = time.monotonic() + LIMIT
     while process.starts < MOST_STARTS and time.monotonic() < deadline:
         process.request(DIGEST, PAGE_OF_CODE, 0, ALL, 0)
@@ -171,7 +173,7 @@ def test_what_a_page_held_before_is_not_compiled() -> None:
 
 def test_another_thread_starts_it_where_a_hart_must_not_wait(answers: Answers) -> None:
     asked = threading.Event()
-    process = TranslatorProcess(frozenset(FEATURES), answers, keep=False, start_soon=asked.set)
+    process = TranslatorProcess(ISA.name, frozenset(FEATURES), answers, keep=False, start_soon=asked.set)
     assert not process.request(DIGEST, PAGE_OF_CODE, 0, ALL, 0)
     assert asked.is_set()
     assert process.starts == 0
@@ -185,10 +187,10 @@ def test_another_thread_starts_it_where_a_hart_must_not_wait(answers: Answers) -
 
 
 def test_what_cannot_be_compiled_costs_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(request: Request) -> Translation | None:
+    def refuse(isa: Isa, request: Request) -> Translation | None:
         if request.digest[0] == 1:
             raise BuildError("LLVM does not like it")
-        return translate(request)
+        return translate(isa, request)
 
     monkeypatch.setattr(translator, "translate", refuse)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

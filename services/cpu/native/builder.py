@@ -313,10 +313,10 @@ class Builder:
     def field(self, base: Value, name: str) -> Value:
         """A pointer to a record's field (to the first element of an array)."""
         offset, type_ = self.field_of(base, name)
-        return self.offset(base, offset, type_.element if isinstance(type_, ArrayType) else type_)
+        target = self.module.bound(type_.element) if isinstance(type_, ArrayType) else type_
+        return self.offset(base, offset, target)
 
-    @staticmethod
-    def field_of(base: Any, name: str) -> tuple[int, Any]:
+    def field_of(self, base: Any, name: str) -> tuple[int, Any]:
         """Offset in bytes and type of a record's field."""
         record = base.type.target if isinstance(base, Value) and isinstance(base.type, PtrType) else None
         fields = getattr(record, "fields", None)
@@ -324,5 +324,5 @@ class Builder:
             raise NativeError(f"{getattr(base, 'type', base)!s:.80} has no fields")
         if name not in fields:
             raise NativeError(f"{record.__name__} has no field {name}")  # type: ignore[union-attr]
-        found: tuple[int, Any] = fields[name]
-        return found
+        offset, type_ = fields[name]
+        return offset, self.module.bound(type_)

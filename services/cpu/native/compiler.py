@@ -6,13 +6,14 @@ Functions are compiled when they are first named: ``frame`` has the statements a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from .builder import Builder
 from .frame import Frame
 from .intrinsics import INTRINSIC_DECLARATIONS
-from .lang import NativeFunction, Table, size_of
+from .lang import NativeFunction, PtrType, Record, Table, size_of
 from .source import signature
 from .values import NativeError, Value
 
@@ -21,8 +22,10 @@ __all__ = ["Module", "NativeError"]
 
 @dataclass(slots=True)
 class Module:
-    """IR text under construction."""
+    """IR text under construction. ``bindings`` has the function that does what a ``provided`` one declares, and for a
+    record the one that extends it: wherever the one is named, the other is meant."""
 
+    bindings: Mapping[Any, Any] = field(default_factory=dict)
     functions: list[str] = field(default_factory=list)
     constants: list[str] = field(default_factory=list)
     exports: list[str] = field(default_factory=list)
@@ -31,6 +34,32 @@ class Module:
     _exported: set[int] = field(default_factory=set)
     _keep: list[Any] = field(default_factory=list)
     _queue: list[NativeFunction] = field(default_factory=list)
+
+    def bound(self, item: Any) -> Any:
+        """What a name means here. Raises NativeError for a function that nobody provides."""
+        if isinstance(item, PtrType):
+            return PtrType(self.bound(item.target))
+        if isinstance(item, NativeFunction) and item.provided:
+            if item not in self.bindings:
+                raise NativeError(f"{item.name} is provided by nobody")
+            return self.bindings[item]
+        return self.bindings.get(item, item) if isinstance(item, type) and issubclass(item, Record) else item
+
+    def signature(self, item: NativeFunction) -> tuple[list[tuple[str, Any]], Any]:
+        """A function's parameters (name, type) and the type of its result, as they are here."""
+        parameters, result = signature(item)
+        return [(name, self.bound(type_)) for name, type_ in parameters], self.bound(result)
+
+    def check_bindings(self) -> None:
+        """Raises NativeError if a function is bound to one of another signature, or a record to one that does not
+        extend it."""
+        for declared, meant in self.bindings.items():
+            if isinstance(declared, NativeFunction):
+                wanted, found = self.signature(declared), self.signature(meant)
+                if [type_ for _, type_ in wanted[0]] != [type_ for _, type_ in found[0]] or wanted[1] != found[1]:
+                    raise NativeError(f"{declared.name}: expected {_shown(wanted)}, got {_shown(found)}")
+            elif not issubclass(meant, declared):
+                raise NativeError(f"{meant.__name__} does not extend {declared.__name__}")
 
     def symbol(self, item: Any, prefix: str) -> str:
         """The IR name of a function or table, made on first use."""
@@ -74,7 +103,7 @@ class Module:
         """Compiles everything that has been asked for so far."""
         while self._queue:
             item = self._queue.pop()
-            parameters, result = signature(item)
+            parameters, result = self.signature(item)
             builder = Builder(self)
             arguments = {name: Value(f"%arg.{name}", type_) for name, type_ in parameters}
             Frame(builder, item, arguments).run()
@@ -100,3 +129,7 @@ class Module:
         body = "\n".join([*self.constants, *self.functions])
         declared = [line for name, line in INTRINSIC_DECLARATIONS.items() if name in body]
         return "\n".join([body, *declared, *tail, ""])
+
+
+def _shown(signature: tuple[list[tuple[str, Any]], Any]) -> str:
+    return f"({', '.join(str(type_) for _, type_ in signature[0])}) -> {signature[1]}"

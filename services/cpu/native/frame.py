@@ -14,7 +14,7 @@ from typing import Any
 from .builder import PYTHON, Builder
 from .intrinsics import INTRINSICS
 from .lang import ArrayType, Dispatch, Hook, Intrinsic, IntType, NativeException, NativeFunction, PtrType, Table, Type
-from .source import parse, place_of, resolve, scope, shape, signature
+from .source import parse, place_of, resolve, scope, shape
 from .values import BOOLEAN, U64, Lazy, NativeError, Value, Variable, is_known, plain
 
 _SYMBOLS: dict[type[ast.AST], str] = {
@@ -46,7 +46,7 @@ def _symbol_of(op: ast.AST) -> str:
 
 def call(builder: Builder, function: Any, args: Sequence[Any]) -> Value | None:
     """A call of a native function; compiled into the caller if it says so."""
-    parameters, result = signature(function)
+    parameters, result = builder.module.signature(function)
     if len(args) != len(parameters):
         raise NativeError(f"{function.name} takes {len(parameters)} arguments, got {len(args)}")
     if function.inline:
@@ -69,7 +69,7 @@ def call(builder: Builder, function: Any, args: Sequence[Any]) -> Value | None:
 def dispatch(builder: Builder, table: Dispatch, number: Any, args: Sequence[Any]) -> Value | None:
     """A switch over the cases of a :class:`Dispatch`."""
     key = builder.coerce(number, U64)
-    result = signature(table.default)[1]
+    result = builder.module.signature(table.default)[1]
     variable = builder.variable(result) if result is not None else None
     after, default = builder.fresh("dispatched"), builder.fresh("default")
     labels = {case: builder.fresh("case") for case in table.cases}
@@ -78,7 +78,7 @@ def dispatch(builder: Builder, table: Dispatch, number: Any, args: Sequence[Any]
     for label, function in [(default, table.default), *((labels[c], f) for c, f in table.cases.items())]:
         builder.block(label)
         value = call(builder, function, args)
-        if signature(function)[1] != result:
+        if builder.module.signature(function)[1] != result:
             raise NativeError(f"{function.name} gives another type than {table.default.name}")
         if variable is not None and value is not None:
             builder.write(variable, value)
@@ -106,14 +106,14 @@ class Frame:
         self.function = function
         self.source = parse(function)
         self.outer = scope(function)
-        self.result = signature(function)[1]
+        parameters, self.result = builder.module.signature(function)
         self.inlined = inlined
         self.loops: list[_Loop] = []
         self.result_variable: Variable | None = None
         self.end_label = ""
         self.local, self.straight = shape(function)
         self.value: Value | None = None
-        types = dict(signature(function)[0])
+        types = dict(parameters)
         self.names: dict[str, Any] = {
             name: item
             if isinstance(item, Lazy) or (not isinstance(item, Value) and not isinstance(types[name], Type))
@@ -173,7 +173,7 @@ class Frame:
             case ast.Assign(targets=[target], value=value):
                 self.assign(target, self.expression(value))
             case ast.AnnAssign(target=target, annotation=annotation, value=value) if value is not None:
-                type_ = resolve(ast.unparse(annotation), self.outer)
+                type_ = builder.module.bound(resolve(ast.unparse(annotation), self.outer))
                 if not isinstance(type_, Type):
                     raise NativeError(f"{ast.unparse(annotation)} is no native type")
                 self.assign(target, builder.coerce(self.expression(value), type_))
@@ -450,7 +450,7 @@ class Frame:
     def global_(self, name: str) -> Any:
         if name not in self.outer:
             raise NativeError(f"unknown name {name}")
-        return self.outer[name]
+        return self.builder.module.bound(self.outer[name])
 
     def fetch(self, base: Any, name: str) -> Value:
         """Reads a record's field: records and arrays give their address."""

@@ -14,6 +14,8 @@ means in Python, but for what types add:
 * ``if``, ``while``, ``for i in range(stop)`` or ``range(start, stop)``, ``break``, ``continue``, ``return``, ``and``,
   ``or``, ``not``, ``a if c else b``, assignment, augmented and annotated assignment, ``raise`` of a
   :class:`NativeException` where the environment defines it (in instruction semantics), calls without keywords.
+* Names that the module under compilation binds to others: a :func:`provided` function to the one that does it, a
+  record to the one that extends it.
 * Names of the enclosing function or module: constants, types, other native functions, intrinsics, and functions of
   Python whose arguments are known when compiling. A test that is known when compiling (``if DOUBLE:``) keeps only the
   branch that is taken. A local name must have a value whichever way leads to it.
@@ -145,10 +147,20 @@ def array(element: Any, count: int) -> Any:
     return ArrayType(element, count)
 
 
+class Described:
+    """What a field's declaration may say of it beyond its type: of a subclass, in the place of the default. ``array``
+    is what :func:`array` gives, for fields that are one."""
+
+    array: ArrayType | None
+
+
 class Record:
     """A fixed-layout structure: fields in order, naturally aligned, little-endian.
 
-    Subclass with annotations; ``offset_of`` and ``fields`` serve those who read the same bytes from Python.
+    Subclass with annotations; ``offset_of`` and ``fields`` serve those who read the same bytes from Python. A record
+    that extends another one has its own fields first, and then those of the other; or it has them ``instead_of`` one of
+    the other's, in as many bytes. What is compiled for it (see ``compiler.Module``) has it wherever the other one is
+    named.
     """
 
     fields: dict[str, tuple[int, Any]]
@@ -157,14 +169,25 @@ class Record:
     def __init__(self, address: int) -> None:
         raise NativeOnly(f"{type(self).__name__} exists in native code only")
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, *, instead_of: str = "") -> None:
         import sys
 
+        scope = vars(sys.modules[cls.__module__])
+        types: dict[str, Any] = {}
+        for name, annotation in inspect.get_annotations(cls).items():
+            declared = cls.__dict__.get(name)
+            known = declared.array if isinstance(declared, Described) else declared
+            types[name] = known or (eval(annotation, scope) if isinstance(annotation, str) else annotation)
+        inherited = {n: t for base in cls.__bases__ for n, (_, t) in getattr(base, "fields", {}).items()}
+        if instead_of:
+            before = list(inherited).index(instead_of)
+            items = list(inherited.items())
+            types = {**dict(items[:before]), **types, **dict(items[before + 1 :])}
+        else:
+            types.update(inherited)
         cls.fields = {}
         offset = alignment = 0
-        scope = vars(sys.modules[cls.__module__])
-        for name, annotation in cls.__annotations__.items():
-            type_ = cls.__dict__.get(name) or (eval(annotation, scope) if isinstance(annotation, str) else annotation)
+        for name, type_ in types.items():
             element = type_.element if isinstance(type_, ArrayType) else type_
             align = 8 if not isinstance(element, IntType) else min(element.size, 16)
             alignment = max(alignment, align)
@@ -172,6 +195,8 @@ class Record:
             cls.fields[name] = (offset, type_)
             offset += size_of(type_)
         cls.size = -(-offset // max(alignment, 8)) * max(alignment, 8)
+        if instead_of and cls.size != cls.__bases__[0].size:  # type: ignore[attr-defined]
+            raise TypeError(f"{cls.__name__}: {cls.size} bytes, expected {cls.__bases__[0].size}")  # type: ignore[attr-defined]
 
     @classmethod
     def offset_of(cls, name: str) -> int:
@@ -187,6 +212,7 @@ class NativeFunction:
     inline: bool = False
     export: bool = False
     cold: bool = False
+    provided: bool = False
 
     @property
     def name(self) -> str:
@@ -214,6 +240,11 @@ def cold(function: F) -> F:
 def export(function: F) -> F:
     """Marks a function that Python calls, by the C calling convention."""
     return cast(F, NativeFunction(function, export=True))
+
+
+def provided(function: F) -> F:
+    """Declares a function by its signature: who compiles says which one that is (``compiler.Module.bindings``)."""
+    return cast(F, NativeFunction(function, provided=True))
 
 
 class NativeException(Exception):

@@ -4,46 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from ...native.lang import Table, at, i32, native, peek, ref, u8, u32, u64
-from ..description import Instruction
+from ...core.segments import machine_of
+from ...native.lang import Dispatch, Table, i32, inline, native, u8, u32, u64
+from ..description import Flow, Instruction
+from ..interface import Variant, Way
 from .compressed import compressed_targets, expansion_table
 from .features import FEATURE_BIT
 from .instructions import INSTRUCTIONS
-from .segments import machine_of
-from .state import CODE_PAGE_STRIDE, SINK, CodePage, Hart, Slot
+from .isa import instruction as instruction_set
+from .state import SINK, Hart, Slot
 
 #: Handlers of an instruction, in order. Branches and jal: to another page, forward in the page, backward in the page;
 #: the same for compressed ones; to no multiple of four without the C extension. jalr: one that looks for that.
 LONG, SHORT, CHECKED = 0, 1, 2
 FAR, FORWARD, BACKWARD, SHORT_OFFSET, MISALIGNED = 0, 1, 2, 3, 6
 
-FORMATS = ("raw", "imm12", "simm7", "bimm7", "uimm20", "jimm20", "shamt6", "shamt5")
-RAW, FORMAT_I, FORMAT_S, FORMAT_B, FORMAT_U, FORMAT_J, FORMAT_SHAMT6, FORMAT_SHAMT5 = range(8)
+#: Formats of immediates by number; those without one keep their own bits instead.
+RAW = 0
+FORMATS = tuple(instruction_set.immediates.values())
 
 
 def format_of(instruction: Instruction) -> int:
-    """Which immediate an instruction has; those without one keep their own bits instead."""
-    return next((i for i, name in enumerate(FORMATS) if i and instruction.has(name)), RAW)
-
-
-def is_relative(instruction: Instruction) -> bool:
-    """Whether it goes to pc + imm."""
-    return instruction.result == "branch" or instruction.has("jimm20")
-
-
-def is_indirect(instruction: Instruction) -> bool:
-    """Whether it goes to an address in a register."""
-    return instruction.name == "jalr"
+    """Which immediate an instruction has."""
+    return RAW if instruction.immediate is None else 1 + FORMATS.index(instruction.immediate)
 
 
 def can_misalign(instruction: Instruction, target: int, features: Collection[str]) -> bool:
     """Whether it may go to an address at which no instruction can be: 2 modulo 4 without the C extension (unprivileged
     specification 2.5); ``target`` is where a branch or jal goes, as far as its low bits are concerned."""
-    return "c" not in features and (is_indirect(instruction) or (is_relative(instruction) and target & 2 != 0))
+    indirect = instruction.flow is Flow.INDIRECT
+    return "c" not in features and (indirect or (instruction.is_relative and target & 2 != 0))
 
 
 def variants(instruction: Instruction) -> int:
-    return 7 if is_relative(instruction) else 3 if is_indirect(instruction) else 2
+    return 7 if instruction.is_relative else 3 if instruction.flow is Flow.INDIRECT else 2
 
 
 ILLEGAL_INSTRUCTION = next(item for item in INSTRUCTIONS if item.name == "illegal")
@@ -66,42 +60,32 @@ MATCH = Table(u32, tuple(0 if i is ILLEGAL_INSTRUCTION else i.match for i in ROW
 BASE = Table(u32, tuple(HANDLER_BASE[i.name] for i in ROWS))
 FORMAT = Table(u8, tuple(format_of(i) for i in ROWS))
 FEATURE = Table(u8, tuple(FEATURE_BIT[i.extension] for i in ROWS))
-RELATIVE = Table(u8, tuple(int(is_relative(i)) for i in ROWS))
-INDIRECT = Table(u8, tuple(int(is_indirect(i)) for i in ROWS))
+RELATIVE = Table(u8, tuple(int(i.is_relative) for i in ROWS))
+INDIRECT = Table(u8, tuple(int(i.flow is Flow.INDIRECT) for i in ROWS))
 WRITES_RD = Table(u8, tuple(int(i.result == "rd") for i in ROWS))
 EXPANSION = Table(u32, expansion_table())
 SHORT_TARGETS = compressed_targets()
+RD, RS1, RS2, RS3 = (instruction_set.place(name) for name in ("rd", "rs1", "rs2", "rs3"))
+
+
+@inline
+def own_bits(word: u32) -> i32:
+    return i32(word)
+
+
+_IMMEDIATE = Dispatch({number: item.native for number, item in enumerate(FORMATS, 1)}, own_bits)
 
 
 @native
 def immediate(word: u32, form: u8) -> i32:
-    """The immediate of an instruction word (unprivileged specification 2.3), sign-extended."""
-    signed = i32(word)
-    if form == FORMAT_I:
-        return signed >> 20
-    if form == FORMAT_S:
-        return ((signed >> 25) << 5) | i32((word >> 7) & 31)
-    if form == FORMAT_B:
-        return (
-            ((signed >> 31) << 12)
-            | i32(((word >> 7) & 1) << 11)
-            | i32(((word >> 25) & 63) << 5)
-            | i32(((word >> 8) & 15) << 1)
-        )
-    if form == FORMAT_U:
-        return i32(word & 0xFFFFF000)
-    if form == FORMAT_J:
-        return (
-            ((signed >> 31) << 20)
-            | i32(word & 0xFF000)
-            | i32(((word >> 20) & 1) << 11)
-            | i32(((word >> 21) & 1023) << 1)
-        )
-    if form == FORMAT_SHAMT6:
-        return i32((word >> 20) & 63)
-    if form == FORMAT_SHAMT5:
-        return i32((word >> 20) & 31)
-    return signed
+    """The immediate of an instruction word, sign-extended."""
+    return _IMMEDIATE(u64(form), word)  # type: ignore[no-any-return]
+
+
+@inline
+def is_long(instruction: u32) -> bool:
+    """Unprivileged specification 1.5: the lowest two bits are 11."""
+    return instruction & 3 == 3
 
 
 @native
@@ -123,7 +107,7 @@ def decode(hart: Hart, slot: Slot, insn: u32, pc: u64, local: bool) -> None:
     imm = immediate(word, form)
     if form == RAW:
         imm = i32(insn & 0xFFFF) if short else i32(insn)
-    rd = u8(word >> 7) & 31
+    rd = u8(word >> RD.low) & 31
     if rd == 0 and WRITES_RD[row] != 0:
         rd = SINK
     handler = BASE[row]
@@ -140,22 +124,29 @@ def decode(hart: Hart, slot: Slot, insn: u32, pc: u64, local: bool) -> None:
     elif not compressed and INDIRECT[row] != 0:
         handler += CHECKED
     slot.rd = rd
-    slot.rs1 = u8(word >> 15) & 31
-    slot.rs2 = u8(word >> 20) & 31
-    slot.rs3 = u8(word >> 27)
+    slot.rs1 = u8(word >> RS1.low) & 31
+    slot.rs2 = u8(word >> RS2.low) & 31
+    slot.rs3 = u8(word >> RS3.low) & 31
     slot.imm = imm
     slot.handler = machine.handlers[handler]
 
 
-@native
-def instruction_bits(hart: Hart, slot: u64) -> u64:
-    """The bits of the instruction of a slot, from its page's copy (or, alone in the scratch slot, from beside it)."""
-    if slot == ref(hart.scratch):
-        return hart.scratch[SCRATCH_BITS]
-    page = slot & ~(CODE_PAGE_STRIDE - 1)
-    insn = peek(u32, ref(at(CodePage, page).copy) + ((slot - page) >> 3))
-    return u64(insn) if insn & 3 == 3 else u64(insn & 0xFFFF)
+def _ways(item: Instruction) -> list[tuple[int, int, Way]]:
+    """Number beside the first, bytes and way of each handler of an instruction."""
+    short = item.name in SHORT_TARGETS or item is ILLEGAL_INSTRUCTION
+    if not item.is_relative:
+        found = [(LONG, 4, Way.NEXT), *([(SHORT, 2, Way.NEXT)] if short else [])]
+        return [*found, (CHECKED, 4, Way.CHECKED)] if item.flow is Flow.INDIRECT else found
+    ways = ((FAR, Way.FAR), (FORWARD, Way.FORWARD), (BACKWARD, Way.BACKWARD))
+    found = [(number, 4, way) for number, way in ways]
+    if short:
+        found += [(SHORT_OFFSET + number, 2, way) for number, way in ways]
+    return [*found, (MISALIGNED, 4, Way.MISALIGNED)]
 
 
-#: Index in ``Hart.scratch`` of the bits of the instruction in the scratch slot.
-SCRATCH_BITS = 8
+#: All handlers of the interpreter.
+VARIANTS = tuple(
+    Variant(item, HANDLER_BASE[item.name] + number, f"op_{item.name.replace('.', '_')}_{number}", length, way)
+    for item in INSTRUCTIONS
+    for number, length, way in _ways(item)
+)

@@ -1,9 +1,10 @@
-"""The extensions a hart can have, each a bit of ``Machine.features``."""
+"""The extensions a hart can have, each a bit of ``core.state.Machine.features``."""
 
 from __future__ import annotations
 
+from ...core.state import Machine
 from ...native.lang import at, inline, u64
-from .state import Hart, Machine
+from .state import Hart
 
 FEATURES = (
     "i", "m", "a", "f", "d", "c", "zicsr", "zifencei", "zicntr", "zihpm", "zicbom", "zicboz", "zihintpause", "zba",

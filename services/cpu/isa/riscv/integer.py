@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from ...core.shoot_down import look_at_news
 from ...native.lang import fence, i8, i16, i32, i64, i128, inline, quotient, remainder, u8, u16, u32, u64, u128
+from ..description import Flow
 from ..semantics import Trap, drain_posted, jump, load, store
 from .isa import BREAKPOINT, ECALL_USER, ILLEGAL, instruction
-from .shoot_down import look_at_news
 from .state import Hart
 
 BASE, MUL = "i", "m"
@@ -28,44 +29,44 @@ def auipc(pc: u64, imm: i64) -> u64:
     return pc + u64(imm)
 
 
-@instruction("jal", "jimm20 rd 1101111", BASE, result="rd")
+@instruction("jal", "jimm20 rd 1101111", BASE, result="rd", flow=Flow.JUMP, links="rd")
 def jal(pc: u64, next_pc: u64, imm: i64) -> u64:
     jump(pc + u64(imm))
     return next_pc
 
 
-@instruction("jalr", "imm12 rs1 000 rd 1100111", BASE, result="rd")
+@instruction("jalr", "imm12 rs1 000 rd 1100111", BASE, result="rd", flow=Flow.INDIRECT, links="rd")
 def jalr(rs1: u64, next_pc: u64, imm: i64) -> u64:
     jump((rs1 + u64(imm)) & ~1)
     return next_pc
 
 
-@instruction("beq", "bimm7 rs2 rs1 000 bimm5 1100011", BASE, result="branch")
+@instruction("beq", "bimm7 rs2 rs1 000 bimm5 1100011", BASE, result="branch", flow=Flow.BRANCH)
 def beq(rs1: u64, rs2: u64) -> bool:
     return rs1 == rs2
 
 
-@instruction("bne", "bimm7 rs2 rs1 001 bimm5 1100011", BASE, result="branch")
+@instruction("bne", "bimm7 rs2 rs1 001 bimm5 1100011", BASE, result="branch", flow=Flow.BRANCH)
 def bne(rs1: u64, rs2: u64) -> bool:
     return rs1 != rs2
 
 
-@instruction("blt", "bimm7 rs2 rs1 100 bimm5 1100011", BASE, result="branch")
+@instruction("blt", "bimm7 rs2 rs1 100 bimm5 1100011", BASE, result="branch", flow=Flow.BRANCH)
 def blt(rs1: u64, rs2: u64) -> bool:
     return i64(rs1) < i64(rs2)
 
 
-@instruction("bge", "bimm7 rs2 rs1 101 bimm5 1100011", BASE, result="branch")
+@instruction("bge", "bimm7 rs2 rs1 101 bimm5 1100011", BASE, result="branch", flow=Flow.BRANCH)
 def bge(rs1: u64, rs2: u64) -> bool:
     return i64(rs1) >= i64(rs2)
 
 
-@instruction("bltu", "bimm7 rs2 rs1 110 bimm5 1100011", BASE, result="branch")
+@instruction("bltu", "bimm7 rs2 rs1 110 bimm5 1100011", BASE, result="branch", flow=Flow.BRANCH)
 def bltu(rs1: u64, rs2: u64) -> bool:
     return rs1 < rs2
 
 
-@instruction("bgeu", "bimm7 rs2 rs1 111 bimm5 1100011", BASE, result="branch")
+@instruction("bgeu", "bimm7 rs2 rs1 111 bimm5 1100011", BASE, result="branch", flow=Flow.BRANCH)
 def bgeu(rs1: u64, rs2: u64) -> bool:
     return rs1 >= rs2
 
@@ -287,7 +288,7 @@ def ecall(hart: Hart) -> None:
     raise Trap(u64(ECALL_USER) + u64(hart.privilege), 0)
 
 
-@instruction("ebreak", "000000000001 00000 000 00000 1110011", BASE)
+@instruction("ebreak", "000000000001 00000 000 00000 1110011", BASE, traps=True)
 def ebreak(pc: u64) -> None:
     raise Trap(BREAKPOINT, pc)
 
@@ -381,7 +382,7 @@ def remuw(rs1: u64, rs2: u64) -> u64:
     return u64(i32(u32(rs1) % u32(rs2)))
 
 
-@instruction("illegal", "imm12 rs1 000 rd 0000000", BASE)
+@instruction("illegal", "imm12 rs1 000 rd 0000000", BASE, traps=True)
 def illegal(insn: u64) -> None:
     """What the decoder gives for every encoding that nothing else describes."""
     raise Trap(ILLEGAL, insn)

@@ -1,6 +1,6 @@
 """The instruction set under description, and what its encodings and semantics may name.
 
-Encoding tokens are bits or one of ``WIDTHS``. Operands of a semantics function, by parameter name:
+Encoding tokens are bits or one of ``TOKENS``. Operands of a semantics function, by parameter name:
 
 ``rs1 rs2``          integer registers; ``frs1 frs2 frs3`` the 64 raw bits of floating-point registers
 ``imm``              the immediate of the encoding, sign-extended (or the shift amount)
@@ -15,15 +15,22 @@ Encoding tokens are bits or one of ``WIDTHS``. Operands of a semantics function,
 
 from __future__ import annotations
 
-from ..description import InstructionSet
+from ..description import InstructionSet, part, token
 
-WIDTHS = {
-    "rd": 5, "rs1": 5, "rs2": 5, "rs3": 5, "rm": 3, "aq": 1, "rl": 1, "imm12": 12, "simm7": 7, "simm5": 5, "bimm7": 7,
-    "bimm5": 5,
-    "uimm20": 20, "jimm20": 20, "shamt6": 6, "shamt5": 5, "csr12": 12, "zimm5": 5, "fm4": 4, "pred4": 4, "succ4": 4,
+#: Unprivileged specification 2.3: the immediates' formats are those of its figures.
+TOKENS = {
+    "rd": token(5), "rs1": token(5), "rs2": token(5), "rs3": token(5), "rm": token(3), "aq": token(1), "rl": token(1),
+    "csr12": token(12, "csr"), "zimm5": token(5, "zimm"), "fm4": token(4), "pred4": token(4), "succ4": token(4),
+    "imm12": part("I", "11:0"),
+    "simm7": part("S", "11:5"), "simm5": part("S", "4:0"),
+    "bimm7": part("B", "12|10:5"), "bimm5": part("B", "4:1|11"),
+    "uimm20": part("U", "31:12"),
+    "jimm20": part("J", "20|10:1|11|19:12"),
+    "shamt6": part("shift", "5:0"), "shamt5": part("word shift", "4:0"),
 }  # fmt: skip
+SIGNED = {"I": True, "S": True, "B": True, "U": True, "J": True, "shift": False, "word shift": False}
 
-instruction = InstructionSet(WIDTHS)
+instruction = InstructionSet(TOKENS, SIGNED)
 
 # exception causes (privileged specification, table of mcause)
 (

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from ...core.memory import host_address, region_of
+from ...core.state import PENDING_NONE, PENDING_TRAP, READ, Machine
 from ...native.lang import at, call_host, inline, native, u64
 from ..semantics import Trap, atomic, jump, leave_if_pending, store
 from .csr import csr_allowed, csr_read, csr_stored, csr_write
 from .csr_bits import CBCFE, CBIE, CBZE, TSR, TVM, TW
 from .isa import ILLEGAL, LOAD_PAGE, STORE_ACCESS, STORE_PAGE, instruction
-from .memory import READ, host_address, region_of
-from .state import MACHINE, PENDING_NONE, PENDING_TRAP, SUPERVISOR, USER, Hart, Machine
-from .tlb import fence_vma
+from .state import MACHINE, SUPERVISOR, USER, Hart
+from .translation import fence_vma
 from .trap import return_from_machine, return_from_supervisor
 
 ZICSR, S = "zicsr", "i"

@@ -2,8 +2,26 @@
 
 from __future__ import annotations
 
+from ...core.time import timer
 from ...native.lang import inline, native, u32, u64
-from .csr_bits import INTERRUPT, MEIP, MIE, MPIE, MPP, MPP_SHIFT, MPRV, MSIP, MTIP, SEIP, SIE, SPIE, SPP, SSIP
+from .csr_bits import (
+    INTERRUPT,
+    MEIP,
+    MIE,
+    MPIE,
+    MPP,
+    MPP_SHIFT,
+    MPRV,
+    MSIP,
+    MTIP,
+    SEIP,
+    SIE,
+    SPIE,
+    SPP,
+    SSIP,
+    STCE,
+    STIP,
+)
 from .state import MACHINE, SUPERVISOR, USER, Hart
 
 
@@ -51,6 +69,19 @@ def take_trap(hart: Hart, cause: u64, value: u64) -> None:
 def interrupts_pending(hart: Hart) -> u64:
     """mip: what software set, the lines from outside and the timers."""
     return hart.mip | hart.lines | hart.timers
+
+
+@inline
+def is_woken(hart: Hart) -> bool:
+    """What ends WFI: an interrupt that is enabled in mie (3.3.3)."""
+    return interrupts_pending(hart) & hart.mie != 0
+
+
+@inline
+def look_at_own_timers(hart: Hart, now: u64) -> None:
+    """The supervisor's timer (Sstc)."""
+    if hart.menvcfg & STCE != 0:
+        timer(hart, now, hart.stimecmp, u64(STIP))
 
 
 @native
