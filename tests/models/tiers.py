@@ -17,7 +17,7 @@ from services.cpu.core.region import Region, RegionModule, emit, form
 from services.cpu.core.regions import Arena
 from services.cpu.core.state import CODE_PAGE_STRIDE, EXIT_REGIONS, CodePage
 from services.cpu.core.tlb import PAGE
-from services.cpu.isa.riscv.definition import ISA
+from services.cpu.isa.interface import Isa
 from services.cpu.native.build import build_region
 
 INTERPRET, TRANSLATE, BOTH = MODES = ("interpret", "translate", "both")
@@ -46,12 +46,19 @@ def portion(everything: Sequence[_T]) -> Sequence[_T]:
     return everything if default_mode() == INTERPRET else everything[::37]
 
 
-def compiled(region: Region) -> int:
+def compiled(isa: Isa, region: Region) -> int:
     """The host address of a region's code."""
-    key = (*region.entries, None, *sorted(region.joins), None, *((s.offset, s.bits) for s in region.steps.values()))
+    key = (
+        isa.name,
+        *region.entries,
+        None,
+        *sorted(region.joins),
+        None,
+        *((s.offset, s.bits) for s in region.steps.values()),
+    )
     address = _compiled.get(key)
     if address is None:
-        module = RegionModule(ISA)
+        module = RegionModule(isa)
         emit(module, "r", region)
         address = _compiled[key] = _arena.add(build_region(module.text()).image)
     return address
@@ -91,5 +98,5 @@ class EagerHarts(Harts):
             return
         steps = (ctypes.c_uint16 * len(region.steps))(*region.steps)
         entries = (ctypes.c_uint16 * len(region.entries))(*region.entries)
-        self.install(number, page, version, steps, len(steps), entries, len(entries), compiled(region))
+        self.install(number, page, version, steps, len(steps), entries, len(entries), compiled(self.isa, region))
         self.installed += 1
