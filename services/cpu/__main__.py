@@ -13,7 +13,7 @@ from .bus.spaces import NAMES, Spaces
 from .controllers.plic_layout import SOURCES
 from .core.image import ISA
 from .core.state import MOST_HARTS
-from .core.time import TICK
+from .core.timers import TICK
 from .isa import interface
 from .service import Cpu, Settings
 from .vacant import TRANSPORT

@@ -294,6 +294,7 @@ class Cpu(Service):
             message = cpu_pb2.CpuState.FromString(state.bytes)
         except DecodeError as error:
             raise errors.BadState("state of cpu cannot be parsed") from error
+        saved.upgrade(self._harts, message, state.version)
         saved.check(self._harts, message)
         if not check_only:
             self._clock.load(saved.load(self._harts, message))

@@ -73,6 +73,46 @@ def test_imports_whole_tree_keeps_the_rooms_apart() -> None:
     assert not found
 
 
+def rooms_entered(module: str, source: str, is_package: bool = False) -> list[str]:
+    """What `module` imports against the rules between the cpu's rooms: the core knows no instruction set and no
+    interrupt controller, an instruction set is known to nobody outside of its folder, and controllers know none."""
+    found = []
+    sets = "services.cpu.isa."
+    for imported in imported_modules(source, module, is_package):
+        folder = imported.removeprefix(sets).split(".")[0]
+        own = module.startswith(f"{sets}{folder}.")
+        common = (ROOT / "services" / "cpu" / "isa" / f"{folder}.py").exists()
+        if imported.startswith(sets) and not own and not common:
+            found.append(f"{module} imports {imported}")
+        if module.startswith("services.cpu.core") and imported.startswith("services.cpu.controllers"):
+            found.append(f"{module} imports {imported}")
+    return found
+
+
+def test_no_room_of_the_cpu_knows_an_instruction_set() -> None:
+    sources = [(module, path) for module, path in modules() if module.startswith("services.cpu")]
+    assert len(sources) > 60
+    assert not [
+        each
+        for module, path in sources
+        for each in rooms_entered(module, path.read_text(encoding="utf-8"), path.name == "__init__.py")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("services.cpu.service", "from .isa.riscv.csr import CSRS"),
+        ("services.cpu.core.harts", "from ..isa.riscv import state"),
+        ("services.cpu.core.harts", "from ..controllers.plic import drive"),
+        ("services.cpu.controllers.plic", "from ..isa.riscv.csr_bits import MEIP"),
+        ("services.cpu.isa.toy.decoder", "from ..riscv.decoder import decode"),
+    ],
+)
+def test_a_way_between_the_rooms_is_found(module: str, source: str) -> None:
+    assert rooms_entered(module, source)
+
+
 def test_no_service_and_none_of_its_rooms_knows_the_command_line() -> None:
     found = [
         f"{module} imports {imported}"

@@ -94,7 +94,7 @@ SSTATUS_BITS = 0xC_0122 | FS
 WRITABLE = {
     "mscratch": ALL, "sscratch": ALL, "mepc": ALL & ~1, "sepc": ALL & ~1, "mcause": ALL, "scause": ALL,
     "mtval": ALL, "stval": ALL, "medeleg": 0xB3FF, "mideleg": 0x222, "mie": 0xAAA,
-    "mcounteren": 0xFFFF_FFFF, "scounteren": 0xFFFF_FFFF, "mhpmcounter3": 0, "mhpmevent31": 0, "mcountinhibit": 0,
+    "mcounteren": 0xFFFF_FFFF, "scounteren": 0xFFFF_FFFF, "mhpmcounter3": 0, "mhpmevent31": 0, "mcountinhibit": 5,
     "stimecmp": ALL,
 }  # fmt: skip
 
@@ -382,3 +382,36 @@ def test_cache_blocks(cpu: Cpu) -> None:
         cpu.forget()
         stop = cpu.run()
         assert (stop.cause, stop.pc, stop.value >> 6) == (15, CODE, 0x7000_0000 >> 6), hex(word)
+
+
+def test_counters_stand_still_while_they_are_inhibited(cpu: Cpu) -> None:
+    """Privileged specification 3.1.12: cycle and instret each by its bit, from the next instruction on."""
+    text = """
+        csrwi mcountinhibit, 1
+        csrr a0, mcycle
+        csrr a1, minstret
+        csrr a2, mcycle
+        csrr a3, minstret
+        csrwi mcountinhibit, 4
+        csrr a4, mcycle
+        csrr a5, mcycle
+        csrr a6, minstret
+        csrr a7, minstret
+        li t0, 1000
+        csrw minstret, t0
+        csrr s0, minstret
+        csrwi mcountinhibit, 0
+        csrr s1, minstret
+        csrr s2, minstret
+        li t0, -1
+        csrw mcountinhibit, t0
+        csrr s3, mcountinhibit
+        .word END
+    """
+    assert run(cpu, text).why == "end"
+    x = cpu.x()
+    assert x[10] == x[12]
+    assert x[13] == x[11] + 2
+    assert x[14:16] == [x[10], x[10] + 1]
+    assert x[16] == x[17] == x[13] + 2
+    assert [x[8], x[9], x[18], x[19]] == [1000, 1000, 1001, 5]

@@ -150,7 +150,7 @@ def test_asked_again_a_request_is_the_newest() -> None:
         for number in order:
             request = Request(bytes([number]) * 24, 0, number << 12, frozenset(FEATURES), ALL, PAGE_OF_CODE)
             ours.send(request.pack())
-        thread = threading.Thread(target=translator.serve, args=(theirs, None))
+        thread = threading.Thread(target=translator.serve, args=(ISA, theirs, None))
         thread.start()
         answered = [ours.recv(1 << 20)[0] for _ in range(3)]
         ours.shutdown(socket.SHUT_RDWR)
@@ -164,7 +164,7 @@ def test_what_a_page_held_before_is_not_compiled() -> None:
     with ours, theirs:
         for number in range(20):
             ours.send(Request(bytes([number]) * 24, 0, 0x8000_0000, frozenset(FEATURES), ALL, PAGE_OF_CODE).pack())
-        thread = threading.Thread(target=translator.serve, args=(theirs, None))
+        thread = threading.Thread(target=translator.serve, args=(ISA, theirs, None))
         thread.start()
         assert ours.recv(1 << 20)[0] == 19
         ours.shutdown(socket.SHUT_RDWR)
@@ -197,7 +197,7 @@ def test_what_cannot_be_compiled_costs_nothing_else(monkeypatch: pytest.MonkeyPa
     with ours, theirs:
         for number in (2, 1):
             ours.send(Request(bytes([number]) * 24, 0, number << 12, frozenset(FEATURES), ALL, PAGE_OF_CODE).pack())
-        thread = threading.Thread(target=translator.serve, args=(theirs, None))
+        thread = threading.Thread(target=translator.serve, args=(ISA, theirs, None))
         thread.start()
         assert ours.recv(1 << 20)[0] == 2
         ours.shutdown(socket.SHUT_RDWR)
@@ -238,7 +238,7 @@ def test_it_ends_with_the_cpu() -> None:
     """The other end of the connection is gone: nothing is left behind."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
-        thread = threading.Thread(target=translator.serve, args=(theirs, None))
+        thread = threading.Thread(target=translator.serve, args=(ISA, theirs, None))
         thread.start()
         ours.close()
         thread.join(LIMIT)

@@ -42,6 +42,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature("zicbom", "cache-block management"),
     Feature("zicboz", "cache-block zero"),
     Feature("zicntr", "cycle, time and instret counters", needs=("zicsr",)),
+    Feature("zicond", "conditional zeroing", rv64=False),
     Feature("zicsr", "control and status registers", fixed=True),
     Feature("zifencei", "instruction-fetch fence", fixed=True),
     Feature("zihintpause", "pause hint"),
@@ -67,7 +68,7 @@ _NOT_THERE_NAMES = """
     e g h v zawrs zfh zfhmin zfa zfbfmin zfinx zdinx zhinx zhinxmin zve32f zve32x zve64d zve64f zve64x zvfh zvfhmin
     zvfbfmin zvfbfwma zvbb zvbc zvkb zvkg zvkn zvknc zvkned zvkng zvknha zvknhb zvks zvksc zvksed zvksg zvksh zvkt
     zbkb zbkc zbkx zk zkn zknd zkne zknh zkr zks zksed zksh zkt zmmul zca zcb zcd zce zcf zcmp zcmt zcmop zimop
-    zicbop zicond zicfilp zicfiss zihpm zihintntl zaamo zabha zacas zalrsc zama16b zic64b ztso smaia smcntrpmf
+    zicbop zicfilp zicfiss zihpm zihintntl zaamo zabha zacas zalrsc zama16b zic64b ztso smaia smcntrpmf
     smepmp smnpm smmpm smrnmi smdbltrp smstateen smcdeleg smcsrind ssaia ssccfg sscofpmf sscsrind ssdbltrp ssnpm
     sspm supm svade svnapot svvptc sdtrig x-epmp x-j x-smaia x-ssaia xventanacondops rvv_ta_all_1s rvv_ma_all_1s
     debug

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..core.attention import raise_attention, set_line
 from ..core.state import ATTENTION_INTERRUPT, MOST_HARTS, PENDING_TRAP, Hart, Machine
-from ..core.time import counter, set_counter, timer
+from ..core.timers import counter, set_counter, timer
 from ..native.lang import Ptr, Record, array, at, inline, native, u32, u64
 
 NUMBER = 0

@@ -14,7 +14,7 @@ from ..core import provided
 from ..core.attention import set_line
 from ..core.controllers import Native
 from ..core.state import Hart, Machine
-from ..core.time import NEVER
+from ..core.timers import NEVER
 from ..isa.interface import Lines
 from ..native.lang import Dispatch, inline, native, u64
 from ..native.view import view

@@ -60,7 +60,7 @@ from .state import (
     Slot,
     Tlb,
 )  # fmt: skip
-from .time import NEVER, TICK, host_time, look_at_clock
+from .timers import NEVER, TICK, host_time, look_at_clock
 from .tlb import OFFSET, fetch_index, flush_all, select_context, select_tlb
 
 #: Retired instructions between two looks at the clock (about 50 microseconds).

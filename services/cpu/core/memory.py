@@ -53,7 +53,7 @@ from .state import (
     Segment,
     Tlb,
 )
-from .time import counter, guest_ns
+from .timers import counter, guest_ns
 from .tlb import OFFSET, PAGE, UNKEPT, WATCHED, data_index, keeps
 
 

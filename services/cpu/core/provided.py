@@ -76,7 +76,7 @@ def select(hart: Hart) -> u64:
 
 @provided
 def look_at_own_timers(hart: Hart, now: u64) -> None:
-    """The timers that are registers, at tick ``now``, by ``time.timer``."""
+    """The timers that are registers, at tick ``now``, by ``timers.timer``."""
     raise NativeOnly
 
 
@@ -103,7 +103,7 @@ def controller_message(machine: Machine, number: u64, offset: u64, data: u64) ->
 
 @provided
 def look_at_timers(hart: Hart, now: u64) -> None:
-    """The hart's timers that controllers have, at tick ``now``, by ``time.timer``."""
+    """The hart's timers that controllers have, at tick ``now``, by ``timers.timer``."""
     raise NativeOnly
 
 

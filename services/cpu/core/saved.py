@@ -9,9 +9,9 @@ from vmesh.v1.cpu_pb2 import CpuState, HartRecord
 
 from ..isa.registers import Register, registers_of
 from .harts import Harts, SpareHart
-from .time import TICK
+from .timers import TICK
 
-VERSION = 1
+VERSION = 2
 
 _ANY, _BOOLEAN = range(1 << 64), range(2)
 #: What is saved of a hart beside its registers, by the names in its record, and the legal values. ``pc`` is a multiple
@@ -71,6 +71,14 @@ def _file(record: HartRecord, name: str) -> list[int]:
     if name in record.DESCRIPTOR.fields_by_name:
         return list(getattr(record, name))
     return list(record.files[name].values) if name in record.files else []
+
+
+def upgrade(harts: Harts, state: CpuState, version: int) -> None:
+    """A state of an earlier version gets what it does not have, as after a reset."""
+    for number, record in enumerate(state.harts):
+        for name, register in _saved(harts, files=False):
+            if register.since > version and name not in record.values:
+                record.values[name] = register.reset_value(harts.features, number)
 
 
 def check(harts: Harts, state: CpuState) -> None:

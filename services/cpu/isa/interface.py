@@ -158,5 +158,5 @@ class Isa:
 
 def load(name: str) -> Isa:
     """The instruction set in the folder of that name. Raises ModuleNotFoundError."""
-    isa: Isa = importlib.import_module(f".{name}.definition", __package__).ISA
+    isa: Isa = importlib.import_module(".".join((__package__, name, "definition"))).ISA
     return isa

@@ -34,12 +34,14 @@ class Register(Described):
     writes it. ``names`` are what it is called outside, if that is not the field's name; those of a file's registers,
     number 0 of which is ``zero`` if nothing can be written to it. ``seen`` gives the bits that a debugger sees, given
     the features that are on, 0 for none. ``shown`` gives the value that is seen, where that is not the field's.
+    States of a version before ``since`` do not have it, and it is as after a reset then.
     """
 
     kind: Kind
     number: int = 0
     reset: Reset = 0
     saved: bool = True
+    since: int = 1
     legal: Container[int] | None = None
     writable: int | None = None
     names: tuple[str, ...] = ()

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ...core.time import counter, look_at_clock
+from ...core.timers import counter, look_at_clock
 from ...core.tlb import flush_all, select_context
 from ...native.lang import Dispatch, export, inline, native, u8, u32, u64
 from ..registers import Kind, registers_of
@@ -56,6 +56,8 @@ from .trap import interrupts_pending
 
 MIP = 0x344
 COUNTER_CYCLE, COUNTER_TIME, COUNTER_INSTRET = 0, 1, 2
+#: Counters that can stand still: not the time, nor those that count nothing.
+INHIBITABLE = 1 << COUNTER_CYCLE | 1 << COUNTER_INSTRET
 
 
 @dataclass(frozen=True)
@@ -191,13 +193,19 @@ def counter_check(bit: int) -> Any:
 
 
 @inline
+def inhibited(hart: Hart, bit: u64) -> bool:
+    """Whether a counter stands still (3.1.12)."""
+    return (hart.mcountinhibit >> bit) & 1 != 0
+
+
+@native
 def read_cycle(hart: Hart) -> u64:
-    return hart.retired + hart.cycle_offset
+    return hart.cycle_offset if inhibited(hart, COUNTER_CYCLE) else hart.retired + hart.cycle_offset
 
 
-@inline
+@native
 def read_instret(hart: Hart) -> u64:
-    return hart.retired + hart.instret_offset
+    return hart.instret_offset if inhibited(hart, COUNTER_INSTRET) else hart.retired + hart.instret_offset
 
 
 @inline
@@ -206,14 +214,37 @@ def read_time(hart: Hart) -> u64:
 
 
 @inline
+def start_of(hart: Hart, bit: u64, value: u64) -> u64:
+    """The offset by which the next instruction reads a value of a counter: this one still counts."""
+    return value if inhibited(hart, bit) else value - (hart.retired + 1)
+
+
+@native
 def write_cycle(hart: Hart, value: u64) -> None:
-    # this instruction still counts: the next one reads the value written
-    hart.cycle_offset = value - (hart.retired + 1)
+    hart.cycle_offset = start_of(hart, COUNTER_CYCLE, value)
+
+
+@native
+def write_instret(hart: Hart, value: u64) -> None:
+    hart.instret_offset = start_of(hart, COUNTER_INSTRET, value)
 
 
 @inline
-def write_instret(hart: Hart, value: u64) -> None:
-    hart.instret_offset = value - (hart.retired + 1)
+def read_mcountinhibit(hart: Hart) -> u64:
+    return hart.mcountinhibit
+
+
+@native
+def write_mcountinhibit(hart: Hart, value: u64) -> None:
+    """From the next instruction on, counters stand still or go on from where they stood."""
+    changed = (hart.mcountinhibit ^ value) & INHIBITABLE
+    cycle = hart.cycle_offset if inhibited(hart, COUNTER_CYCLE) else hart.retired + 1 + hart.cycle_offset
+    instret = hart.instret_offset if inhibited(hart, COUNTER_INSTRET) else hart.retired + 1 + hart.instret_offset
+    hart.mcountinhibit ^= changed
+    if changed & (1 << COUNTER_CYCLE) != 0:
+        hart.cycle_offset = start_of(hart, COUNTER_CYCLE, cycle)
+    if changed & (1 << COUNTER_INSTRET) != 0:
+        hart.instret_offset = start_of(hart, COUNTER_INSTRET, instret)
 
 
 describe(0xC00, "cycle", read_cycle, ignore, counter_check(COUNTER_CYCLE))
@@ -225,7 +256,7 @@ for _n in range(3, 32):
     describe(0xC00 + _n, f"hpmcounter{_n}", zero, ignore, counter_check(_n))
     value_of(0xB00 + _n, f"mhpmcounter{_n}", 0)
     value_of(0x320 + _n, f"mhpmevent{_n}", 0)
-value_of(0x320, "mcountinhibit", 0)
+describe(0x320, "mcountinhibit", read_mcountinhibit, write_mcountinhibit)
 
 # identity
 for _number, _name in ((0xF11, "mvendorid"), (0xF12, "marchid"), (0xF13, "mimpid"), (0xF15, "mconfigptr")):

@@ -9,7 +9,7 @@ from .state import Hart
 FEATURES = (
     "i", "m", "a", "f", "d", "c", "zicsr", "zifencei", "zicntr", "zihpm", "zicbom", "zicboz", "zihintpause", "zba",
     "zbb", "zbc", "zbs", "sstc",
-    "svadu", "svinval", "svpbmt", "sv39", "sv48", "sv57",
+    "svadu", "svinval", "svpbmt", "sv39", "sv48", "sv57", "zicond",
 )  # fmt: skip
 FEATURE_BIT = {name: number for number, name in enumerate(FEATURES)}
 

@@ -73,6 +73,7 @@ class Hart(core.Hart):
     stvec: u64 = csr(0x105)
     mcounteren: u64 = csr(0x306, 0xFFFF_FFFF)
     scounteren: u64 = csr(0x106, 0xFFFF_FFFF)
+    mcountinhibit: u64 = csr(0x320, since=2)
     mscratch: u64 = csr(0x340, ALL)
     sscratch: u64 = csr(0x140, ALL)
     mepc: u64 = csr(0x341)
@@ -87,7 +88,7 @@ class Hart(core.Hart):
     pmpaddr: Ptr[u64] = register_file(Kind.STATE, u64, PMP_ENTRIES)
     pmpcfg: Ptr[u8] = register_file(Kind.STATE, u8, PMP_ENTRIES)
     privilege: u32 = register(Kind.PRIVILEGE, names=("priv",), reset=MACHINE, legal=(USER, SUPERVISOR, MACHINE))
-    #: what a counter is ahead of ``retired``
+    #: what a counter is ahead of ``retired``; its value, while mcountinhibit has it stand still
     cycle_offset: u64 = register(Kind.STATE, legal=ANY)
     instret_offset: u64 = register(Kind.STATE, legal=ANY)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...core.time import timer
+from ...core.timers import timer
 from ...native.lang import inline, native, u32, u64
 from .csr_bits import (
     INTERRUPT,
