@@ -26,7 +26,7 @@ def monitor(machine: Machine) -> Monitor:
 
 
 def state_of(saved: lifecycle.ServiceState) -> cpu.CpuState:
-    assert (saved.type, saved.version) == ("vmesh.v1.CpuState", 1)
+    assert (saved.type, saved.version) == ("vmesh.v1.CpuState", 2)
     return cpu.CpuState.FromString(saved.bytes)
 
 

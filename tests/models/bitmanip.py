@@ -1,4 +1,5 @@
-"""Zba, Zbb, Zbc and Zbs in plain Python over numbers and strings of bits, from the text of the specification ("B")."""
+"""Zba, Zbb, Zbc, Zbs and Zicond in plain Python over numbers and strings of bits, from the text of the
+specification."""
 
 from __future__ import annotations
 
@@ -74,6 +75,8 @@ MODEL: dict[str, Callable[[int, int], int]] = {
     "andn": lambda a, b: a & (MASK - b),
     "orn": lambda a, b: a | (MASK - b),
     "xnor": lambda a, b: MASK - (a ^ b),
+    "czero.eqz": lambda a, b: 0 if b == 0 else a,
+    "czero.nez": lambda a, b: a if b == 0 else 0,
     "clz": lambda a, b: _leading(a, 64),
     "clzw": lambda a, b: _leading(a, 32),
     "ctz": lambda a, b: _trailing(a, 64),

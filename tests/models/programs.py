@@ -31,12 +31,11 @@ BY_NAME = {item.name: item for item in INSTRUCTIONS}
 BRANCHES = tuple(item for item in INSTRUCTIONS if item.result == "branch")
 
 
-#: QEMU has no cache blocks before 8.0, and counts zeros of too many bits in CTZW; Unicorn has no Zb*, leaves the upper
-#: half of single-precision results as it was, has old meanings of FMIN and FMAX, and sees nothing
+#: QEMU has no cache blocks and conditionals before 8.0, and counts zeros of too many bits in CTZW; Unicorn has no Zb*,
+#: leaves the upper half of single-precision results as it was, has old meanings of FMIN and FMAX, and sees nothing
 #: invalid in a product of infinity and 0 that is added to a quiet NaN.
-ON_QEMU = [
-    i.name for i in INSTRUCTIONS if i.extension not in ("zicbom", "zicboz") and i.name not in ("ctzw", "illegal")
-]
+NEWER = ("zicbom", "zicboz", "zicond")
+ON_QEMU = [i.name for i in INSTRUCTIONS if i.extension not in NEWER and i.name not in ("ctzw", "illegal")]
 #: What our interpreter judges translated code by.
 ON_INTERPRETER = [item.name for item in INSTRUCTIONS if item.name != "illegal"]
 OTHERWISE = {f"{name}.d" for name in ("fcvt.s", "fmin", "fmax", "fmadd", "fmsub", "fnmadd", "fnmsub")} | {"fcvt.d.s"}

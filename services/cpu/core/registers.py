@@ -90,7 +90,7 @@ class Registers:
         for field, register in registers_of(self._harts.isa.hart).items():
             if register.kind is not kind or not (bits := register.bits(self._harts.features)):
                 continue
-            for index, name in enumerate(register.names):
+            for index, name in enumerate(register.names or (field,)):
                 number = register.number + index
                 read: Callable[[int], int] = partial(self._element, field, index)
                 write: Callable[[int, int], None] = partial(self._set_element, field, index)
