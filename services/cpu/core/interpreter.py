@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..isa.description import Flow, Instruction
-from ..isa.interface import BitsOperand, Isa, Operand, RegisterOperand, Variant, Way
+from ..isa.interface import BitsOperand, Code, Isa, Operand, RegisterOperand, Variant, Way
 from ..native.builder import Builder
 from ..native.compiler import Module
 from ..native.frame import Frame, call
@@ -58,6 +58,10 @@ class Handler:
     # small pieces of IR
 
     @property
+    def code(self) -> Code:
+        return self.isa.code
+
+    @property
     def hart(self) -> Value:
         """The hart's record, which is the ISA's."""
         return Value("%hart", PtrType(self.isa.hart))
@@ -88,7 +92,7 @@ class Handler:
     def result(self) -> RegisterOperand | None:
         """The register that the semantics' value goes to."""
         assert self.instruction is not None
-        found = self.isa.operands.get(self.instruction.result or "")
+        found = self.code.operands.get(self.instruction.result or "")
         return found if isinstance(found, RegisterOperand) else None
 
     def tail(self, target: str, ip: str = "%ip", bias: str = "%bias", tlb: str = "%tlb", n: str = "%n") -> None:
@@ -307,7 +311,7 @@ class Handler:
     def operand(self, name: str) -> Any:
         """The value of an operand of the instruction."""
         b = self.builder
-        match self.isa.operands.get(name):
+        match self.code.operands.get(name):
             case RegisterOperand() as register:
                 return b.load(self.register(register))
             case BitsOperand(low, width):
@@ -350,7 +354,7 @@ class Interpreter:
     def __init__(self, isa: Isa, controllers: Native) -> None:
         self.isa = isa
         self.controllers = controllers
-        bindings = {Hart: isa.hart, Slot: isa.slot, **isa.bindings, **controllers.bindings}
+        bindings = {Hart: isa.hart, Slot: isa.slot, **isa.code.bindings, **controllers.bindings}
         self.module = Module(bindings=bindings)
         self.module.check_bindings()
 
@@ -380,11 +384,11 @@ class Interpreter:
             if not b.terminated:
                 if variant.way is Way.CHECKED:
                     assert handler.target is not None
-                    wrong = b.compare("!=", b.binary("&", handler.target, self.isa.jump_alignment - 1), 0)
+                    wrong = b.compare("!=", b.binary("&", handler.target, self.isa.code.jump_alignment - 1), 0)
                     misaligned, on = b.fresh("misaligned"), b.fresh("on")
                     b.branch(wrong, misaligned, on)
                     b.block(misaligned)
-                    handler.hook_trap(self.isa.jump_cause, handler.target)
+                    handler.hook_trap(self.isa.code.jump_cause, handler.target)
                     b.block(on)
                 if result is not None and handler.result is not None:
                     b.store(handler.register(handler.result), result)
@@ -430,7 +434,7 @@ class Interpreter:
             b.store(handler.register(handler.result), result)
         imm = b.convert(handler.slot_field("imm"), I64)
         if variant.way is Way.MISALIGNED:
-            handler.hook_trap(self.isa.jump_cause, b.binary("+", handler.pc(), Value(imm.ref, U64)))
+            handler.hook_trap(self.isa.code.jump_cause, b.binary("+", handler.pc(), Value(imm.ref, U64)))
         elif variant.way is Way.FAR:
             handler.go_far(b.binary("+", handler.pc(), Value(imm.ref, U64)))
         else:
@@ -503,14 +507,14 @@ class Interpreter:
         # enter: called by run
         text = "  call preserve_nonecc void @op_go(ptr %hart, ptr null, i64 0, ptr null, i64 0)\n  ret void"
         module.functions.append(f"define internal void {module.symbol(enter, 'enter')}(ptr %hart) #0 {{\n{text}\n}}\n")
-        for export in (*EXPORTS, *self.isa.exports, *self.controllers.exports):
+        for export in (*EXPORTS, *self.isa.code.exports, *self.controllers.exports):
             module.function(export)
 
     def emit(self) -> tuple[str, list[str]]:
         """The module's text, and the handlers' names in the order of their numbers ('' for those that do not exist)."""
         self.support()
-        names = [""] * (1 + max(variant.number for variant in self.isa.variants))
-        for variant in self.isa.variants:
+        names = [""] * (1 + max(variant.number for variant in self.isa.code.variants))
+        for variant in self.isa.code.variants:
             names[variant.number] = variant.name
             if variant.instruction.is_relative:
                 self.relative(variant)

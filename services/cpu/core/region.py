@@ -42,7 +42,7 @@ class RegionModule(Module):
     """A module of regions. They reach the functions of the core through the machine's record."""
 
     def __init__(self, isa: Isa) -> None:
-        super().__init__(bindings={Hart: isa.hart, Slot: isa.slot, **isa.bindings})
+        super().__init__(bindings={Hart: isa.hart, Slot: isa.slot, **isa.code.bindings})
         self.isa = isa
 
     def text(self) -> str:
@@ -60,7 +60,7 @@ class _Collector(Module):
     """Finds the functions that semantics call."""
 
     def __init__(self, isa: Isa) -> None:
-        super().__init__(bindings={Hart: isa.hart, Slot: isa.slot, **isa.bindings})
+        super().__init__(bindings={Hart: isa.hart, Slot: isa.slot, **isa.code.bindings})
         self.found: dict[int, Any] = {}
 
     def callee(self, builder: Builder, item: Any) -> str:
@@ -72,7 +72,7 @@ class _Collector(Module):
 def core_functions(isa: Isa) -> tuple[Any, ...]:
     """The functions of the core that regions may call, by number."""
     module = _Collector(isa)
-    for instruction in isa.instructions:
+    for instruction in isa.code.instructions:
         if not instruction.system and not instruction.traps:
             emitter = _Emitter(Builder(module), isa)
             emitter.builder.environment = emitter
@@ -123,7 +123,7 @@ def form(
                 break
             if len(region.steps) == limit or not executed[offset >> 4] >> (offset >> 1 & 7) & 1:
                 break
-            step = isa.step_at(page, offset)
+            step = isa.code.step_at(page, offset)
             if step is None or not is_translatable(isa, step, features):
                 break
             region.steps[offset] = step
@@ -159,7 +159,7 @@ def form(
 def is_translatable(isa: Isa, step: Step, features: frozenset[str]) -> bool:
     """Whether a region can contain an instruction: system instructions may change what the region relies on, some
     always trap, and of others the interpreter looks where they go."""
-    return not step.instruction.system and not step.instruction.traps and isa.fits_region(step, features)
+    return not step.instruction.system and not step.instruction.traps and isa.code.fits_region(step, features)
 
 
 @dataclass
@@ -209,7 +209,7 @@ class _Emitter(Handler):
 
     def operand(self, name: str) -> Any:
         step = self.step
-        match self.isa.operands.get(name):
+        match self.code.operands.get(name):
             case RegisterOperand(file, place, zero):
                 number = step.field(place)
                 return Value("0", U64) if zero and number == 0 else self.read_register((file, number))

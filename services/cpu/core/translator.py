@@ -85,7 +85,10 @@ def main(argv: list[str]) -> int:
     scheduling.usual_slices()
     isa = load(argv[0])
     writer = RegionWriter(store_path(isa.name)) if "--keep" in argv else None
-    translate(isa, Request(bytes(DIGEST), 0, 0, frozenset(isa.features), ALL, isa.warming * (PAGE // len(isa.warming))))
+    translate(
+        isa,
+        Request(bytes(DIGEST), 0, 0, frozenset(isa.features), ALL, isa.code.warming * (PAGE // len(isa.code.warming))),
+    )
     with socket.socket(fileno=int(argv[1])) as connection, contextlib.suppress(OSError):
         serve(isa, connection, writer)
     return 0

@@ -117,43 +117,59 @@ class Control:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Code:
+    """What of an instruction set only those need who compile: a core, or regions.
+
+    ``operands`` are those of semantics by name, registers that are results too. ``bindings`` has who does what
+    ``core.provided`` declares, ``exports`` what Python calls besides: ``read_control(hart, number)`` and
+    ``write_control(hart, number, value)``.
+    """
+
+    instructions: tuple[Instruction, ...]
+    variants: tuple[Variant, ...]
+    operands: Mapping[str, AnyOperand]
+    bindings: Mapping[Any, Any]
+    exports: tuple[Any, ...]
+    #: cause of the trap of a jump to where no instruction can be, which is at no multiple of ``jump_alignment``
+    jump_cause: int
+    jump_alignment: int
+    #: the instruction at an offset of a page; None if it is not whole in the page
+    step_at: Callable[[bytes, int], Step | None]
+    #: whether a region can have an instruction, given the features that are on; else the interpreter looks
+    fits_region: Callable[[Step, frozenset[str]], bool]
+    #: an instruction that a region can have, of 2 or 4 bytes: to compile it loads what LLVM needs
+    warming: bytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Isa:
-    """An instruction set.
+    """An instruction set, as a machine that runs it needs it.
 
     ``hart`` and ``slot`` extend the core's records; the fields of ``hart`` that are ``registers.Register`` are its
-    registers, and ``controls`` what is numbered among them. ``operands`` are those of semantics by name, registers that
-    are results too. ``bindings`` has who does what ``core.provided`` declares, ``exports`` what Python calls besides:
-    ``read_control(hart, number)`` and ``write_control(hart, number, value)``.
+    registers, and ``controls`` what is numbered among them.
     """
 
     name: str
     features: tuple[str, ...]
     hart: type[state.Hart]
     slot: type[state.Slot]
-    instructions: tuple[Instruction, ...]
-    variants: tuple[Variant, ...]
-    operands: Mapping[str, AnyOperand]
-    bindings: Mapping[Any, Any]
-    exports: tuple[Any, ...]
     controls: tuple[Control, ...]
     lines: Lines
-    #: cause of the trap of a jump to where no instruction can be, which is at no multiple of ``jump_alignment``
-    jump_cause: int
-    jump_alignment: int
     #: the least alignment of an instruction, given the features that are on
     alignment: Callable[[frozenset[str]], int]
-    #: the instruction at an offset of a page; None if it is not whole in the page
-    step_at: Callable[[bytes, int], Step | None]
     #: bytes of the instruction that begins with this byte
     length: Callable[[int], int]
-    #: whether a region can have an instruction, given the features that are on; else the interpreter looks
-    fits_region: Callable[[Step, frozenset[str]], bool]
-    #: an instruction that a region can have, of 2 or 4 bytes: to compile it loads what LLVM needs
-    warming: bytes
     #: the physical address of a virtual one for the loads of a hart (its record), or None; reads words by the function
     look_up: Callable[[Any, int, Callable[[int], int | None]], int | None]
     #: numbers and values of control registers, in an order in which they can be written, to come to saved values
     writes: Callable[[Mapping[str, int], Mapping[str, Sequence[int]]], Iterable[tuple[int, int]]]
+    #: the module that has the rest as ``CODE``: to import all instructions takes longer than a machine's start may
+    code_module: str
+
+    @property
+    def code(self) -> Code:
+        found: Code = importlib.import_module(self.code_module).CODE
+        return found
 
 
 def load(name: str) -> Isa:

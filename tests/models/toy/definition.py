@@ -10,7 +10,7 @@ from services.cpu.core.segments import machine_of
 from services.cpu.core.state import PENDING_TRAP
 from services.cpu.core.tlb import OFFSET, UNTRANSLATED
 from services.cpu.isa.description import Flow, encode
-from services.cpu.isa.interface import Control, Isa, Lines, Operand, RegisterOperand, Step, Variant, Way
+from services.cpu.isa.interface import Code, Control, Isa, Lines, Operand, RegisterOperand, Step, Variant, Way
 from services.cpu.native.lang import Dispatch, Table, export, i32, inline, native, u8, u16, u32, u64
 
 from .instructions import INSTRUCTIONS, TOKENS, control_read, control_write, instruction
@@ -176,11 +176,7 @@ def writes(values: Mapping[str, int], files: Mapping[str, Sequence[int]]) -> Ite
     yield from ((MASK, values["mask"]), (SCRATCH, values["scratch_register"]))
 
 
-ISA = Isa(
-    name="toy",
-    features=("toy",),
-    hart=Hart,
-    slot=Slot,
+CODE = Code(
     instructions=INSTRUCTIONS,
     variants=tuple(
         Variant(item, first + number, f"op_{item.name}_{way.name.lower()}", LENGTH, way)
@@ -208,6 +204,17 @@ ISA = Isa(
         provided.look_at_own_timers: look_at_own_timers,
     },
     exports=(read_control, write_control),
+    jump_cause=MISALIGNED,
+    jump_alignment=LENGTH,
+    step_at=step_at,
+    fits_region=fits_region,
+    warming=encode(INSTRUCTIONS[0], TOKENS, {}).to_bytes(LENGTH, "little"),
+)
+ISA = Isa(
+    name="toy",
+    features=("toy",),
+    hart=Hart,
+    slot=Slot,
     controls=(
         Control(EPC, "epc"),
         Control(CAUSE, "cause"),
@@ -216,13 +223,9 @@ ISA = Isa(
         Control(SCRATCH, "scratch"),
     ),
     lines=Lines(software=SOFTWARE, timer=TIMER, external=(EXTERNAL, EXTERNAL_LOW)),
-    jump_cause=MISALIGNED,
-    jump_alignment=LENGTH,
     alignment=lambda features: LENGTH,
-    step_at=step_at,
     length=lambda first: LENGTH,
-    fits_region=fits_region,
-    warming=encode(INSTRUCTIONS[0], TOKENS, {}).to_bytes(LENGTH, "little"),
     look_up=look_up,
     writes=writes,
+    code_module=__name__,
 )

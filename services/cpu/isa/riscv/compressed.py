@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import product
 
-from .encoding import encode
+from .encoding import by_name, encode
 
 REGISTERS = {"rd": 5, "rs1": 5, "rs2": 5, "rd'": 3, "rs1'": 3, "rs2'": 3}
 RETURN_ADDRESS, STACK = 1, 2
@@ -106,11 +106,14 @@ def _expand(item: Compressed) -> dict[int, int]:
             base |= int(token, 2) << position
     assert position == 0, item.name
     top = max((bit for bit, _ in immediate), default=0)
-    values: list[tuple[int, int]] = []
+    target = by_name()[item.target].immediate
+    values: list[tuple[int, int]] = []  # bits of the encoding, and of the word that it stands for
     for choice in product((0, 1), repeat=len(immediate)):
         encoded = sum(on << position for on, (_, position) in zip(choice, immediate, strict=True))
         value = sum(on << bit for on, (bit, _) in zip(choice, immediate, strict=True))
-        values.append((encoded, value - (2 << top) if signed and value >> top & 1 else value))
+        if value or "imm" not in item.nonzero:
+            signed_value = value - (2 << top) if signed and value >> top & 1 else value
+            values.append((encoded, target.encode(item.target, signed_value) if target is not None else 0))
     expansions: dict[int, int] = {}
     for numbers in product(*(range(1 << width) for _, _, width in fields)):
         encoded = base
@@ -121,10 +124,9 @@ def _expand(item: Compressed) -> dict[int, int]:
         if any(name != "imm" and found[name] == 0 for name in item.nonzero):
             continue
         operands = {k: found[v] if isinstance(v, str) else v for k, v in item.operands.items()}
+        word = encode(item.target, **operands)
         for bits, value in values:
-            if value == 0 and "imm" in item.nonzero:
-                continue
-            expansions[encoded | bits] = encode(item.target, **operands, imm=value)
+            expansions[encoded | bits] = word | value
     return expansions
 
 
