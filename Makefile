@@ -8,7 +8,7 @@ PIP    := $(RUN) -m pip --disable-pip-version-check
 VMESH  := $(VENV)/bin/vmesh
 
 # Module that builds the interpreter's native blob ahead of the first run.
-NATIVE_BUILD ?= services.cpu.compile
+NATIVE_BUILD ?= vmesh_services.cpu.compile
 # Further flags for `make run`, for example RUN_FLAGS="-smp 4 -m 1G".
 RUN_FLAGS    ?=
 # Further flags for pytest, for example PYTEST_FLAGS="-k board".

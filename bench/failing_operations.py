@@ -29,11 +29,11 @@ from typing import Any
 
 from bench.harness import BenchError
 from bench.report import Report, Row, Sample, held
-from services.monitor.qmp.schema import SCHEMA
-from services.monitor.qmp.types import Array, Builtin, Enum, Type
 from tests.system import programs
 from vmesh.machine import MachineDirectory, MachineError
 from vmesh.spawn import python
+from vmesh_services.monitor.qmp.schema import SCHEMA
+from vmesh_services.monitor.qmp.types import Array, Builtin, Enum, Type
 
 LIMIT = 120.0  # seconds for one operation, and for the guest's next line
 LINES = (1 << 31) - 1  # more than the guest will write

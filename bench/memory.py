@@ -26,7 +26,7 @@ _FLAGS = ("-m", f"{_RAM >> 20}M", "-smp", "1")
 _PROMPT = b"~ # "
 _SETTLE = 2.0  # seconds after the prompt
 _CORE = ("cpu", "translator")
-_TRANSLATOR = b"services.cpu.core.translator"
+_TRANSLATOR = b"vmesh_services.cpu.core.translator"
 
 
 @dataclass(frozen=True, slots=True)

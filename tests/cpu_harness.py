@@ -19,18 +19,18 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from services.cpu.controllers.virt import NATIVE, VirtControllers
-from services.cpu.core.harts import HostSegment
-from services.cpu.core.image import CoreImage, load_core
-from services.cpu.core.state import ACCESS_DONE, ACCESS_FAILED, ACCESS_NONE, EXIT_ACCESS, EXIT_PAGE, EXIT_STOP
-from services.cpu.isa.riscv.definition import ISA
-from services.cpu.isa.riscv.encoding import encode
-from services.cpu.isa.riscv.features import FEATURES
-from services.cpu.isa.riscv.state import SINK
 from tests.models.tiers import BOTH, INTERPRET, EagerHarts, default_mode
 from tests.waiting import LIMIT
 from vmesh.guest_memory import barrier
 from vmesh.segment import CODE_FREE, CODE_WRITTEN
+from vmesh_services.cpu.controllers.virt import NATIVE, VirtControllers
+from vmesh_services.cpu.core.harts import HostSegment
+from vmesh_services.cpu.core.image import CoreImage, load_core
+from vmesh_services.cpu.core.state import ACCESS_DONE, ACCESS_FAILED, ACCESS_NONE, EXIT_ACCESS, EXIT_PAGE, EXIT_STOP
+from vmesh_services.cpu.isa.riscv.definition import ISA
+from vmesh_services.cpu.isa.riscv.encoding import encode
+from vmesh_services.cpu.isa.riscv.features import FEATURES
+from vmesh_services.cpu.isa.riscv.state import SINK
 
 BASE = 0x8000_0000
 #: Where the board's interrupt controllers are, if a machine has them (``Harts.add_controllers``).

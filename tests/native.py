@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from services.cpu.controllers.virt import NATIVE
-from services.cpu.core import image
-from services.cpu.isa.interface import load
+from vmesh_services.cpu.controllers.virt import NATIVE
+from vmesh_services.cpu.core import image
+from vmesh_services.cpu.isa.interface import load
 
 
 def share_core(cache: Path) -> None:

@@ -21,17 +21,17 @@ from tests.waiting import LIMIT
 
 _forks = multiprocessing.get_context("forkserver")
 SERVICES = (
-    "services.cpu",
-    "services.devices.goldfish_rtc",
-    "services.devices.ns16550a",
-    "services.devices.sifive_test",
-    "services.devices.virtio_9p",
-    "services.devices.virtio_blk",
-    "services.devices.virtio_console",
-    "services.devices.virtio_net",
-    "services.devices.virtio_rng",
-    "services.memory",
-    "services.migration",
+    "vmesh_services.cpu",
+    "vmesh_services.devices.goldfish_rtc",
+    "vmesh_services.devices.ns16550a",
+    "vmesh_services.devices.sifive_test",
+    "vmesh_services.devices.virtio_9p",
+    "vmesh_services.devices.virtio_blk",
+    "vmesh_services.devices.virtio_console",
+    "vmesh_services.devices.virtio_net",
+    "vmesh_services.devices.virtio_rng",
+    "vmesh_services.memory",
+    "vmesh_services.migration",
 )
 _forks.set_forkserver_preload([__name__, *(f"{service}.__main__" for service in SERVICES)])
 

@@ -1,4 +1,5 @@
-"""The build backend (PEP 517, PEP 660): setuptools', with the protobuf code generated before it packs the tree.
+"""The build backend (PEP 517, PEP 660): setuptools', with what it packs made before: the protobuf code, and the link to
+services/ by the name of the package, which a source distribution has not, as it would be a second copy.
 
 `make setup` (an editable install), `pip install .` and `pip wheel .` all come here. A source distribution has no
 generated code: what is built of it generates its own.
@@ -26,12 +27,19 @@ __all__ = [
 ]
 
 
-def build_wheel(directory: str, settings: dict[str, str] | None = None, metadata: str | None = None) -> str:
+def _prepare() -> None:
     generate_proto()
+    link = ROOT / "vmesh_services"
+    if not link.exists():
+        link.symlink_to("services")
+
+
+def build_wheel(directory: str, settings: dict[str, str] | None = None, metadata: str | None = None) -> str:
+    _prepare()
     shutil.rmtree(ROOT / "build" / "lib", ignore_errors=True)  # setuptools packs what a former build left there, too
     return build_meta.build_wheel(directory, settings, metadata)
 
 
 def build_editable(directory: str, settings: dict[str, str] | None = None, metadata: str | None = None) -> str:
-    generate_proto()
+    _prepare()
     return build_meta.build_editable(directory, settings, metadata)

@@ -1,6 +1,7 @@
 """Starting a service from a warm interpreter: fork, become a process of its own, import the service, call its `main`.
 
-The same service starts by hand as `python -P -m services.<name> ...`; what it needs to know is on its command line.
+The same service starts by hand as `python -P -m vmesh_services.<name> ...`; what it needs to know is on its command
+line.
 """
 
 from __future__ import annotations

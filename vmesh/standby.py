@@ -34,9 +34,9 @@ class Forerunner:
 
 
 MACHINE = Forerunner(
-    "services.monitor",
+    "vmesh_services.monitor",
     shared=("vmesh.service", "vmesh.device"),
-    then=(Forerunner("services.cpu"),),
+    then=(Forerunner("vmesh_services.cpu"),),
 )
 """What every machine has."""
 

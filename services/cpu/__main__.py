@@ -1,4 +1,4 @@
-"""`python -P -m services.cpu`: the command line of the cpu service."""
+"""`python -P -m vmesh_services.cpu`: the command line of the cpu service."""
 
 from __future__ import annotations
 

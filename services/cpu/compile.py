@@ -1,4 +1,4 @@
-"""`python -P -m services.cpu.compile`: compiles the cpu's native code, which the first machine would do."""
+"""`python -P -m vmesh_services.cpu.compile`: compiles the cpu's native code, which the first machine would do."""
 
 from __future__ import annotations
 

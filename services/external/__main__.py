@@ -1,4 +1,4 @@
-"""`python -P -m services.external`: stands for a device that is not one of ours.
+"""`python -P -m vmesh_services.external`: stands for a device that is not one of ours.
 
 With --command it becomes that program, in the same process. Without, the device is started by hand: this process waits
 until it listens, then lives as long as it does, so that the monitor has a process to watch for each service.

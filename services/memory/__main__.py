@@ -1,4 +1,4 @@
-"""`python -P -m services.memory`: the command line of the memory service."""
+"""`python -P -m vmesh_services.memory`: the command line of the memory service."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from services.memory.layout import image_argument, place_argument, range_argument, reservation_argument
-from services.memory.service import UNREAD, Memory, Settings
 from vmesh import service
 from vmesh.privileges import FILES
+from vmesh_services.memory.layout import image_argument, place_argument, range_argument, reservation_argument
+from vmesh_services.memory.service import UNREAD, Memory, Settings
 
 
 def main(argv: Sequence[str]) -> int:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from services.memory.layout import ADDRESS_LIMIT, Place, Range, check_disjoint
 from vmesh import doorbell, errors
 from vmesh.limits import MOST_LIVES
 from vmesh.spaces import NAMES
 from vmesh.v1.bus_pb2 import READ_SHADOW, SPACE_IO, SPACE_MEMORY, SPACE_PCI_CONFIG, Description, Region
 from vmesh.wire import is_tcp
+from vmesh_services.memory.layout import ADDRESS_LIMIT, Place, Range, check_disjoint
 
 # Beyond what the fields themselves have as limits (bus.proto), over all of a device's regions.
 _MAX_REGISTERS = 65536

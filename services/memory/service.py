@@ -12,10 +12,6 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError, Message
 
-from services.memory.address_map import AddressMap
-from services.memory.away import Away
-from services.memory.layout import ADDRESS_LIMIT, Image, Place, Range, check_disjoint, copy_image, place_images
-from services.memory.presence import NEEDED_AT_ONCE, Presence
 from vmesh import errors, machine, segment
 from vmesh.guest_memory import MAX_TRANSFER, LocalGuestMemory, check
 from vmesh.service import Runtime, Service
@@ -25,6 +21,10 @@ from vmesh.v1.common_pb2 import ROLE_CACHE, ROLE_DEVICE, ROLE_MIGRATION, ROLE_MO
 from vmesh.v1.files_pb2 import FilesOffered
 from vmesh.v1.packet_pb2 import Packet
 from vmesh.wire import Client, is_tcp
+from vmesh_services.memory.address_map import AddressMap
+from vmesh_services.memory.away import Away
+from vmesh_services.memory.layout import ADDRESS_LIMIT, Image, Place, Range, check_disjoint, copy_image, place_images
+from vmesh_services.memory.presence import NEEDED_AT_ONCE, Presence
 
 _RAM_FILE = "ram.seg"
 _ROM_FILE = "rom.seg"

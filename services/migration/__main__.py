@@ -1,4 +1,4 @@
-"""`python -P -m services.migration`: the command line of the migration service."""
+"""`python -P -m vmesh_services.migration`: the command line of the migration service."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vmesh.privileges import FILES, Capability
 
 def main(argv: Sequence[str]) -> int:
     """Run the migration service; gives the exit status."""
-    from services.migration.service import Migration  # here: numpy, which only a machine that migrates needs
+    from vmesh_services.migration.service import Migration  # here: numpy, which only a machine that migrates needs
 
     parser = service.parser("migration", "Carries the machine to another process or into a file.")
     return service.run(parser.parse_args(argv), Migration, capabilities=FILES | {Capability.NET_BIND_SERVICE})

@@ -13,13 +13,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from services.migration.connection import Connection, Listener
-from services.migration.returned import LinkLost, say
 from vmesh import errors
 from vmesh.log import Log
 from vmesh.migration.records import VERSION, Reader, StreamError, Writer, parse, unexpected
 from vmesh.migration.uri import Place
 from vmesh.v1 import migration_pb2 as messages
+from vmesh_services.migration.connection import Connection, Listener
+from vmesh_services.migration.returned import LinkLost, say
 
 HEAD_SECONDS = 10.0  # for a connection to say what it is, its handshake included
 MOST_STRANGERS = 32  # at a time that have not said what they are: beyond that, the oldest gives way

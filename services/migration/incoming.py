@@ -14,18 +14,18 @@ from functools import partial
 
 import numpy as np
 
-from services.migration.channels import Channel, Channels
-from services.migration.connection import Listener
-from services.migration.job import Context, Job, check_same_machine
-from services.migration.postcopy import pack_bitmap
-from services.migration.returned import LinkLost, say
-from services.migration.status import Status
 from vmesh import errors
 from vmesh.migration import package, uri
 from vmesh.migration.pages import Pages, decode, expand, whole
 from vmesh.migration.records import Reader, Record, StreamError, parse, unexpected
 from vmesh.segment import PAGE
 from vmesh.v1 import migration_pb2 as messages
+from vmesh_services.migration.channels import Channel, Channels
+from vmesh_services.migration.connection import Listener
+from vmesh_services.migration.job import Context, Job, check_same_machine
+from vmesh_services.migration.postcopy import pack_bitmap
+from vmesh_services.migration.returned import LinkLost, say
+from vmesh_services.migration.status import Status
 
 _MOST_CAUGHT_UP = 600 * 10**9  # ns that guest time goes ahead for a switch, whatever the source says
 _PAGES_SECONDS = 30.0  # for the connection for requested pages to come

@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from services.migration.machine import MachineActions
-from services.migration.pager import Pager
-from services.migration.ram import GuestRam
-from services.migration.status import Status
 from vmesh import errors
 from vmesh.log import Log
 from vmesh.segment import amount
 from vmesh.v1 import migration_pb2 as messages
+from vmesh_services.migration.machine import MachineActions
+from vmesh_services.migration.pager import Pager
+from vmesh_services.migration.ram import GuestRam
+from vmesh_services.migration.status import Status
 
 
 @dataclass(frozen=True, slots=True)

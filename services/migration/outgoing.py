@@ -13,17 +13,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from services.migration.connection import Connection
-from services.migration.job import Context, Job
-from services.migration.postcopy import Push, StreamLink, new_link, open_channel
-from services.migration.returned import LinkLost, ReturnPath
-from services.migration.status import Status
 from vmesh import errors
 from vmesh.migration import package, uri
 from vmesh.migration.pages import Numbers, PageCache, PageWriter
 from vmesh.migration.records import Writer
 from vmesh.segment import PAGE
 from vmesh.v1 import migration_pb2 as messages
+from vmesh_services.migration.connection import Connection
+from vmesh_services.migration.job import Context, Job
+from vmesh_services.migration.postcopy import Push, StreamLink, new_link, open_channel
+from vmesh_services.migration.returned import LinkLost, ReturnPath
+from vmesh_services.migration.status import Status
 
 SESSION_BYTES = 16
 _SETUP_SECONDS = 60.0  # for the destination to look at the configuration

@@ -14,9 +14,9 @@ from concurrent.futures import Future
 import numpy as np
 import numpy.typing as npt
 
-from services.migration.ram import GuestRam
 from vmesh import errors
 from vmesh.migration.pages import Numbers, Rows
+from vmesh_services.migration.ram import GuestRam
 
 Fetch = Callable[[int, list[int]], None]
 """Asks for pages of a segment, or brings them by itself with `Pager.install`. In the service's main thread."""

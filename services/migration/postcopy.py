@@ -18,18 +18,18 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
-from services.migration.connection import Connection, connect
-from services.migration.returned import LinkLost, ReturnPath
-from services.migration.status import Status
 from vmesh import errors
 from vmesh.migration import records, uri
 from vmesh.migration.pages import Counts, Numbers, PageWriter, runs
 from vmesh.migration.records import StreamError, Writer
 from vmesh.migration.uri import Place
 from vmesh.v1 import migration_pb2 as messages
+from vmesh_services.migration.connection import Connection, connect
+from vmesh_services.migration.returned import LinkLost, ReturnPath
+from vmesh_services.migration.status import Status
 
 if TYPE_CHECKING:
-    from services.migration.job import Context, Job
+    from vmesh_services.migration.job import Context, Job
 
 _BACKGROUND_PAGES = 64  # between two looks for what is asked for
 _RUNS_AT_ONCE = 16384  # of one DISCARD

@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from services.migration.connection import Connection
 from vmesh import errors
 from vmesh.migration import records
 from vmesh.v1 import migration_pb2 as messages
+from vmesh_services.migration.connection import Connection
 
 _LAST_WORDS = 0.5  # seconds that a reason may come behind a broken connection
 

@@ -11,14 +11,6 @@ from collections.abc import Callable, Sequence
 
 from google.protobuf.message import Message
 
-from services.migration.incoming import Incoming
-from services.migration.job import Context, Job
-from services.migration.machine import MachineActions
-from services.migration.outgoing import Outgoing
-from services.migration.pager import Pager
-from services.migration.ram import GuestRam
-from services.migration.snapshot import Load, Save
-from services.migration.status import Status
 from vmesh import errors, wire
 from vmesh.migration.outcome import ENDED
 from vmesh.service import Runtime, Service
@@ -26,6 +18,14 @@ from vmesh.slot import Slot
 from vmesh.v1 import common_pb2, cpu_pb2, memory_pb2
 from vmesh.v1 import migration_pb2 as messages
 from vmesh.v1.packet_pb2 import Packet
+from vmesh_services.migration.incoming import Incoming
+from vmesh_services.migration.job import Context, Job
+from vmesh_services.migration.machine import MachineActions
+from vmesh_services.migration.outgoing import Outgoing
+from vmesh_services.migration.pager import Pager
+from vmesh_services.migration.ram import GuestRam
+from vmesh_services.migration.snapshot import Load, Save
+from vmesh_services.migration.status import Status
 
 _GREETING_SECONDS = 30.0
 _ANSWER_SECONDS = 30.0

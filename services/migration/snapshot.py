@@ -9,10 +9,6 @@ from typing import Self
 
 import numpy as np
 
-from services.migration.files import whole_file
-from services.migration.job import Context, Job, check_same_machine
-from services.migration.pager import Fetch
-from services.migration.status import Status
 from vmesh import errors
 from vmesh.migration import snapshots
 from vmesh.migration.package import RAM_SECTION, StateReader, States, check_description, write_end
@@ -30,6 +26,10 @@ from vmesh.migration.pages import (
 from vmesh.migration.records import VERSION, Reader, Record, StreamError, Writer, parse, unexpected
 from vmesh.segment import PAGE
 from vmesh.v1 import migration_pb2 as messages
+from vmesh_services.migration.files import whole_file
+from vmesh_services.migration.job import Context, Job, check_same_machine
+from vmesh_services.migration.pager import Fetch
+from vmesh_services.migration.status import Status
 
 DEFAULT_LEVEL = 1  # of zstd
 ZERO, _MISSING = -1, -2  # in the index

@@ -17,15 +17,6 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from services.monitor import doors
-from services.monitor.control import Control
-from services.monitor.gdb.server import GdbServer
-from services.monitor.keeper import Keeper, command_argument, console_argument, redirection
-from services.monitor.migration import IncomingOptions, Migration
-from services.monitor.output import Output
-from services.monitor.supervisor.condition import Actions
-from services.monitor.supervisor.settings import Settings
-from services.monitor.supervisor.supervisor import Supervisor
 from vmesh import addresses, listening
 from vmesh.errors import ConfigError, VmeshError
 from vmesh.log import Log
@@ -34,6 +25,15 @@ from vmesh.remote import Remote
 from vmesh.remote import parse as parse_remote
 from vmesh.spawn import end_orphans
 from vmesh.stdio import Stderr
+from vmesh_services.monitor import doors
+from vmesh_services.monitor.control import Control
+from vmesh_services.monitor.gdb.server import GdbServer
+from vmesh_services.monitor.keeper import Keeper, command_argument, console_argument, redirection
+from vmesh_services.monitor.migration import IncomingOptions, Migration
+from vmesh_services.monitor.output import Output
+from vmesh_services.monitor.supervisor.condition import Actions
+from vmesh_services.monitor.supervisor.settings import Settings
+from vmesh_services.monitor.supervisor.supervisor import Supervisor
 
 
 def main(argv: list[str]) -> int:
@@ -133,14 +133,14 @@ def _open_gateway(
 ) -> None:
     """The gateway is opened last: whoever is answered there finds all else."""
     # gRPC is imported last: it has threads, which do not survive the forks, and the guest need not wait for it.
-    from services.monitor.gateway import serve
+    from vmesh_services.monitor.gateway import serve
 
     place = ""
     try:
         if metrics is not None:
             place = f"for metrics, {metrics[0]}:{metrics[1]}"
-            from services.monitor import metrics as exporter  # here: nobody else needs it
-            from services.monitor.status import machine_status
+            from vmesh_services.monitor import metrics as exporter  # here: nobody else needs it
+            from vmesh_services.monitor.status import machine_status
 
             exporter.serve(*metrics, lambda: machine_status(supervisor, usage=True), len(supervisor.roster.all))
         place = str(remote or supervisor.machine.gateway)
@@ -191,7 +191,9 @@ def _tell(report: int | None, failure: str) -> None:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -P -m services.monitor", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python -P -m vmesh_services.monitor", description=__doc__, allow_abbrev=False
+    )
     add = parser.add_argument
     add("--machine", type=Path, required=True, metavar="DIR", help="the machine directory")
     add("--service", type=command_argument, action="append", required=True, metavar="'NAME KIND MODULE ARGUMENT...'",

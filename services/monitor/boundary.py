@@ -9,10 +9,10 @@ from typing import Any, NoReturn
 
 import grpc
 
-from services.monitor.output import one_line
-from services.monitor.streams import refuse
-from services.monitor.supervisor.supervisor import Supervisor
 from vmesh.errors import said
+from vmesh_services.monitor.output import one_line
+from vmesh_services.monitor.streams import refuse
+from vmesh_services.monitor.supervisor.supervisor import Supervisor
 
 _LOG_SECONDS = 5.0  # in which the loop takes what is for the log; it may have ended
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
-from services.monitor.attach import Attachments
 from vmesh import chardev
 from vmesh.log import Log
 from vmesh.loop import Loop
 from vmesh.v1.console_pb2 import ConsolePacket
+from vmesh_services.monitor.attach import Attachments
 
 _PACKET_BYTES = 32 << 10
 _RECEIVE_BYTES = 64 << 10

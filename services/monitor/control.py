@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from services.monitor.migration import Migration
-from services.monitor.operations import Batch, Operation, Request, Roster
-from services.monitor.qmp.errors import QmpError
-from services.monitor.supervisor.supervised import Supervised
-from services.monitor.supervisor.supervisor import Supervisor
 from vmesh.log import Log
 from vmesh.v1 import lifecycle_pb2, memory_pb2
 from vmesh.v1.packet_pb2 import Packet
+from vmesh_services.monitor.migration import Migration
+from vmesh_services.monitor.operations import Batch, Operation, Request, Roster
+from vmesh_services.monitor.qmp.errors import QmpError
+from vmesh_services.monitor.supervisor.supervised import Supervised
+from vmesh_services.monitor.supervisor.supervisor import Supervisor
 
 _MAX_FLAGS = 256
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from services.monitor.run_states import Stage
 from vmesh.migration.outcome import ENDED
 from vmesh.v1 import migration_pb2
+from vmesh_services.monitor.run_states import Stage
 
 MIGRATION = "migration"  # the service
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from services.monitor.control import Control
-from services.monitor.stream_server import MOST_CLIENTS, Session, Stream, StreamServer
 from vmesh import descriptors, endpoint
 from vmesh.endpoint import Endpoint
 from vmesh.errors import ConfigError
+from vmesh_services.monitor.control import Control
+from vmesh_services.monitor.stream_server import MOST_CLIENTS, Session, Stream, StreamServer
 
 MODES = ("control", "control-pretty", "readline")
 
@@ -52,17 +52,17 @@ def open_all(control: Control, doors: Sequence[Door]) -> list[StreamServer]:
 def _session(control: Control, door: Door, stream: Stream) -> Session:
     # Imported with the first client: a machine that is started need not wait for what it may not need.
     if door.mode == "readline":
-        from services.monitor.hmp.session import Session as Hmp
+        from vmesh_services.monitor.hmp.session import Session as Hmp
 
         return Hmp(control, stream)
-    from services.monitor.qmp.session import Session as Qmp
+    from vmesh_services.monitor.qmp.session import Session as Qmp
 
     return Qmp(control, stream, pretty=door.mode == "control-pretty")
 
 
 def hmp_line(control: Control, line: str, hart: int, done: Callable[[str], None]) -> None:
     """Carry out a line of HMP, as for gdb's `monitor`; `done` gets what it printed."""
-    from services.monitor.hmp import commands
+    from vmesh_services.monitor.hmp import commands
 
     def printed(answer: object) -> None:
         done(answer if isinstance(answer, str) else f"Error: {answer}\n")

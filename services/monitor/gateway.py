@@ -16,20 +16,20 @@ from grpc_health.v1 import health as health_service
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
-from services.monitor import health, hotplug, operations
-from services.monitor import streams as open_streams
-from services.monitor.boundary import Boundary
-from services.monitor.migration import Migration
-from services.monitor.operations import Operation, RequestError, Roster, StateError
-from services.monitor.status import machine_status
-from services.monitor.streams import Places, Streams, refuse
-from services.monitor.supervisor.supervisor import Supervisor
-from services.monitor.swap import swap
-from services.monitor.texts import Texts
 from vmesh import descriptors
 from vmesh.remote import Remote
 from vmesh.v1 import cpu_pb2, gateway_pb2, migration_pb2, trace_pb2
 from vmesh.v1.gateway_pb2_grpc import MachineServicer, add_MachineServicer_to_server
+from vmesh_services.monitor import health, hotplug, operations
+from vmesh_services.monitor import streams as open_streams
+from vmesh_services.monitor.boundary import Boundary
+from vmesh_services.monitor.migration import Migration
+from vmesh_services.monitor.operations import Operation, RequestError, Roster, StateError
+from vmesh_services.monitor.status import machine_status
+from vmesh_services.monitor.streams import Places, Streams, refuse
+from vmesh_services.monitor.supervisor.supervisor import Supervisor
+from vmesh_services.monitor.swap import swap
+from vmesh_services.monitor.texts import Texts
 
 SERVICE = gateway_pb2.DESCRIPTOR.services_by_name["Machine"].full_name
 REFLECTIONS = 8  # at once
@@ -104,7 +104,7 @@ class _Machine(MachineServicer):
         return self._status(context, usage=request.usage)
 
     def Metrics(self, request: gateway_pb2.MetricsRequest, context: grpc.ServicerContext) -> gateway_pb2.MetricsReply:
-        from services.monitor.metrics import exposition  # here: whoever does not ask need not have it imported
+        from vmesh_services.monitor.metrics import exposition  # here: whoever does not ask need not have it imported
 
         return gateway_pb2.MetricsReply(text=exposition(self._status(context, usage=True)))
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
-from services.monitor import operations
-from services.monitor.control import Control
-from services.monitor.operations import Batch, RequestError
 from vmesh.v1 import cpu_pb2
 from vmesh.v1.packet_pb2 import Packet
+from vmesh_services.monitor import operations
+from vmesh_services.monitor.control import Control
+from vmesh_services.monitor.operations import Batch, RequestError
 
 Content = Generator[Batch, Sequence[Packet], bytes]
 Registers = Generator[Batch, Sequence[Packet], dict[str, int]]

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from services.monitor.streams import Places, refuse
+from vmesh_services.monitor.streams import Places, refuse
 
 WATCHERS = 64  # at once; each has a thread of the gateway's
 _SERVING = {

@@ -6,15 +6,15 @@ it on the cpu's board the machine is paused and drained. One that goes leaves th
 
 from __future__ import annotations
 
-from services.monitor import operations
-from services.monitor.operations import Operation, Request, RequestError, Roster
-from services.monitor.supervisor.supervisor import Supervisor
 from vmesh.board import virt
 from vmesh.errors import VmeshError, said
 from vmesh.properties import HelpRequested
 from vmesh.qdev import hotplug
 from vmesh.spawn import ServiceCommand
 from vmesh.v1 import cpu_pb2, gateway_pb2, lifecycle_pb2, memory_pb2
+from vmesh_services.monitor import operations
+from vmesh_services.monitor.operations import Operation, Request, RequestError, Roster
+from vmesh_services.monitor.supervisor.supervisor import Supervisor
 
 
 def add(supervisor: Supervisor, request: gateway_pb2.AddDeviceRequest, reply: gateway_pb2.AddDeviceReply) -> Operation:

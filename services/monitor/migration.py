@@ -19,15 +19,6 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from services.monitor import operations, run_states
-from services.monitor.custody import MIGRATION as NAME
-from services.monitor.custody import Held
-from services.monitor.keeper import Keeper
-from services.monitor.link import Link
-from services.monitor.operations import Operation, Request, RequestError
-from services.monitor.output import Output, one_line
-from services.monitor.run_states import Act
-from services.monitor.supervisor.supervisor import Supervisor
 from vmesh import listening, slot
 from vmesh.errors import PeerError, from_message, said
 from vmesh.log import Log
@@ -36,6 +27,15 @@ from vmesh.migration.states import in_messages
 from vmesh.spawn import Child, ServiceCommand, describe_exit
 from vmesh.v1 import cpu_pb2, gateway_pb2, lifecycle_pb2, migration_pb2
 from vmesh.v1.packet_pb2 import Packet
+from vmesh_services.monitor import operations, run_states
+from vmesh_services.monitor.custody import MIGRATION as NAME
+from vmesh_services.monitor.custody import Held
+from vmesh_services.monitor.keeper import Keeper
+from vmesh_services.monitor.link import Link
+from vmesh_services.monitor.operations import Operation, Request, RequestError
+from vmesh_services.monitor.output import Output, one_line
+from vmesh_services.monitor.run_states import Act
+from vmesh_services.monitor.supervisor.supervisor import Supervisor
 
 DEATHS, DEATHS_SECONDS = 5, 10.0  # a process that dies so often within so long is started again only when asked for
 DEFER = "defer"
@@ -249,7 +249,7 @@ class Migration:
             return
         self._epoch += 1
         machine = self._supervisor.machine
-        command = ServiceCommand(NAME, NAME, "services.migration", ("--machine", str(machine.path)))
+        command = ServiceCommand(NAME, NAME, "vmesh_services.migration", ("--machine", str(machine.path)))
         self._supervisor.loop.call_in("migration starts", _START_SECONDS, self._late)
         self._keeper.spawn(command, ["--epoch", str(self._epoch)], self._spawned)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 
-from services.monitor import operations
-from services.monitor.operations import RequestError, StateError
-from services.monitor.supervisor.supervisor import Supervisor
-from services.monitor.usage import add_usage
 from vmesh.v1 import cpu_pb2, gateway_pb2
+from vmesh_services.monitor import operations
+from vmesh_services.monitor.operations import RequestError, StateError
+from vmesh_services.monitor.supervisor.supervisor import Supervisor
+from vmesh_services.monitor.usage import add_usage
 
 _LIMIT = 60.0  # seconds
 

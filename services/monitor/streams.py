@@ -16,14 +16,14 @@ from typing import NoReturn, TypeVar
 
 import grpc
 
-from services.monitor.attach import INPUT_BYTES
-from services.monitor.events import Event
-from services.monitor.feed import Feed
-from services.monitor.supervisor.supervisor import Supervisor
-from services.monitor.tracing import Tracing
 from vmesh import connecting
 from vmesh.board import virt
 from vmesh.v1 import gateway_pb2, trace_pb2
+from vmesh_services.monitor.attach import INPUT_BYTES
+from vmesh_services.monitor.events import Event
+from vmesh_services.monitor.feed import Feed
+from vmesh_services.monitor.supervisor.supervisor import Supervisor
+from vmesh_services.monitor.tracing import Tracing
 
 LIMIT = 32  # streams at once
 _EVENTS = 1024  # that are kept for a client

@@ -17,15 +17,15 @@ from collections.abc import Generator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from services.monitor import operations
-from services.monitor.operations import Batch, Operation, Request, RequestError, Roster
-from services.monitor.output import one_line
-from services.monitor.supervisor.supervised import EXTERNAL, Successor, by_hand
-from services.monitor.supervisor.supervisor import Supervisor
 from vmesh.errors import said
 from vmesh.spawn import ServiceCommand
 from vmesh.v1 import gateway_pb2, lifecycle_pb2, memory_pb2
 from vmesh.v1.packet_pb2 import Packet
+from vmesh_services.monitor import operations
+from vmesh_services.monitor.operations import Batch, Operation, Request, RequestError, Roster
+from vmesh_services.monitor.output import one_line
+from vmesh_services.monitor.supervisor.supervised import EXTERNAL, Successor, by_hand
+from vmesh_services.monitor.supervisor.supervisor import Supervisor
 
 _STANDARD = ("--machine", "--name", "--base", "--irq")  # options that every device has
 

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
-from services.monitor.streams import refuse
+from vmesh_services.monitor.streams import refuse
 
 
 class Texts(grpc.ServerInterceptor):

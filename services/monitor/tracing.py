@@ -12,8 +12,8 @@ from vmesh.v1 import trace_pb2
 from vmesh.v1.packet_pb2 import Packet
 
 if TYPE_CHECKING:
-    from services.monitor.supervisor.supervised import Supervised
-    from services.monitor.supervisor.supervisor import Supervisor
+    from vmesh_services.monitor.supervisor.supervised import Supervised
+    from vmesh_services.monitor.supervisor.supervisor import Supervisor
 
 Subscriber = Callable[[trace_pb2.TraceRecords], None]
 

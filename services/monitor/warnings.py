@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from services.monitor.events import EventHub
 from vmesh.log import Log
+from vmesh_services.monitor.events import EventHub
 
 EVENT = "__org.vmesh_WARNING"
 _MOST = 64

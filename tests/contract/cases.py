@@ -49,7 +49,7 @@ class Case:
 
 UART = Case(
     name="uart0",
-    program=python("services.devices.ns16550a"),
+    program=python("vmesh_services.devices.ns16550a"),
     kind="ns16550a",
     arguments=("--irq", "10"),
     base=0x1000_0000,
@@ -59,7 +59,7 @@ UART = Case(
 )
 RTC = Case(
     name="rtc",
-    program=python("services.devices.goldfish_rtc"),
+    program=python("vmesh_services.devices.goldfish_rtc"),
     kind="goldfish-rtc",
     arguments=("--irq", "11"),
     base=0x10_1000,
@@ -72,7 +72,7 @@ RTC = Case(
 )
 TEST = Case(
     name="test",
-    program=python("services.devices.sifive_test"),
+    program=python("vmesh_services.devices.sifive_test"),
     kind="sifive-test",
     arguments=(),
     base=0x10_0000,
@@ -93,7 +93,7 @@ COPIER_IN_C = replace(COPIER, name="copier1", program=copier_in_c)
 COPIERS = (COPIER, COPIER_IN_C)
 RNG = Case(
     name="rng0",
-    program=python("services.devices.virtio_rng"),
+    program=python("vmesh_services.devices.virtio_rng"),
     kind="virtio-rng",
     arguments=("--irq", "8"),
     base=0x1000_8000,
@@ -104,7 +104,7 @@ RNG = Case(
 )
 BLK = Case(
     name="blk0",
-    program=python("services.devices.virtio_blk"),
+    program=python("vmesh_services.devices.virtio_blk"),
     kind="virtio-blk",
     arguments=("--irq", "7", "--file", "README.md", "--read-only"),
     base=0x1000_7000,
@@ -115,7 +115,7 @@ BLK = Case(
 )
 NET = Case(
     name="net0",
-    program=python("services.devices.virtio_net"),
+    program=python("vmesh_services.devices.virtio_net"),
     kind="virtio-net",
     arguments=("--irq", "6", "--netdev", "stream,addr.type=unix,addr.path=/nonexistent/peer"),
     base=0x1000_6000,
@@ -126,7 +126,7 @@ NET = Case(
 )
 SHARE = Case(
     name="share0",
-    program=python("services.devices.virtio_9p"),
+    program=python("vmesh_services.devices.virtio_9p"),
     kind="virtio-9p",
     arguments=("--irq", "5", "--path", "docs", "--tag", "docs", "--read-only"),
     base=0x1000_5000,
@@ -137,7 +137,7 @@ SHARE = Case(
 )
 HVC = Case(
     name="console0",
-    program=python("services.devices.virtio_console"),
+    program=python("vmesh_services.devices.virtio_console"),
     kind="virtio-console",
     arguments=("--irq", "4", "--chardev", "null"),
     base=0x1000_4000,

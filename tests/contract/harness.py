@@ -66,7 +66,7 @@ class Machine:
         return process
 
     def start_memory(self, *arguments: str, ram: str = "16M") -> Service:
-        return self.start("services.memory", "memory", "--ram", ram, *arguments)
+        return self.start("vmesh_services.memory", "memory", "--ram", ram, *arguments)
 
     def start_cpu(
         self, *arguments: str, harts: int = 2, code: Sequence[int] | bytes = COUNTER, memory: Sequence[str] = ()
@@ -77,7 +77,7 @@ class Machine:
         self.start_memory("--image", f"{RAM_BASE:#x}={program}", *memory)
         features = "i,m,a,f,d,c,zicsr,zifencei,zicntr,sstc,svadu,sv39"
         options = ["--harts", str(harts), "--features", features, "--reset-pc", f"{RAM_BASE:#x}", *IRQCHIP, *arguments]
-        return self.start("services.cpu", "cpu", *options)
+        return self.start("vmesh_services.cpu", "cpu", *options)
 
     def failure(self, name: str) -> str:
         """Wait for the end of a service that fails; gives the one line it says."""

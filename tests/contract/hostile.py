@@ -47,20 +47,20 @@ class _Service:
 
 #: Who `anybody` is: whoever dials, in every role; before the cpu, a device that it dials too.
 SERVICES = {
-    "memory": _Service("services.memory", "--ram 16M", ("anybody",)),
-    "cpu": _Service("services.cpu", _CPU),
-    "uart0": _Service("services.devices.ns16550a", "--base 0x10000000 --irq 10 --chardev socket:{}/console"),
-    "rtc": _Service("services.devices.goldfish_rtc", "--base 0x101000 --irq 11"),
-    "test": _Service("services.devices.sifive_test", "--base 0x100000"),
-    "rng": _Service("services.devices.virtio_rng", _VIRTIO),
-    "blk": _Service("services.devices.virtio_blk", f"{_VIRTIO} --file {{}}/disk --discard unmap --num-queues 2"),
+    "memory": _Service("vmesh_services.memory", "--ram 16M", ("anybody",)),
+    "cpu": _Service("vmesh_services.cpu", _CPU),
+    "uart0": _Service("vmesh_services.devices.ns16550a", "--base 0x10000000 --irq 10 --chardev socket:{}/console"),
+    "rtc": _Service("vmesh_services.devices.goldfish_rtc", "--base 0x101000 --irq 11"),
+    "test": _Service("vmesh_services.devices.sifive_test", "--base 0x100000"),
+    "rng": _Service("vmesh_services.devices.virtio_rng", _VIRTIO),
+    "blk": _Service("vmesh_services.devices.virtio_blk", f"{_VIRTIO} --file {{}}/disk --discard unmap --num-queues 2"),
     "net": _Service(
-        "services.devices.virtio_net", f"{_VIRTIO} --netdev stream,addr.type=unix,addr.path={{}}/peer,reconnect=1"
+        "vmesh_services.devices.virtio_net", f"{_VIRTIO} --netdev stream,addr.type=unix,addr.path={{}}/peer,reconnect=1"
     ),
-    "9p": _Service("services.devices.virtio_9p", f"{_VIRTIO} --path {{}}/folder --tag host"),
-    "console": _Service("services.devices.virtio_console", f"{_VIRTIO} --chardev socket:{{}}/console"),
-    "migration": _Service("services.migration"),
-    "keeper": _Service("services.monitor.keeper", "--console uart0=socket:{}/console", ("anybody",)),
+    "9p": _Service("vmesh_services.devices.virtio_9p", f"{_VIRTIO} --path {{}}/folder --tag host"),
+    "console": _Service("vmesh_services.devices.virtio_console", f"{_VIRTIO} --chardev socket:{{}}/console"),
+    "migration": _Service("vmesh_services.migration"),
+    "keeper": _Service("vmesh_services.monitor.keeper", "--console uart0=socket:{}/console", ("anybody",)),
 }
 CASES = tuple((name, peer) for name, service in SERVICES.items() for peer in service.peers)
 _STEPS = 200  # between two looks

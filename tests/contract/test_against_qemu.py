@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from services.devices.goldfish_rtc.device import GoldfishRtc
-from services.devices.goldfish_rtc.device import Offset as Clock
-from services.devices.ns16550a.device import Ns16550a, Offset
 from tests.models.clock import FakeClock
 from tests.unit.device_harness import Bench, FakeRuntime
 from tests.waiting import read_some
+from vmesh_services.devices.goldfish_rtc.device import GoldfishRtc
+from vmesh_services.devices.goldfish_rtc.device import Offset as Clock
+from vmesh_services.devices.ns16550a.device import Ns16550a, Offset
 
 UART, RTC = 0x1000_0000, 0x10_1000
 pytestmark = pytest.mark.peer

@@ -203,7 +203,7 @@ class Cpu:
 
 @pytest.fixture
 def cpu(machine: Machine, device: wire.Peer) -> Cpu:
-    machine.start("services.memory.cache", "cache")
+    machine.start("vmesh_services.memory.cache", "cache")
     return Cpu(machine)
 
 

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from services.cpu.clock import CpuClock
 from tests.models.clock import FakeClock
 from vmesh import errors
 from vmesh.time import MASK, Clock, HostClock, host_ns
+from vmesh_services.cpu.clock import CpuClock
 
 LITTLE_NS = 2_000_000
 

@@ -394,7 +394,7 @@ def test_ram_that_is_cut_short_is_told_once_and_no_state_is_given(machine: Machi
 
 def test_notices_wait_for_the_monitor(machine: Machine) -> None:
     machine.start_memory("--expect", "test")
-    machine.start("services.devices.sifive_test", "test", "--base", "0x100000")
+    machine.start("vmesh_services.devices.sifive_test", "test", "--base", "0x100000")
     address_map(machine)
     hart = machine.hart("test")
     for value in (0x5555, 0x7777, 0x002A_3333, 0x1234):

@@ -10,8 +10,8 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from services.cpu.isa.riscv.csr import CSRS
-from services.cpu.isa.riscv.encoding import by_name, encode
+from vmesh_services.cpu.isa.riscv.csr import CSRS
+from vmesh_services.cpu.isa.riscv.encoding import by_name, encode
 
 _ABI = (
     *("zero", "ra", "sp", "gp", "tp", "t0", "t1", "t2", "s0", "s1"), *(f"a{n}" for n in range(8)),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from services.cpu.core.state import ACCESS_FAILED, ATTENTION_STOP, EXIT_ACCESS, EXIT_STOP
 from tests.cpu_harness import ACLINT, BASE, END_WORD, PLIC, Cpu, Stop
+from vmesh_services.cpu.core.state import ACCESS_FAILED, ATTENTION_STOP, EXIT_ACCESS, EXIT_STOP
 
 from .assembler import Program, assemble
 

@@ -23,14 +23,6 @@ from typing import Any
 
 import numpy as np
 
-from services.migration import channels, incoming
-from services.migration.incoming import Incoming
-from services.migration.job import Context, Job
-from services.migration.machine import MachineActions, Stopped
-from services.migration.outgoing import Outgoing
-from services.migration.pager import Pager
-from services.migration.ram import GuestRam
-from services.migration.snapshot import Load, Save
 from tests.models.changed_streams import change_bytes, change_records
 from vmesh import errors, segment
 from vmesh.log import Log
@@ -39,6 +31,14 @@ from vmesh.segment import PAGE
 from vmesh.v1 import memory_pb2
 from vmesh.v1 import migration_pb2 as messages
 from vmesh.v1.lifecycle_pb2 import ServiceState
+from vmesh_services.migration import channels, incoming
+from vmesh_services.migration.incoming import Incoming
+from vmesh_services.migration.job import Context, Job
+from vmesh_services.migration.machine import MachineActions, Stopped
+from vmesh_services.migration.outgoing import Outgoing
+from vmesh_services.migration.pager import Pager
+from vmesh_services.migration.ram import GuestRam
+from vmesh_services.migration.snapshot import Load, Save
 
 RAM_PAGES, ROM_PAGES = 768, 16
 SERVICES = {"memory": "memory", "cpu": "cpu", "uart0": "ns16550a", "rtc": "goldfish-rtc"}

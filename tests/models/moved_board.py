@@ -27,7 +27,7 @@ MOVES: Mapping[str, tuple[str, str]] = {
 
 def make(folder: Path, moved: Collection[str]) -> dict[str, str]:
     """Put it into `folder`; gives what the environment needs for Python to find it first."""
-    for room in ("vmesh", "services"):
+    for room in ("vmesh", "vmesh_services"):
         shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
     file = folder / _EDITED
     text = file.read_text()

@@ -11,11 +11,11 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from services.cpu.native import lang
-from services.cpu.native.blob import Blob
-from services.cpu.native.build import build
-from services.cpu.native.compiler import Module, NativeError
 from tests.models.native_reference import TYPES, NoMeaning, reference
+from vmesh_services.cpu.native import lang
+from vmesh_services.cpu.native.blob import Blob
+from vmesh_services.cpu.native.build import build
+from vmesh_services.cpu.native.compiler import Module, NativeError
 
 HELPERS = """
 YES = True

@@ -15,8 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from services.cpu.native import lang
-from services.cpu.native.lang import IntType
+from vmesh_services.cpu.native import lang
+from vmesh_services.cpu.native.lang import IntType
 
 STEPS = 100_000  # of loops, after which a program is given up
 

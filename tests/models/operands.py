@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import capstone
 
-from services.cpu.isa.description import Instruction
-from services.cpu.isa.riscv.instructions import INSTRUCTIONS
+from vmesh_services.cpu.isa.description import Instruction
+from vmesh_services.cpu.isa.riscv.instructions import INSTRUCTIONS
 
 from .oracle import CODE, CODE_SIZE, DATA, MASK, WINDOW, Case
 

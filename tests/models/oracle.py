@@ -20,9 +20,9 @@ from typing import Any
 import unicorn
 from unicorn import riscv_const
 
-from services.cpu.isa.riscv.encoding import encode
-from services.cpu.isa.riscv.state import SINK
 from tests.cpu_harness import BASE, FS_DIRTY, Cpu
+from vmesh_services.cpu.isa.riscv.encoding import encode
+from vmesh_services.cpu.isa.riscv.state import SINK
 
 from .assembler import assemble
 

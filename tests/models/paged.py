@@ -13,8 +13,8 @@ import mmap
 import struct
 from dataclasses import dataclass
 
-from services.cpu.core.state import ACCESS_FAILED, ACCESS_NONE, ATTENTION_STOP, EXIT_ACCESS, EXIT_STOP
 from tests.cpu_harness import BASE, Cpu
+from vmesh_services.cpu.core.state import ACCESS_FAILED, ACCESS_NONE, ATTENTION_STOP, EXIT_ACCESS, EXIT_STOP
 
 from .assembler import Program, assemble
 from .translation import LEVELS, U

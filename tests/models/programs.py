@@ -13,9 +13,9 @@ import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from services.cpu.isa.description import Instruction
-from services.cpu.isa.riscv.compressed import expansion_table
-from services.cpu.isa.riscv.instructions import INSTRUCTIONS
+from vmesh_services.cpu.isa.description import Instruction
+from vmesh_services.cpu.isa.riscv.compressed import expansion_table
+from vmesh_services.cpu.isa.riscv.instructions import INSTRUCTIONS
 
 from .operands import AMO, JALR, LOAD, LOAD_FP, MISC_MEM, STORE, STORE_FP, SYSTEM, Generator, disassemble, word_of
 from .oracle import CODE, CODE_SIZE, DATA, DATA_SIZE, EBREAK, WINDOW, Case, Ours, Qemu, State, Unicorn

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TypeVar
 
-from services.cpu.core.harts import Harts
-from services.cpu.core.region import Region, RegionModule, emit, form
-from services.cpu.core.regions import Arena
-from services.cpu.core.state import CODE_PAGE_STRIDE, EXIT_REGIONS, CodePage
-from services.cpu.core.tlb import PAGE
-from services.cpu.isa.interface import Isa
-from services.cpu.native.build import build_region
+from vmesh_services.cpu.core.harts import Harts
+from vmesh_services.cpu.core.region import Region, RegionModule, emit, form
+from vmesh_services.cpu.core.regions import Arena
+from vmesh_services.cpu.core.state import CODE_PAGE_STRIDE, EXIT_REGIONS, CodePage
+from vmesh_services.cpu.core.tlb import PAGE
+from vmesh_services.cpu.isa.interface import Isa
+from vmesh_services.cpu.native.build import build_region
 
 INTERPRET, TRANSLATE, BOTH = MODES = ("interpret", "translate", "both")
 #: Instructions in a region at most: short ones meet more of each other, and compile sooner.

@@ -13,12 +13,12 @@ from collections.abc import Callable
 
 import pytest
 
-from services.cpu.isa.description import Instruction
-from services.cpu.isa.riscv.instructions import INSTRUCTIONS
 from tests.models.bitmanip import MASK, MODEL
 from tests.models.operands import CENTRE, CSRS, Generator, disassemble, report
 from tests.models.oracle import BREAKPOINT, WINDOW, Case, Ours, Qemu, State, Unicorn
 from tests.models.tiers import INTERPRET, TRANSLATE, portion
+from vmesh_services.cpu.isa.description import Instruction
+from vmesh_services.cpu.isa.riscv.instructions import INSTRUCTIONS
 
 #: Instructions that are compared elsewhere: WFI waits and the returns change privilege (tests of traps); ``illegal``
 #: stands for all that is no instruction (test_oracle_encodings).

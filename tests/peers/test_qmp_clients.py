@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 from qemu.qmp import ExecuteError, QMPClient
 
-from services.monitor.qmp.schema import SCHEMA
 from tests.waiting import LIMIT, wait_for
 from vmesh.spawn import python
+from vmesh_services.monitor.qmp.schema import SCHEMA
 
 Answer = dict[str, Any]
 

@@ -17,7 +17,7 @@ def plan(options: RunOptions, machine: MachineDirectory) -> MachinePlan:
 
     paused = ("--paused",) if options.paused else ()
     services = (
-        ServiceCommand("memory", "memory", "services.memory", (*place, "--ram", "1M")),
+        ServiceCommand("memory", "memory", "vmesh_services.memory", (*place, "--ram", "1M")),
         standin("cpu", "cpu", *paused),
         standin("uart0", "ns16550a"),
         standin("test", "sifive-test"),

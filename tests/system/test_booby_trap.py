@@ -17,7 +17,7 @@ from vmesh.spawn import python
 
 pytestmark = pytest.mark.system
 
-_RTC = python("services.devices.goldfish_rtc")
+_RTC = python("vmesh_services.devices.goldfish_rtc")
 _GUEST = ("-bios", "none", "-kernel", "guest.elf", "-m", "16M")
 # In this order, to machines `one`, which runs already, and `two`. A command that is refused has imported what it needs.
 _DONE: tuple[tuple[str, ...], ...] = (
@@ -41,7 +41,7 @@ def _set_traps(folder: Path) -> Path:
     names = {*sys.stdlib_module_names, *packages_distributions(), "sitecustomize", "usercustomize", "docs", "tests"}
     for name in sorted(names):
         (folder / f"{name}.py").write_text(trap)
-    for name in ("vmesh", "services"):
+    for name in ("vmesh", "vmesh_services"):
         (folder / name).mkdir()
         (folder / name / "__init__.py").write_text(trap)
     return sprung

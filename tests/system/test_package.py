@@ -53,7 +53,7 @@ def _run(*command: str, cwd: Path, stdin: str = "") -> str:
 def package(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Package:
     place = tmp_path_factory.mktemp("package")
     tree, unpacked = place / "tree", place / "unpacked"
-    shutil.copytree(root, tree, ignore=_NOT_COMMITTED)
+    shutil.copytree(root, tree, symlinks=True, ignore=_NOT_COMMITTED)
     shutil.rmtree(tree / "vmesh/v1", ignore_errors=True)
     sdist = place / _run(sys.executable, "-c", _BUILD_SDIST, str(place), cwd=tree).splitlines()[-1]
     with tarfile.open(sdist) as archive:
@@ -76,6 +76,8 @@ def test_source_distribution_has_what_is_committed_and_no_generated_code(package
     with tarfile.open(package.sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"Makefile", "proto/vmesh/v1/bus.proto", "requirements.lock", "tests/conftest.py", "docs/cli.md"} <= names
+    assert "services/cpu/service.py" in names
+    assert "vmesh_services/cpu/service.py" not in names, "once is enough"
     assert not [name for name in names if "_pb2" in name or name.endswith(".pyc")]
 
 
@@ -84,7 +86,7 @@ def test_wheel_has_the_generated_code_and_says_what_it_is(package: Package) -> N
         names = archive.namelist()
         (metadata,) = [archive.read(name).decode() for name in names if name.endswith("dist-info/METADATA")]
     assert {"vmesh/v1/bus_pb2.py", "vmesh/v1/bus_pb2.pyi", "vmesh/v1/gateway_pb2_grpc.py", "vmesh/py.typed"} <= {*names}
-    assert {name.split("/")[0] for name in names if "dist-info" not in name} == {"vmesh", "services"}
+    assert {name.split("/")[0] for name in names if "dist-info" not in name} == {"vmesh", "vmesh_services"}
     head, _, description = metadata.partition("\n\n")
     assert "Description-Content-Type: text/markdown" in head
     assert "License-Expression: Apache-2.0" in head

@@ -98,7 +98,7 @@ def test_killed_after_it_the_new_one_is_started_again(host: Host, busy: MachineD
 
 OTHER_STATE = "expected vmesh.v1.GoldfishRtcState, got 'vmesh.v1.CopierState'"
 REFUSED = (
-    (f"{sys.executable} -P -m services.devices.goldfish_rtc", OTHER_STATE),
+    (f"{sys.executable} -P -m vmesh_services.devices.goldfish_rtc", OTHER_STATE),
     ("false", "ended with status 1"),
     (f"{sys.executable} -P -m docs.examples.copier --no-such-option", "unrecognized arguments: --no-such-option"),
     (f"{RIVAL} toaster", "kind: expected copier, got 'toaster'"),

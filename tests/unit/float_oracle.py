@@ -13,17 +13,17 @@ from typing import Any
 import unicorn
 from unicorn import riscv_const
 
-from services.cpu.isa.description import Instruction
-from services.cpu.isa.riscv.encoding import encode
-from services.cpu.isa.riscv.instructions import INSTRUCTIONS
-from services.cpu.isa.riscv.state import Hart
-from services.cpu.native.blob import Blob
-from services.cpu.native.build import build
-from services.cpu.native.builder import Builder
-from services.cpu.native.compiler import Module
-from services.cpu.native.frame import call
-from services.cpu.native.lang import Ptr, PtrType, call_host, export, ref, u32, u64
-from services.cpu.native.values import Value
+from vmesh_services.cpu.isa.description import Instruction
+from vmesh_services.cpu.isa.riscv.encoding import encode
+from vmesh_services.cpu.isa.riscv.instructions import INSTRUCTIONS
+from vmesh_services.cpu.isa.riscv.state import Hart
+from vmesh_services.cpu.native.blob import Blob
+from vmesh_services.cpu.native.build import build
+from vmesh_services.cpu.native.builder import Builder
+from vmesh_services.cpu.native.compiler import Module
+from vmesh_services.cpu.native.frame import call
+from vmesh_services.cpu.native.lang import Ptr, PtrType, call_host, export, ref, u32, u64
+from vmesh_services.cpu.native.values import Value
 
 #: Three operands, raw 64 bits each; those an instruction does not have are ignored.
 Operands = tuple[int, int, int]

@@ -8,14 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from services.devices.virtio_9p.device import Virtio9p
-from services.devices.virtio_9p.folder import Folder
 from tests.unit.device_harness import FakeRuntime
 from tests.unit.virtio_driver import BUFFERS, SplitDriver, areas, guest_memory
 from vmesh.slot import MARKS
 from vmesh.v1.devices_pb2 import VirtioQueueState
 from vmesh.virtio.device import DRIVER_OK, F_VERSION_1, FEATURES_OK
 from vmesh.virtio.mmio import Mmio
+from vmesh_services.devices.virtio_9p.device import Virtio9p
+from vmesh_services.devices.virtio_9p.folder import Folder
 
 ROOT = 0
 MSIZE = 8192

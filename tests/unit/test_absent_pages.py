@@ -7,10 +7,10 @@ import random
 
 import pytest
 
-from services.cpu.isa.riscv.csr_bits import ADUE
 from tests.cpu_harness import BASE, Cpu
 from tests.models.guest import CODE, DATA, S, Space, open_pmp, put
 from tests.models.tiers import BOTH, INTERPRET, TRANSLATE
+from vmesh_services.cpu.isa.riscv.csr_bits import ADUE
 
 PAGE = 4096
 RUBBISH = b"\xa5" * PAGE

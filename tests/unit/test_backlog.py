@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.monitor.backlog import UNREAD_SECONDS, Backlog
+from vmesh_services.monitor.backlog import UNREAD_SECONDS, Backlog
 
 
 @pytest.mark.parametrize(

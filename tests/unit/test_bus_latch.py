@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from services.cpu.bus.device import BusDevice, RegisterTable
 from tests.models.guest import CODE, put, virt
 from vmesh import errors
 from vmesh.device import Wires
@@ -20,6 +19,7 @@ from vmesh.v1.bus_pb2 import (
     ShadowValue,
 )
 from vmesh.v1.common_pb2 import Welcome
+from vmesh_services.cpu.bus.device import BusDevice, RegisterTable
 
 STATUS, ACK = 0x60, 0x64
 KEY = (0, STATUS, 4)

@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 import zmq
 
-from services.cpu.bus.device import BusDevice, RegisterTable
-from services.cpu.bus.link import Counters, Ending, Link, NoAnswer
 from vmesh import wire
 from vmesh.limits import BROKEN
 from vmesh.v1.bus_pb2 import (
@@ -30,6 +28,8 @@ from vmesh.v1.bus_pb2 import (
 )
 from vmesh.v1.common_pb2 import ROLE_HART, Refused, Welcome
 from vmesh.v1.packet_pb2 import Packet
+from vmesh_services.cpu.bus.device import BusDevice, RegisterTable
+from vmesh_services.cpu.bus.link import Counters, Ending, Link, NoAnswer
 
 PATIENCE = 10_000  # ms
 

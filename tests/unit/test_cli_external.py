@@ -10,7 +10,6 @@ from pathlib import Path
 import libfdt
 import pytest
 
-from services.memory import layout
 from vmesh.board import commands, cpu_model, devicetree, virt
 from vmesh.board.errors import BoardError
 from vmesh.board.external import External
@@ -21,6 +20,7 @@ from vmesh.cli.plan import plan
 from vmesh.machine import MachineDirectory
 from vmesh.qdev import external
 from vmesh.spawn import python
+from vmesh_services.memory import layout
 
 RAM = 128 << 20
 COPIER = External("copier0", Range(0x400_0000, 0x1000), 20)
@@ -152,7 +152,7 @@ def test_node_in_the_device_tree() -> None:
 
 def test_the_program_is_told_of_other_hosts(tmp_path: Path) -> None:
     elsewhere = ["--listen", "tcp://127.0.0.1:7001", "--peer", "memory=tcp://10.0.0.1:7000", "--keys", str(tmp_path)]
-    command = python("services.external", "--machine", str(tmp_path), "--name", "c", "--epoch", "1")
+    command = python("vmesh_services.external", "--machine", str(tmp_path), "--name", "c", "--epoch", "1")
     done = subprocess.run(
         [*command, "--base", "0x4000000", *elsewhere, "--command", "echo"],
         capture_output=True,

@@ -150,12 +150,12 @@ def test_print_commands_names_every_process_and_starts_none() -> None:
     lines = done.stdout.splitlines()
     modules = [line.split(" -m ")[1].split()[0] for line in lines]
     assert modules == [
-        "services.monitor",
-        "services.memory",
-        "services.cpu",
-        "services.devices.ns16550a",
-        "services.devices.goldfish_rtc",
-        "services.devices.sifive_test",
+        "vmesh_services.monitor",
+        "vmesh_services.memory",
+        "vmesh_services.cpu",
+        "vmesh_services.devices.ns16550a",
+        "vmesh_services.devices.goldfish_rtc",
+        "vmesh_services.devices.sifive_test",
     ]
     assert all("/n " in line for line in lines)
     assert "--harts 3" in lines[2]

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from services.monitor import doors
-from services.monitor.keeper import command_argument, console_argument
 from vmesh import chardev, endpoint, properties, remote
 from vmesh.cli.flags.parsing import parse
 from vmesh.cli.plan import MachinePlan, monitor_command, plan
@@ -22,6 +20,8 @@ from vmesh.machine import MachineDirectory
 from vmesh.migration import uri
 from vmesh.netdev import options as netdev
 from vmesh.qdev import hotplug
+from vmesh_services.monitor import doors
+from vmesh_services.monitor.keeper import command_argument, console_argument
 
 ODD = "a,b c:d=e é,,f"
 

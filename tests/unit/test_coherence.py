@@ -7,13 +7,13 @@ import time
 
 import pytest
 
-from services.cpu.core import inspection
 from tests.cpu_harness import END_WORD, Cpu
 from tests.models import litmus
 from tests.models.assembler import assemble
 from tests.models.guest import CODE, DATA, S, Space, open_pmp, put, virt
 from tests.models.tiers import BOTH, INTERPRET, TRANSLATE
 from vmesh.v1 import cpu_pb2
+from vmesh_services.cpu.core import inspection
 
 PAGE = 4096
 ROUTINE = CODE + 0x1000

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from services.cpu.isa.riscv.features import FEATURES
 from tests.cpu_harness import Cpu
 from tests.models.guest import CODE, put, run
 from tests.models.tiers import INTERPRET, TRANSLATE
+from vmesh_services.cpu.isa.riscv.features import FEATURES
 
 ILLEGAL = 2
 

@@ -12,16 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.cpu.core import saved
-from services.cpu.core.registers import Registers
-from services.cpu.core.state import ACCESS_FAILED, EXIT_ACCESS, EXIT_STOP
-from services.cpu.isa.riscv.csr import CSRS
-from services.cpu.isa.riscv.encoding import encode
-from services.cpu.isa.riscv.features import FEATURES
 from tests.cpu_harness import Cpu
 from tests.models.tiers import BOTH, INTERPRET, TRANSLATE
 from vmesh import errors
 from vmesh.v1.cpu_pb2 import CpuState, RegisterValue, WriteRegisters
+from vmesh_services.cpu.core import saved
+from vmesh_services.cpu.core.registers import Registers
+from vmesh_services.cpu.core.state import ACCESS_FAILED, EXIT_ACCESS, EXIT_STOP
+from vmesh_services.cpu.isa.riscv.csr import CSRS
+from vmesh_services.cpu.isa.riscv.encoding import encode
+from vmesh_services.cpu.isa.riscv.features import FEATURES
 
 U64 = (1 << 64) - 1
 HARTS = 2

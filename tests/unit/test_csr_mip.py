@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from services.cpu.isa.riscv.csr_bits import SEIP, SSIP
-from services.cpu.isa.riscv.encoding import encode
 from tests.cpu_harness import END_WORD, Cpu
+from vmesh_services.cpu.isa.riscv.csr_bits import SEIP, SSIP
+from vmesh_services.cpu.isa.riscv.encoding import encode
 
 MIP = 0x344
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from services.cpu.core.debugger import Debugger
-from services.cpu.core.state import EXIT_ACCESS
-from services.cpu.isa.riscv.encoding import encode
 from tests.cpu_harness import BASE, END_WORD, Access, Cpu
 from tests.models.tiers import MODES
 from vmesh import errors
 from vmesh.v1 import common_pb2 as common
 from vmesh.v1 import cpu_pb2 as messages
+from vmesh_services.cpu.core.debugger import Debugger
+from vmesh_services.cpu.core.state import EXIT_ACCESS
+from vmesh_services.cpu.isa.riscv.encoding import encode
 
 CODE, DATA = BASE + 0x1000, BASE + 0x8000
 NOP = encode("addi")

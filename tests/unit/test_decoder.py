@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from services.cpu.core.harts import CODE_PAGES
-from services.cpu.core.state import CODE_GENERATION, CODE_KEPT
-from services.cpu.isa.riscv.compressed import COMPRESSED, expansion_table
-from services.cpu.isa.riscv.encoding import encode
-from services.cpu.isa.riscv.features import FEATURES
-from services.cpu.isa.riscv.instructions import INSTRUCTIONS
 from tests.cpu_harness import BASE, END_WORD, Cpu
+from vmesh_services.cpu.core.harts import CODE_PAGES
+from vmesh_services.cpu.core.state import CODE_GENERATION, CODE_KEPT
+from vmesh_services.cpu.isa.riscv.compressed import COMPRESSED, expansion_table
+from vmesh_services.cpu.isa.riscv.encoding import encode
+from vmesh_services.cpu.isa.riscv.features import FEATURES
+from vmesh_services.cpu.isa.riscv.instructions import INSTRUCTIONS
 
 ILLEGAL, BREAKPOINT, FETCH_ACCESS = 2, 3, 1
 PAGE = BASE + 0x4000

@@ -17,10 +17,6 @@ from typing import Any
 import pytest
 from google.protobuf.wrappers_pb2 import UInt64Value
 
-from services.devices.ns16550a.device import FIFO, Ns16550a
-from services.devices.virtio_console.device import INPUT, VirtioConsole
-from services.memory import service as memory_service
-from services.memory.layout import Image, Range, image_argument, place_images, range_argument, reservation_argument
 from tests.unit.device_harness import Bench, FakeRuntime
 from vmesh import errors, machine, segment, service
 from vmesh.board.virt import MAX_HARTS
@@ -39,6 +35,17 @@ from vmesh.v1.packet_pb2 import Packet
 from vmesh.v1.slot_pb2 import LinkRecord, SlotRecord
 from vmesh.virtio.mmio import Mmio
 from vmesh.wire import Client
+from vmesh_services.devices.ns16550a.device import FIFO, Ns16550a
+from vmesh_services.devices.virtio_console.device import INPUT, VirtioConsole
+from vmesh_services.memory import service as memory_service
+from vmesh_services.memory.layout import (
+    Image,
+    Range,
+    image_argument,
+    place_images,
+    range_argument,
+    reservation_argument,
+)
 
 
 def changes(wires: Wires, *, everything: bool = False) -> tuple[dict[int, bool], dict[int, int | None]]:

@@ -14,15 +14,15 @@ from google.protobuf.message import Message
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from services.devices.goldfish_rtc.device import GoldfishRtc
-from services.devices.ns16550a.device import Ns16550a
-from services.devices.sifive_test.device import SifiveTest
 from tests.unit.device_harness import Bench, FakeRuntime
 from tests.unit.test_virtio_garbage import DEVICES as VIRTIO
 from tests.unit.virtio_driver import guest_memory
 from vmesh import errors
 from vmesh.device import BusError, Device
 from vmesh.v1.devices_pb2 import Ns16550aState, VirtioConsoleState, VirtioRngState
+from vmesh_services.devices.goldfish_rtc.device import GoldfishRtc
+from vmesh_services.devices.ns16550a.device import Ns16550a
+from vmesh_services.devices.sifive_test.device import SifiveTest
 
 DEVICES: dict[str, Callable[[Any, Path], Device]] = {
     "uart": lambda runtime, folder: Ns16550a(runtime, 0x1000_0000, 10, "null"),

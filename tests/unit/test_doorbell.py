@@ -15,8 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from services.cpu.bus.device import BusDevice, RegisterTable
-from services.cpu.core.doorbell import Doorbell, Listener
 from tests.cpu_harness import Cpu
 from tests.models.guest import CODE, put, virt
 from tests.waiting import LIMIT, wait_for
@@ -35,6 +33,8 @@ from vmesh.v1.bus_pb2 import (
     ShadowValue,
 )
 from vmesh.v1.common_pb2 import Welcome
+from vmesh_services.cpu.bus.device import BusDevice, RegisterTable
+from vmesh_services.cpu.core.doorbell import Doorbell, Listener
 
 BASE, IRQ = 0x1000_1000, 9
 TIME = 12_345  # of raises, in guest nanoseconds

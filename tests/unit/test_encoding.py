@@ -5,11 +5,11 @@ from __future__ import annotations
 import capstone
 import pytest
 
-from services.cpu.isa.description import DescriptionError, InstructionSet, OperandError, parse_encoding
-from services.cpu.isa.riscv.encoding import encode
-from services.cpu.isa.riscv.instructions import INSTRUCTIONS
-from services.cpu.isa.riscv.isa import SIGNED, TOKENS
 from tests.models.operands import Generator, word_of
+from vmesh_services.cpu.isa.description import DescriptionError, InstructionSet, OperandError, parse_encoding
+from vmesh_services.cpu.isa.riscv.encoding import encode
+from vmesh_services.cpu.isa.riscv.instructions import INSTRUCTIONS
+from vmesh_services.cpu.isa.riscv.isa import SIGNED, TOKENS
 
 #: Words as other assemblers write them (GNU as, the manuals' examples).
 WORDS = [

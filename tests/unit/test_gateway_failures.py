@@ -12,12 +12,12 @@ from typing import Any
 import grpc
 import pytest
 
-from services.monitor.gateway import _Machine
-from services.monitor.operations import RequestError, StateError
 from tests.waiting import LIMIT
 from vmesh.client import GatewayError, MachineClient
 from vmesh.machine import MachineDirectory
 from vmesh.v1.gateway_pb2_grpc import add_MachineServicer_to_server
+from vmesh_services.monitor.gateway import _Machine
+from vmesh_services.monitor.operations import RequestError, StateError
 
 FAILED = "service 'mov0': Save to mov0: expected Drain before it, got none"
 

@@ -13,8 +13,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from services.monitor.health import WATCHERS, Health
 from tests.waiting import LIMIT, wait_for
+from vmesh_services.monitor.health import WATCHERS, Health
 
 FLIPS = 500
 COMINGS = 50

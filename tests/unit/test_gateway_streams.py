@@ -15,13 +15,13 @@ import grpc
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from services.monitor.gateway import REFLECTIONS, Reflection
-from services.monitor.streams import LIMIT, Streams
 from tests.waiting import LIMIT as PATIENCE
 from tests.waiting import wait_for
 from vmesh.machine import MachineDirectory
 from vmesh.v1 import gateway_pb2
 from vmesh.v1.gateway_pb2_grpc import MachineServicer, MachineStub, add_MachineServicer_to_server
+from vmesh_services.monitor.gateway import REFLECTIONS, Reflection
+from vmesh_services.monitor.streams import LIMIT, Streams
 
 
 class Served(MachineServicer):

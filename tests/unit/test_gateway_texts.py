@@ -9,10 +9,10 @@ from pathlib import Path
 import grpc
 import pytest
 
-from services.monitor.texts import Texts, with_nul
 from tests.waiting import LIMIT
 from vmesh.v1 import gateway_pb2
 from vmesh.v1.gateway_pb2_grpc import MachineServicer, MachineStub, add_MachineServicer_to_server
+from vmesh_services.monitor.texts import Texts, with_nul
 
 
 class Served(MachineServicer):

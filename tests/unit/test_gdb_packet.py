@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from services.monitor.gdb.actions import Action, Stepping, parse_actions, step_of
-from services.monitor.gdb.packet import LIMIT, Framer, Sign, frame, unescape
+from vmesh_services.monitor.gdb.actions import Action, Stepping, parse_actions, step_of
+from vmesh_services.monitor.gdb.packet import LIMIT, Framer, Sign, frame, unescape
 
 
 def take_all(framer: Framer, data: bytes) -> list[bytes | Sign]:

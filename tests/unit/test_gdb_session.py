@@ -9,10 +9,10 @@ from typing import Any, cast
 
 import pytest
 
-from services.monitor.gdb.session import Session
-from services.monitor.operations import Operation, RequestError, Roster
 from vmesh.v1 import cpu_pb2
 from vmesh.v1.packet_pb2 import Packet
+from vmesh_services.monitor.gdb.session import Session
+from vmesh_services.monitor.operations import Operation, RequestError, Roster
 
 HARTS = 2
 

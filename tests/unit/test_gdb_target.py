@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
-from services.cpu.core.registers import Registers
-from services.cpu.isa.riscv.csr import CSRS
-from services.monitor.gdb.target import Target, describe
 from tests.cpu_harness import Cpu
 from vmesh.v1 import cpu_pb2
+from vmesh_services.cpu.core.registers import Registers
+from vmesh_services.cpu.isa.riscv.csr import CSRS
+from vmesh_services.monitor.gdb.target import Target, describe
 
 
 def features(target: Target) -> dict[str, dict[str, ElementTree.Element]]:

@@ -6,11 +6,11 @@ from typing import Any, cast
 
 import pytest
 
-from services.devices.goldfish_rtc.device import GoldfishRtc, Offset
 from tests.models.clock import FakeClock
 from tests.unit.device_harness import Bench, FakeRuntime
 from vmesh.time import NEVER_NS
 from vmesh.v1.devices_pb2 import GoldfishRtcState
+from vmesh_services.devices.goldfish_rtc.device import GoldfishRtc, Offset
 
 START = 0x17_1234_5678_9ABC_DEF0 & (1 << 62) - 1
 

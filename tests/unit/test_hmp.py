@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.monitor.control import Control, Work
-from services.monitor.hmp import commands, dump
-from services.monitor.hmp.command import Call, Command, Expression, Format, LineError
-from services.monitor.hmp.editor import LineEditor
-from services.monitor.hmp.expression import ExpressionError, evaluate
-from services.monitor.hmp.info import BY_NAME, TOPICS
-from services.monitor.operations import Request, Roster
-from services.monitor.qmp.handlers import execute
 from vmesh.v1.bus_pb2 import SPACE_IO
 from vmesh.v1.memory_pb2 import AddressMap, MapRequest
 from vmesh.v1.packet_pb2 import Packet
+from vmesh_services.monitor.control import Control, Work
+from vmesh_services.monitor.hmp import commands, dump
+from vmesh_services.monitor.hmp.command import Call, Command, Expression, Format, LineError
+from vmesh_services.monitor.hmp.editor import LineEditor
+from vmesh_services.monitor.hmp.expression import ExpressionError, evaluate
+from vmesh_services.monitor.hmp.info import BY_NAME, TOPICS
+from vmesh_services.monitor.operations import Request, Roster
+from vmesh_services.monitor.qmp.handlers import execute
 
 WORDS = ["info", "info status", "stop", "system_reset", "system_powerdown"]
 NOBODY = cast(Control, None)  # for what needs no machine

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+#: The package of the services, whose folder is services/.
+SERVICES = "vmesh_services"
 
 
 def imported_modules(source: str, module: str, is_package: bool) -> Iterator[str]:
@@ -36,18 +38,18 @@ def imported_modules(source: str, module: str, is_package: bool) -> Iterator[str
 def violations(source: str, module: str, is_package: bool = False) -> list[str]:
     """What `module` imports against the rules, one sentence each."""
     parts = module.split(".")
-    own_service = parts[1] if parts[0] == "services" and len(parts) > 1 else None
+    own_service = parts[1] if parts[0] == SERVICES and len(parts) > 1 else None
     found = {
         imported.split(".")[1] if "." in imported else ""
         for imported in imported_modules(source, module, is_package)
-        if imported.split(".")[0] == "services"
+        if imported.split(".")[0] == SERVICES
     }
-    allowed = {own_service, ""} if parts[0] == "services" else set()
-    return [f"{module} imports services.{name}".rstrip(".") for name in sorted(found - allowed)]
+    allowed = {own_service, ""} if parts[0] == SERVICES else set()
+    return [f"{module} imports {SERVICES}.{name}".rstrip(".") for name in sorted(found - allowed)]
 
 
 def modules() -> Iterator[tuple[str, Path]]:
-    for room in ("vmesh", "services"):
+    for room in ("vmesh", SERVICES):
         for path in sorted((ROOT / room).rglob("*.py")):
             dotted = path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
             yield dotted.removesuffix(".__init__"), path
@@ -77,20 +79,20 @@ def rooms_entered(module: str, source: str, is_package: bool = False) -> list[st
     """What `module` imports against the rules between the cpu's rooms: the core knows no instruction set and no
     interrupt controller, an instruction set is known to nobody outside of its folder, and controllers know none."""
     found = []
-    sets = "services.cpu.isa."
+    sets = "vmesh_services.cpu.isa."
     for imported in imported_modules(source, module, is_package):
         folder = imported.removeprefix(sets).split(".")[0]
         own = module.startswith(f"{sets}{folder}.")
         common = (ROOT / "services" / "cpu" / "isa" / f"{folder}.py").exists()
         if imported.startswith(sets) and not own and not common:
             found.append(f"{module} imports {imported}")
-        if module.startswith("services.cpu.core") and imported.startswith("services.cpu.controllers"):
+        if module.startswith("vmesh_services.cpu.core") and imported.startswith("vmesh_services.cpu.controllers"):
             found.append(f"{module} imports {imported}")
     return found
 
 
 def test_no_room_of_the_cpu_knows_an_instruction_set() -> None:
-    sources = [(module, path) for module, path in modules() if module.startswith("services.cpu")]
+    sources = [(module, path) for module, path in modules() if module.startswith("vmesh_services.cpu")]
     assert len(sources) > 60
     assert not [
         each
@@ -102,11 +104,11 @@ def test_no_room_of_the_cpu_knows_an_instruction_set() -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("services.cpu.service", "from .isa.riscv.csr import CSRS"),
-        ("services.cpu.core.harts", "from ..isa.riscv import state"),
-        ("services.cpu.core.harts", "from ..controllers.plic import drive"),
-        ("services.cpu.controllers.plic", "from ..isa.riscv.csr_bits import MEIP"),
-        ("services.cpu.isa.toy.decoder", "from ..riscv.decoder import decode"),
+        ("vmesh_services.cpu.service", "from .isa.riscv.csr import CSRS"),
+        ("vmesh_services.cpu.core.harts", "from ..isa.riscv import state"),
+        ("vmesh_services.cpu.core.harts", "from ..controllers.plic import drive"),
+        ("vmesh_services.cpu.controllers.plic", "from ..isa.riscv.csr_bits import MEIP"),
+        ("vmesh_services.cpu.isa.toy.decoder", "from ..riscv.decoder import decode"),
     ],
 )
 def test_a_way_between_the_rooms_is_found(module: str, source: str) -> None:
@@ -127,15 +129,15 @@ def test_no_service_and_none_of_its_rooms_knows_the_command_line() -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("vmesh.wire", "import services.cpu"),
-        ("vmesh.wire", "import services"),
-        ("vmesh.wire", "from services import cpu"),
-        ("vmesh.wire", "def late():\n    from services.memory.ram import Ram"),
-        ("services.cpu.hart", "import services.memory"),
-        ("services.cpu.hart", "from services import memory"),
-        ("services.cpu.hart", "from ..memory import ram"),
-        ("services.cpu.hart", "from .. import memory"),
-        ("services.cpu.hart", "importlib.import_module('services.memory')"),
+        ("vmesh.wire", "import vmesh_services.cpu"),
+        ("vmesh.wire", "import vmesh_services"),
+        ("vmesh.wire", "from vmesh_services import cpu"),
+        ("vmesh.wire", "def late():\n    from vmesh_services.memory.ram import Ram"),
+        ("vmesh_services.cpu.hart", "import vmesh_services.memory"),
+        ("vmesh_services.cpu.hart", "from vmesh_services import memory"),
+        ("vmesh_services.cpu.hart", "from ..memory import ram"),
+        ("vmesh_services.cpu.hart", "from .. import memory"),
+        ("vmesh_services.cpu.hart", "importlib.import_module('vmesh_services.memory')"),
     ],
 )
 def test_imports_forbidden_import_is_found(module: str, source: str) -> None:
@@ -146,9 +148,12 @@ def test_imports_forbidden_import_is_found(module: str, source: str) -> None:
     ("module", "source"),
     [
         ("vmesh.wire", "from vmesh.v1 import bus_pb2"),
-        ("vmesh.wire", "name = 'services.cpu'"),
-        ("services.cpu.hart", "from services.cpu import isa\nfrom . import native\nfrom .isa.riscv import rvi"),
-        ("services.cpu.isa.riscv.rvi", "from ... import hart"),
+        ("vmesh.wire", "name = 'vmesh_services.cpu'"),
+        (
+            "vmesh_services.cpu.hart",
+            "from vmesh_services.cpu import isa\nfrom . import native\nfrom .isa import x",
+        ),
+        ("vmesh_services.cpu.isa.riscv.rvi", "from ... import hart"),
     ],
 )
 def test_imports_allowed_import_passes(module: str, source: str) -> None:
@@ -156,16 +161,16 @@ def test_imports_allowed_import_passes(module: str, source: str) -> None:
 
 
 def test_imports_relative_import_in_package_resolves_from_the_package_itself() -> None:
-    assert violations("from ..memory import ram", "services.cpu", is_package=True)
-    assert not violations("from .memory import ram", "services.cpu", is_package=True)
+    assert violations("from ..memory import ram", "vmesh_services.cpu", is_package=True)
+    assert not violations("from .memory import ram", "vmesh_services.cpu", is_package=True)
 
 
 #: What takes long to import and what no machine needs to start. Whoever needs it imports it then.
 LATE = ("asyncio", "capstone", "email", "grpc", "http", "llvmlite", "numpy", "prompt_toolkit", "prometheus_client",
-        "rich", "services.monitor.network", "ssl", "unittest", "xml", "zstandard")  # fmt: skip
+        "rich", "vmesh_services.monitor.network", "ssl", "unittest", "xml", "zstandard")  # fmt: skip
 
 
-@pytest.mark.parametrize("module", ["vmesh.cli.run", "services.monitor.__main__", "services.cpu.__main__"])
+@pytest.mark.parametrize("module", ["vmesh.cli.run", "vmesh_services.monitor.__main__", "vmesh_services.cpu.__main__"])
 def test_imports_of_what_starts_a_machine_are_few(module: str) -> None:
     """The start of a machine is a tenth of a Linux boot, and most of it is the import of Python modules."""
     code = f"import {module}, sys; print(*sys.modules)"
@@ -173,7 +178,7 @@ def test_imports_of_what_starts_a_machine_are_few(module: str) -> None:
     assert not sorted(set(done.stdout.split()) & set(LATE))
 
 
-@pytest.mark.parametrize("module", ["vmesh.client", "services.monitor.gateway", "bench.doors", "tests.conftest"])
+@pytest.mark.parametrize("module", ["vmesh.client", "vmesh_services.monitor.gateway", "bench.doors", "tests.conftest"])
 def test_imports_of_grpc_come_after_its_settings(module: str) -> None:
     """It reads them when it is imported; and its handlers of fork(2) hang."""
     code = (

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from services.monitor.console import KeptConsole
 from tests.waiting import wait_for
 from vmesh import chardev, errors
 from vmesh.chardev import JOURNAL_BYTES, PENDING_BYTES, Chardev
 from vmesh.log import Log
 from vmesh.loop import Loop
+from vmesh_services.monitor.console import KeptConsole
 
 SECONDS = 10.0
 TURNS = 50  # of 10 ms, in which a keeper that has room says so

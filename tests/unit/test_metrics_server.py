@@ -10,9 +10,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from services.monitor import metrics
 from tests.waiting import LIMIT, wait_for
 from vmesh.v1 import gateway_pb2
+from vmesh_services.monitor import metrics
 
 STRANGERS = 40
 

@@ -11,13 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from services.migration import channels as channels_module
-from services.migration.channels import MOST_STRANGERS, Channel, Channels
-from services.migration.connection import Connection, Listener, connect
-from services.migration.incoming import Incoming, _Link
-from services.migration.postcopy import Push, StreamLink
-from services.migration.returned import LinkLost, ReturnPath
-from services.migration.status import Status
 from tests.keys import make_keys
 from tests.models.hostile_streams import Side
 from tests.waiting import LIMIT, wait_for
@@ -26,6 +19,13 @@ from vmesh.log import Log
 from vmesh.migration import uri
 from vmesh.migration.records import VERSION, Reader, Writer, parse
 from vmesh.v1 import migration_pb2 as messages
+from vmesh_services.migration import channels as channels_module
+from vmesh_services.migration.channels import MOST_STRANGERS, Channel, Channels
+from vmesh_services.migration.connection import Connection, Listener, connect
+from vmesh_services.migration.incoming import Incoming, _Link
+from vmesh_services.migration.postcopy import Push, StreamLink
+from vmesh_services.migration.returned import LinkLost, ReturnPath
+from vmesh_services.migration.status import Status
 
 MAIN, PAGES, RECOVER = messages.CHANNEL_MAIN, messages.CHANNEL_PAGES, messages.CHANNEL_RECOVER
 OURS, OTHERS = b"o" * 16, b"x" * 16

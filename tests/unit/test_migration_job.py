@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from services.migration.job import check_same_machine
-from services.migration.status import Status
 from vmesh.errors import BadState
 from vmesh.v1.migration_pb2 import Configuration
+from vmesh_services.migration.job import check_same_machine
+from vmesh_services.migration.status import Status
 
 
 def machine(change: Callable[[Configuration], object] = lambda made: None) -> Configuration:

@@ -11,10 +11,6 @@ from typing import Any, cast
 import pytest
 import zmq
 
-from services.monitor.output import Output
-from services.monitor.supervisor.settings import Settings
-from services.monitor.supervisor.supervised import Supervised
-from services.monitor.supervisor.supervisor import Supervisor
 from tests.waiting import wait_for
 from vmesh import wire
 from vmesh.addresses import Addresses
@@ -24,6 +20,10 @@ from vmesh.machine import MachineDirectory
 from vmesh.spawn import ServiceCommand
 from vmesh.v1 import gateway_pb2
 from vmesh.v1.common_pb2 import Welcome
+from vmesh_services.monitor.output import Output
+from vmesh_services.monitor.supervisor.settings import Settings
+from vmesh_services.monitor.supervisor.supervised import Supervised
+from vmesh_services.monitor.supervisor.supervisor import Supervisor
 
 KINDS = {"memory": "memory", "cpu": "cpu", "rtc": "goldfish-rtc"}
 

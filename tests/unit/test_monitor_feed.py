@@ -6,13 +6,13 @@ import socket
 import threading
 from pathlib import Path
 
-from services.monitor.attach import INPUT_BYTES, Attachments
-from services.monitor.feed import Feed
 from vmesh.log import Log
 from vmesh.loop import Loop
 from vmesh.trace import LIMIT, Recorder
 from vmesh.v1.gateway_pb2 import ConsoleOutput
 from vmesh.v1.trace_pb2 import TRACE_SYNC
+from vmesh_services.monitor.attach import INPUT_BYTES, Attachments
+from vmesh_services.monitor.feed import Feed
 
 
 def test_a_feed_keeps_the_newest_and_counts_the_rest() -> None:

@@ -10,12 +10,6 @@ from typing import Any, cast
 
 import pytest
 
-from services.monitor.custody import Custody
-from services.monitor.output import Output
-from services.monitor.run_states import Stage
-from services.monitor.supervisor.settings import Settings
-from services.monitor.supervisor.supervised import EXTERNAL
-from services.monitor.supervisor.supervisor import Supervisor
 from vmesh import elsewhere, errors, wire
 from vmesh.addresses import Addresses
 from vmesh.log import Log
@@ -23,6 +17,12 @@ from vmesh.machine import MachineDirectory
 from vmesh.spawn import Child, ServiceCommand
 from vmesh.v1.common_pb2 import Welcome
 from vmesh.v1.packet_pb2 import Packet
+from vmesh_services.monitor.custody import Custody
+from vmesh_services.monitor.output import Output
+from vmesh_services.monitor.run_states import Stage
+from vmesh_services.monitor.supervisor.settings import Settings
+from vmesh_services.monitor.supervisor.supervised import EXTERNAL
+from vmesh_services.monitor.supervisor.supervisor import Supervisor
 
 
 def ended_process() -> Child:
@@ -64,7 +64,7 @@ def test_a_next_life_while_the_machine_is_elsewhere_is_told_so_unless_it_is_no_p
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine, log = MachineDirectory(tmp_path), Log("monitor", tmp_path / "log")
-    modules = {"m": ("memory", "services.memory"), "disk": ("virtio-blk", "services.devices.virtio_blk")}
+    modules = {"m": ("memory", "vmesh_services.memory"), "disk": ("virtio-blk", "vmesh_services.devices.virtio_blk")}
     modules["theirs"] = ("copier", EXTERNAL)
     commands = [ServiceCommand(name, kind, module, ()) for name, (kind, module) in modules.items()]
     supervisor = Supervisor(machine, commands, Settings(), None, log, Output(log, None), Addresses(machine))

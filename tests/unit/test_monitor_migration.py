@@ -15,15 +15,6 @@ from typing import Any, cast
 
 import pytest
 
-from services.monitor import run_states
-from services.monitor.link import Answered
-from services.monitor.migration import IncomingOptions, Migration
-from services.monitor.operations import RequestError
-from services.monitor.output import Output
-from services.monitor.run_states import Act, Stage
-from services.monitor.supervisor.settings import Settings
-from services.monitor.supervisor.supervised import Supervised
-from services.monitor.supervisor.supervisor import Supervisor
 from vmesh.errors import HostLimit, PeerError
 from vmesh.log import Log
 from vmesh.machine import MachineDirectory
@@ -31,6 +22,15 @@ from vmesh.spawn import Child, ServiceCommand
 from vmesh.v1 import cpu_pb2, gateway_pb2, lifecycle_pb2
 from vmesh.v1 import migration_pb2 as messages
 from vmesh.v1.packet_pb2 import Packet
+from vmesh_services.monitor import run_states
+from vmesh_services.monitor.link import Answered
+from vmesh_services.monitor.migration import IncomingOptions, Migration
+from vmesh_services.monitor.operations import RequestError
+from vmesh_services.monitor.output import Output
+from vmesh_services.monitor.run_states import Act, Stage
+from vmesh_services.monitor.supervisor.settings import Settings
+from vmesh_services.monitor.supervisor.supervised import Supervised
+from vmesh_services.monitor.supervisor.supervisor import Supervisor
 
 KINDS = {"memory": "memory", "cpu": "cpu", "uart0": "ns16550a"}
 PHASES = {True: lifecycle_pb2.SERVICE_PAUSED, False: lifecycle_pb2.SERVICE_RUNNING}

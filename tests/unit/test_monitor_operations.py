@@ -9,11 +9,11 @@ from typing import cast
 
 import pytest
 
-from services.monitor import hotplug, operations
-from services.monitor.operations import Operation, Request, RequestError, Roster
-from services.monitor.supervisor.supervisor import Supervisor
 from vmesh.v1 import cpu_pb2, lifecycle_pb2
 from vmesh.v1.packet_pb2 import Packet
+from vmesh_services.monitor import hotplug, operations
+from vmesh_services.monitor.operations import Operation, Request, RequestError, Roster
+from vmesh_services.monitor.supervisor.supervisor import Supervisor
 
 ROSTER = Roster("memory", "cpu", ("uart0", "rtc"))
 Play = Callable[[Request], Packet]

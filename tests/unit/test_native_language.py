@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from services.cpu.core.state import Machine
-from services.cpu.isa.riscv.state import Hart
-from services.cpu.native import lang
-from services.cpu.native.blob import Blob
-from services.cpu.native.build import BuildError, build
-from services.cpu.native.compiler import Module, NativeError
-from services.cpu.native.lang import (
+from vmesh_services.cpu.core.state import Machine
+from vmesh_services.cpu.isa.riscv.state import Hart
+from vmesh_services.cpu.native import lang
+from vmesh_services.cpu.native.blob import Blob
+from vmesh_services.cpu.native.build import BuildError, build
+from vmesh_services.cpu.native.compiler import Module, NativeError
+from vmesh_services.cpu.native.lang import (
     Dispatch,
     NativeException,
     NativeOnly,
@@ -59,7 +59,7 @@ from services.cpu.native.lang import (
     u128,
     unlikely,
 )
-from services.cpu.native.view import view
+from vmesh_services.cpu.native.view import view
 
 MASK = (1 << 64) - 1
 MINIMUM = 1 << 63

@@ -6,10 +6,10 @@ from typing import Any, cast
 
 import pytest
 
-from services.devices.ns16550a.device import Ns16550a, Offset
 from tests.unit.device_harness import Bench, FakeRuntime
 from vmesh import errors
 from vmesh.v1.devices_pb2 import Ns16550aState
+from vmesh_services.devices.ns16550a.device import Ns16550a, Offset
 
 RBR = THR = DLL = Offset.RBR_THR_DLL
 IER = DLM = Offset.IER_DLM

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from services.cpu.core.perf_map import PerfMap
+from vmesh_services.cpu.core.perf_map import PerfMap
 
 
 def names(path: Path) -> list[tuple[int, int, str]]:

@@ -9,14 +9,14 @@ from typing import Any, cast
 
 import pytest
 
-from services.devices.virtio_blk.image import RawImage
-from services.monitor.control import Control, Work
-from services.monitor.qmp.errors import QmpError
-from services.monitor.qmp.handlers import block, execute
 from vmesh import chardev, errors, plain
 from vmesh.log import Log
 from vmesh.loop import Loop
 from vmesh.qdev import virtio
+from vmesh_services.devices.virtio_blk.image import RawImage
+from vmesh_services.monitor.control import Control, Work
+from vmesh_services.monitor.qmp.errors import QmpError
+from vmesh_services.monitor.qmp.handlers import block, execute
 
 
 def save(path: Path) -> None:

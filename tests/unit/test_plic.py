@@ -7,10 +7,10 @@ import random
 
 import pytest
 
-from services.cpu.controllers.plic_layout import SIZE as PLIC_SIZE
 from tests.cpu_harness import PLIC, Cpu
 from tests.models.guest import CODE, M, put, run, spin, virt
 from tests.models.interrupts import CONTEXT, ENABLE, PENDING, SOURCES, PlicModel
+from vmesh_services.cpu.controllers.plic_layout import SIZE as PLIC_SIZE
 
 MEIP, SEIP = 1 << 11, 1 << 9
 HARTS = 2

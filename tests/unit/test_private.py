@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from services.cpu.controllers.virt import NATIVE
-from services.cpu.core import image
-from services.cpu.core.region_store import RegionStore, RegionWriter
-from services.cpu.core.regions import Translation
-from services.cpu.isa.riscv.definition import ISA
 from vmesh import private
 from vmesh.guest import cache
 from vmesh.guest.errors import GuestError
+from vmesh_services.cpu.controllers.virt import NATIVE
+from vmesh_services.cpu.core import image
+from vmesh_services.cpu.core.region_store import RegionStore, RegionWriter
+from vmesh_services.cpu.core.regions import Translation
+from vmesh_services.cpu.isa.riscv.definition import ISA
 
 CODE = Translation(b"\0\0", b"\0\0", b"code")
 DIGEST = b"1" * 24

@@ -8,10 +8,10 @@ import struct
 
 import pytest
 
-from services.cpu.isa.riscv.encoding import encode
 from tests.cpu_harness import Cpu
 from tests.models.assembler import CSR_NUMBERS
 from tests.models.guest import ALL, CODE, DATA, M, S, Space, U, open_pmp, put, run, spin, virt
+from vmesh_services.cpu.isa.riscv.encoding import encode
 
 #: What the manual and the board's CPU promise, by number.
 EXISTING = {

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from services.cpu.isa.riscv.encoding import encode
-from services.cpu.isa.riscv.features import FEATURES
 from tests.cpu_harness import Cpu
 from tests.models.assembler import assemble
 from tests.models.guest import CODE, DATA, END, M, S, Space, U, open_pmp, put, run, spin, virt
 from tests.models.tiers import INTERPRET, TRANSLATE
+from vmesh_services.cpu.isa.riscv.encoding import encode
+from vmesh_services.cpu.isa.riscv.features import FEATURES
 
 SIE, MIE, SPIE, MPIE, SPP, MPP = 1 << 1, 1 << 3, 1 << 5, 1 << 7, 1 << 8, 3 << 11
 MPRV, SUM, MXR, TVM, TW, TSR = 1 << 17, 1 << 18, 1 << 19, 1 << 20, 1 << 21, 1 << 22

@@ -9,11 +9,11 @@ from typing import Any, cast
 
 import pytest
 
-from services.migration.snapshot import Save
-from services.monitor.control import Control
-from services.monitor.qmp.errors import QmpError
-from services.monitor.qmp.handlers import execute
 from tests.models.hostile_streams import Side
+from vmesh_services.migration.snapshot import Save
+from vmesh_services.monitor.control import Control
+from vmesh_services.monitor.qmp.errors import QmpError
+from vmesh_services.monitor.qmp.handlers import execute
 
 
 @pytest.fixture

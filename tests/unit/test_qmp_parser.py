@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.monitor.qmp.errors import QmpError
-from services.monitor.qmp.parser import MAX_BYTES, MAX_NESTING, Parser
+from vmesh_services.monitor.qmp.errors import QmpError
+from vmesh_services.monitor.qmp.parser import MAX_BYTES, MAX_NESTING, Parser
 
 _SCALARS = st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | st.text()
 _JSON = st.recursive(

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from services.monitor.hmp import over_qmp  # noqa: F401
-from services.monitor.qmp.check import check_arguments
-from services.monitor.qmp.errors import QmpError
-from services.monitor.qmp.handlers import HANDLERS
-from services.monitor.qmp.introspect import schema_info
-from services.monitor.qmp.page import page
-from services.monitor.qmp.schema import SCHEMA
-from services.monitor.qmp.types import type_name
+from vmesh_services.monitor.hmp import over_qmp  # noqa: F401
+from vmesh_services.monitor.qmp.check import check_arguments
+from vmesh_services.monitor.qmp.errors import QmpError
+from vmesh_services.monitor.qmp.handlers import HANDLERS
+from vmesh_services.monitor.qmp.introspect import schema_info
+from vmesh_services.monitor.qmp.page import page
+from vmesh_services.monitor.qmp.schema import SCHEMA
+from vmesh_services.monitor.qmp.types import type_name
 
 ISSUE = """
     query-version query-commands query-qmp-schema query-events query-status query-name query-cpus-fast query-machines
@@ -85,4 +85,6 @@ def test_arguments_that_fit(name: str, arguments: dict[str, object]) -> None:
 
 
 def test_the_page_is_current(root: Path) -> None:
-    assert (root / "docs" / "qmp.md").read_text() == page(), "python -P -m services.monitor.qmp.page > docs/qmp.md"
+    assert (root / "docs" / "qmp.md").read_text() == page(), (
+        "python -P -m vmesh_services.monitor.qmp.page > docs/qmp.md"
+    )

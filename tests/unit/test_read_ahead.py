@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.memory.cache.read_ahead import FIRST, MOST, ReadAhead
+from vmesh_services.memory.cache.read_ahead import FIRST, MOST, ReadAhead
 
 
 def test_a_run_grows_as_it_goes_on() -> None:

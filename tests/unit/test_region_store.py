@@ -18,12 +18,12 @@ from pathlib import Path
 
 import pytest
 
-from services.cpu.controllers.virt import NATIVE
-from services.cpu.core import image, region_store
-from services.cpu.core.region_store import RegionStore, RegionWriter
-from services.cpu.core.regions import Translation
-from services.cpu.isa.riscv.definition import ISA
 from tests.waiting import LIMIT
+from vmesh_services.cpu.controllers.virt import NATIVE
+from vmesh_services.cpu.core import image, region_store
+from vmesh_services.cpu.core.region_store import RegionStore, RegionWriter
+from vmesh_services.cpu.core.regions import Translation
+from vmesh_services.cpu.isa.riscv.definition import ISA
 
 FIRST, SECOND, THIRD = b"1" * 24, b"2" * 24, b"3" * 24
 
@@ -108,8 +108,8 @@ def test_nothing_is_kept_without_a_path() -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from services.cpu.core import region_store
-from services.cpu.core.regions import Translation
+from vmesh_services.cpu.core import region_store
+from vmesh_services.cpu.core.regions import Translation
 number, rounds, region_store.LIMIT = map(int, sys.argv[2:])
 writer = region_store.RegionWriter(Path(sys.argv[1]))
 for n in range(rounds):
@@ -487,8 +487,8 @@ def test_a_folder_that_is_removed(path: Path) -> None:
 # Appends until the file is replaced, and is killed at that moment.
 KILLED = """
 import os, pathlib, signal, sys
-from services.cpu.core import region_store
-from services.cpu.core.regions import Translation
+from vmesh_services.cpu.core import region_store
+from vmesh_services.cpu.core.regions import Translation
 path, moment, region_store.LIMIT = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 read, replace = region_store._Records.read, pathlib.Path.replace
@@ -597,8 +597,8 @@ def test_a_full_disk(path: Path) -> None:
     keep(path, (FIRST, translation(1)))
     program = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "from pathlib import Path; from services.cpu.core.region_store import RegionWriter;"
-        "from services.cpu.core.regions import Translation;"
+        "from pathlib import Path; from vmesh_services.cpu.core.region_store import RegionWriter;"
+        "from vmesh_services.cpu.core.regions import Translation;"
         "writer = RegionWriter(Path(sys.argv[1]));"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY));"
         "writer.append(b'2' * 24, Translation(b'\\0\\0', b'\\0\\0', bytes(5000)));"

@@ -7,18 +7,18 @@ import threading
 
 import pytest
 
-from services.cpu.core import regions
-from services.cpu.core.region import form
-from services.cpu.core.regions import FINGERPRINT, LONGEST_CODE, Regions, Translation
-from services.cpu.core.state import ATTENTION_STOP, EXIT_REGIONS, EXIT_STOP
-from services.cpu.core.tlb import PAGE
-from services.cpu.core.translator import translate
-from services.cpu.core.translator_process import Request
-from services.cpu.isa.riscv.definition import ISA
-from services.cpu.isa.riscv.encoding import encode
-from services.cpu.isa.riscv.features import FEATURES
 from tests.cpu_harness import Cpu
 from tests.models.guest import CODE, put
+from vmesh_services.cpu.core import regions
+from vmesh_services.cpu.core.region import form
+from vmesh_services.cpu.core.regions import FINGERPRINT, LONGEST_CODE, Regions, Translation
+from vmesh_services.cpu.core.state import ATTENTION_STOP, EXIT_REGIONS, EXIT_STOP
+from vmesh_services.cpu.core.tlb import PAGE
+from vmesh_services.cpu.core.translator import translate
+from vmesh_services.cpu.core.translator_process import Request
+from vmesh_services.cpu.isa.riscv.definition import ISA
+from vmesh_services.cpu.isa.riscv.encoding import encode
+from vmesh_services.cpu.isa.riscv.features import FEATURES
 
 LOOP = """
 loop:

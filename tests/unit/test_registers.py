@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from services.cpu.core import saved
-from services.cpu.core.registers import Registers
-from services.cpu.isa.registers import Kind, registers_of
-from services.cpu.isa.riscv.csr import CSRS
-from services.cpu.isa.riscv.state import Hart
 from tests.cpu_harness import BASE, Cpu
+from vmesh_services.cpu.core import saved
+from vmesh_services.cpu.core.registers import Registers
+from vmesh_services.cpu.isa.registers import Kind, registers_of
+from vmesh_services.cpu.isa.riscv.csr import CSRS
+from vmesh_services.cpu.isa.riscv.state import Hart
 
 DECLARED = registers_of(Hart)
 SCALARS = {name: register for name, register in DECLARED.items() if register.array is None}

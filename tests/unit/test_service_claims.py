@@ -6,11 +6,11 @@ import os
 
 import pytest
 
-from services.monitor.__main__ import main as monitor
-from services.monitor.keeper.__main__ import main as keeper
 from vmesh import errors, service
 from vmesh.machine import MachineDirectory
 from vmesh.service import Runtime
+from vmesh_services.monitor.__main__ import main as monitor
+from vmesh_services.monitor.keeper.__main__ import main as keeper
 
 
 def runtime(made: MachineDirectory, *words: str) -> Runtime:
@@ -48,7 +48,9 @@ def test_the_second_monitor_and_keeper(made: MachineDirectory, capfd: pytest.Cap
     for name, start in (("monitor", monitor), ("keeper", keeper)):
         claimed = made.claim(name)
         more = (
-            ["--attached", "--service", "rtc goldfish-rtc services.devices.goldfish_rtc"] if name == "monitor" else []
+            ["--attached", "--service", "rtc goldfish-rtc vmesh_services.devices.goldfish_rtc"]
+            if name == "monitor"
+            else []
         )
         assert start([*place, *more]) != 0
         assert capfd.readouterr().err == f"{name}: machine 'm' has a service '{name}' already, which runs\n"

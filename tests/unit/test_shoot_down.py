@@ -10,10 +10,10 @@ from threading import Thread
 
 import pytest
 
-from services.cpu.isa.riscv.csr_bits import ADUE
 from tests.cpu_harness import BASE, Cpu, Stop
 from tests.models.guest import CODE, S, Space, open_pmp, put, run
 from tests.models.tiers import INTERPRET, TRANSLATE
+from vmesh_services.cpu.isa.riscv.csr_bits import ADUE
 
 PAGE = 4096
 #: Pages that the harts write; the next ones are the devices'.

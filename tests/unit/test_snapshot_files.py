@@ -12,15 +12,15 @@ from typing import Any, cast
 
 import pytest
 
-from services.migration.files import whole_file
-from services.migration.snapshot import Load, Save
-from services.monitor.qmp.errors import QmpError
-from services.monitor.qmp.handlers import migration as handlers
 from tests.models.hostile_streams import Side
 from vmesh import errors
 from vmesh.cli import main
 from vmesh.migration import snapshots
 from vmesh.migration.records import MAGIC, StreamError
+from vmesh_services.migration.files import whole_file
+from vmesh_services.migration.snapshot import Load, Save
+from vmesh_services.monitor.qmp.errors import QmpError
+from vmesh_services.monitor.qmp.handlers import migration as handlers
 
 
 @pytest.fixture

@@ -13,9 +13,6 @@ from functools import cache
 
 import pytest
 
-from services.cpu.isa.description import Instruction
-from services.cpu.isa.riscv.isa import ILLEGAL
-from services.cpu.isa.riscv.softfloat import DYNAMIC, DZ, NV, NX, OF, RDN, RMM, RNE, RTZ, RUP, UF
 from tests.unit.float_oracle import (
     ARITHMETIC,
     BOX,
@@ -30,6 +27,9 @@ from tests.unit.float_oracle import (
     integers,
     unpack,
 )
+from vmesh_services.cpu.isa.description import Instruction
+from vmesh_services.cpu.isa.riscv.isa import ILLEGAL
+from vmesh_services.cpu.isa.riscv.softfloat import DYNAMIC, DZ, NV, NX, OF, RDN, RMM, RNE, RTZ, RUP, UF
 
 CASES = int(os.environ.get("VMESH_FLOAT_CASES", "20000"))
 SEED = int(os.environ.get("VMESH_FLOAT_SEED") or random.getrandbits(32))

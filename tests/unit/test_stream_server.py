@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from services.monitor.stream_server import HIGH_WATER, LIMIT, MOST_CLIENTS, Stream, StreamServer
 from vmesh import endpoint
 from vmesh.endpoint import Endpoint
 from vmesh.loop import Loop
+from vmesh_services.monitor.stream_server import HIGH_WATER, LIMIT, MOST_CLIENTS, Stream, StreamServer
 
 DEADLINE = 60.0  # seconds
 

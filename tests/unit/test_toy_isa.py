@@ -11,19 +11,19 @@ from typing import Any
 
 import pytest
 
-from services.cpu.controllers.virt import NATIVE, VirtControllers
-from services.cpu.core import saved
-from services.cpu.core.harts import HostSegment
-from services.cpu.core.image import CoreImage, build_core
-from services.cpu.core.registers import Registers
-from services.cpu.core.state import ACCESS_DONE, ACCESS_FAILED, EXIT_ACCESS, EXIT_STOP
-from services.cpu.isa.description import encode
 from tests.models.tiers import BOTH, INTERPRET, MODES, EagerHarts
 from tests.models.toy.definition import ISA
 from tests.models.toy.instructions import INSTRUCTIONS, TOKENS
 from tests.models.toy.registers import CALLED, EXTERNAL, ILLEGAL, INTERRUPT, SOFTWARE, TIMER
 from vmesh import errors
 from vmesh.v1 import cpu_pb2
+from vmesh_services.cpu.controllers.virt import NATIVE, VirtControllers
+from vmesh_services.cpu.core import saved
+from vmesh_services.cpu.core.harts import HostSegment
+from vmesh_services.cpu.core.image import CoreImage, build_core
+from vmesh_services.cpu.core.registers import Registers
+from vmesh_services.cpu.core.state import ACCESS_DONE, ACCESS_FAILED, EXIT_ACCESS, EXIT_STOP
+from vmesh_services.cpu.isa.description import encode
 
 BASE, SIZE, HANDLER, DATA = 0x10_0000, 1 << 16, 0x10_2000, 0x10_4000
 ACLINT, PLIC, DEVICE = 0x200_0000, 0xC00_0000, 0x400_0000

@@ -15,8 +15,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from services.cpu.core.execution import POSTED_SLICE, SLICE
-from services.cpu.core.state import (
+from tests.cpu_harness import ACLINT, BASE, END_WORD, Access, Cpu
+from tests.models.assembler import assemble
+from tests.models.guest import CODE, DATA, M, S, Space, U, open_pmp, put, virt
+from tests.models.tiers import BOTH, INTERPRET, TRANSLATE
+from vmesh_services.cpu.core.execution import POSTED_SLICE, SLICE
+from vmesh_services.cpu.core.state import (
     ATTENTION_INTERRUPT,
     ATTENTION_STOP,
     EXIT_ACCESS,
@@ -25,12 +29,8 @@ from services.cpu.core.state import (
     EXIT_STOP,
     RING_ENTRIES,
 )
-from services.cpu.core.tlb import data_index
-from services.cpu.native.lang import NativeFunction
-from tests.cpu_harness import ACLINT, BASE, END_WORD, Access, Cpu
-from tests.models.assembler import assemble
-from tests.models.guest import CODE, DATA, M, S, Space, U, open_pmp, put, virt
-from tests.models.tiers import BOTH, INTERPRET, TRANSLATE
+from vmesh_services.cpu.core.tlb import data_index
+from vmesh_services.cpu.native.lang import NativeFunction
 
 #: Where devices of these tests are; all that is posted to the second one goes into the ring.
 DEVICE, POSTED = 0x1000_0000, 0x1100_0000

@@ -17,19 +17,19 @@ from pathlib import Path
 
 import pytest
 
-from services.cpu.core import translator
-from services.cpu.core.region import ALL
-from services.cpu.core.region_store import RegionStore, store_path
-from services.cpu.core.regions import Translation
-from services.cpu.core.tlb import PAGE
-from services.cpu.core.translator import translate
-from services.cpu.core.translator_process import MOST_STARTS, Request, TranslatorProcess
-from services.cpu.isa.interface import Isa
-from services.cpu.isa.riscv.definition import ISA
-from services.cpu.isa.riscv.features import FEATURES
-from services.cpu.native.build import BuildError
 from tests.models.assembler import assemble
 from tests.waiting import wait_for
+from vmesh_services.cpu.core import translator
+from vmesh_services.cpu.core.region import ALL
+from vmesh_services.cpu.core.region_store import RegionStore, store_path
+from vmesh_services.cpu.core.regions import Translation
+from vmesh_services.cpu.core.tlb import PAGE
+from vmesh_services.cpu.core.translator import translate
+from vmesh_services.cpu.core.translator_process import MOST_STARTS, Request, TranslatorProcess
+from vmesh_services.cpu.isa.interface import Isa
+from vmesh_services.cpu.isa.riscv.definition import ISA
+from vmesh_services.cpu.isa.riscv.features import FEATURES
+from vmesh_services.cpu.native.build import BuildError
 
 PAGE_OF_CODE = assemble("loop: addi a0, a0, 1\n addi a1, a1, 1\n addi a2, a2, 1\n bnez a3, loop\n ecall", 0).code.ljust(
     PAGE, b"\0"

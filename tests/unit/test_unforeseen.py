@@ -17,19 +17,6 @@ import pytest
 import zmq
 from google.protobuf.message import DecodeError, Message
 
-from services.monitor import gateway, operations
-from services.monitor.control import Control, Work
-from services.monitor.hmp import commands as hmp
-from services.monitor.hmp import info
-from services.monitor.hmp.command import Command
-from services.monitor.migration import IncomingOptions, Migration
-from services.monitor.operations import Operation, Request, RequestError, Roster
-from services.monitor.output import Output
-from services.monitor.qmp.handlers import registry
-from services.monitor.qmp.session import Session
-from services.monitor.stream_server import StreamServer
-from services.monitor.supervisor.settings import Settings
-from services.monitor.supervisor.supervisor import Supervisor
 from tests.waiting import LIMIT
 from vmesh import errors, service, wire
 from vmesh.addresses import Addresses
@@ -40,6 +27,19 @@ from vmesh.spawn import ServiceCommand
 from vmesh.v1 import common_pb2, cpu_pb2, gateway_pb2, lifecycle_pb2
 from vmesh.v1.gateway_pb2_grpc import MachineStub
 from vmesh.v1.packet_pb2 import Packet
+from vmesh_services.monitor import gateway, operations
+from vmesh_services.monitor.control import Control, Work
+from vmesh_services.monitor.hmp import commands as hmp
+from vmesh_services.monitor.hmp import info
+from vmesh_services.monitor.hmp.command import Command
+from vmesh_services.monitor.migration import IncomingOptions, Migration
+from vmesh_services.monitor.operations import Operation, Request, RequestError, Roster
+from vmesh_services.monitor.output import Output
+from vmesh_services.monitor.qmp.handlers import registry
+from vmesh_services.monitor.qmp.session import Session
+from vmesh_services.monitor.stream_server import StreamServer
+from vmesh_services.monitor.supervisor.settings import Settings
+from vmesh_services.monitor.supervisor.supervisor import Supervisor
 
 ERRORS: dict[str, Exception] = {
     "No space left on device": OSError(28, "No space left on device"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.cpu import vacant
+from vmesh_services.cpu import vacant
 
 TRANSPORTS = (range(0x1000_1000, 0x1000_2000), range(0x1000_2000, 0x1000_3000))
 

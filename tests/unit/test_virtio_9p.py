@@ -17,9 +17,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from services.devices.virtio_9p import server as server_module
-from services.devices.virtio_9p.folder import Folder
-from services.devices.virtio_9p.server import MAX_FIDS, MAX_MSIZE, MAX_NAMES, Server, check
 from tests.unit.ninep_driver import (
     ATTACH,
     AUTH,
@@ -58,6 +55,9 @@ from tests.unit.ninep_driver import (
 )
 from vmesh import errors
 from vmesh.wire import MAX_STATE_BYTES
+from vmesh_services.devices.virtio_9p import server as server_module
+from vmesh_services.devices.virtio_9p.folder import Folder
+from vmesh_services.devices.virtio_9p.server import MAX_FIDS, MAX_MSIZE, MAX_NAMES, Server, check
 
 SECRET = b"outside"
 

@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 
-from services.devices.virtio_9p import folder as folder_module
-from services.devices.virtio_9p import ledger, server
 from tests.unit.ninep_driver import (
     CLUNK,
     EXCL,
@@ -44,6 +42,8 @@ from vmesh import errors
 from vmesh.v1.devices_pb2 import Virtio9pFid, Virtio9pState
 from vmesh.v1.slot_pb2 import Virtio9pRecord
 from vmesh.virtio.split import SplitQueue
+from vmesh_services.devices.virtio_9p import folder as folder_module
+from vmesh_services.devices.virtio_9p import ledger, server
 
 
 class Killed(BaseException):

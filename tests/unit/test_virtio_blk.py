@@ -12,10 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from services.devices.virtio_blk import device as blk
-from services.devices.virtio_blk.device import F_CONFIG_WCE, F_FLUSH, F_MQ, F_RO, Options, VirtioBlk
-from services.devices.virtio_blk.image import SECTOR, Buffers, Image, Later, RawImage
-from services.devices.virtio_blk.overlay import BLOCK, Overlay
 from tests.unit.device_harness import FakeRuntime
 from tests.unit.virtio_driver import BUFFERS, Driver, SplitDriver, areas, guest_memory
 from vmesh import elsewhere, errors
@@ -24,6 +20,10 @@ from vmesh.v1.common_pb2 import DiskError
 from vmesh.v1.devices_pb2 import VirtioQueueState
 from vmesh.virtio.device import DRIVER_OK, F_VERSION_1, FEATURES_OK, NEEDS_RESET
 from vmesh.virtio.mmio import Mmio
+from vmesh_services.devices.virtio_blk import device as blk
+from vmesh_services.devices.virtio_blk.device import F_CONFIG_WCE, F_FLUSH, F_MQ, F_RO, Options, VirtioBlk
+from vmesh_services.devices.virtio_blk.image import SECTOR, Buffers, Image, Later, RawImage
+from vmesh_services.devices.virtio_blk.overlay import BLOCK, Overlay
 
 IN, OUT, FLUSH, GET_ID, DISCARD, WRITE_ZEROES = 0, 1, 4, 8, 11, 13
 OK, IOERR, UNSUPP = 0, 1, 2

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import pytest
 
-from services.devices.virtio_blk import guard, nbd
-from services.devices.virtio_blk.blocks import Blocks
-from services.devices.virtio_blk.image import Image, Later, wait
-from services.devices.virtio_blk.nbd import Address, NbdImage
-from services.devices.virtio_blk.qemu_nbd import ServedImage
 from vmesh import errors, waiting
+from vmesh_services.devices.virtio_blk import guard, nbd
+from vmesh_services.devices.virtio_blk.blocks import Blocks
+from vmesh_services.devices.virtio_blk.image import Image, Later, wait
+from vmesh_services.devices.virtio_blk.nbd import Address, NbdImage
+from vmesh_services.devices.virtio_blk.qemu_nbd import ServedImage
 
 SIZE = 1 << 20
 READ, WRITE, DISCONNECT, FLUSH, TRIM, ZERO = 0, 1, 2, 3, 4, 6

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from services.devices.virtio_console.device import INPUT, MOST, RECEIVE, TRANSMIT, VirtioConsole
 from tests.unit.device_harness import FakeRuntime
 from tests.unit.virtio_driver import BUFFERS, PackedDriver, SplitDriver, areas, guest_memory
 from vmesh import errors
@@ -20,6 +19,7 @@ from vmesh.virtio.device import DRIVER_OK, F_RING_PACKED, F_VERSION_1, FEATURES_
 from vmesh.virtio.mmio import Mmio
 from vmesh.virtio.packed import WRAP
 from vmesh.virtio.queue import Areas
+from vmesh_services.devices.virtio_console.device import INPUT, MOST, RECEIVE, TRANSMIT, VirtioConsole
 
 SIZE = 16
 RECEIVE_BUFFERS, SEND_BUFFERS = BUFFERS, BUFFERS + 0x20000

@@ -18,12 +18,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from services.devices.virtio_9p.device import Virtio9p
-from services.devices.virtio_9p.folder import Folder
-from services.devices.virtio_blk.device import Options, VirtioBlk
-from services.devices.virtio_console.device import VirtioConsole
-from services.devices.virtio_net.device import VirtioNet
-from services.devices.virtio_rng.device import VirtioRng
 from tests.unit.device_harness import FakeRuntime
 from tests.unit.test_virtio_blk import Recorder
 from tests.unit.test_virtio_console import Kept
@@ -34,6 +28,12 @@ from vmesh.device import BusError
 from vmesh.virtio.device import DRIVER_OK, F_INDIRECT_DESC, F_RING_PACKED, F_VERSION_1, NEEDS_RESET
 from vmesh.virtio.device import VirtioDevice as Device
 from vmesh.virtio.mmio import Mmio, Offset
+from vmesh_services.devices.virtio_9p.device import Virtio9p
+from vmesh_services.devices.virtio_9p.folder import Folder
+from vmesh_services.devices.virtio_blk.device import Options, VirtioBlk
+from vmesh_services.devices.virtio_console.device import VirtioConsole
+from vmesh_services.devices.virtio_net.device import VirtioNet
+from vmesh_services.devices.virtio_rng.device import VirtioRng
 
 SIZE = 16  # of each queue
 

@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 
-from services.devices.virtio_net import device as net
-from services.devices.virtio_net.device import VirtioNet
 from tests.unit.device_harness import FakeRuntime
 from tests.unit.test_virtio_mmio import Guest
 from tests.unit.virtio_driver import BUFFERS, Driver, PackedDriver, SplitDriver, areas, guest_memory
@@ -23,6 +21,8 @@ from vmesh.v1.devices_pb2 import VirtioNetState
 from vmesh.virtio.device import DRIVER_OK, F_INDIRECT_DESC, F_RING_PACKED, F_VERSION_1, FEATURES_OK, NEEDS_RESET
 from vmesh.virtio.mmio import Mmio, Offset
 from vmesh.virtio.queue import length_of
+from vmesh_services.devices.virtio_net import device as net
+from vmesh_services.devices.virtio_net.device import VirtioNet
 
 MAC = bytes.fromhex("525400123456")
 PLAIN = bytes(12)

@@ -13,7 +13,7 @@ def device(part: Part, machine: Path, *more: str) -> ServiceCommand:
     arguments = ["--machine", str(machine), "--name", part.name, "--base", f"{part.range.base:#x}"]
     if part.irq:
         arguments += ["--irq", str(part.irq)]
-    module = part.module or f"services.devices.{part.kind.replace('-', '_')}"
+    module = part.module or f"vmesh_services.devices.{part.kind.replace('-', '_')}"
     return ServiceCommand(part.name, part.kind, module, (*arguments, *part.arguments, *more))
 
 

@@ -36,6 +36,6 @@ class External:
             self.range,
             wire,
             node=node,
-            module="services.external",
+            module="vmesh_services.external",
             arguments=started,
         )

@@ -88,8 +88,8 @@ class Part:
     """A part of a machine.
 
     `kind` is what a service says it is, or what the cpu or memory take it for. A service is `module`, of
-    services.devices if it is not said, with `arguments` besides those that say who and where it is. A device on a `bus`
-    is where the part of that name is, which is in the device tree in its stead.
+    vmesh_services.devices if it is not said, with `arguments` besides those that say who and where it is. A device on
+    a `bus` is where the part of that name is, which is in the device tree in its stead.
     """
 
     name: str

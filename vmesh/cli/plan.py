@@ -118,7 +118,7 @@ def monitor_command(planned: MachinePlan, options: RunOptions, machine: MachineD
     elif options.external:
         longest = max(device.wait_seconds for device in options.external)
         arguments += ["--start-limit", f"{longest + _START_SECONDS:g}"]
-    return ServiceCommand("monitor", "monitor", "services.monitor", tuple(arguments))
+    return ServiceCommand("monitor", "monitor", "vmesh_services.monitor", tuple(arguments))
 
 
 def _boot_files(options: RunOptions, scratch: Path) -> tuple[BootFiles, Sequence[Path]]:
@@ -169,11 +169,11 @@ def _services(
     cache = []
     if options.cpu_apart:
         cpu += ["--memory", CACHE]
-        cache = [ServiceCommand(CACHE, CACHE, "services.memory.cache", (*place, "--name", CACHE))]
+        cache = [ServiceCommand(CACHE, CACHE, "vmesh_services.memory.cache", (*place, "--name", CACHE))]
     return (
-        ServiceCommand("memory", "memory", "services.memory", tuple(memory)),
+        ServiceCommand("memory", "memory", "vmesh_services.memory", tuple(memory)),
         *cache,
-        ServiceCommand("cpu", "cpu", "services.cpu", tuple(cpu)),
+        ServiceCommand("cpu", "cpu", "vmesh_services.cpu", tuple(cpu)),
         *devices,
     )
 

@@ -65,8 +65,8 @@ def commands(planned: MachinePlan, monitor: ServiceCommand, machine: MachineDire
     keeper += [word for command in planned.services for word in ("--service", command.monitor_text)]
     return (
         *planned.services,
-        ServiceCommand(KEEPER, KEEPER, "services.monitor.keeper", tuple(keeper)),
-        ServiceCommand(MIGRATION, MIGRATION, "services.migration", place),
+        ServiceCommand(KEEPER, KEEPER, "vmesh_services.monitor.keeper", tuple(keeper)),
+        ServiceCommand(MIGRATION, MIGRATION, "vmesh_services.migration", place),
         replace(monitor, arguments=(*monitor.arguments, "--attached")),
     )
 

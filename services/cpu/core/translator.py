@@ -1,6 +1,6 @@
 """The translator: a process of its own that compiles hot code, since LLVM would hold up the harts.
 
-    python -P -m services.cpu.core.translator ISA FD [--keep]
+    python -P -m vmesh_services.cpu.core.translator ISA FD [--keep]
 
 It answers the requests on a socket (see ``translator_process``), and ends when the other side is gone.
 """
@@ -80,7 +80,7 @@ def serve(isa: Isa, connection: socket.socket, writer: RegionWriter | None) -> N
 
 
 def main(argv: list[str]) -> int:
-    """The process: ``python -P -m services.cpu.core.translator ISA FD [--keep]``."""
+    """The process: ``python -P -m vmesh_services.cpu.core.translator ISA FD [--keep]``."""
     os.nice(NICENESS)
     scheduling.usual_slices()
     isa = load(argv[0])

@@ -165,7 +165,7 @@ class TranslatorProcess:
 
     def _run(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
         arguments = [self._isa, str(theirs.fileno()), *(["--keep"] if self._keep else [])]
-        command = python("services.cpu.core.translator", *arguments)
+        command = python("vmesh_services.cpu.core.translator", *arguments)
         root = str(Path(__file__).resolve().parents[3])
         environment = {
             **os.environ,

@@ -1,13 +1,13 @@
-"""`python -P -m services.devices.goldfish_rtc`: the command line of the clock."""
+"""`python -P -m vmesh_services.devices.goldfish_rtc`: the command line of the clock."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from services.devices.goldfish_rtc.device import GoldfishRtc
 from vmesh import device
 from vmesh.privileges import REACH
+from vmesh_services.devices.goldfish_rtc.device import GoldfishRtc
 
 
 def main(argv: Sequence[str]) -> int:

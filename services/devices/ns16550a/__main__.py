@@ -1,13 +1,13 @@
-"""`python -P -m services.devices.ns16550a`: the command line of the serial port."""
+"""`python -P -m vmesh_services.devices.ns16550a`: the command line of the serial port."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from services.devices.ns16550a.device import Ns16550a
 from vmesh import chardev, device
 from vmesh.privileges import FILES, Capability
+from vmesh_services.devices.ns16550a.device import Ns16550a
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,13 +1,13 @@
-"""`python -P -m services.devices.sifive_test`: the command line of the power-off register."""
+"""`python -P -m vmesh_services.devices.sifive_test`: the command line of the power-off register."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from services.devices.sifive_test.device import SifiveTest
 from vmesh import device
 from vmesh.privileges import REACH
+from vmesh_services.devices.sifive_test.device import SifiveTest
 
 
 def main(argv: Sequence[str]) -> int:

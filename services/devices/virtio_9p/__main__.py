@@ -1,4 +1,4 @@
-"""`python -P -m services.devices.virtio_9p`: the command line of a shared folder."""
+"""`python -P -m vmesh_services.devices.virtio_9p`: the command line of a shared folder."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from services.devices.virtio_9p.device import Virtio9p
-from services.devices.virtio_9p.folder import Folder
 from vmesh import device
 from vmesh.privileges import FILES, Capability
 from vmesh.virtio.mmio import Mmio
+from vmesh_services.devices.virtio_9p.device import Virtio9p
+from vmesh_services.devices.virtio_9p.folder import Folder
 
 _FILES = 4096  # that the process may have open, if the host allows it
 _OWN_FILES = 96  # of these are not the guest's

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from google.protobuf.message import Message
 
-from services.devices.virtio_9p.folder import Folder
-from services.devices.virtio_9p.ledger import Ledger
-from services.devices.virtio_9p.server import MAX_MSIZE, Server, check
 from vmesh import errors
 from vmesh.service import Runtime
 from vmesh.slot import MARKS
@@ -14,6 +11,9 @@ from vmesh.v1.devices_pb2 import Virtio9pFid, Virtio9pState
 from vmesh.v1.slot_pb2 import Virtio9pRecord
 from vmesh.virtio.device import Transport, VirtioDevice
 from vmesh.virtio.queue import Chain, Queue, cut, length_of
+from vmesh_services.devices.virtio_9p.folder import Folder
+from vmesh_services.devices.virtio_9p.ledger import Ledger
+from vmesh_services.devices.virtio_9p.server import MAX_MSIZE, Server, check
 
 QUEUE_SIZE = 128
 F_MOUNT_TAG = 1 << 0

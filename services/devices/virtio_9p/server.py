@@ -34,11 +34,19 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 
-from services.devices.virtio_9p import messages
-from services.devices.virtio_9p.folder import Attributes, Folder, Names, check_name, check_path, exists, path_bytes
-from services.devices.virtio_9p.messages import NO_FID, QID, Qid, Value
 from vmesh.v1.devices_pb2 import Virtio9pFid
 from vmesh.v1.slot_pb2 import Virtio9pRecord
+from vmesh_services.devices.virtio_9p import messages
+from vmesh_services.devices.virtio_9p.folder import (
+    Attributes,
+    Folder,
+    Names,
+    check_name,
+    check_path,
+    exists,
+    path_bytes,
+)
+from vmesh_services.devices.virtio_9p.messages import NO_FID, QID, Qid, Value
 
 VERSION = b"9P2000.L"
 MIN_MSIZE, MAX_MSIZE = 4096, 512 << 10  # Linux asks for 128 KiB, and at most for 500 KiB

@@ -1,4 +1,4 @@
-"""`python -P -m services.devices.virtio_blk`: the command line of the block device."""
+"""`python -P -m vmesh_services.devices.virtio_blk`: the command line of the block device."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from services.devices.virtio_blk import nbd
-from services.devices.virtio_blk.blocks import Blocks
-from services.devices.virtio_blk.device import Options, VirtioBlk
-from services.devices.virtio_blk.image import SECTOR, Image, RawImage
-from services.devices.virtio_blk.nbd import NbdImage
-from services.devices.virtio_blk.overlay import Overlay
-from services.devices.virtio_blk.qemu_nbd import ServedImage
 from vmesh import device, elsewhere
 from vmesh.privileges import FILES
 from vmesh.service import Runtime
 from vmesh.virtio.mmio import Mmio
+from vmesh_services.devices.virtio_blk import nbd
+from vmesh_services.devices.virtio_blk.blocks import Blocks
+from vmesh_services.devices.virtio_blk.device import Options, VirtioBlk
+from vmesh_services.devices.virtio_blk.image import SECTOR, Image, RawImage
+from vmesh_services.devices.virtio_blk.nbd import NbdImage
+from vmesh_services.devices.virtio_blk.overlay import Overlay
+from vmesh_services.devices.virtio_blk.qemu_nbd import ServedImage
 
 
 def main(argv: Sequence[str]) -> int:

@@ -5,7 +5,7 @@ The device does one request at a time, so nothing comes in between.
 
 from __future__ import annotations
 
-from services.devices.virtio_blk.image import Buffers, Image
+from vmesh_services.devices.virtio_blk.image import Buffers, Image
 
 
 class Blocks:

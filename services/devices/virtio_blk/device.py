@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from google.protobuf.message import Message
 
-from services.devices.virtio_blk.image import SECTOR, Buffers, Image, Later, wait
 from vmesh import errors
 from vmesh.guest_memory import Piece
 from vmesh.service import Runtime
@@ -21,6 +20,7 @@ from vmesh.v1.common_pb2 import SEVERITY_ERROR, SEVERITY_INFO, SEVERITY_WARNING,
 from vmesh.v1.devices_pb2 import VirtioBlkState
 from vmesh.virtio.device import Transport, VirtioDevice
 from vmesh.virtio.queue import Chain, Queue, cut, length_of
+from vmesh_services.devices.virtio_blk.image import SECTOR, Buffers, Image, Later, wait
 
 QUEUE_SIZE = 256
 MAX_QUEUES = 16

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from services.devices.virtio_blk import lock
 from vmesh import errors
 from vmesh.virtio.device import NotYet
+from vmesh_services.devices.virtio_blk import lock
 
 SECTOR = 512
 

@@ -29,9 +29,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from services.devices.virtio_blk import guard
-from services.devices.virtio_blk.image import SECTOR, Buffers, Later, behind, first, wait
 from vmesh import connecting, errors
+from vmesh_services.devices.virtio_blk import guard
+from vmesh_services.devices.virtio_blk.image import SECTOR, Buffers, Later, behind, first, wait
 
 PORT = 10809
 MAX_TRANSFER = 16 << 20  # servers take 32 MiB

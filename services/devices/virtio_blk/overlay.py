@@ -12,8 +12,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from services.devices.virtio_blk.image import Buffers, Image, RawImage, behind, first
 from vmesh import errors
+from vmesh_services.devices.virtio_blk.image import Buffers, Image, RawImage, behind, first
 
 BLOCK = 4096
 _ZEROES = memoryview(bytes(BLOCK))

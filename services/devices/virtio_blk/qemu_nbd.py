@@ -13,8 +13,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from services.devices.virtio_blk.nbd import Address, NbdImage
 from vmesh import errors
+from vmesh_services.devices.virtio_blk.nbd import Address, NbdImage
 
 PROGRAM = "qemu-nbd"
 _PATIENCE = 10.0  # seconds for a server to come up, and for one before it to end

@@ -1,14 +1,14 @@
-"""`python -P -m services.devices.virtio_console`: the command line of the console."""
+"""`python -P -m vmesh_services.devices.virtio_console`: the command line of the console."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from services.devices.virtio_console.device import VirtioConsole
 from vmesh import chardev, device
 from vmesh.privileges import FILES, Capability
 from vmesh.virtio.mmio import Mmio
+from vmesh_services.devices.virtio_console.device import VirtioConsole
 
 
 def main(argv: Sequence[str]) -> int:

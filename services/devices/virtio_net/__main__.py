@@ -1,11 +1,10 @@
-"""`python -P -m services.devices.virtio_net`: the command line of the network card."""
+"""`python -P -m vmesh_services.devices.virtio_net`: the command line of the network card."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from services.devices.virtio_net.device import VirtioNet
 from vmesh import device, errors, service
 from vmesh.netdev import USAGE
 from vmesh.netdev import options as netdev
@@ -13,6 +12,7 @@ from vmesh.netdev.make import make
 from vmesh.netdev.port import mac_address
 from vmesh.privileges import FILES, Capability
 from vmesh.virtio.mmio import Mmio
+from vmesh_services.devices.virtio_net.device import VirtioNet
 
 
 def main(argv: Sequence[str]) -> int:

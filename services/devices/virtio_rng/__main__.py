@@ -1,14 +1,14 @@
-"""`python -P -m services.devices.virtio_rng`: the command line of the entropy device."""
+"""`python -P -m vmesh_services.devices.virtio_rng`: the command line of the entropy device."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from services.devices.virtio_rng.device import VirtioRng
 from vmesh import device
 from vmesh.privileges import REACH
 from vmesh.virtio.mmio import Mmio
+from vmesh_services.devices.virtio_rng.device import VirtioRng
 
 
 def main(argv: Sequence[str]) -> int:

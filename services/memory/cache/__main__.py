@@ -1,13 +1,13 @@
-"""`python -P -m services.memory.cache`: the command line of the cache."""
+"""`python -P -m vmesh_services.memory.cache`: the command line of the cache."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from services.memory.cache.service import Cache
 from vmesh import service
 from vmesh.privileges import REACH
+from vmesh_services.memory.cache.service import Cache
 
 
 def main(argv: Sequence[str]) -> int:

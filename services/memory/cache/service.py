@@ -10,8 +10,6 @@ from pathlib import Path
 
 from google.protobuf.message import Message
 
-from services.memory.away import TAKEN_AT_ONCE
-from services.memory.cache.read_ahead import ReadAhead
 from vmesh import errors, segment, wire
 from vmesh.guest_memory import MAX_TRANSFER, NEEDED_AT_ONCE, LocalGuestMemory
 from vmesh.latencies import Latencies
@@ -21,6 +19,8 @@ from vmesh.v1 import common_pb2 as common
 from vmesh.v1 import memory_pb2 as messages
 from vmesh.v1.packet_pb2 import Packet
 from vmesh.wire import Client
+from vmesh_services.memory.away import TAKEN_AT_ONCE
+from vmesh_services.memory.cache.read_ahead import ReadAhead
 
 _RECEIVED_AT_ONCE = 64
 _WAITERS = 1 << 16

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from services.monitor import operations
-from services.monitor.operations import Operation
-from services.monitor.stream_server import Stream, StreamServer
-from services.monitor.supervisor.supervisor import Supervisor
 from vmesh import endpoint
 from vmesh.endpoint import Endpoint
 from vmesh.v1 import common_pb2
+from vmesh_services.monitor import operations
+from vmesh_services.monitor.operations import Operation
+from vmesh_services.monitor.stream_server import Stream, StreamServer
+from vmesh_services.monitor.supervisor.supervisor import Supervisor
 
 if TYPE_CHECKING:
-    from services.monitor.gdb.session import Console, Session
+    from vmesh_services.monitor.gdb.session import Console, Session
 
 DEFAULT = "tcp::1234"
 
@@ -68,7 +68,7 @@ class GdbServer:
     def _connected(self, stream: Stream) -> Session | _Nobody:
         if self._server is not None and len(self._server.streams) > 1:
             return _Nobody(stream)
-        from services.monitor.gdb.session import Session  # with the first client: the start need not wait for it
+        from vmesh_services.monitor.gdb.session import Session  # with the first client: the start need not wait for it
 
         self._session = Session(self, stream)
         return self._session

@@ -10,17 +10,17 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from typing import Protocol
 
-from services.monitor import operations
-from services.monitor.events import Event
-from services.monitor.gdb import target
-from services.monitor.gdb.actions import Action, Stepping, parse_actions, step_of
-from services.monitor.gdb.packet import LIMIT, Framer, Sign, frame
-from services.monitor.operations import Batch, Operation, Request, RequestError, StateError
-from services.monitor.run_states import Act
-from services.monitor.stream_server import Stream
-from services.monitor.supervisor.supervisor import Supervisor
 from vmesh.v1 import common_pb2, cpu_pb2
 from vmesh.v1.packet_pb2 import Packet
+from vmesh_services.monitor import operations
+from vmesh_services.monitor.events import Event
+from vmesh_services.monitor.gdb import target
+from vmesh_services.monitor.gdb.actions import Action, Stepping, parse_actions, step_of
+from vmesh_services.monitor.gdb.packet import LIMIT, Framer, Sign, frame
+from vmesh_services.monitor.operations import Batch, Operation, Request, RequestError, StateError
+from vmesh_services.monitor.run_states import Act
+from vmesh_services.monitor.stream_server import Stream
+from vmesh_services.monitor.supervisor.supervisor import Supervisor
 
 Reply = Generator[Batch, Sequence[Packet], bytes | None]
 #: Carries out a line of the monitor's (HMP) for a hart, and calls back with what it printed.

@@ -13,16 +13,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from services.monitor.control import Awaited, Control, Parts, Work
-from services.monitor.guest import registers
-from services.monitor.hmp.expression import ExpressionError, evaluate
-from services.monitor.qmp.errors import QmpError
+from vmesh_services.monitor.control import Awaited, Control, Parts, Work
+from vmesh_services.monitor.guest import registers
+from vmesh_services.monitor.hmp.expression import ExpressionError, evaluate
+from vmesh_services.monitor.qmp.errors import QmpError
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
-    from services.monitor.operations import Batch
     from vmesh.v1.packet_pb2 import Packet
+    from vmesh_services.monitor.operations import Batch
 
 _FORMAT = re.compile(r"/(\d*)([a-zA-Z]*)\s*")
 _WORD = re.compile(r'"((?:[^"\\]|\\.)*)"|(\S+)')

@@ -11,17 +11,17 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 
-from services.monitor.control import Awaited, Control, Parts, Work
-from services.monitor.hmp import dump, info
-from services.monitor.hmp.command import Call, Command, LineError, Run, silent
-from services.monitor.operations import RequestError
-from services.monitor.qmp.check import Json
-from services.monitor.qmp.errors import QmpError
-from services.monitor.qmp.handlers import execute as execute_qmp
-from services.monitor.qmp.handlers import migration
 from vmesh import properties
 from vmesh.errors import ConfigError
 from vmesh.v1.migration_pb2 import MigrationRequest, MigrationStatus
+from vmesh_services.monitor.control import Awaited, Control, Parts, Work
+from vmesh_services.monitor.hmp import dump, info
+from vmesh_services.monitor.hmp.command import Call, Command, LineError, Run, silent
+from vmesh_services.monitor.operations import RequestError
+from vmesh_services.monitor.qmp.check import Json
+from vmesh_services.monitor.qmp.errors import QmpError
+from vmesh_services.monitor.qmp.handlers import execute as execute_qmp
+from vmesh_services.monitor.qmp.handlers import migration
 
 
 def execute(control: Control, line: str, hart: int = 0) -> object:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from services.monitor.control import Parts, Work
-from services.monitor.guest import read
-from services.monitor.hmp.command import Call, Format
-from services.monitor.qmp.errors import QmpError
+from vmesh_services.monitor.control import Parts, Work
+from vmesh_services.monitor.guest import read
+from vmesh_services.monitor.hmp.command import Call, Format
+from vmesh_services.monitor.qmp.errors import QmpError
 
 _MAX_BYTES = 1 << 20
 _MAX_STRING = 4096

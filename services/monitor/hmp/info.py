@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from services.monitor import operations
-from services.monitor.control import Parts, Work, address_map, counters
-from services.monitor.hmp.command import Call, Command, Run
-from services.monitor.hmp.mappings import Mappings
-from services.monitor.qmp.handlers import execute
-from services.monitor.qmp.handlers.devices import Object, tree
 from vmesh import show, spaces
 from vmesh.migration import snapshots
 from vmesh.v1 import bus_pb2, cpu_pb2, gateway_pb2
+from vmesh_services.monitor import operations
+from vmesh_services.monitor.control import Parts, Work, address_map, counters
+from vmesh_services.monitor.hmp.command import Call, Command, Run
+from vmesh_services.monitor.hmp.mappings import Mappings
+from vmesh_services.monitor.qmp.handlers import execute
+from vmesh_services.monitor.qmp.handlers.devices import Object, tree
 
 _MAX_MAPPINGS = 4096
 

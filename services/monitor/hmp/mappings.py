@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
-from services.monitor.control import Control
-from services.monitor.guest import read, registers
-from services.monitor.operations import Batch
 from vmesh.v1 import cpu_pb2
 from vmesh.v1.packet_pb2 import Packet
+from vmesh_services.monitor.control import Control
+from vmesh_services.monitor.guest import read, registers
+from vmesh_services.monitor.operations import Batch
 
 Mapping = tuple[int, int, int, str]  # virtual address, physical address, bytes, attributes
 Walk = Generator[Batch, Sequence[Packet], None]

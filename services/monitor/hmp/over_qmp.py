@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from services.monitor.control import Control
-from services.monitor.hmp import commands
-from services.monitor.qmp.check import Json
-from services.monitor.qmp.handlers import handles
+from vmesh_services.monitor.control import Control
+from vmesh_services.monitor.hmp import commands
+from vmesh_services.monitor.qmp.check import Json
+from vmesh_services.monitor.qmp.handlers import handles
 
 
 @handles("human-monitor-command")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from services.monitor.control import Control
-from services.monitor.hmp import commands
-from services.monitor.hmp.editor import LineEditor
-from services.monitor.qmp.errors import QmpError
-from services.monitor.qmp.handlers.control import version_info
-from services.monitor.stream_server import Stream
+from vmesh_services.monitor.control import Control
+from vmesh_services.monitor.hmp import commands
+from vmesh_services.monitor.hmp.editor import LineEditor
+from vmesh_services.monitor.qmp.errors import QmpError
+from vmesh_services.monitor.qmp.handlers.control import version_info
+from vmesh_services.monitor.stream_server import Stream
 
 PROMPT = "(vmesh) "
 

@@ -22,16 +22,16 @@ from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from services.monitor.console import KeptConsole
 from vmesh import errors, lifeline, spawn
 from vmesh.log import Log
 from vmesh.loop import Loop
 from vmesh.machine import MachineDirectory
 from vmesh.spawn import Child, ServiceCommand
 from vmesh.stdio import Stderr
+from vmesh_services.monitor.console import KeptConsole
 
 if TYPE_CHECKING:
-    from services.monitor.network import KeptNetwork
+    from vmesh_services.monitor.network import KeptNetwork
 
 _MESSAGE_BYTES = 128 << 10
 KEEPER = "keeper"  # its name where it is started as the services are
@@ -186,7 +186,7 @@ def _may_need_network(command: ServiceCommand) -> bool:
 
 def _make_place(machine: MachineDirectory, command: ServiceCommand) -> None:
     if _may_need_network(command):
-        from services.monitor.network import make_place, network_of
+        from vmesh_services.monitor.network import make_place, network_of
 
         if network_of(command) is not None:
             make_place(machine.network(command.name))
@@ -283,7 +283,7 @@ class _Process:
         reason why there is none."""
         network = self._networks.get(command.name)
         if network is None and _may_need_network(command):
-            from services.monitor.network import KeptNetwork, network_of
+            from vmesh_services.monitor.network import KeptNetwork, network_of
 
             if (asked := network_of(command)) is not None:
                 place, log = self._machine.network(command.name), Log(command.name, self._machine.log)

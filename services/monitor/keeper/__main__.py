@@ -1,4 +1,4 @@
-"""`python -P -m services.monitor.keeper`: the keeper where nobody forks it, beside services that others start."""
+"""`python -P -m vmesh_services.monitor.keeper`: the keeper where nobody forks it, beside services that others start."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from services.monitor.keeper import command_argument, console_argument, keep
 from vmesh.errors import VmeshError
 from vmesh.machine import MachineError, meet
+from vmesh_services.monitor.keeper import command_argument, console_argument, keep
 
 
 def main(argv: Sequence[str]) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from services.monitor.qmp.errors import QmpError
-from services.monitor.qmp.types import Alternate, Array, Builtin, Enum, Struct, Type
+from vmesh_services.monitor.qmp.errors import QmpError
+from vmesh_services.monitor.qmp.types import Alternate, Array, Builtin, Enum, Struct, Type
 
 Json = dict[str, object]
 

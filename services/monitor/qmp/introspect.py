@@ -5,8 +5,19 @@ Names of types mean nothing to clients, says QEMU, and hides them behind numbers
 
 from __future__ import annotations
 
-from services.monitor.qmp.check import Json
-from services.monitor.qmp.types import Alternate, Array, Builtin, Command, Enum, Event, Schema, Struct, Type, type_name
+from vmesh_services.monitor.qmp.check import Json
+from vmesh_services.monitor.qmp.types import (
+    Alternate,
+    Array,
+    Builtin,
+    Command,
+    Enum,
+    Event,
+    Schema,
+    Struct,
+    Type,
+    type_name,
+)
 
 _EMPTY = "empty"  # the object type of what has no members
 

@@ -1,17 +1,28 @@
-"""docs/qmp.md, made from the schema: `python -P -m services.monitor.qmp.page > docs/qmp.md`."""
+"""docs/qmp.md, made from the schema: `python -P -m vmesh_services.monitor.qmp.page > docs/qmp.md`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from services.monitor.qmp.schema import SCHEMA
-from services.monitor.qmp.types import Alternate, Array, Builtin, Command, Enum, Event, Member, Module, Struct, Type
+from vmesh_services.monitor.qmp.schema import SCHEMA
+from vmesh_services.monitor.qmp.types import (
+    Alternate,
+    Array,
+    Builtin,
+    Command,
+    Enum,
+    Event,
+    Member,
+    Module,
+    Struct,
+    Type,
+)
 
 _HEAD = """# QMP: commands and events
 
-Made from the schema (`services/monitor/qmp/schema/`) by `python -P -m services.monitor.qmp.page`; query-qmp-schema
-gives programs the same. Names are QEMU's. [monitor.md](monitor.md) says how to connect. A member with a `?` may be
-missing.
+Made from the schema (`services/monitor/qmp/schema/`) by `python -P -m vmesh_services.monitor.qmp.page`;
+query-qmp-schema gives programs the same. Names are QEMU's. [monitor.md](monitor.md) says how to connect. A member
+with a `?` may be missing.
 """
 
 

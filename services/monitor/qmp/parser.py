@@ -13,7 +13,7 @@ import math
 import re
 from typing import NoReturn
 
-from services.monitor.qmp.errors import QmpError
+from vmesh_services.monitor.qmp.errors import QmpError
 
 MAX_BYTES = 4 << 20  # of one message
 MAX_NESTING = 256

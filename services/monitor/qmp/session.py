@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 
-from services.monitor.control import Control
-from services.monitor.events import Event
-from services.monitor.hmp import over_qmp as _registers_handlers  # noqa: F401
-from services.monitor.qmp.check import Json
-from services.monitor.qmp.errors import CommandNotFound, QmpError
-from services.monitor.qmp.handlers import execute
-from services.monitor.qmp.handlers.control import version_info
-from services.monitor.qmp.parser import Parser
-from services.monitor.stream_server import Stream
+from vmesh_services.monitor.control import Control
+from vmesh_services.monitor.events import Event
+from vmesh_services.monitor.hmp import over_qmp as _registers_handlers  # noqa: F401
+from vmesh_services.monitor.qmp.check import Json
+from vmesh_services.monitor.qmp.errors import CommandNotFound, QmpError
+from vmesh_services.monitor.qmp.handlers import execute
+from vmesh_services.monitor.qmp.handlers.control import version_info
+from vmesh_services.monitor.qmp.parser import Parser
+from vmesh_services.monitor.stream_server import Stream
 
 
 class Session:

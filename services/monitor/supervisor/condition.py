@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from services.monitor import run_states
-from services.monitor.custody import Custody
-from services.monitor.operations import RequestError, Roster
-from services.monitor.run_states import Act, Stage
-from services.monitor.supervisor.supervised import Supervised
 from vmesh.v1 import gateway_pb2
+from vmesh_services.monitor import run_states
+from vmesh_services.monitor.custody import Custody
+from vmesh_services.monitor.operations import RequestError, Roster
+from vmesh_services.monitor.run_states import Act, Stage
+from vmesh_services.monitor.supervisor.supervised import Supervised
 
 NAMES: Mapping[int, str] = {
     gateway_pb2.MACHINE_STARTING: "starting",

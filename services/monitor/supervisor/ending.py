@@ -9,15 +9,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
-from services.monitor.events import EventHub
-from services.monitor.operations import StateError
-from services.monitor.supervisor.condition import Condition
-from services.monitor.supervisor.runs import Runs
-from services.monitor.supervisor.supervised import Supervised
 from vmesh.errors import PeerError
 from vmesh.log import Log
 from vmesh.v1 import gateway_pb2, lifecycle_pb2
 from vmesh.v1.packet_pb2 import Packet
+from vmesh_services.monitor.events import EventHub
+from vmesh_services.monitor.operations import StateError
+from vmesh_services.monitor.supervisor.condition import Condition
+from vmesh_services.monitor.supervisor.runs import Runs
+from vmesh_services.monitor.supervisor.supervised import Supervised
 
 # Seconds for each step of an orderly end; what then still lives is killed. A console has 5 for a client that is slow.
 END_LIMIT = 6.0

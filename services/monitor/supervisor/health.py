@@ -8,22 +8,22 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 
-from services.monitor.custody import MIGRATION
-from services.monitor.keeper import KEEPER
-from services.monitor.output import one_line
-from services.monitor.run_states import Stage
-from services.monitor.supervisor.condition import Condition
-from services.monitor.supervisor.ending import Ending
-from services.monitor.supervisor.lives import Lives
-from services.monitor.supervisor.runs import Runs
-from services.monitor.supervisor.settings import Settings
-from services.monitor.supervisor.supervised import Supervised, by_hand, patience
 from vmesh.errors import PeerError, from_message
 from vmesh.limits import BROKEN, MOST_LIVES
 from vmesh.log import Log
 from vmesh.machine import MachineDirectory
 from vmesh.v1 import lifecycle_pb2
 from vmesh.v1.packet_pb2 import Packet
+from vmesh_services.monitor.custody import MIGRATION
+from vmesh_services.monitor.keeper import KEEPER
+from vmesh_services.monitor.output import one_line
+from vmesh_services.monitor.run_states import Stage
+from vmesh_services.monitor.supervisor.condition import Condition
+from vmesh_services.monitor.supervisor.ending import Ending
+from vmesh_services.monitor.supervisor.lives import Lives
+from vmesh_services.monitor.supervisor.runs import Runs
+from vmesh_services.monitor.supervisor.settings import Settings
+from vmesh_services.monitor.supervisor.supervised import Supervised, by_hand, patience
 
 _PULSE_SECONDS = 5.0  # without its pulse, a service is not well
 

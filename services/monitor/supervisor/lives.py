@@ -12,26 +12,6 @@ from functools import partial
 
 import zmq
 
-from services.monitor.events import EventHub
-from services.monitor.keeper import Keeper
-from services.monitor.link import Answered, Link
-from services.monitor.operations import Operation, Request
-from services.monitor.output import Output
-from services.monitor.run_states import AWAY
-from services.monitor.supervisor.condition import Condition
-from services.monitor.supervisor.ending import END_LIMIT, Ending
-from services.monitor.supervisor.run_state import RunState
-from services.monitor.supervisor.runs import Runs
-from services.monitor.supervisor.supervised import (
-    DEATHS,
-    DEATHS_SECONDS,
-    EXTERNAL,
-    Successor,
-    Supervised,
-    by_hand,
-    process,
-)
-from services.monitor.warnings import Warnings
 from vmesh import elsewhere
 from vmesh.addresses import Addresses
 from vmesh.errors import PeerError, said
@@ -41,6 +21,26 @@ from vmesh.machine import MachineDirectory
 from vmesh.spawn import Child, ServiceCommand, describe_exit, start_service
 from vmesh.v1 import lifecycle_pb2, memory_pb2
 from vmesh.v1.packet_pb2 import Packet
+from vmesh_services.monitor.events import EventHub
+from vmesh_services.monitor.keeper import Keeper
+from vmesh_services.monitor.link import Answered, Link
+from vmesh_services.monitor.operations import Operation, Request
+from vmesh_services.monitor.output import Output
+from vmesh_services.monitor.run_states import AWAY
+from vmesh_services.monitor.supervisor.condition import Condition
+from vmesh_services.monitor.supervisor.ending import END_LIMIT, Ending
+from vmesh_services.monitor.supervisor.run_state import RunState
+from vmesh_services.monitor.supervisor.runs import Runs
+from vmesh_services.monitor.supervisor.supervised import (
+    DEATHS,
+    DEATHS_SECONDS,
+    EXTERNAL,
+    Successor,
+    Supervised,
+    by_hand,
+    process,
+)
+from vmesh_services.monitor.warnings import Warnings
 
 _DIAL_SECONDS = 0.2  # between two looks for a service that somebody else starts
 

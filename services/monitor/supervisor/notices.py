@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from services.monitor.events import EventHub
-from services.monitor.output import one_line
-from services.monitor.supervisor.condition import Condition
-from services.monitor.supervisor.ending import Ending
-from services.monitor.supervisor.health import Health
-from services.monitor.supervisor.lives import Lives
-from services.monitor.supervisor.run_state import RunState
 from vmesh.log import Log
 from vmesh.v1 import common_pb2
 from vmesh.v1.packet_pb2 import Packet
+from vmesh_services.monitor.events import EventHub
+from vmesh_services.monitor.output import one_line
+from vmesh_services.monitor.supervisor.condition import Condition
+from vmesh_services.monitor.supervisor.ending import Ending
+from vmesh_services.monitor.supervisor.health import Health
+from vmesh_services.monitor.supervisor.lives import Lives
+from vmesh_services.monitor.supervisor.run_state import RunState
 
 
 class Notices:

@@ -6,15 +6,15 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 
-from services.monitor import operations, run_states
-from services.monitor.events import EventHub
-from services.monitor.operations import Operation, RequestError
-from services.monitor.run_states import Act
-from services.monitor.supervisor.condition import Condition, Stop
-from services.monitor.supervisor.ending import Ending
-from services.monitor.supervisor.runs import Runs
-from services.monitor.warnings import Warnings
 from vmesh.v1 import cpu_pb2, gateway_pb2
+from vmesh_services.monitor import operations, run_states
+from vmesh_services.monitor.events import EventHub
+from vmesh_services.monitor.operations import Operation, RequestError
+from vmesh_services.monitor.run_states import Act
+from vmesh_services.monitor.supervisor.condition import Condition, Stop
+from vmesh_services.monitor.supervisor.ending import Ending
+from vmesh_services.monitor.supervisor.runs import Runs
+from vmesh_services.monitor.warnings import Warnings
 
 
 class RunState:

@@ -13,16 +13,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-from services.monitor.link import Link
-from services.monitor.operations import Operation, Request, RequestError, StateError
-from services.monitor.output import Output, one_line
-from services.monitor.supervisor.condition import Condition
-from services.monitor.supervisor.supervised import Supervised
 from vmesh.errors import HostLimit, from_message, said
 from vmesh.log import Log
 from vmesh.loop import Inbox, Loop
 from vmesh.v1 import common_pb2
 from vmesh.v1.packet_pb2 import Packet
+from vmesh_services.monitor.link import Link
+from vmesh_services.monitor.operations import Operation, Request, RequestError, StateError
+from vmesh_services.monitor.output import Output, one_line
+from vmesh_services.monitor.supervisor.condition import Condition
+from vmesh_services.monitor.supervisor.supervised import Supervised
 
 Found = TypeVar("Found")
 

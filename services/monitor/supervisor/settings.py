@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from services.monitor.supervisor.condition import Actions
+from vmesh_services.monitor.supervisor.condition import Actions
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,11 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from services.monitor.backlog import Backlog
-from services.monitor.link import Link
 from vmesh.spawn import Child, ServiceCommand
+from vmesh_services.monitor.backlog import Backlog
+from vmesh_services.monitor.link import Link
 
-EXTERNAL = "services.external"  # stands for a program that is not one of ours
+EXTERNAL = "vmesh_services.external"  # stands for a program that is not one of ours
 DEATHS, DEATHS_SECONDS = 5, 10.0  # a device that dies so often within so long is not started again
 
 _NOT_READY = ("starting", "restarting", "hung")

@@ -7,21 +7,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
-from services.monitor.events import EventHub
-from services.monitor.keeper import Keeper
-from services.monitor.operations import Roster
-from services.monitor.output import Output, one_line
-from services.monitor.supervisor import health
-from services.monitor.supervisor.condition import NAMES, Condition
-from services.monitor.supervisor.ending import Ending
-from services.monitor.supervisor.health import Health
-from services.monitor.supervisor.lives import Lives
-from services.monitor.supervisor.notices import Notices
-from services.monitor.supervisor.run_state import RunState
-from services.monitor.supervisor.runs import Runs
-from services.monitor.supervisor.settings import Settings
-from services.monitor.supervisor.supervised import Supervised
-from services.monitor.warnings import Warnings
 from vmesh.addresses import Addresses
 from vmesh.errors import said
 from vmesh.log import Log
@@ -30,6 +15,21 @@ from vmesh.machine import RECORD, MachineDirectory, MachineRecord, ServiceRecord
 from vmesh.spawn import ServiceCommand
 from vmesh.stdio import Stderr
 from vmesh.v1 import gateway_pb2
+from vmesh_services.monitor.events import EventHub
+from vmesh_services.monitor.keeper import Keeper
+from vmesh_services.monitor.operations import Roster
+from vmesh_services.monitor.output import Output, one_line
+from vmesh_services.monitor.supervisor import health
+from vmesh_services.monitor.supervisor.condition import NAMES, Condition
+from vmesh_services.monitor.supervisor.ending import Ending
+from vmesh_services.monitor.supervisor.health import Health
+from vmesh_services.monitor.supervisor.lives import Lives
+from vmesh_services.monitor.supervisor.notices import Notices
+from vmesh_services.monitor.supervisor.run_state import RunState
+from vmesh_services.monitor.supervisor.runs import Runs
+from vmesh_services.monitor.supervisor.settings import Settings
+from vmesh_services.monitor.supervisor.supervised import Supervised
+from vmesh_services.monitor.warnings import Warnings
 
 _TICK = 0.2  # seconds between two looks at the deadlines
 _QUICK_TICK = 0.02  # the same while the machine starts or ends

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from services.cpu.core import provided
-from services.cpu.core.segments import machine_of
-from services.cpu.core.state import PENDING_TRAP
-from services.cpu.core.tlb import OFFSET, UNTRANSLATED
-from services.cpu.isa.description import Flow, encode
-from services.cpu.isa.interface import Code, Control, Isa, Lines, Operand, RegisterOperand, Step, Variant, Way
-from services.cpu.native.lang import Dispatch, Table, export, i32, inline, native, u8, u16, u32, u64
+from vmesh_services.cpu.core import provided
+from vmesh_services.cpu.core.segments import machine_of
+from vmesh_services.cpu.core.state import PENDING_TRAP
+from vmesh_services.cpu.core.tlb import OFFSET, UNTRANSLATED
+from vmesh_services.cpu.isa.description import Flow, encode
+from vmesh_services.cpu.isa.interface import Code, Control, Isa, Lines, Operand, RegisterOperand, Step, Variant, Way
+from vmesh_services.cpu.native.lang import Dispatch, Table, export, i32, inline, native, u8, u16, u32, u64
 
 from .instructions import INSTRUCTIONS, TOKENS, control_read, control_write, instruction
 from .registers import (

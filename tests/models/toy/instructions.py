@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from itertools import count
 
-from services.cpu.isa.description import Flow, InstructionSet, part, token
-from services.cpu.isa.semantics import Trap, drain_posted, jump, load, store
-from services.cpu.native.lang import Dispatch, i64, inline, native, u8, u16, u32, u64
+from vmesh_services.cpu.isa.description import Flow, InstructionSet, part, token
+from vmesh_services.cpu.isa.semantics import Trap, drain_posted, jump, load, store
+from vmesh_services.cpu.native.lang import Dispatch, i64, inline, native, u8, u16, u32, u64
 
 from .registers import CALLED, CAUSE, EPC, ILLEGAL, MASK, SCRATCH, VECTOR, Hart
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from services.cpu.core import state as core
-from services.cpu.isa.registers import Kind, register, register_file
-from services.cpu.native.lang import Ptr, i32, u8, u64
+from vmesh_services.cpu.core import state as core
+from vmesh_services.cpu.isa.registers import Kind, register, register_file
+from vmesh_services.cpu.native.lang import Ptr, i32, u8, u64
 
 ANY = range(1 << 64)
 NAMES = tuple(f"r{number}" for number in range(8))

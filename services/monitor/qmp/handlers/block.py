@@ -6,14 +6,14 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from services.monitor.control import Control, Parts, Work, counters
-from services.monitor.qmp.check import Json
-from services.monitor.qmp.errors import QmpError
-from services.monitor.qmp.handlers.devices import flag
-from services.monitor.qmp.handlers.registry import handles
-from services.monitor.qmp.schema.block import LIMITS, NOT_COUNTED
 from vmesh import plain
 from vmesh.qdev import virtio
+from vmesh_services.monitor.control import Control, Parts, Work, counters
+from vmesh_services.monitor.qmp.check import Json
+from vmesh_services.monitor.qmp.errors import QmpError
+from vmesh_services.monitor.qmp.handlers.devices import flag
+from vmesh_services.monitor.qmp.handlers.registry import handles
+from vmesh_services.monitor.qmp.schema.block import LIMITS, NOT_COUNTED
 
 KIND = "virtio-blk"
 _QCOW2_SIZE = slice(24, 32)  # of the header: the size of the disk, big-endian (QEMU, docs/interop/qcow2)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import cache
 from importlib.metadata import version
 
-from services.monitor.control import Control
-from services.monitor.qmp.check import Json
-from services.monitor.qmp.errors import CommandNotFound
-from services.monitor.qmp.handlers.registry import COMMANDS, handles
-from services.monitor.qmp.introspect import schema_info
-from services.monitor.qmp.schema import SCHEMA
+from vmesh_services.monitor.control import Control
+from vmesh_services.monitor.qmp.check import Json
+from vmesh_services.monitor.qmp.errors import CommandNotFound
+from vmesh_services.monitor.qmp.handlers.registry import COMMANDS, handles
+from vmesh_services.monitor.qmp.introspect import schema_info
+from vmesh_services.monitor.qmp.schema import SCHEMA
 
 _QEMU = {"major": 7, "minor": 2, "micro": 0}  # whose commands the schema describes
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from services.monitor import hotplug
-from services.monitor.control import Control, Parts, Work
-from services.monitor.qmp.check import Json
-from services.monitor.qmp.errors import DeviceNotFound, QmpError
-from services.monitor.qmp.handlers.registry import handles
-from services.monitor.supervisor.supervised import Supervised
 from vmesh import properties
 from vmesh.qdev import external, net, virtio
 from vmesh.v1 import gateway_pb2
+from vmesh_services.monitor import hotplug
+from vmesh_services.monitor.control import Control, Parts, Work
+from vmesh_services.monitor.qmp.check import Json
+from vmesh_services.monitor.qmp.errors import DeviceNotFound, QmpError
+from vmesh_services.monitor.qmp.handlers.registry import handles
+from vmesh_services.monitor.supervisor.supervised import Supervised
 
 _PERIPHERAL = "/machine/peripheral/"
 _HIDDEN = ("machine", "name")  # options that say nothing about the device

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from services.monitor.control import Control, Parts, Work
-from services.monitor.guest import read
-from services.monitor.qmp.check import Json
-from services.monitor.qmp.errors import QmpError
-from services.monitor.qmp.handlers.registry import handles
 from vmesh import plain
 from vmesh.board import virt
+from vmesh_services.monitor.control import Control, Parts, Work
+from vmesh_services.monitor.guest import read
+from vmesh_services.monitor.qmp.check import Json
+from vmesh_services.monitor.qmp.errors import QmpError
+from vmesh_services.monitor.qmp.handlers.registry import handles
 
 _PIECE = 1 << 20
 

@@ -9,16 +9,16 @@ from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
-from services.monitor.control import Awaited, Control, Job
-from services.monitor.migration import state_name
-from services.monitor.operations import RequestError
-from services.monitor.qmp.check import Json
-from services.monitor.qmp.errors import QmpError
-from services.monitor.qmp.handlers.registry import handles
 from vmesh.errors import ConfigError, VmeshError
 from vmesh.migration import snapshots
 from vmesh.v1 import gateway_pb2
 from vmesh.v1.migration_pb2 import MigrationRequest, MigrationStatus
+from vmesh_services.monitor.control import Awaited, Control, Job
+from vmesh_services.monitor.migration import state_name
+from vmesh_services.monitor.operations import RequestError
+from vmesh_services.monitor.qmp.check import Json
+from vmesh_services.monitor.qmp.errors import QmpError
+from vmesh_services.monitor.qmp.handlers.registry import handles
 
 _MAX_JOBS = 64
 # By QMP's names, where they are not those of migration.proto with dashes.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from services.monitor.control import Control
-from services.monitor.qmp.check import Json, check_arguments
-from services.monitor.qmp.errors import CommandNotFound
-from services.monitor.qmp.schema import SCHEMA
+from vmesh_services.monitor.control import Control
+from vmesh_services.monitor.qmp.check import Json, check_arguments
+from vmesh_services.monitor.qmp.errors import CommandNotFound
+from vmesh_services.monitor.qmp.schema import SCHEMA
 
 #: Gets arguments that the schema has checked; gives the answer, or the Work whose result it is. Raises QmpError.
 Handler = Callable[[Control, Json], object]

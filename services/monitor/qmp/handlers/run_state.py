@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from services.monitor.control import Control, Parts, Work
-from services.monitor.operations import Operation
-from services.monitor.qmp.check import Json
-from services.monitor.qmp.handlers.registry import handles
+from vmesh_services.monitor.control import Control, Parts, Work
+from vmesh_services.monitor.operations import Operation
+from vmesh_services.monitor.qmp.check import Json
+from vmesh_services.monitor.qmp.handlers.registry import handles
 
 
 @handles("query-status")

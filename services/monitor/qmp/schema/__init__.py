@@ -6,8 +6,8 @@ Where a command is ours its name begins with `__org.vmesh_`, as QEMU asks of oth
 
 from __future__ import annotations
 
-from services.monitor.qmp.schema import block, control, devices, machine, migration, run_state
-from services.monitor.qmp.types import Schema
+from vmesh_services.monitor.qmp.schema import block, control, devices, machine, migration, run_state
+from vmesh_services.monitor.qmp.types import Schema
 
 SCHEMA = Schema(
     (control.MODULE, run_state.MODULE, machine.MODULE, devices.MODULE, block.MODULE, migration.MODULE),

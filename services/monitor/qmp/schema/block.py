@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from services.monitor.qmp.types import BOOL, INT, STR, Array, Command, Enum, Event, Member, Module, Struct, optional
+from vmesh_services.monitor.qmp.types import (
+    BOOL,
+    INT,
+    STR,
+    Array,
+    Command,
+    Enum,
+    Event,
+    Member,
+    Module,
+    Struct,
+    optional,
+)
 
 # Members that QEMU's clients expect; the handlers have the values.
 LIMITS = ("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr")

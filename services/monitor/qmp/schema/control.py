@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.monitor.qmp.types import INT, STR, Array, Command, Enum, Member, Module, Struct, optional
+from vmesh_services.monitor.qmp.types import INT, STR, Array, Command, Enum, Member, Module, Struct, optional
 
 _QMP_CAPABILITY = Enum("QMPCapability", ("oob",))
 _VERSION_TRIPLE = Struct("VersionTriple", (Member("major", INT), Member("minor", INT), Member("micro", INT)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.monitor.qmp.types import (
+from vmesh_services.monitor.qmp.types import (
     BOOL,
     INT,
     SIZE,

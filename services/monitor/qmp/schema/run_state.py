@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.monitor.qmp.types import BOOL, INT, STR, Command, Enum, Event, Member, Module, Struct, optional
+from vmesh_services.monitor.qmp.types import BOOL, INT, STR, Command, Enum, Event, Member, Module, Struct, optional
 
 _RUN_STATE = Enum(
     "RunState",
