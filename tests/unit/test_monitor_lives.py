@@ -39,7 +39,9 @@ def ended_process() -> Child:
 
 def test_a_welcome_that_is_read_after_the_end_of_its_process_raises_no_dead(tmp_path: Path) -> None:
     machine, log = MachineDirectory(tmp_path), Log("monitor", tmp_path / "log")
-    commands = [ServiceCommand(name, kind, f"services.{kind}", ()) for name, kind in (("cpu", "cpu"), ("m", "memory"))]
+    commands = [
+        ServiceCommand(name, kind, f"vmesh_services.{kind}", ()) for name, kind in (("cpu", "cpu"), ("m", "memory"))
+    ]
     supervisor = Supervisor(machine, commands, Settings(), None, log, Output(log, None), Addresses(machine))
     lives = cast(Any, supervisor.lives)
     supervisor.attach()
@@ -86,7 +88,7 @@ def test_a_next_life_while_the_machine_is_elsewhere_is_told_so_unless_it_is_no_p
 def test_a_next_life_that_cannot_go_on_ends_and_says_why(tmp_path: Path) -> None:
     machine, log = MachineDirectory(tmp_path), Log("monitor", tmp_path / "log")
     kinds = {"memory": "memory", "disk": "virtio-blk"}
-    commands = [ServiceCommand(name, kind, f"services.{kind}", ()) for name, kind in kinds.items()]
+    commands = [ServiceCommand(name, kind, f"vmesh_services.{kind}", ()) for name, kind in kinds.items()]
     supervisor = Supervisor(machine, commands, Settings(), None, log, Output(log, None), Addresses(machine))
     supervisor.attach()
     disk = supervisor.services["disk"]
@@ -107,7 +109,7 @@ def test_a_device_that_goes_takes_its_own_files_along(tmp_path: Path) -> None:
     place.mkdir()
     machine, log = MachineDirectory(folder), Log("monitor", tmp_path / "log")
     kinds = {"memory": "memory", "disk": "virtio-blk", "disk.1": "virtio-blk"}
-    commands = [ServiceCommand(name, kind, f"services.{kind}", ()) for name, kind in kinds.items()]
+    commands = [ServiceCommand(name, kind, f"vmesh_services.{kind}", ()) for name, kind in kinds.items()]
     supervisor = Supervisor(machine, commands, Settings(), None, log, Output(log, None), Addresses(machine))
     supervisor.attach()
     others = [folder / name for name in ("disk.1.sock", "disk.1.slot")]
@@ -126,9 +128,31 @@ def test_a_device_that_goes_takes_its_own_files_along(tmp_path: Path) -> None:
         cast(Any, supervisor.lives)._context.destroy(0)
 
 
+def test_between_two_lives_a_device_is_still_one_that_is_started_by_hand(tmp_path: Path) -> None:
+    """The next one may have said Hello to memory before the end of the last was seen, and is not to be forgotten."""
+    machine, log = MachineDirectory(tmp_path), Log("monitor", tmp_path / "log")
+    commands = [ServiceCommand("memory", "memory", "vmesh_services.memory", ())]
+    commands.append(ServiceCommand("hand", "external", EXTERNAL, ("--wait", "30")))
+    supervisor = Supervisor(machine, commands, Settings(), None, log, Output(log, None), Addresses(machine))
+    supervisor.attach()
+    lives = cast(Any, supervisor.lives)
+    cast(Any, supervisor)._health._condition.attached = False
+    memory, hand = supervisor.services["memory"], supervisor.services["hand"]
+    told: list[dict[str, int]] = []
+    link, memory.link = memory.link, cast(Any, SimpleNamespace(tell=lambda said: told.append(dict(said.processes))))
+    try:
+        memory.alive, hand.alive = True, False
+        lives._tell_processes()
+        assert told == [{"memory": memory.process, "hand": 0}]
+    finally:
+        for each in (link, hand.link):
+            each.close()
+        lives._context.destroy(0)
+
+
 def test_nobody_counts_while_nobody_comes_to_be_a_device_that_is_started_by_hand(tmp_path: Path) -> None:
     machine, log = MachineDirectory(tmp_path), Log("monitor", tmp_path / "log")
-    commands = [ServiceCommand(name, name, f"services.{name}", ()) for name in ("memory", "cpu")]
+    commands = [ServiceCommand(name, name, f"vmesh_services.{name}", ()) for name in ("memory", "cpu")]
     commands.append(ServiceCommand("hand", "external", EXTERNAL, ("--wait", "30")))
     supervisor = Supervisor(machine, commands, Settings(), None, log, Output(log, None), Addresses(machine))
     supervisor.attach()

@@ -157,6 +157,8 @@ class Lives:
             return
         there = [service for service in self._services.values() if service.alive]
         known = {service.name: service.process for service in there}
+        # Between two lives, too: the next one may have said Hello before the end of the last was seen.
+        known |= {name: 0 for name, service in self._services.items() if by_hand(service.command)}
         known |= {name: process for name, process in self._helpers.items() if process}
         for service in there:
             with suppress(PeerError):  # it will be found hung
