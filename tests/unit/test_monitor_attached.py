@@ -35,7 +35,7 @@ class World:
         self.machine, self.log = MachineDirectory(folder), Log("monitor", folder / "log")
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.served: dict[str, wire.Server] = {}
-        commands = [ServiceCommand(name, kind, f"services.{kind}", ()) for name, kind in KINDS.items()]
+        commands = [ServiceCommand(name, kind, f"vmesh_services.{kind}", ()) for name, kind in KINDS.items()]
         self.supervisor = Supervisor(
             self.machine, commands, Settings(), None, self.log, Output(self.log, None), Addresses(self.machine)
         )

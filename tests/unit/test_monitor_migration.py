@@ -43,7 +43,7 @@ class World:
     def __init__(self, folder: Path, options: IncomingOptions, *, paused: bool, starts: bool) -> None:
         log = Log("monitor", folder / "log")
         output = Output(log, None)
-        commands = [ServiceCommand(name, kind, f"services.{kind}", ()) for name, kind in KINDS.items()]
+        commands = [ServiceCommand(name, kind, f"vmesh_services.{kind}", ()) for name, kind in KINDS.items()]
         self.supervisor = Supervisor(MachineDirectory(folder), commands, Settings(), None, log, output, cast(Any, None))
         self.supervisor.loop.failed = self._unforeseen
         self.migration = Migration(self.supervisor, None, log, output, options)

@@ -152,7 +152,7 @@ class Monitored:
 
     def __init__(self, folder: Path) -> None:
         self.machine, self.log = MachineDirectory(folder), Log("monitor", folder / "log")
-        commands = [ServiceCommand(name, name, f"services.{name}", ()) for name in ("memory", "cpu")]
+        commands = [ServiceCommand(name, name, f"vmesh_services.{name}", ()) for name in ("memory", "cpu")]
         output = Output(self.log, None)
         self.supervisor = Supervisor(
             self.machine, commands, Settings(), None, self.log, output, Addresses(self.machine)
