@@ -24,9 +24,9 @@ from tests.waiting import LIMIT
 from vmesh.guest_memory import barrier
 from vmesh.segment import CODE_FREE, CODE_WRITTEN
 from vmesh_services.cpu.controllers.virt import NATIVE, VirtControllers
-from vmesh_services.cpu.core.harts import HostSegment
 from vmesh_services.cpu.core.image import CoreImage, load_core
 from vmesh_services.cpu.core.state import ACCESS_DONE, ACCESS_FAILED, ACCESS_NONE, EXIT_ACCESS, EXIT_PAGE, EXIT_STOP
+from vmesh_services.cpu.engine import HostSegment
 from vmesh_services.cpu.isa.riscv.definition import ISA
 from vmesh_services.cpu.isa.riscv.encoding import encode
 from vmesh_services.cpu.isa.riscv.features import FEATURES

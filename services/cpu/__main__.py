@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from vmesh import scheduling, service
 from vmesh.privileges import REACH
 
 from .bus.spaces import NAMES, Spaces
 from .controllers.plic_layout import SOURCES
+from .controllers.virt import NATIVE, VirtControllers
+from .core.emulator import Emulator, Options
 from .core.image import ISA
 from .core.state import MOST_HARTS
 from .core.timers import TICK
 from .isa import interface
-from .service import Cpu, Settings
+from .service import CpuService, Settings
 from .vacant import TRANSPORT
 
 #: At a look every 20,000 instructions: code that has run for about half a million.
@@ -140,24 +143,29 @@ def main(argv: Sequence[str]) -> int:
     if unknown := sorted(options.features - set(options.isa.features)):
         known = ",".join(options.isa.features)
         parser.error(f"argument --features: unknown feature '{unknown[0]}': expected some of {known}")
-    settings = Settings(
+    emulated = Options(
         isa=options.isa,
+        controllers=VirtControllers(options.aclint, options.plic),
+        native=NATIVE,
         harts=options.harts,
         features=options.features,
         reset_pc=options.reset_pc,
-        aclint=options.aclint,
-        plic=options.plic,
         paused=options.paused,
         hot_samples=options.hot_samples,
         cache=not options.no_cache,
         perf_map=options.perf_map,
         bus_limit=options.bus_limit,
+    )
+    settings = Settings(
+        paused=options.paused,
         memory=options.memory,
         spaces=Spaces(dict(options.window)),
         transports=options.transports,
     )
     scheduling.short_slices()
-    return service.run(options, lambda runtime: Cpu(runtime, settings), capabilities=REACH)
+    return service.run(
+        options, lambda runtime: CpuService(runtime, settings, partial(Emulator, emulated)), capabilities=REACH
+    )
 
 
 if __name__ == "__main__":

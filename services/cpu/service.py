@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import math
 import mmap
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -16,7 +15,6 @@ from itertools import count
 from google.protobuf.message import DecodeError, Message
 
 from vmesh import errors, limits, segment, wire
-from vmesh.latencies import Latencies
 from vmesh.loop import Inbox
 from vmesh.service import Runtime, Service
 from vmesh.v1 import bus_pb2, common_pb2, cpu_pb2, lifecycle_pb2, memory_pb2
@@ -25,28 +23,11 @@ from vmesh.wire import Client
 
 from . import vacant
 from .bus.device import BusDevice, RegisterTable
-from .bus.irqchip import FLOOD_SECONDS, Irqchip
-from .bus.link import Counters, Link
+from .bus.irqchip import Irqchip
 from .bus.spaces import NO_WINDOWS, Spaces
 from .clock import CpuClock
-from .controllers.virt import NATIVE, VirtControllers
-from .core import inspection, saved
-from .core.debugger import Debugger
-from .core.doorbell import Doorbell, Listener
-from .core.hart_thread import Gate, HartThread
-from .core.harts import Harts, HostSegment
-from .core.image import load_core
-from .core.pages import GREETING_LIMIT
-from .core.perf_map import PerfMap
-from .core.region_store import RegionStore, store_path
-from .core.regions import Regions, Translation
-from .core.registers import Registers
-from .core.trace import Tracer
-from .core.translator_process import TranslatorProcess
-from .isa.interface import Isa
+from .engine import GREETING_LIMIT, STATE_VERSION, Cpu, HostSegment, Manner, Surroundings
 
-#: A Python thread that wants the interpreter gets it this soon, in seconds: harts in Python code are rare and short.
-SWITCH_INTERVAL = 0.0002
 PAUSE_LIMIT = 10.0
 #: Seconds in which what devices have sent is here: shorter than anybody waits to find this service hung.
 DRAIN_LIMIT = 5.0
@@ -64,123 +45,72 @@ _LOGGED_ADDRESSES = 256
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the command line asks for; addresses are guest physical."""
+    """What the command line says of this service's surroundings; addresses are guest physical."""
 
-    isa: Isa
-    harts: int
-    features: frozenset[str]
-    reset_pc: int
-    aclint: int
-    plic: int
     paused: bool = False
-    hot_samples: int = 0
-    cache: bool = True
-    perf_map: bool = False
-    bus_limit: float = 20.0  # seconds
     memory: str = "memory"  # the service that has RAM on this host
     spaces: Spaces = NO_WINDOWS
     transports: tuple[range, ...] = ()  # addresses of the virtio-mmio transports: who has no device answers that
 
 
-class Cpu(Service):
-    """Runs the machine's harts."""
+class CpuService(Service):
+    """A `Cpu`, which `make` makes, as a service: its guest time, its side of the bus, and what the monitor asks."""
 
     kind = "cpu"
     vital = True
 
-    def __init__(self, runtime: Runtime, settings: Settings) -> None:
+    def __init__(self, runtime: Runtime, settings: Settings, make: Callable[[Surroundings], Cpu]) -> None:
         self._runtime = runtime
         runtime.outlive_loss()
         self._settings = settings
         self.begins_paused = settings.paused
-        self._gate = Gate(settings.harts, closed=settings.paused)
-        self._core = load_core(settings.isa, NATIVE)
         self._mapped: list[mmap.mmap] = []
         self._devices: dict[int, BusDevice] = {}
         self._irqchip: dict[int, Irqchip] = {}
         self._numbers = count()  # of devices: of one that has left the board nothing is taken for another's
-        self._doorbells: dict[int, Doorbell] = {}
-        self._threads: list[HartThread] = []
         self._clock = CpuClock(passes=not settings.paused)
         self._throttled = 0
-        self._shoot_downs: deque[tuple[Client, int, int]] = deque()
-        self._ordered = False  # the debugger has said how the harts run next
+        self._shoot_downs: deque[tuple[Client, int, Callable[[], bool]]] = deque()
         self._stop: common_pb2.HartStop | None = None  # why the harts stand, if it is for the debugger
         self._runner: tuple[Client, int] | None = None  # who waits for harts that run for a while, and the packet's id
         self._said: set[int] = set()
-        self._regions: Regions | None = None
-        self._translator: TranslatorProcess | None = None
-        self._perf_map = PerfMap() if settings.perf_map else None
-        self._calls = Inbox(runtime.loop)  # what hart threads want done in the service's thread
+        self._calls = Inbox(runtime.loop)  # what other threads want done in the service's thread
+        self._cpu = make(
+            Surroundings(
+                clock=self._clock,
+                recorder=runtime.recorder,
+                folder=runtime.machine.path,
+                dial_device=self._dial_device,
+                dial_memory=self._dial_memory,
+                unmapped=self._unmapped,
+                failed=partial(self._call, self._hart_failed),
+                stumbled=partial(self._call, self._hart_stumbled),
+                stopped=self._hart_stopped,
+                complain=partial(self._call, self._complain),
+                call=self._call,
+                call_in=runtime.loop.call_in,
+            )
+        )
 
     def start(self) -> None:
-        sys.setswitchinterval(SWITCH_INTERVAL)
-        if self._settings.hot_samples:
-            store = RegionStore(store_path(self._settings.isa.name) if self._settings.cache else None)
-            features, cache = self._settings.features, self._settings.cache
-            start = partial(self._call, self._start_translator)
-            self._translator = TranslatorProcess(self._settings.isa.name, features, self._regions_add, cache, start)
-            if not len(store):  # else most of what will be hot has been translated
-                self._translator.start()
         memory = self._runtime.dial(self._settings.memory, common_pb2.ROLE_CPU)
         memory.greet(GREETING_LIMIT)
         # The devices may be long in coming: the monitor decides how long the machine waits for them.
         answer = memory.request(memory_pb2.MapRequest(), math.inf)
         if not isinstance(answer, memory_pb2.AddressMap):
             raise wire.mismatch(memory.address, "AddressMap", answer)
-        segments = [self._map(each) for each in answer.segments]
-        settings = self._settings
-        controllers = VirtControllers(settings.aclint, settings.plic)
-        self._harts = Harts(self._core, settings.isa, controllers, settings.harts, settings.features, segments)
-        self._harts.add_controllers()
-        self._harts.reset(self._settings.reset_pc)
-        self._clock.drive(self._harts.machine)
+        self._cpu.place([self._map(each) for each in answer.segments])
         self._clock.changed = self._tell_time
-        self._debugger, self._registers = Debugger(self._harts), Registers(self._harts)
-        self._tracer = Tracer(self._runtime.recorder, self._harts)
-        if self._perf_map is not None:
-            self._perf_map.core(self._harts.blob.base, len(self._core.image), self._core.symbols)
-        if self._translator is not None:
-            self._regions = Regions(self._harts, self._translator, store, self._settings.hot_samples, self._perf_map)
-        self._listener = Listener(self._harts, self._runtime.machine.path, partial(self._call, self._complain_of_flood))
         for description in sorted(answer.devices, key=lambda each: each.name):  # who came first is chance
             self._add_device(description)
-        self._listener.start()
-        for number in range(self._settings.harts):
-            thread = HartThread(
-                self._harts,
-                number,
-                self._gate,
-                partial(self._connect, number),
-                partial(self._dial_memory, number),
-                self._unmapped,
-                partial(self._call, self._hart_failed),
-                partial(self._call, self._hart_stopped, number),
-                partial(self._call, self._hart_stumbled),
-                self._regions,
-                tuple(self._devices),
-                self._tracer,
-                self._clock,
-            )
-            self._threads.append(thread)
-            thread.start()
-
-    def _start_translator(self) -> None:
-        if self._translator is not None:
-            self._translator.start()
-
-    def _regions_add(self, digest: bytes, translation: Translation, microseconds: int) -> None:
-        if self._regions is not None:
-            self._regions.add(digest, translation, microseconds)
+        self._cpu.start()
 
     def handle(self, client: Client, packet: Packet) -> Message | None:
         match packet.WhichOneof("body"):
             case "cpu_status_request":
                 return self._status()
-            case "hart_registers_request":
-                return self._registers.all(packet.hart_registers_request.hart)
             case "shoot_down":
-                self._shoot_downs.append((client, packet.id, self._harts.shoot_down()))
+                self._shoot_downs.append((client, packet.id, self._cpu.shoot_down()))
                 self._answer_shoot_downs()
                 return None
             case "throttle":
@@ -196,13 +126,8 @@ class Cpu(Service):
                 self._need_paused("RemoveDevice")
                 self._remove_device(packet.remove_device.name)
                 return common_pb2.Done()
-            case "read_memory":
-                return inspection.read(self._harts, packet.read_memory)
-            case "write_memory":
-                inspection.write(self._harts, packet.write_memory)
-                return common_pb2.Done()
-            case "describe_registers":
-                return self._registers.describe()
+            case "read_memory" | "write_memory" | "describe_registers" | "hart_registers_request":
+                return self._answer(packet)
             case "read_registers" | "write_registers" | "set_breakpoints":
                 return self._debug(packet)
             case "run_harts":
@@ -212,7 +137,7 @@ class Cpu(Service):
 
     def _answer_shoot_downs(self) -> None:
         """Answers the shoot-downs that every hart has done; looks again soon if there are others."""
-        while self._shoot_downs and self._harts.await_shot(self._shoot_downs[0][2]):
+        while self._shoot_downs and self._shoot_downs[0][2]():
             client, packet_id, _ = self._shoot_downs.popleft()
             self._runtime.answer(client, packet_id, common_pb2.Done)
         if self._shoot_downs:
@@ -221,22 +146,16 @@ class Cpu(Service):
     def pause(self) -> None:
         """Harts stop at an instruction, with nothing of theirs on the bus. Guest time stops too."""
         self._clock.stop()
-        self._gate.close(settling=True)
-        self._call_out()
-        if not self._gate.wait_parked(PAUSE_LIMIT):
-            waiting = [self._devices[int(t.waits_for)].name for t in self._threads if t.waits_for]
+        if not self._cpu.stop(Manner.SETTLED, PAUSE_LIMIT):
+            waiting = [each.waits_for for each in self._cpu.status().harts if each.waits_for]
             raise errors.VmeshError(
                 f"a hart did not stop within {PAUSE_LIMIT:g} s", got=f"it waits for {waiting or 'itself'}"
             )
-        self._debugger.cancel()
-        self._ordered = False
 
     def halt(self) -> None:
         """As `pause`, but harts that wait for a device stand still there. Nothing is drained."""
         self._clock.stop()
-        self._gate.close(at_once=True)
-        self._call_out()
-        if not self._gate.wait_parked(PAUSE_LIMIT, lambda: sum(bool(each.waits_for) for each in self._threads)):
+        if not self._cpu.stop(Manner.AT_ONCE, PAUSE_LIMIT):
             raise errors.VmeshError(f"a hart did not stop within {PAUSE_LIMIT:g} s")
 
     def _throttle(self, percent: int) -> Message:
@@ -248,14 +167,13 @@ class Cpu(Service):
 
     def _stand_still(self) -> None:
         if self._throttled and self._clock.passes:
-            self._gate.close()  # a hart that waits for a device stands still too
-            self._harts.stop()
+            self._cpu.stop(Manner.BRIEFLY)
         seconds = THROTTLE_SLICE * self._throttled / (100 - self._throttled)
         self._runtime.loop.call_in("throttle", seconds, self._move_on)
 
     def _move_on(self) -> None:
         if self._clock.passes:
-            self._gate.open()
+            self._cpu.run()
         if self._throttled:
             self._runtime.loop.call_in("throttle", THROTTLE_SLICE, self._stand_still)
 
@@ -272,47 +190,41 @@ class Cpu(Service):
 
     def _last_update(self, device: BusDevice) -> int:
         """The number of the last one applied, whatever way it came."""
-        if device.listener < 0:
-            return device.last_update
-        while self._harts.take_raises(device.listener):
-            pass
-        raised: int = self._harts.machine.listeners[device.listener].sequence
-        return max(device.last_update, raised)
+        return max(device.last_update, self._cpu.raised(device))
 
     def save(self) -> lifecycle_pb2.ServiceState:
-        message = saved.save(self._harts, self._clock.now_ns())
+        message = self._cpu.save()
         return lifecycle_pb2.ServiceState(
-            type=message.DESCRIPTOR.full_name, version=saved.VERSION, bytes=message.SerializeToString()
+            type=message.DESCRIPTOR.full_name, version=STATE_VERSION, bytes=message.SerializeToString()
         )
 
     def load(self, state: lifecycle_pb2.ServiceState, check_only: bool) -> None:
         wanted = cpu_pb2.CpuState.DESCRIPTOR.full_name
-        if state.type != wanted or not 1 <= state.version <= saved.VERSION:
+        if state.type != wanted or not 1 <= state.version <= STATE_VERSION:
             got = f"{state.type[:80]} {state.version}"
-            raise errors.BadState("state of cpu", expected=f"{wanted} {saved.VERSION}", got=got)
+            raise errors.BadState("state of cpu", expected=f"{wanted} {STATE_VERSION}", got=got)
         try:
             message = cpu_pb2.CpuState.FromString(state.bytes)
         except DecodeError as error:
             raise errors.BadState("state of cpu cannot be parsed") from error
-        saved.upgrade(self._harts, message, state.version)
-        saved.check(self._harts, message)
-        if not check_only:
-            self._clock.load(saved.load(self._harts, message))
+        self._cpu.load(message, state.version, check_only)
 
     def resume(self) -> None:
-        if not self._ordered:
-            self._debugger.pass_breakpoints()
-            self._gate.hold(())
-        if not self._clock.passes and (stop := self._debugger.due()):
+        if stop := self._go_on():
             self._clock.stay()
             self._tell_stop(stop)
-        else:
-            self._go_on()
 
-    def _go_on(self) -> None:
-        self._clock.go()
-        self._stop = None
-        self._gate.open()
+    def _go_on(self) -> common_pb2.HartStop | None:
+        """The harts run, and guest time passes; or there is a stop to be told of first."""
+        stop = self._cpu.run()
+        if stop is None:
+            self._stop = None
+        return stop
+
+    def _answer(self, packet: Packet) -> Message:
+        request = wire.body_of(packet)
+        assert request is not None
+        return self._cpu.answer(request)
 
     def _catch_up(self, wanted: cpu_pb2.CatchUp) -> None:
         self._need_paused("CatchUp")
@@ -320,17 +232,9 @@ class Cpu(Service):
 
     def _debug(self, packet: Packet) -> Message:
         """What the debugger does with harts that stand still. Guest time does too, also for CSRs that look at it."""
-        kind = packet.WhichOneof("body")
-        self._need_paused(str(kind))
+        self._need_paused(str(packet.WhichOneof("body")))
         with self._clock.held():
-            match kind:
-                case "read_registers":
-                    return self._registers.read(packet.read_registers)
-                case "write_registers":
-                    self._registers.write(packet.write_registers)
-                case "set_breakpoints":
-                    self._debugger.set(packet.set_breakpoints)
-        return common_pb2.Done()
+            return self._answer(packet)
 
     def _run_harts(self, client: Client, packet: Packet) -> Message | None:
         """The harts' orders; with a time, they run now, and the answer comes when they have stopped."""
@@ -338,17 +242,14 @@ class Cpu(Service):
         request = packet.run_harts
         if request.milliseconds > MAX_RUN:
             raise errors.BadRequest("RunHarts", expected=f"at most {MAX_RUN} ms", got=str(request.milliseconds))
-        self._debugger.order(request)
-        self._gate.hold(request.held)
-        self._ordered = True
+        self._cpu.order(request)
         if not request.milliseconds:
             return common_pb2.HartStop()
-        if stop := self._debugger.due():
-            self._debugger.cancel()
-            return stop
         self._runner = client, packet.id
+        if stop := self._go_on():
+            self._runner = None
+            return stop
         self._runtime.loop.call_in("run harts", request.milliseconds / 1000, self._stop_run)
-        self._go_on()
         return None
 
     def _stop_run(self) -> None:
@@ -365,14 +266,8 @@ class Cpu(Service):
         except errors.VmeshError as error:
             self._runtime.server.fail(client, number, "run_harts", error)
 
-    def _hart_stopped(self, number: int) -> None:
+    def _hart_stopped(self, stop: common_pb2.HartStop) -> None:
         """A hart has stopped for the debugger: all do, and guest time."""
-        stop = self._debugger.take(number)
-        if stop is None:
-            return
-        if self._stop is not None:
-            self._debugger.keep(stop)
-            return
         self._stop = stop
         self._clock.stop()
         if self._runner is not None:
@@ -387,57 +282,37 @@ class Cpu(Service):
     def reset(self) -> None:
         if self._clock.passes:
             raise errors.BadRequest("Reset of a running cpu", expected="Pause before it")
-        self._harts.reset(self._settings.reset_pc)
-        self._debugger.forget()
-        self._clock.restart()
+        self._cpu.reset()
 
     def shutdown(self) -> None:
         # Devices end next: what harts have written must have been handled, unless one of them does not answer.
-        self._gate.close(settling=True)
-        if self._threads:
-            self._call_out()
-            self._gate.wait_parked(SHUTDOWN_LIMIT)
-        self.orphaned()
+        self._cpu.stop(Manner.SETTLED, SHUTDOWN_LIMIT)
+        self._cpu.end()
 
     def orphaned(self) -> None:
-        self._gate.end()
-        if self._threads:
-            self._call_out()
-            self._listener.end()
-            self._listener.join(1.0)
-        for thread in self._threads:
-            thread.join(1.0)
-        if self._translator is not None:
-            self._translator.close()
+        self._cpu.end()
 
     def lost_memory(self) -> None:
-        self._gate.close(at_once=True)
-        self._call_out()
-
-    def _call_out(self) -> None:
-        """Has harts come out of native code, and of waits for pages."""
-        self._harts.stop()
-        for thread in self._threads:
-            thread.wake()
+        self._cpu.stop(Manner.AT_ONCE)
 
     def _dial_memory(self, hart: int, wake: int) -> wire.Peer:
         return self._runtime.dial(self._settings.memory, common_pb2.ROLE_CPU, hart=hart, wake=wake)
 
+    def _dial_device(self, device: BusDevice, hart: int, wake: int) -> wire.Peer:
+        return self._runtime.dial(
+            device.name,
+            common_pb2.ROLE_HART,
+            address=device.description.endpoint,
+            hart=hart,
+            wake=wake,
+            heed_loss=True,
+        )
+
     def trace(self, on: bool) -> None:
-        self._tracer.switch(self._devices.values(), on)
+        self._cpu.trace(on)
 
     def counters(self) -> dict[str, int]:
-        bus = self._bus_counters()
-        regions = {} if self._regions is None else self._regions.counters()
-        faults = Latencies.together(thread.pages.latencies for thread in self._threads).counters("page_faults")
-        harts = self._harts.hart if self._threads else ()
-        return {
-            **{name.name: getattr(bus, name.name) for name in bus.DESCRIPTOR.fields},
-            "shoot_downs": sum(hart.count_shoot_downs for hart in harts),
-            "tlb_fills": sum(hart.count_tlb_fills for hart in harts),
-            **faults,
-            **regions,
-        }
+        return self._cpu.counters()
 
     def _map(self, found: memory_pb2.Segment) -> HostSegment:
         memory, flags = segment.attach_all(found, folder=self._runtime.machine.path)
@@ -456,7 +331,7 @@ class Cpu(Service):
 
     def _need_paused(self, request: str) -> None:
         # Those of a cpu that begins paused are on their way; one that was halted while it waits for a device is not.
-        if self._clock.passes or not self._gate.wait_parked(0.0 if self._gate.halts else PAUSE_LIMIT):
+        if self._clock.passes or not self._cpu.stands(PAUSE_LIMIT):
             raise errors.BadRequest(f"{request} of a running cpu", expected="Pause before it")
 
     def _add_device(self, description: bus_pb2.Description) -> None:
@@ -466,30 +341,27 @@ class Cpu(Service):
             peer = self._runtime.dial(description.name, common_pb2.ROLE_IRQCHIP, address=description.endpoint)
         except errors.ConfigError as error:  # somebody else has said where it is
             raise errors.BadRequest(f"device {description.name}: {error}") from error
+        lines, spaces = self._cpu.lines, self._settings.spaces
         try:
-            spaces = self._settings.spaces
             for index, (region, table) in enumerate(zip(description.regions, tables, strict=True)):
                 base = None if region.absent else spaces.address(region, region.base)
-                self._harts.add_region(base, region.size, number, index, table.kinds, table.values)
-            device = BusDevice(number, description, self._harts, tables, spaces)
+                lines.add_region(base, region.size, number, index, table.kinds, table.values)
+            device = BusDevice(number, description, lines, tables, spaces)
         except ValueError as error:
             peer.abandon()
-            self._harts.remove_device(number)
+            lines.remove_device(number)
             raise errors.HostLimit(f"device {description.name}: {error}") from error
         except errors.BadRequest:
             peer.abandon()
-            self._harts.remove_device(number)
+            lines.remove_device(number)
             raise
         self._devices[number] = device
-        if description.doorbell and device.doorbell is not None:
-            self._doorbells[number] = Doorbell(self._harts, device, self._runtime.machine.path)
-        if description.interrupts and device.latches:
-            self._listener.add(device)
+        self._cpu.attach(device)
         if peer.remote:
             self._runtime.loop.call_in("elsewhere", ELSEWHERE_SECONDS, self._look_elsewhere)
         device.complain = partial(self._call, self._complain, device.name)
         complain = partial(self._complain, device.name)
-        revived = partial(self._revived, device)
+        revived = partial(self._cpu.revive, device)
         self._irqchip[number] = Irqchip(peer, device, self._clock, self._runtime.loop, revived, complain)
 
     def _remove_device(self, name: str) -> None:
@@ -497,15 +369,8 @@ class Cpu(Service):
         device = next((device for device in self._devices.values() if device.name == name), None)
         if device is None:
             return
-        for thread in self._threads:
-            thread.forget(device.number)
         self._irqchip.pop(device.number).close()
-        self._listener.remove(device)
-        self._harts.remove_device(device.number)
-        if device.number in self._doorbells:
-            self._doorbells.pop(device.number).close()
-        for line in device.description.lines:
-            self._harts.set_level(line.irq, False)
+        self._cpu.detach(device)
         del self._devices[device.number]
 
     def _tell_time(self) -> None:
@@ -514,49 +379,13 @@ class Cpu(Service):
             for irqchip in self._irqchip.values():
                 irqchip.tell_time()
 
-    def _revived(self, device: BusDevice) -> None:
-        """A device is there, perhaps again: harts that have something for it, or wait for it, look."""
-        try:
-            if device.number in self._doorbells:
-                self._doorbells[device.number].open()
-            if device.listener >= 0:
-                self._listener.open(device)
-        except errors.BadRequest as error:
-            self._complain(device.name, "nonsense", str(error))
-        for thread in self._threads:
-            thread.wake()
-        if self._threads:
-            self._harts.stop()
-
     def _look_elsewhere(self) -> None:
         """Harts that wait for nothing do not hear of connections that were lost, and of what was lost with them."""
-        self._harts.stop()
+        self._cpu.look()
         self._runtime.loop.call_in("elsewhere", ELSEWHERE_SECONDS, self._look_elsewhere)
-
-    def _complain_of_flood(self, device: str, what: str, text: str) -> None:
-        """The listener has muted a device, for a while."""
-        self._complain(device, what, text)
-        self._runtime.loop.call_in(f"raises {device}", FLOOD_SECONDS, self._listener.unmute)
 
     def _complain(self, device: str, what: str, text: str) -> None:
         self._runtime.complain(device, what, text)
-
-    def _connect(self, hart: int, device: int, counters: Counters, wake: int) -> Link:
-        runtime, target = self._runtime, self._devices[device]
-        connection = partial(
-            runtime.dial,
-            target.name,
-            common_pb2.ROLE_HART,
-            address=target.description.endpoint,
-            hart=hart,
-            wake=wake,
-            heed_loss=True,
-        )
-        complain = partial(self._call, self._complain, target.name)
-        gate, limit = self._gate, self._settings.bus_limit
-        return Link(
-            connection, target, counters, gate.ending, limit, complain, lambda: gate.halts, lambda: gate.settling
-        )
 
     def _call(self, function: Callable[..., None], *args: object) -> None:
         self._calls.call(partial(function, *args))
@@ -585,43 +414,9 @@ class Cpu(Service):
         """A hart stands, and so do all: the monitor pauses the machine."""
         self._runtime.notify(common_pb2.SEVERITY_ERROR, reason, common_pb2.Fault(reason=reason, stops=True))
 
-    def _bus_counters(self) -> cpu_pb2.BusCounters:
-        counters = cpu_pb2.BusCounters()
-        for thread in self._threads:
-            counters.sync_round_trips += thread.counters.round_trips
-            counters.batches += thread.counters.batches
-            counters.faults += thread.counters.faults
-            counters.rejoins += thread.counters.rejoins
-            counters.timeouts += thread.counters.timeouts
-        for hart in self._harts.hart if self._threads else ():
-            counters.posted_accesses += hart.count_posted
-            counters.doorbells += hart.count_doorbell
-            counters.shadow_reads += hart.count_shadow
-            counters.local_accesses += hart.count_local
-        return counters
-
     def _status(self) -> cpu_pb2.CpuStatus:
-        clock = self._clock
-        status = cpu_pb2.CpuStatus(bus=self._bus_counters(), time_ns=clock.now_ns(), stopped_ns=clock.stopped_ns)
-        for number, (hart, thread) in enumerate(zip(self._harts.hart, self._threads, strict=True)):
-            doing = cpu_pb2.HART_RUNNING
-            if self._gate.closed:
-                doing = cpu_pb2.HART_PAUSED
-            elif thread.waits_for_page:
-                doing = cpu_pb2.HART_PAGE
-            elif thread.waits_for:
-                doing = cpu_pb2.HART_BUS
-            elif hart.waiting:
-                doing = cpu_pb2.HART_WAITING
-            device = self._devices.get(int(thread.waits_for or -1))
-            status.harts.add(
-                hart=number,
-                state=doing,
-                pc=hart.pc,
-                privilege=self._registers.privilege(number),
-                retired=hart.retired,
-                waits_for=device.name if device is not None else "",
-            )
+        status = self._cpu.status()
+        status.time_ns, status.stopped_ns = self._clock.now_ns(), self._clock.stopped_ns
         return status
 
 

@@ -7,6 +7,7 @@ import pytest
 from tests.cpu_harness import BASE, Cpu
 from vmesh_services.cpu.core import saved
 from vmesh_services.cpu.core.registers import Registers
+from vmesh_services.cpu.engine import STATE_VERSION
 from vmesh_services.cpu.isa.registers import Kind, registers_of
 from vmesh_services.cpu.isa.riscv.csr import CSRS
 from vmesh_services.cpu.isa.riscv.state import Hart
@@ -78,7 +79,7 @@ def test_every_declared_control_register_is_read_and_written_by_its_number() -> 
             assert CSRS[register.number].name == name
 
 
-@pytest.mark.parametrize("version", range(1, saved.VERSION))
+@pytest.mark.parametrize("version", range(1, STATE_VERSION))
 def test_a_state_of_before_is_taken_and_what_it_lacks_is_as_after_a_reset(cpu: Cpu, version: int) -> None:
     cpu.harts.reset(BASE)
     state = saved.save(cpu.harts, 0)

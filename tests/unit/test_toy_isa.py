@@ -19,10 +19,10 @@ from vmesh import errors
 from vmesh.v1 import cpu_pb2
 from vmesh_services.cpu.controllers.virt import NATIVE, VirtControllers
 from vmesh_services.cpu.core import saved
-from vmesh_services.cpu.core.harts import HostSegment
 from vmesh_services.cpu.core.image import CoreImage, build_core
 from vmesh_services.cpu.core.registers import Registers
 from vmesh_services.cpu.core.state import ACCESS_DONE, ACCESS_FAILED, EXIT_ACCESS, EXIT_STOP
+from vmesh_services.cpu.engine import HostSegment
 from vmesh_services.cpu.isa.description import encode
 
 BASE, SIZE, HANDLER, DATA = 0x10_0000, 1 << 16, 0x10_2000, 0x10_4000

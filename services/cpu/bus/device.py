@@ -82,7 +82,17 @@ class RegisterTable:
 
 
 class Lines(Protocol):
-    """Where devices drive their lines and latches, send messages, and move (`harts.Harts`)."""
+    """Where devices are put, drive their lines and latches, send messages, and move (`harts.Harts`).
+
+    Regions are by the numbers of device and region; without a base they are nowhere. Kinds and shadow are the host
+    addresses of a `RegisterTable`. ValueError is for what there is no more room for.
+    """
+
+    def add_region(
+        self, base: int | None, size: int, device: int, index: int, kinds: int = 0, shadow: int = 0
+    ) -> None: ...
+
+    def remove_device(self, device: int) -> None: ...
 
     def set_level(self, source: int, level: bool) -> None: ...
 

@@ -11,12 +11,12 @@ from functools import partial
 from typing import Any
 
 from vmesh import errors, scheduling
-from vmesh.time import Clock, host_ns
+from vmesh.time import host_ns
 from vmesh.v1 import bus_pb2 as messages
 from vmesh.v1.trace_pb2 import TRACE_SYNC, TRACE_UNMAPPED
-from vmesh.wire import Peer
 
 from ..bus.link import Counters, Ending, Link, NoAnswer
+from ..engine import Surroundings
 from .harts import Harts
 from .pages import Pages
 from .regions import Regions
@@ -120,9 +120,7 @@ class Gate:
 
 class HartThread(threading.Thread):
     """Runs hart ``number`` of a machine with ``devices``, by their numbers. ``connect`` makes its link to one, given
-    the eventfd that ends its waits; ``report`` tells the service, ``stopped`` that the hart has stopped for the
-    debugger, ``stumbled`` that it has stopped for what nobody foresaw, and ``unmapped``, which gives what an access to
-    nothing reads, or None: all from this thread."""
+    the eventfd that ends its waits; ``stopped`` is called, from this thread, when it has stopped for the debugger."""
 
     def __init__(
         self,
@@ -130,15 +128,11 @@ class HartThread(threading.Thread):
         number: int,
         gate: Gate,
         connect: Callable[[int, Counters, int], Link],
-        dial_memory: Callable[[int], Peer],
-        unmapped: Callable[[int, int, int, bool], int | None],
-        report: Callable[[str], None],
         stopped: Callable[[], None],
-        stumbled: Callable[[str], None],
         regions: Regions | None,
         devices: Sequence[int],
         tracer: Tracer,
-        clock: Clock,
+        around: Surroundings,
     ) -> None:
         super().__init__(name=f"hart {number}", daemon=True)
         self.counters = Counters()
@@ -149,17 +143,14 @@ class HartThread(threading.Thread):
         self._hart: Any = harts.hart[number]
         self._gate = gate
         self._connect = connect
-        self._unmapped = unmapped
-        self._report = report
         self._stopped = stopped
-        self._stumbled = stumbled
         self._regions = regions
         self._devices = devices
         self._tracer = tracer
-        self._clock = clock
+        self._around = around
         self._links: dict[int, Link] = {}
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.pages = Pages(partial(dial_memory, self._wake), harts.is_present)
+        self.pages = Pages(partial(around.dial_memory, number, self._wake), harts.is_present)
 
     def wake(self) -> None:
         """From any thread: end this hart's wait for a device, which may have come back, or for a page."""
@@ -181,7 +172,7 @@ class HartThread(threading.Thread):
         except (Ending, errors.LifelineEnded):
             pass
         except errors.VmeshError as error:
-            self._report(f"hart {self._number} stopped: {error}")
+            self._around.failed(f"hart {self._number} stopped: {error}")
         finally:
             for link in self._links.values():
                 link.close()
@@ -198,7 +189,7 @@ class HartThread(threading.Thread):
         except Exception as error:
             self._gate.close_behind(self._number)
             self._harts.stop()
-            self._stumbled(f"hart {self._number} cannot go on: {errors.said(error)}")
+            self._around.stumbled(f"hart {self._number} cannot go on: {errors.said(error)}")
             self._gate.park(self._number)
 
     def _connect_all(self) -> None:
@@ -275,7 +266,7 @@ class HartThread(threading.Thread):
         with self._waiting_for(device):
             link = self._link(device)
             began, sequence = host_ns(), link.next_sequence
-            link.post(accesses, self._clock.now_ns())
+            link.post(accesses, self._around.clock.now_ns())
             if self._tracer.on:
                 self._tracer.batch(self._hart, device, began, sequence, len(accesses))
 
@@ -302,7 +293,7 @@ class HartThread(threading.Thread):
         number = hart.access_device
         write = bool(hart.access_write)
         if number == DEVICE_UNMAPPED:
-            value = self._unmapped(hart.access_offset, hart.access_size, hart.pc, write)
+            value = self._around.unmapped(hart.access_offset, hart.access_size, hart.pc, write)
             if value is None:
                 self.counters.faults += 1
                 hart.access_state = ACCESS_FAILED
@@ -329,7 +320,7 @@ class HartThread(threading.Thread):
         with self._waiting_for(number):
             link = self._link(number)
             began, sequence = host_ns(), link.next_sequence + len(before)
-            answer = link.access(before, access, self._clock.now_ns())
+            answer = link.access(before, access, self._around.clock.now_ns())
             if tracing:
                 took, value = host_ns() - began, value if write else answer.value
                 text = "access fault" if answer.bus_error else ""

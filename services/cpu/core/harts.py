@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from vmesh import errors
 from vmesh.doorbell import RING_BYTES
 from vmesh.time import host_ns
 
+from ..engine import HostSegment
 from ..isa.interface import Isa
 from ..isa.registers import registers_of
 from ..native.blob import Blob
@@ -54,21 +54,6 @@ def _address(memory: mmap.mmap) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
-@dataclass(frozen=True, slots=True)
-class HostSegment:
-    """Guest memory in this process: guest base and bytes, and the host addresses of the content and (or 0) of the page
-    flags dirty, present and holds-code, and of what devices say of code (memory.proto: Segment)."""
-
-    base: int
-    size: int
-    host: int
-    writable: bool = True
-    dirty: int = 0
-    present: int = 0
-    code: int = 0
-    news: int = 0
-
-
 class Harts:
     """All harts of a machine.
 
@@ -83,7 +68,7 @@ class Harts:
         controllers: Controllers,
         count: int,
         features: frozenset[str],
-        segments: list[HostSegment],
+        segments: Sequence[HostSegment],
     ) -> None:
         self.isa = isa
         self.features = features
@@ -148,7 +133,7 @@ class Harts:
         self._take_raises = function("take_raises", 2)
         self._listen = function("listen", 1)
 
-    def _place_memory(self, segments: list[HostSegment]) -> None:
+    def _place_memory(self, segments: Sequence[HostSegment]) -> None:
         """Guest memory. Raises ValueError for too many segments."""
         machine = self.machine
         if len(segments) > SEGMENTS:

@@ -10,9 +10,10 @@ from vmesh.latencies import Latencies
 from vmesh.v1 import common_pb2 as common
 from vmesh.v1 import memory_pb2 as messages
 
+from ..engine import GREETING_LIMIT
+
 #: How long a hart waits before it looks whether it is wanted elsewhere, in seconds.
 PATIENCE = 0.1
-GREETING_LIMIT = 30.0
 #: Requests that may be unanswered: pages may come before the answers, and memory is not asked faster than it answers.
 MOST_OPEN = 64
 

@@ -11,8 +11,6 @@ from ..isa.registers import Register, registers_of
 from .harts import Harts, SpareHart
 from .timers import TICK
 
-VERSION = 2
-
 _ANY, _BOOLEAN = range(1 << 64), range(2)
 #: What is saved of a hart beside its registers, by the names in its record, and the legal values. ``pc`` is a multiple
 #: of what the ISA aligns it to, too. ``retired`` counts up from 0, and 2**62 instructions take centuries.
