@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from ..native.host import FUTEX, FUTEX_WAKE_PRIVATE
 from ..native.lang import at, atomic_rmw, atomic_store, call_host, export, native, ref, u32, u64
 from .state import ATTENTION_INTERRUPT, Hart, Machine
-
-FUTEX_WAIT_PRIVATE, FUTEX_WAKE_PRIVATE = 128, 129
 
 
 @export
@@ -15,7 +14,7 @@ def raise_attention(hart: Hart, bits: u64) -> None:
     atomic_store(u64, ref(hart.stop_at), 0)
     if hart.waiting != 0:
         machine = at(Machine, hart.machine)
-        call_host(machine.syscall, machine.futex_number, ref(hart.attention), FUTEX_WAKE_PRIVATE, 1, 0, 0, 0)
+        call_host(machine.syscall, FUTEX, ref(hart.attention), FUTEX_WAKE_PRIVATE, 1, 0, 0, 0)
 
 
 @native

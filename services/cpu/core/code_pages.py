@@ -7,6 +7,7 @@ back to the decoder by one store of its handler, and its operands stay as they a
 
 from __future__ import annotations
 
+from ..native.host import SCHED_YIELD
 from ..native.lang import (
     Ptr,
     at,
@@ -43,7 +44,6 @@ WORDS = 512
 FEW = 32
 #: What ``check_page`` finds of a page's code.
 UNCHANGED, CHANGED, REWRITTEN = 0, 1, 2
-SCHED_YIELD = 24
 #: Spins until a host core is offered to whoever is waited for.
 SPINS = 256
 

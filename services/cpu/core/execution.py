@@ -3,6 +3,7 @@ pages."""
 
 from __future__ import annotations
 
+from ..native.host import FUTEX, FUTEX_WAIT_PRIVATE, SCHED_YIELD
 from ..native.lang import (
     Ptr,
     at,
@@ -20,8 +21,8 @@ from ..native.lang import (
     u32,
     u64,
 )  # fmt: skip
-from .attention import FUTEX_WAIT_PRIVATE, raise_attention
-from .code_pages import SCHED_YIELD, forget_pages, lock_pages, unlock_pages
+from .attention import raise_attention
+from .code_pages import forget_pages, lock_pages, unlock_pages
 from .coherence import EXPORTS as COHERENCE_EXPORTS
 from .coherence import code_page
 from .debug import arm, breaks, disarm, end_step
@@ -132,9 +133,7 @@ def sleep(hart: Hart) -> None:
     hart.timespec[0] = length // 1_000_000_000
     hart.timespec[1] = length % 1_000_000_000
     stay_out(hart)
-    call_host(
-        machine.syscall, machine.futex_number, ref(hart.attention), FUTEX_WAIT_PRIVATE, 0, ref(hart.timespec), 0, 0
-    )
+    call_host(machine.syscall, FUTEX, ref(hart.attention), FUTEX_WAIT_PRIVATE, 0, ref(hart.timespec), 0, 0)
     come_in(hart)
 
 

@@ -42,7 +42,6 @@ from .state import (
 from .tlb import PAGE, SPACES
 
 _libc = ctypes.CDLL(None)
-_FUTEX = {"x86_64": 202}
 #: Code pages that a hart keeps decoded (64 KiB of address space each, touched as used).
 CODE_PAGES = 4096
 #: The interrupt source that does not exist: to drive it drives what controllers put out anew.
@@ -94,7 +93,6 @@ class Harts:
         """What native code calls of C's library."""
         for name in ("clock_gettime", "syscall", "read", "write", "poll"):
             setattr(self.machine, name, ctypes.cast(getattr(_libc, name), ctypes.c_void_p).value)
-        self.machine.futex_number = _FUTEX["x86_64"]
 
     def _name_handlers(self, core: CoreImage) -> None:
         """Where instructions and functions are in the blob, by their numbers."""

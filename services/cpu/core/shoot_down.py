@@ -16,8 +16,9 @@ Whoever clears flags ``dirty`` asks for one before it copies the pages. ``Machin
 
 from __future__ import annotations
 
+from ..native.host import FUTEX, FUTEX_WAIT_PRIVATE, FUTEX_WAKE_PRIVATE
 from ..native.lang import at, atomic_load, atomic_rmw, atomic_store, call_host, export, native, ref, u32, u64
-from .attention import FUTEX_WAIT_PRIVATE, FUTEX_WAKE_PRIVATE, raise_attention
+from .attention import raise_attention
 from .segments import machine_of
 from .state import ATTENTION_SHOOT_DOWN, Hart, Machine
 from .tlb import flush_fetch, flush_writes
@@ -57,7 +58,7 @@ def answer_shoot_downs(hart: Hart) -> None:
     atomic_store(u64, ref(hart.shot), wanted)
     if atomic_load(u32, ref(hart.awaited)) != 0:
         machine = machine_of(hart)
-        call_host(machine.syscall, machine.futex_number, ref(hart.shot), FUTEX_WAKE_PRIVATE, 1, 0, 0, 0)
+        call_host(machine.syscall, FUTEX, ref(hart.shot), FUTEX_WAKE_PRIVATE, 1, 0, 0, 0)
 
 
 @native
@@ -113,7 +114,7 @@ def await_shot(machine: Machine, number: u64, patience: u64) -> u64:
             if seen < number:
                 call_host(
                     machine.syscall,
-                    machine.futex_number,
+                    FUTEX,
                     ref(hart.shot),
                     FUTEX_WAIT_PRIVATE,
                     seen & 0xFFFF_FFFF,

@@ -287,7 +287,6 @@ class Machine(Record):
     time_base: u64
     #: What the board's counter is ahead of guest time, in ticks modulo 2**64: software may write it.
     counter_offset: u64
-    futex_number: u64
     #: Host addresses of the interrupt controllers' records.
     controllers: Ptr[u64] = array(u64, CONTROLLERS)
     #: The ISA's: bits of what is on.

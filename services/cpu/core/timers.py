@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..native.host import CLOCK_MONOTONIC
 from ..native.lang import at, call_host, inline, native, ref, u64
 from .attention import raise_attention
 from .provided import look_at_own_timers, look_at_timers
@@ -9,7 +10,6 @@ from .state import ATTENTION_INTERRUPT, Hart, Machine
 
 #: Nanoseconds of a tick of the board's counter (10 MHz, the `virt` board's timebase-frequency).
 TICK = 100
-CLOCK_MONOTONIC = 1
 NEVER = (1 << 64) - 1
 
 

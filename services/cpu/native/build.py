@@ -12,7 +12,7 @@ import llvmlite.binding as llvm
 from elftools.elf.elffile import ELFFile
 from elftools.elf.relocation import RelocationSection
 
-R_X86_64_PC32, R_X86_64_PLT32, R_X86_64_PC64 = 2, 4, 24
+from .host import HOST
 
 
 class BuildError(Exception):
@@ -96,12 +96,9 @@ def link(data: bytes) -> Code:
             where = base + relocation["r_offset"]
             value = placed[symbol["st_shndx"]] + symbol["st_value"] + relocation["r_addend"] - where
             kind = relocation["r_info_type"]
-            if kind in (R_X86_64_PC32, R_X86_64_PLT32):
-                struct.pack_into("<i", image, where, value)
-            elif kind == R_X86_64_PC64:
-                struct.pack_into("<q", image, where, value)
-            else:
+            if kind not in HOST.relocations:
                 raise BuildError(f"expected PC-relative relocations, got type {kind} for {symbol.name}")
+            struct.pack_into(HOST.relocations[kind], image, where, value)
     return Code(bytes(image), symbols, text_size)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .builder import Builder
+from .host import HOST
 from .lang import IntType, PtrType
 from .values import BOOLEAN, LIKELY, U32, U64, UNLIKELY, NativeError, Value
 
@@ -125,5 +126,5 @@ INTRINSICS: dict[str, Callable[[Builder, list[Any]], Any]] = {
     "likely": _hint(LIKELY),
     "unlikely": _hint(UNLIKELY),
     "call_host": _call_host,
-    "cpu_relax": lambda b, args: b.line('call void asm sideeffect "pause", ""()'),
+    "cpu_relax": lambda b, args: b.line(f'call void asm sideeffect "{HOST.relax}", ""()'),
 }

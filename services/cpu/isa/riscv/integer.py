@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from ...core.shoot_down import look_at_news
-from ...native.lang import fence, i8, i16, i32, i64, i128, inline, quotient, remainder, u8, u16, u32, u64, u128
+from ...native.host import order
+from ...native.lang import i8, i16, i32, i64, i128, inline, quotient, remainder, u8, u16, u32, u64, u128
 from ..description import Flow
 from ..semantics import Trap, drain_posted, jump, load, store
 from .isa import BREAKPOINT, ECALL_USER, ILLEGAL, instruction
 from .state import Hart
 
 BASE, MUL = "i", "m"
-PRED_O, PRED_W, SUCC_R = 1 << 26, 1 << 24, 1 << 21
+PRED_O = 1 << 26
 
 
 @inline
@@ -268,9 +269,7 @@ def sraw(rs1: u64, rs2: u64) -> u64:
 
 @instruction("fence", "fm4 pred4 succ4 rs1 000 rd 0001111", BASE)
 def fence_(insn: u64) -> None:
-    # the host orders as x86 does: only a store before a load (W in pred, R in succ) needs a fence of its own
-    if insn & (PRED_W | SUCC_R) == PRED_W | SUCC_R:
-        fence()
+    order(insn >> 24, insn >> 20)  # bits 1 and 0 of each field are reads and writes of memory
     # what another hart does to a device after it has seen our later writes must come after our posted ones
     if insn & PRED_O != 0:
         drain_posted()

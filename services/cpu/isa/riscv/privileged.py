@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ...core.memory import host_address, region_of
 from ...core.state import PENDING_NONE, PENDING_TRAP, READ, Machine
+from ...native.host import SCHED_YIELD
 from ...native.lang import at, call_host, inline, native, u64
 from ..semantics import Trap, atomic, jump, leave_if_pending, store
 from .csr import csr_allowed, csr_read, csr_stored, csr_write
@@ -15,7 +16,6 @@ from .trap import return_from_machine, return_from_supervisor
 
 ZICSR, S = "zicsr", "i"
 BLOCK = 64
-SCHED_YIELD = 24
 #: PAUSEs of a hart between two offers of its host core to others: fewer lose the core to strangers, more waste it.
 PAUSES = 16
 
