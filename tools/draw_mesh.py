@@ -48,7 +48,8 @@ class Box:
         return self.y + self.height // 2
 
     def draw(self) -> Iterator[str]:
-        yield f'<rect class="{self.kind}" x="{self.x}" y="{self.y}" width="{self.width}" height="{self.height}" rx="6"/>'
+        place = f'x="{self.x}" y="{self.y}" width="{self.width}" height="{self.height}"'
+        yield f'<rect class="{self.kind}" {place} rx="6"/>'
         for number, line in enumerate((self.name, *self.lines)):
             style = ' class="name"' if number == 0 else ""
             yield f'<text{style} x="{self.x + 10}" y="{self.y + 18 + number * _LINE}">{escape(line)}</text>'
@@ -57,25 +58,6 @@ class Box:
 def _place(part: Part) -> str:
     interrupt = f", interrupt {part.irq}" if part.irq else ""
     return f"{part.range.base:#x}{interrupt}"
-
-
-def draw(self) -> Iterator[str]:
-    yield f'<rect class="{self.kind}" x="{self.x}" y="{self.y}" width="{self.width}" height="{self.height}" rx="6"/>'
-    for number, line in enumerate((self.name, *self.lines)):
-        style = ' class="name"' if number == 0 else ""
-        yield f'<text{style} x="{self.x + 10}" y="{self.y + 18 + number * _LINE}">{escape(line)}</text>'
-
-
-def _place(part: Part) -> str:
-    interrupt = f", interrupt {part.irq}" if part.irq else ""
-    return f"{part.range.base:#x}{interrupt}"
-
-
-def _way(x: int, y: int, x2: int, y2: int, *texts: str) -> Iterator[str]:
-    yield f'<line class="way" x1="{x}" y1="{y}" x2="{x2}" y2="{y2}"/>'
-    for number, text in enumerate(texts):
-        middle, above = (x + x2) // 2, (y + y2) // 2 - 6 + number * 19
-        yield f'<text class="wire" text-anchor="middle" x="{middle}" y="{above}">{escape(text)}</text>'
 
 
 def draw(board: Board) -> str:
