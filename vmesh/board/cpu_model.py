@@ -11,7 +11,6 @@ The names are QEMU's and the RISC-V manuals'. Only what the cpu service implemen
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -155,6 +154,8 @@ def _switch(switch: str) -> tuple[str, bool] | None:
         return None
     feature = _BY_NAME.get(name)
     if feature is None:
+        import difflib  # every cpu imports this module, for the names
+
         close = difflib.get_close_matches(name, _BY_NAME, n=1)
         hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(_BY_NAME)}"
         raise CpuModelError(f"unknown feature '{name}': {hint}")

@@ -1,16 +1,14 @@
-"""The extensions a hart can have, each a bit of ``core.state.Machine.features``."""
+"""The extensions a hart can have, those of the board's CPU models, each a bit of ``core.state.Machine.features``."""
 
 from __future__ import annotations
+
+from vmesh.board import cpu_model
 
 from ...core.state import Machine
 from ...native.lang import at, inline, u64
 from .state import Hart
 
-FEATURES = (
-    "i", "m", "a", "f", "d", "c", "zicsr", "zifencei", "zicntr", "zihpm", "zicbom", "zicboz", "zihintpause", "zba",
-    "zbb", "zbc", "zbs", "sstc",
-    "svadu", "svinval", "svpbmt", "sv39", "sv48", "sv57", "zicond",
-)  # fmt: skip
+FEATURES = tuple(feature.name for feature in cpu_model.FEATURES)
 FEATURE_BIT = {name: number for number, name in enumerate(FEATURES)}
 
 
