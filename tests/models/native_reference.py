@@ -212,18 +212,29 @@ class Table:
         return typed(self.element.type, self.values[int(index)])
 
 
-def _quotient(a: Int, b: Any) -> Int:
-    type_, dividend, divisor = a._pair(b, False)
+def _division(a: Any, b: Any) -> tuple[IntType, int, int]:
+    """Type, dividend and divisor; one of them may be a literal."""
+    if isinstance(a, Int):
+        type_, dividend, divisor = a._pair(b, False)
+    elif isinstance(b, Int):
+        type_, divisor, dividend = b._pair(a, False)
+    else:
+        raise Mismatch(f"{a!r} and {b!r}")
     if divisor == 0:
         raise NoMeaning("a division by 0")
+    return type_, dividend, divisor
+
+
+def _quotient(a: Any, b: Any) -> Int:
+    type_, dividend, divisor = _division(a, b)
     result = abs(dividend) // abs(divisor) * (1 if (dividend < 0) == (divisor < 0) else -1)
     if result > type_.most:
         raise NoMeaning("a quotient that does not fit")
     return Int(result, type_)
 
 
-def _remainder(a: Int, b: Any) -> Int:
-    type_, dividend, divisor = a._pair(b, False)
+def _remainder(a: Any, b: Any) -> Int:
+    type_, dividend, divisor = _division(a, b)
     return Int(dividend - _quotient(a, b).value * divisor, type_)
 
 
