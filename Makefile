@@ -13,6 +13,8 @@ NATIVE_BUILD ?= vmesh_services.cpu.compile
 RUN_FLAGS    ?=
 # Further flags for pytest, for example PYTEST_FLAGS="-k board".
 PYTEST_FLAGS ?=
+# Further flags for uv, for example LOCK_FLAGS="--upgrade-package rich".
+LOCK_FLAGS   ?=
 # Two more than there are cores, as many tests wait.
 PYTEST_JOBS  ?= $(shell echo $$(($$(nproc) + 2)))
 
@@ -65,8 +67,8 @@ lint: dev ## ruff and mypy --strict
 bench: dev guest ## print what we claim beside the peers' figures
 	$(RUN) -m bench
 
-lock: $(VENV)/.dev ## renew the lock files after pyproject.toml changed (needs uv)
-	tools/lock.sh
+lock: $(VENV)/.dev ## renew the lock files after pyproject.toml changed (needs uv), or with LOCK_FLAGS=--upgrade
+	tools/lock.sh $(LOCK_FLAGS)
 
 clean: ## remove everything that was built here
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis vmesh/v1 *.egg-info

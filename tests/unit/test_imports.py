@@ -186,6 +186,27 @@ def test_imports_of_what_starts_a_machine_are_few(module: str) -> None:
     assert not sorted(set(done.stdout.split()) & set(LATE))
 
 
+#: What gRPC imports by itself: its other packages, where they are, and what it depends on.
+GRPC = {"grpc", "grpc_health", "grpc_reflection", "grpc_tools", "typing_extensions"}
+
+
+@pytest.mark.parametrize(
+    ("module", "packages"),
+    [("vmesh", set()), ("vmesh.device", {"google", "zmq"}), ("vmesh.client", {"google", *GRPC})],
+)
+def test_imports_of_what_others_write_programs_with_are_few(module: str, packages: set[str]) -> None:
+    """The author of a device, who installs protobuf and ZeroMQ only, has to have no LLVM."""
+    code = (
+        "import sys\n"
+        "before = {*sys.modules}\n"
+        f"import {module}\n"
+        "new = [name for name in {*sys.modules} - before if getattr(sys.modules[name], '__file__', None)]\n"
+        "print(*{name.split('.')[0] for name in new} - sys.stdlib_module_names)\n"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
+    assert {*done.stdout.split()} - {"vmesh"} <= packages
+
+
 @pytest.mark.parametrize("module", ["vmesh.client", "vmesh_services.monitor.gateway", "bench.doors", "tests.conftest"])
 def test_imports_of_grpc_come_after_its_settings(module: str) -> None:
     """It reads them when it is imported; and its handlers of fork(2) hang."""
