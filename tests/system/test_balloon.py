@@ -1,54 +1,142 @@
-"""Debian's driver of the balloon: what QMP asks for it does, and the host has the memory."""
+"""Debian's driver of the balloon does what QMP and HMP ask for, and the host gets the memory."""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import socket
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.system.conftest import BRIEF, PROMPT, Host, Terminal
-from tests.waiting import wait_for
-from vmesh.client import MachineClient
+from tests.system.test_hotplug import bare
+from tests.waiting import LIMIT, wait_for
 from vmesh.guest import Guest
-from vmesh.machine import MachineDirectory
 
 pytestmark = pytest.mark.system
 
 Run = Callable[..., Terminal]
-RAM = 512 << 20
-SMALL = 128 << 20
-FLAGS = ("-name", "air", "-m", "512M", "-append", BRIEF, "-device", "virtio-balloon-device")
-FILL = "dd if=/dev/urandom of=/tmp/fill bs=1M count=200 2>/dev/null; md5sum </tmp/fill; rm /tmp/fill"
+RAM, SMALL = 512 << 20, 192 << 20
+BALLOON = ("-device", "virtio-balloon-device,id=air")
+NONE = {"class": "DeviceNotActive", "desc": "No balloon device has been activated"}
+USE = "dd if=/dev/urandom of=/tmp/used bs=1M count=150 2>/dev/null; rm /tmp/used"
 
 
 class Door:
-    """A QMP client that keeps the events it sees."""
+    """A client of QMP, which keeps the events that it sees."""
 
-    def __init__(self, host: Host) -> None:
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(60)
-        self.socket.connect(str(host.runtime / "air" / "qmp.sock"))
-        self.lines = self.socket.makefile("rb")
-        self.events: list[dict[str, Any]] = []
-        json.loads(self.lines.readline())
+    def __init__(self, path: Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(LIMIT)
+        self._socket.connect(str(path))
+        self._lines = self._socket.makefile("rb")
+        self.events: list[tuple[str, Any]] = []
+        json.loads(self._lines.readline())
         self.ask("qmp_capabilities")
 
     def ask(self, name: str, **arguments: object) -> Any:
-        """What it returns, or its error."""
-        self.socket.sendall(json.dumps({"execute": name, "arguments": arguments}).encode())
-        while "event" in (said := json.loads(self.lines.readline())):
-            self.events.append(said)
-        return said["return"] if "return" in said else said["error"]
+        """What the command returns, or its error."""
+        said = {"execute": name, "arguments": {key.replace("_", "-"): value for key, value in arguments.items()}}
+        self._socket.sendall(json.dumps(said).encode())
+        while "event" in (answer := json.loads(self._lines.readline())):
+            self.events.append((answer["event"], answer.get("data")))
+        return answer["return"] if "return" in answer else answer["error"]
 
-    def actual(self) -> int:
-        found: int = self.ask("query-balloon")["actual"]
-        return found
+    def has(self, actual: int) -> bool:
+        return bool(self.ask("query-balloon") == {"actual": actual})
+
+    def close(self) -> None:
+        self._lines.close()
+        self._socket.close()
 
 
-def held(host: Host) -> int:
+@pytest.fixture
+def host(root: Path) -> Iterator[Host]:
+    """Its machines are where a user's are: other file systems than that in memory may fill holes again."""
+    runtime = Path(tempfile.mkdtemp(prefix="vmesh-", dir="/dev/shm"))
+    yield Host(runtime, root)
+    shutil.rmtree(runtime)
+
+
+@contextmanager
+def door(host: Host, name: str) -> Iterator[Door]:
+    path = host.runtime / name / "qmp.sock"
+    wait_for(path.exists, "QMP's socket")
+    made = Door(path)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def held(host: Host, name: str) -> int:
     """Bytes of the host's memory that guest memory takes."""
-    return (host.runtime / "air" / "ram.seg").stat().st_blocks * 512
+    return (host.runtime / name / "ram.seg").stat().st_blocks * 512
+
+
+def test_debian_does_with_less_and_gets_it_back(host: Host, run: Run, debian: Guest) -> None:
+    machine = run("-name", "less", "-m", "512M", "-append", BRIEF, *BALLOON)
+    machine.expect(PROMPT)
+    machine.ask(USE)
+    with door(host, "less") as qmp:
+        assert qmp.ask("query-balloon") == {"actual": RAM}
+        before = held(host, "less")
+        assert qmp.ask("balloon", value=SMALL) == {}
+        wait_for(lambda: qmp.has(SMALL), "the guest to do with less")
+        assert before - held(host, "less") > 100 << 20
+        wait_for(lambda: qmp.ask("query-name") and ("BALLOON_CHANGE", {"actual": SMALL}) in qmp.events, "the event")
+        assert qmp.ask("human-monitor-command", command_line="info balloon") == "balloon: actual=192\n"
+        free = int(machine.ask("awk '/MemTotal/ { print $2 }' /proc/meminfo")) << 10
+        assert free < SMALL
+        assert qmp.ask("human-monitor-command", command_line="balloon 0x200") == ""
+        wait_for(lambda: qmp.has(RAM), "the guest to have all again")
+        machine.ask(USE)
+        assert qmp.ask("balloon", value=1 << 62) == {}
+        assert qmp.has(RAM)
+    machine.type("\x04")
+    assert machine.wait() == 0
+
+
+def test_killed_while_it_takes(host: Host, run: Run, debian: Guest) -> None:
+    """What is wanted and what is given survive, and a guest that is asked for nothing new goes on with what it was."""
+    machine = run("-name", "killed", "-m", "512M", "-append", BRIEF, *BALLOON)
+    machine.expect(PROMPT)
+    killed: list[int] = []
+    with door(host, "killed") as qmp:
+        qmp.ask("balloon", value=SMALL)
+        for _ in range(3):
+            former = next(each["pid"] for each in host.ps()["killed"]["services"] if each["name"] == "air")
+            killed.append(former)
+            os.kill(former, signal.SIGKILL)
+            host.next_life("killed", "air", killed)
+        wait_for(lambda: qmp.has(SMALL), "the guest to do with less")
+        qmp.ask("stop")
+        qmp.ask("balloon", value=RAM)
+        assert qmp.has(SMALL)
+        qmp.ask("cont")
+        wait_for(lambda: qmp.has(RAM), "the guest to have all again")
+    machine.ask(USE)
+    machine.type("\x04")
+    assert machine.wait() == 0
+
+
+def test_a_machine_without_one_and_a_machine_with_two(host: Host, run: Run, tmp_path: Path) -> None:
+    run("-name", "plain", "-S", "-bios", "none", "-serial", "null", "-kernel", str(bare(tmp_path)))
+    with door(host, "plain") as qmp:
+        assert qmp.ask("query-balloon") == qmp.ask("balloon", value=1) == NONE
+        assert qmp.ask("human-monitor-command", command_line="info balloon") == f"Error: {NONE['desc']}\n"
+        assert qmp.ask("human-monitor-command", command_line="balloon 1") == f"Error: {NONE['desc']}\n"
+        assert qmp.ask("device_add", driver="virtio-balloon-device", id="air") == {}
+        assert qmp.ask("balloon", value=1 << 20) == {}
+        assert qmp.ask("balloon", value=0)["desc"] == "Parameter 'target' expects a size"
+        assert qmp.ask("device_add", driver="virtio-balloon-device")["desc"].startswith("the machine has a balloon")
+        assert qmp.ask("device_del", id="air") == {}
+        assert qmp.ask("query-balloon") == NONE
+        qmp.ask("quit")
