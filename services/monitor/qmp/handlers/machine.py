@@ -15,6 +15,7 @@ from vmesh_services.monitor.operations import Request
 from vmesh_services.monitor.qmp.check import Json
 from vmesh_services.monitor.qmp.errors import DeviceNotActive, QmpError
 from vmesh_services.monitor.qmp.handlers.registry import handles
+from vmesh_services.monitor.run_states import Act
 
 _PIECE = 1 << 20
 
@@ -68,10 +69,11 @@ def _balloon(control: Control, arguments: Json) -> object:
     target = _integer(arguments, "value")
     if target <= 0:
         raise QmpError("Parameter 'target' expects a size")
-    return Work(_inflate(name, balloon.pages(ram, target)), exclusive=True)  # not amid what saves the device's state
+    return Work(_inflate(control, name, balloon.pages(ram, target)), exclusive=True)
 
 
-def _inflate(name: str, pages: int) -> Parts:
+def _inflate(control: Control, name: str, pages: int) -> Parts:
+    control.supervisor.condition.check(Act.WRITE)
     yield [Request(name, SetProperty(name=balloon.PROPERTY, value=pages))]
     return {}
 
