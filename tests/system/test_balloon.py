@@ -127,6 +127,28 @@ def test_killed_while_it_takes(host: Host, run: Run, debian: Guest) -> None:
     assert machine.wait() == 0
 
 
+def test_a_snapshot_has_its_size(host: Host, run: Run, debian: Guest, tmp_path: Path) -> None:
+    machine = run("-name", "kept", "-m", "512M", "-append", BRIEF, *BALLOON, VMESH_SNAPSHOTS=str(tmp_path))
+    machine.expect(PROMPT)
+    machine.ask(USE)
+    with door(host, "kept") as qmp:
+        qmp.ask("balloon", value=SMALL)
+        wait_for(lambda: qmp.has(SMALL), "the guest to do with less")
+        assert qmp.ask("human-monitor-command", command_line="savevm small") == ""
+        qmp.ask("balloon", value=RAM)
+        wait_for(lambda: qmp.has(RAM), "the guest to have all again")
+        machine.ask(USE)
+        assert qmp.ask("human-monitor-command", command_line="loadvm small") == ""
+        assert qmp.has(SMALL)
+        qmp.ask("balloon", value=RAM)
+        wait_for(lambda: qmp.has(RAM), "the guest to have all again")
+    machine.type(f"{USE}; echo o''k\n")
+    machine.expect("ok\n")
+    machine.expect(PROMPT)
+    machine.type("\x04")
+    assert machine.wait() == 0
+
+
 def test_a_machine_without_one_and_a_machine_with_two(host: Host, run: Run, tmp_path: Path) -> None:
     run("-name", "plain", "-S", "-bios", "none", "-serial", "null", "-kernel", str(bare(tmp_path)))
     with door(host, "plain") as qmp:
