@@ -18,7 +18,10 @@ import pytest
 from tests.system.conftest import BRIEF, PROMPT, Host, Terminal
 from tests.system.test_hotplug import bare
 from tests.waiting import LIMIT, wait_for
+from vmesh.client import MachineClient
 from vmesh.guest import Guest
+from vmesh.machine import MachineDirectory
+from vmesh.v1 import migration_pb2
 
 pytestmark = pytest.mark.system
 
@@ -147,6 +150,43 @@ def test_a_snapshot_has_its_size(host: Host, run: Run, debian: Guest, tmp_path: 
     machine.expect(PROMPT)
     machine.type("\x04")
     assert machine.wait() == 0
+
+
+@pytest.mark.parametrize("postcopy", [False, True], ids=["precopy", "postcopy"])
+def test_a_machine_moves_while_its_guest_gives(host: Host, run: Run, debian: Guest, postcopy: bool) -> None:
+    source = run("-name", "here", "-m", "512M", "-append", BRIEF, *BALLOON)
+    source.expect(PROMPT)
+    source.ask(USE)
+    source.ask("dd if=/dev/urandom of=/tmp/kept bs=1M count=30 2>/dev/null")
+    digest = source.ask("md5sum /tmp/kept")
+    place = f"unix:{host.runtime}/there.migrate"
+    target = run("-name", "there", "-m", "512M", "-append", BRIEF, *BALLOON, "-incoming", place)
+    wait_for(Path(place[5:]).exists, "the target to listen")
+    with (
+        door(host, "here") as here,
+        door(host, "there") as there,
+        MachineClient(MachineDirectory(host.runtime / "here"), timeout=LIMIT) as client,
+    ):
+        client.migrate_set(postcopy_ram=postcopy, max_bandwidth=32 << 20)
+        assert there.ask("balloon", value=SMALL)["desc"] == "the machine waits for a migration to come in"
+        client.migrate(place)
+        wait_for(lambda: client.query_migrate().status.state == migration_pb2.MIGRATION_ACTIVE, "the move to begin")
+        assert here.ask("balloon", value=SMALL) == {}
+        wait_for(lambda: here.ask("query-balloon")["actual"] < RAM - (20 << 20), "the guest to give some")
+        assert client.query_migrate().status.state == migration_pb2.MIGRATION_ACTIVE
+        if postcopy:
+            client.migrate_start_postcopy()
+        else:
+            client.migrate_set(max_bandwidth=0)
+        wait_for(lambda: client.query_migrate().status.state == migration_pb2.MIGRATION_COMPLETED, "the move")
+        wait_for(lambda: there.has(SMALL), "the guest to do with less")
+        target.type("md5sum /tmp/kept\n")
+        target.expect(digest)
+        target.expect(PROMPT)
+        there.ask("balloon", value=RAM)
+        wait_for(lambda: there.has(RAM), "the guest to have all again")
+        target.ask(USE)
+        assert target.ask("md5sum /tmp/kept") == digest
 
 
 def test_a_machine_without_one_and_a_machine_with_two(host: Host, run: Run, tmp_path: Path) -> None:
