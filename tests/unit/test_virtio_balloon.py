@@ -13,12 +13,19 @@ import pytest
 from tests.unit.device_harness import FakeRuntime
 from tests.unit.test_virtio_mmio import Guest
 from tests.unit.virtio_driver import BASE, BUFFERS, RAM, Driver, areas, guest_memory
-from vmesh import errors, segment
-from vmesh.v1.common_pb2 import BalloonChange
+from vmesh import errors, segment, service
+from vmesh.device import DeviceService
+from vmesh.guest_memory import Piece
+from vmesh.slot import Slot
+from vmesh.v1.common_pb2 import ROLE_MONITOR, BalloonChange, Done
 from vmesh.v1.devices_pb2 import VirtioBalloonState
+from vmesh.v1.lifecycle_pb2 import SetProperty
+from vmesh.v1.packet_pb2 import Packet
+from vmesh.v1.slot_pb2 import SlotRecord
 from vmesh.virtio.device import DRIVER_OK, F_VERSION_1
 from vmesh.virtio.mmio import Mmio, Offset
 from vmesh.virtio.queue import DESCRIPTOR
+from vmesh.wire import Client
 from vmesh_services.devices.virtio_balloon.device import DEFLATE, INFLATE, MOST, PAGE, PROPERTY, VirtioBalloon
 
 WANTED, ACTUAL = 0x100, 0x104  # the configuration's fields, as registers
@@ -94,6 +101,14 @@ def test_pages_that_are_given_take_no_memory_and_are_dirty(guest: Balloon) -> No
         assert number not in guest.dirty()
 
 
+def test_neighbours_are_given_at_once(guest: Balloon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each hole costs the host a call."""
+    seen: list[list[Piece]] = []
+    monkeypatch.setattr(guest.memory, "discard", lambda pieces: seen.append(pieces) or 0)
+    guest.give(*range(FIRST + 3, FIRST - 1, -1), FIRST + 6)
+    assert seen == [[(FIRST * PAGE, 4 * PAGE), ((FIRST + 6) * PAGE, PAGE)]]
+
+
 def test_pages_that_are_taken_back_are_the_guests_at_once(guest: Balloon) -> None:
     guest.give(FIRST)
     guest.memory.write(FIRST * PAGE, b"mine")
@@ -162,6 +177,18 @@ def test_what_cannot_be_set_is_refused(guest: Balloon, name: str, value: int) ->
     with pytest.raises(errors.BadRequest):
         guest.device.set_property(name, value)
     assert guest.read(WANTED) == 7
+
+
+def test_what_is_set_is_in_the_slot_when_it_is_answered(tmp_path: Path) -> None:
+    arguments = ["--machine", str(tmp_path), "--name", "air"]
+    runtime = service.Runtime(service.parser("virtio-balloon", None).parse_args(arguments))
+    made = DeviceService(runtime, VirtioBalloon(runtime, Mmio(0x1000_8000, 8)))
+    monitor = Client(b"identity", ROLE_MONITOR, "monitor", 0)
+    assert made.handle(monitor, Packet(id=1, set_property=SetProperty(name=PROPERTY, value=9))) == Done()
+    written = Slot(tmp_path / "air.slot", fresh=False).read()
+    assert written is not None
+    assert VirtioBalloonState.FromString(SlotRecord.FromString(written).state).wanted == 9
+    runtime.close()
 
 
 def test_the_monitor_is_told_at_most_once_a_second(guest: Balloon) -> None:
