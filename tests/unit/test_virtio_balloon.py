@@ -104,7 +104,12 @@ def test_pages_that_are_given_take_no_memory_and_are_dirty(guest: Balloon) -> No
 def test_neighbours_are_given_at_once(guest: Balloon, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each hole costs the host a call."""
     seen: list[list[Piece]] = []
-    monkeypatch.setattr(guest.memory, "discard", lambda pieces: seen.append(pieces) or 0)
+
+    def discard(pieces: list[Piece]) -> int:
+        seen.append(pieces)
+        return 0
+
+    monkeypatch.setattr(guest.memory, "discard", discard)
     guest.give(*range(FIRST + 3, FIRST - 1, -1), FIRST + 6)
     assert seen == [[(FIRST * PAGE, 4 * PAGE), ((FIRST + 6) * PAGE, PAGE)]]
 
