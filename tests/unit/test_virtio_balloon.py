@@ -17,11 +17,13 @@ from vmesh import errors, segment, service
 from vmesh.device import DeviceService
 from vmesh.guest_memory import Piece
 from vmesh.slot import Slot
+from vmesh.trace import MemoryTrace
 from vmesh.v1.common_pb2 import ROLE_MONITOR, BalloonChange, Done
 from vmesh.v1.devices_pb2 import VirtioBalloonState
 from vmesh.v1.lifecycle_pb2 import SetProperty
 from vmesh.v1.packet_pb2 import Packet
 from vmesh.v1.slot_pb2 import SlotRecord
+from vmesh.v1.trace_pb2 import TRACE_DMA_WRITE
 from vmesh.virtio.device import DRIVER_OK, F_VERSION_1
 from vmesh.virtio.mmio import Mmio, Offset
 from vmesh.virtio.queue import DESCRIPTOR
@@ -112,6 +114,16 @@ def test_neighbours_are_given_at_once(guest: Balloon, monkeypatch: pytest.Monkey
     monkeypatch.setattr(guest.memory, "discard", discard)
     guest.give(*range(FIRST + 3, FIRST - 1, -1), FIRST + 6)
     assert seen == [[(FIRST * PAGE, 4 * PAGE), ((FIRST + 6) * PAGE, PAGE)]]
+
+
+def test_what_is_given_is_in_the_trace(guest: Balloon) -> None:
+    seen: list[tuple[int, int, int]] = []
+    trace = MemoryTrace(guest.memory, lambda kind, _began, address, size: seen.append((kind, address, size)))
+    guest.give(FIRST)
+    trace.close()
+    guest.give(FIRST + 1)
+    assert [each for each in seen if each[1] >= FIRST * PAGE] == [(TRACE_DMA_WRITE, FIRST * PAGE, PAGE)]
+    assert guest.given == 2 * PAGE
 
 
 def test_pages_that_are_taken_back_are_the_guests_at_once(guest: Balloon) -> None:
