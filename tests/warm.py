@@ -26,6 +26,7 @@ SERVICES = (
     "vmesh_services.devices.ns16550a",
     "vmesh_services.devices.sifive_test",
     "vmesh_services.devices.virtio_9p",
+    "vmesh_services.devices.virtio_balloon",
     "vmesh_services.devices.virtio_blk",
     "vmesh_services.devices.virtio_console",
     "vmesh_services.devices.virtio_net",

@@ -7,6 +7,7 @@ OutsideGrant before anything was read or written.
 from __future__ import annotations
 
 import itertools
+import mmap
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -62,6 +63,11 @@ class GuestMemory(Protocol):
         """Let `fill` write into the ranges, straight into guest memory where it is mapped; gives what `fill` gave."""
         ...
 
+    def discard(self, pieces: Sequence[Piece]) -> int:
+        """Give the host back what memory it has for the ranges. Each byte of them reads as 0 then, or as before. Gives
+        how many bytes read as 0; fewer where the host cannot, or only in larger pages."""
+        ...
+
 
 def barrier() -> None:
     """What was written before is seen by all before anything is read after.
@@ -91,6 +97,7 @@ def check(grants: Sequence[messages.Grant], address: int, size: int, write: bool
 @dataclass(frozen=True, slots=True)
 class _Mapped:
     base: int
+    file: mmap.mmap
     content: memoryview
     halves: memoryview  # the content in units of two bytes, which Python reads and writes in one access
     flags: memoryview | None
@@ -175,6 +182,21 @@ class LocalGuestMemory:
         finally:
             for mapped, start, size in located:
                 _mark(mapped, start, size)
+
+    def discard(self, pieces: Sequence[Piece]) -> int:
+        given = 0
+        for mapped, start, size in self._locate(pieces, True):  # absent pages come first: who brings them writes there
+            first, end = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, (start + size) // mmap.PAGESIZE * mmap.PAGESIZE
+            if first >= end:
+                continue
+            try:
+                mapped.file.madvise(mmap.MADV_REMOVE, first, end - first)
+                given += end - first
+            except OSError:  # a file system that makes no holes
+                pass
+            finally:
+                _mark(mapped, first, end - first)
+        return given
 
     def _locate(self, pieces: Sequence[Piece], write: bool) -> list[tuple[_Mapped, int, int]]:
         """Where the pieces are mapped: the offset and size of each. Raises OutsideGrant."""
@@ -280,6 +302,12 @@ class RemoteGuestMemory:
         self._write(filled)
         return count
 
+    def discard(self, pieces: Sequence[Piece]) -> int:
+        """Nothing: memory has no message for it, and pages of zeros that are sent would be kept."""
+        for address, size in pieces:
+            check(self._grants, address, size, write=True)
+        return 0
+
     def _read(self, pieces: Sequence[Piece]) -> list[bytes]:
         cuts = [list(_cut(address, size)) for address, size in pieces]
         wanted = [messages.DmaRead(address=_u64(start), size=_u64(count)) for cut in cuts for start, count in cut]
@@ -380,4 +408,6 @@ def _map(each: messages.Segment, take: segment.Take | None) -> _Mapped:
         flags = memoryview(found.flags)
         news = flags[segment.CODE_NEWS * each.flags_stride :][:8].cast("Q")
     dirty, code = segment.FLAG_DIRTY * each.flags_stride, segment.FLAG_HOLDS_CODE * each.flags_stride
-    return _Mapped(each.base, content, content.cast("H"), flags, dirty, code, news, secrets.randbits(32) << 32)
+    return _Mapped(
+        each.base, found.content, content, content.cast("H"), flags, dirty, code, news, secrets.randbits(32) << 32
+    )

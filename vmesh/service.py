@@ -310,6 +310,7 @@ class Runtime:
         | common.HartStop
         | common.DiskError
         | common.StopRequest
+        | common.BalloonChange
         | None = None,
     ) -> None:
         """Tell the monitor, and the log."""
@@ -327,6 +328,9 @@ class Runtime:
             notice.disk_error.CopyFrom(event)
         elif isinstance(event, common.StopRequest):
             notice.stop_request.SetInParent()
+        elif isinstance(event, common.BalloonChange):
+            notice.balloon_change.CopyFrom(event)
+            notice.balloon_change.SetInParent()
         write = {common.SEVERITY_WARNING: self.log.warning, common.SEVERITY_ERROR: self.log.error}
         write.get(severity, self.log.info)("notice", text=text)
         monitors = [client for client in self.server.clients.values() if client.role == common.ROLE_MONITOR]

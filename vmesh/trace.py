@@ -79,7 +79,7 @@ def describe(update: bus_pb2.DeviceUpdate, regions: Sequence[bus_pb2.Region]) ->
 class MemoryTrace:
     """Sees every use of a device's guest memory: its methods stand before those of `memory` until `close`."""
 
-    _METHODS = ("read", "write", "gather", "scatter")
+    _METHODS = ("read", "write", "gather", "scatter", "discard")
 
     def __init__(self, memory: GuestMemory, record: Callable[[TraceKind.ValueType, int, int, int], None]) -> None:
         self._memory = memory
@@ -110,6 +110,11 @@ class MemoryTrace:
         self._pieces(TRACE_DMA_WRITE, pieces)
         count: int = self._own["scatter"](pieces, fill)
         return count
+
+    def _discard(self, pieces: Sequence[Piece]) -> int:
+        self._pieces(TRACE_DMA_WRITE, pieces)
+        given: int = self._own["discard"](pieces)
+        return given
 
     def _pieces(self, kind: TraceKind.ValueType, pieces: Sequence[Piece]) -> None:
         began = host_ns()

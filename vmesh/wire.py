@@ -91,7 +91,7 @@ ALLOWED: dict[str, frozenset[Role.ValueType]] = {
     **{name: frozenset({common.ROLE_MONITOR}) for name in ("migration_request", "machine_answer")},
     "shoot_down": frozenset({common.ROLE_MIGRATION}),
     "throttle": frozenset({common.ROLE_MIGRATION, common.ROLE_MONITOR}),
-    **{name: frozenset({common.ROLE_MONITOR}) for name in ("trace_control", "trace_take", "processes")},
+    **{name: frozenset({common.ROLE_MONITOR}) for name in ("set_property", "trace_control", "trace_take", "processes")},
 }
 
 

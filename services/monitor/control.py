@@ -81,14 +81,8 @@ class Control:
         return [self.supervisor.services[name] for name in self.roster.devices]
 
     def options(self, name: str) -> dict[str, str]:
-        """The command line of a service as option and value, the dashes off; a bare option is `on`."""
-        words = self.supervisor.services[name].command.arguments
-        found: dict[str, str] = {}
-        for place, word in enumerate(words):
-            if word.startswith("--"):
-                follows = words[place + 1] if place + 1 < len(words) else "--"
-                found[word[2:]] = "on" if follows.startswith("--") else follows
-        return found
+        """The command line of a service, as `Supervised.options` has it."""
+        return self.supervisor.services[name].options
 
     @property
     def reserved(self) -> list[tuple[str, int, int]]:

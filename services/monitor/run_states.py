@@ -15,7 +15,7 @@ class Act(Enum):
 
     RESUME = auto()  # let the harts go on, for however long: cont, a debugger's step
     RESET = auto()
-    WRITE = auto()  # memory or registers
+    WRITE = auto()  # memory, registers, or a property of a device
     CHANGE_DEVICES = auto()  # device_add, device_del, swap
     SAVE = auto()  # a snapshot
     LOAD = auto()

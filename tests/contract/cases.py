@@ -146,5 +146,16 @@ HVC = Case(
     size=4,
     values=(1, 3),
 )
-ALL = (UART, RTC, TEST, *COPIERS, RNG, BLK, NET, SHARE, HVC)
+BALLOON = Case(
+    name="balloon0",
+    program=python("vmesh_services.devices.virtio_balloon"),
+    kind="virtio-balloon",
+    arguments=("--irq", "3"),
+    base=0x1000_3000,
+    irqs=(3,),
+    offset=0x104,  # actual
+    size=4,
+    values=(1, 3),
+)
+ALL = (UART, RTC, TEST, *COPIERS, RNG, BLK, NET, SHARE, HVC, BALLOON)
 WITH_STATE = tuple(case for case in ALL if case.offset >= 0)

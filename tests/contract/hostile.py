@@ -53,6 +53,7 @@ SERVICES = {
     "rtc": _Service("vmesh_services.devices.goldfish_rtc", "--base 0x101000 --irq 11"),
     "test": _Service("vmesh_services.devices.sifive_test", "--base 0x100000"),
     "rng": _Service("vmesh_services.devices.virtio_rng", _VIRTIO),
+    "balloon": _Service("vmesh_services.devices.virtio_balloon", _VIRTIO),
     "blk": _Service("vmesh_services.devices.virtio_blk", f"{_VIRTIO} --file {{}}/disk --discard unmap --num-queues 2"),
     "net": _Service(
         "vmesh_services.devices.virtio_net", f"{_VIRTIO} --netdev stream,addr.type=unix,addr.path={{}}/peer,reconnect=1"

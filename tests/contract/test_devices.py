@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from tests.contract.cases import ALL, UART, WITH_STATE, Case
+from tests.contract.cases import ALL, BALLOON, UART, WITH_STATE, Case
 from tests.contract.harness import PATIENCE, ROOT, Hart, Irqchip, Machine
 from tests.waiting import wait_for
 from vmesh import errors
@@ -217,6 +217,34 @@ def test_requests_of_another_role_are_refused(machine: Machine, case: Case) -> N
         machine.dial(case.name, common.ROLE_MONITOR).request(AccessBatch(), PATIENCE)
     with pytest.raises(errors.BadRequest):
         machine.dial(case.name, common.ROLE_CPU).request(MapRequest(), PATIENCE)
+
+
+@every_device
+def test_a_property_that_it_has_not_is_refused(machine: Machine, case: Case) -> None:
+    attach(machine, case)
+    monitor = machine.monitor(case.name)
+    state = monitor.save()
+    for name in ("", "no such property", "x" * 64):
+        with pytest.raises(errors.BadRequest):
+            monitor.ask(lifecycle.SetProperty(name=name, value=1))
+    with pytest.raises((errors.NotAllowed, errors.BadRequest)):  # the latter from who does not know the message
+        machine.hart(case.name).peer.request(lifecycle.SetProperty(name="pages", value=1), PATIENCE)
+    assert monitor.ask(lifecycle.Save()) == state
+
+
+def test_a_property_that_was_set_survives_a_kill(machine: Machine) -> None:
+    attach(machine, BALLOON)
+    irqchip = Irqchip(machine, BALLOON.name)
+    irqchip.until(lambda: irqchip.sequence > 0, "the first update")
+    machine.monitor(BALLOON.name).ask(lifecycle.SetProperty(name="pages", value=77))
+    machine.kill(BALLOON.name)
+    BALLOON.start(machine, epoch=2)
+    monitor = machine.monitor(BALLOON.name)
+    monitor.ask(lifecycle.Resume())
+    assert machine.hart(BALLOON.name).read(0x100, 4) == 77
+    assert monitor.health().counters["balloon_wanted"] == 77
+    monitor.ask(lifecycle.Reset())
+    assert monitor.health().counters["balloon_wanted"] == 77
 
 
 @every_device_with_state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,6 +133,55 @@ def test_pieces_of_memory_are_read_and_filled_in_order(memory: GuestMemory, flag
         memory.scatter(outside, fill)
     with pytest.raises(errors.OutsideGrant):
         memory.gather(outside)
+
+
+def test_what_is_discarded_reads_as_zero_or_as_before(
+    machine: Machine, memory: GuestMemory, flags: Callable[[int], list[int]]
+) -> None:
+    page, content = segment.PAGE, bytes(range(1, 129)) * (8 * segment.PAGE // 128)
+    memory.write(RAM_BASE, content)
+    marked = flags(segment.FLAG_DIRTY)
+    with (machine.path / "ram.flags").open("r+b") as file:
+        os.pwrite(file.fileno(), bytes(RAM // page), segment.flags_stride(RAM))
+    pieces = [(RAM_BASE + page, 2 * page), (RAM_BASE + 5 * page - 1, page + 1), (RAM_BASE + 7 * page, page - 1)]
+    given = memory.discard(pieces)
+    assert marked == list(range(8))
+    if isinstance(memory, LocalGuestMemory):
+        assert given == 3 * page  # whole pages only
+        assert flags(segment.FLAG_DIRTY) == [1, 2, 5]
+        content = content[:page] + bytes(2 * page) + content[3 * page : 5 * page] + bytes(page) + content[6 * page :]
+    else:
+        assert given == 0
+        assert flags(segment.FLAG_DIRTY) == []
+    assert memory.read(RAM_BASE, 8 * page) == content
+    for outside in ((RAM_BASE + RAM, page), (RAM_BASE - page, 2 * page)):
+        with pytest.raises(errors.OutsideGrant):
+            memory.discard([(RAM_BASE + 6 * page, page), outside])
+    assert memory.read(RAM_BASE, 8 * page) == content
+
+
+def test_a_page_that_is_absent_comes_before_it_is_discarded(machine: Machine) -> None:
+    """Whoever brings it would write it again."""
+    machine.start_memory()
+    peer = machine.dial("memory", common.ROLE_DEVICE, name="dma0")
+    description = Description(name="dma0", kind="test", epoch=1, endpoint="ipc:///nowhere", dma=True)
+    attached = peer.request(Attach(description=description), PATIENCE)
+    assert isinstance(attached, Attached)
+    asked: list[list[int]] = []
+
+    def fetch(addresses: list[int]) -> None:
+        asked.append(addresses)
+        with (machine.path / "ram.seg").open("r+b") as file:
+            os.pwrite(file.fileno(), b"old", 3 * segment.PAGE)
+        with (machine.path / "ram.flags").open("r+b") as file:
+            os.pwrite(file.fileno(), b"\x01", 3)
+
+    memory = LocalGuestMemory(attached.segments, attached.grants, fetch)
+    with (machine.path / "ram.flags").open("r+b") as file:
+        os.pwrite(file.fileno(), b"\0", 3)
+    assert memory.discard([(RAM_BASE + 2 * segment.PAGE, 3 * segment.PAGE)]) == 3 * segment.PAGE
+    assert asked == [[RAM_BASE + 3 * segment.PAGE]]
+    assert memory.read(RAM_BASE + 3 * segment.PAGE, 3) == bytes(3)
 
 
 def test_without_a_grant_nothing_is_given(machine: Machine) -> None:

@@ -127,6 +127,8 @@ CALLS: list[tuple[str, dict[str, object], str]] = [
     ("query-machines", {}, ""),
     ("query-memory-size-summary", {}, ""),
     ("query-chardev", {}, ""),
+    ("query-balloon", {}, "DeviceNotActive"),
+    ("balloon", {"value": 1 << 26}, "DeviceNotActive"),
     ("query-block", {}, ""),
     ("query-blockstats", {}, ""),
     ("query-migrate", {}, ""),

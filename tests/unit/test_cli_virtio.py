@@ -119,6 +119,8 @@ def test_a_disk_that_a_server_has() -> None:
         (["-device", "virtio-rng-device,id=qmp"], "none of monitor"),
         (["-device", "virtio-rng-device,bus=virtio-mmio-bus.2"] * 2, "expected one device on it"),
         (["-device", "virtio-rng-device,id=r"] * 2, "-device id=r: expected each id once"),
+        (["-device", "virtio-balloon-device"] * 2, "expected one, which is the machine's balloon"),
+        (["-device", "virtio-balloon-device,drive=d"], "no property 'drive'"),
         (["-device", "virtio-rng-device"] * 9, "expected at most 8 virtio devices"),
         (["-drive", "file=DISK,if=none,id=d", "-device", f"virtio-blk-device,drive=d,serial={'x' * 21}"], "20 bytes"),
         (["-drive", "file=DISK,if=none,id=d", "-device", "virtio-blk-device,drive=d,num-queues=0"], "1 to 16"),

@@ -59,6 +59,8 @@ def test_introspection_refers_to_nothing_that_is_not_there() -> None:
         ("memsave", {"val": -1, "size": 1, "filename": "f"}, "Parameter 'val' expects uint64"),
         ("memsave", {"val": True, "size": 1, "filename": "f"}, "Invalid parameter type for 'val', expected: integer"),
         ("memsave", {"val": 1, "size": 1}, "Parameter 'filename' is missing"),
+        ("balloon", {}, "Parameter 'value' is missing"),
+        ("balloon", {"value": "1G"}, "Invalid parameter type for 'value', expected: integer"),
         ("set-action", {"reboot": "zz"}, "Parameter 'reboot' does not accept value 'zz'"),
         ("snapshot-save", {"job-id": "a", "tag": "b", "vmstate": "", "devices": [1]}, "'devices[0]', expected: string"),
         ("blockdev-add", {"driver": "raw", "node-name": "a"}, "Parameter 'file' is missing"),

@@ -30,6 +30,7 @@ from vmesh.virtio.device import VirtioDevice as Device
 from vmesh.virtio.mmio import Mmio, Offset
 from vmesh_services.devices.virtio_9p.device import Virtio9p
 from vmesh_services.devices.virtio_9p.folder import Folder
+from vmesh_services.devices.virtio_balloon.device import VirtioBalloon
 from vmesh_services.devices.virtio_blk.device import Options, VirtioBlk
 from vmesh_services.devices.virtio_console.device import VirtioConsole
 from vmesh_services.devices.virtio_net.device import VirtioNet
@@ -51,6 +52,7 @@ def shared_folder(runtime: Any, folder: Path) -> Device:
 
 
 DEVICES: dict[str, Callable[[Any, Path], Device]] = {
+    "balloon": lambda runtime, folder: VirtioBalloon(runtime, Mmio(0x1000_8000, 8), packed=True),
     "blk": lambda runtime, folder: VirtioBlk(runtime, Mmio(0x1000_8000, 8), Recorder(), Options(queues=2, packed=True)),
     "net": lambda runtime, folder: VirtioNet(runtime, Mmio(0x1000_8000, 8), FakeNetdev, mac=MAC, packed=True),
     "rng": lambda runtime, folder: VirtioRng(runtime, Mmio(0x1000_8000, 8), packed=True),

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from google.protobuf.message import Message
 
+from vmesh import errors
 from vmesh.device.wires import Wires
 from vmesh.guest_memory import GuestMemory, LocalGuestMemory
 from vmesh.service import Runtime
@@ -108,6 +109,11 @@ class Device:
 
     def shutdown(self) -> None:
         """Bring out what the guest has written."""
+
+    def set_property(self, name: str, value: int) -> None:
+        """The monitor changes a value of the device's own, at any time, also while paused. Raises BadRequest for a name
+        or a value that there is not, and has changed nothing then."""
+        raise errors.BadRequest(f"a {self.kind} has no property '{name}' that can be set")
 
     def time_told(self) -> None:
         """Guest time may be another one than it was, earlier too: timers that were set by it are to be set anew."""

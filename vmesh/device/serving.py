@@ -21,7 +21,7 @@ from vmesh.trace import MemoryTrace, identity
 from vmesh.v1 import bus_pb2 as messages
 from vmesh.v1 import files_pb2, memory_pb2
 from vmesh.v1 import lifecycle_pb2 as lifecycle
-from vmesh.v1.common_pb2 import ROLE_DEVICE, ROLE_HART, ROLE_IRQCHIP, Welcome
+from vmesh.v1.common_pb2 import ROLE_DEVICE, ROLE_HART, ROLE_IRQCHIP, Done, Welcome
 from vmesh.v1.packet_pb2 import Packet
 from vmesh.v1.slot_pb2 import LinkRecord, SlotRecord
 from vmesh.v1.trace_pb2 import TRACE_HANDLED, TRACE_SENT, TraceKind
@@ -192,6 +192,10 @@ class DeviceService(Service):
             self._runtime.clock.hear(packet.guest_time.now_ns, passes=packet.guest_time.passes)
             self._device.time_told()
             return None
+        if kind == "set_property":
+            self._device.set_property(packet.set_property.name, packet.set_property.value)
+            self._write_slot()
+            return Done()
         if kind not in ("access_batch", "take_accesses"):
             return super().handle(client, packet)
         link = self._links[client.hart]

@@ -73,7 +73,10 @@ def _virtio(asked: Added, machine: Path, there: Sequence[ServiceCommand]) -> Ser
     made = asked.parts(dict(_occupied(there)), cards)
     if len(made) != 1:
         raise ValueError("-drive: expected an id= that the device names, and no if=virtio")
-    return commands.device(next(iter(made.values())), machine)
+    (part,) = made.values()
+    if part.kind == virtio.DRIVERS[virtio.BALLOON].kind and any(each.kind == part.kind for each in there):
+        raise ValueError("the machine has a balloon: expected another device")
+    return commands.device(part, machine)
 
 
 def _occupied(there: Sequence[ServiceCommand]) -> Iterator[tuple[int, str]]:

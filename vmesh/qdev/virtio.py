@@ -26,6 +26,7 @@ DRIVE_USAGE = (
 CONSOLE = "virtconsole"
 CONSOLE_USAGE = f"{CONSOLE},chardev=NAME"
 SERIAL = "virtio-serial-device"
+BALLOON = "virtio-balloon-device"
 
 _OURS = (*names.TAKEN, *virt.DEVICES)
 _BUSES = [bus.name for bus in virt.TRANSPORTS]
@@ -186,6 +187,8 @@ def parts(
             wanted.append(DeviceOption("virtio-blk-device", properties={"drive": name}))
     if len(wanted) + len(there) > len(_BUSES):
         raise ValueError(f"expected at most {len(_BUSES)} virtio devices, got {len(wanted) + len(there)}")
+    if sum(device.driver == BALLOON for device in wanted) > 1:
+        raise ValueError(f"-device {BALLOON}: expected one, which is the machine's balloon")
     backends = Backends(
         named, {netdev.name: netdev for netdev in netdevs}, {shared.name: shared for shared in shares}, count(cards)
     )
@@ -294,6 +297,7 @@ DRIVERS: Mapping[str, Driver] = {
     net.DRIVER: Driver("virtio-net", "net", net.CARD_PROPERTIES, net.CARD_USAGE, _net),
     "virtio-rng-device": Driver("virtio-rng", "rng", ("rng",), "[,rng=NAME]", lambda _properties, _backends: []),
     SERIAL: Driver("virtio-console", "console", (), "", _console),
+    BALLOON: Driver("virtio-balloon", "balloon", (), "", lambda _properties, _backends: []),
     "virtio-9p-device": Driver("virtio-9p", "share", ("fsdev", "mount_tag"), ",fsdev=NAME,mount_tag=TAG", _share),
 }
 

@@ -198,6 +198,18 @@ def _save_parts(call: Call, name: str) -> Parts:
     return ""
 
 
+def _balloon(call: Call) -> Work:
+    return Work(_balloon_parts(call), exclusive=True)
+
+
+def _balloon_parts(call: Call) -> Parts:
+    megabytes = (yield from call.numbers())["value"]
+    work = execute_qmp(call.control, "balloon", {"value": megabytes << 20})
+    assert isinstance(work, Work)
+    yield from work.parts
+    return ""
+
+
 def _device(call: Call) -> Json:
     """`driver,prop=value,...` as QMP takes it."""
     return dict(properties.parse(call.text("device"), "driver"))
@@ -268,6 +280,7 @@ COMMANDS: tuple[Command, ...] = (
         "save to disk physical memory from 'addr' of size 'size'",
         _save("pmemsave"),
     ),
+    Command(("balloon",), "value:l", "request VM to change its memory allocation (in MB)", _balloon),
     Command(("device_add",), "device:S", "add device, like -device on the command line", _qmp("device_add", _device)),
     Command(("device_del",), "id:s", "remove device", _qmp("device_del", _id)),
     Command(("netdev_add",), "device:S", "add host network device", _qmp("netdev_add", _netdev)),
@@ -324,7 +337,6 @@ _REFUSED: Mapping[str, str] = {
     **dict.fromkeys(("sendkey",), "the board has no keyboard; type at its console"),
     **dict.fromkeys(("change", "eject"), "the board has no removable media"),
     **dict.fromkeys(("usb_add", "usb_del", "pcie_aer_inject_error"), "the board has no USB and no PCI"),
-    **dict.fromkeys(("balloon",), "there is no balloon device"),
     **dict.fromkeys(("nmi",), "RISC-V has no NMI"),
     **dict.fromkeys(
         ("set_password", "expire_password", "wavcapture", "stopcapture"), "there is no VNC, no SPICE, no sound"

@@ -238,6 +238,18 @@ def _blockstats_parts(call: Call) -> Parts:
     )
 
 
+def _balloon(call: Call) -> Work:
+    return Work(_balloon_parts(call))
+
+
+def _balloon_parts(call: Call) -> Parts:
+    work = execute(call.control, "query-balloon", {})
+    assert isinstance(work, Work)
+    found = yield from work.parts
+    assert isinstance(found, dict)
+    return f"balloon: actual={found['actual'] >> 20}\n"
+
+
 def _chardev(call: Call) -> str:
     found = _query(call, "query-chardev")
     assert isinstance(found, list)
@@ -281,6 +293,7 @@ def _topic(names: str, parameters: str, help_: str, run: Run) -> Command:
 
 
 TOPICS: tuple[Command, ...] = (
+    _topic("balloon", "", "show balloon information", _balloon),
     _topic("block", "", "show the disks", _block),
     _topic("blockstats", "", "show what the disks did", _blockstats),
     _topic("bus", "", "show what the bus between harts and devices did", _bus),

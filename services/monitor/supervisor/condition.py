@@ -106,6 +106,10 @@ class Condition:
             return "somebody else starts this machine's services"
         return run_states.refusal(self.stage, Act.CHANGE_DEVICES)
 
+    @property
+    def ram_bytes(self) -> int:
+        return int(self.services[self.roster.memory].options.get("ram", "0"))
+
     def is_device(self, name: str) -> bool:
         return name in self.roster.devices
 

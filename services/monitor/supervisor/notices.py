@@ -7,6 +7,7 @@ from collections.abc import Callable
 from vmesh.log import Log
 from vmesh.v1 import common_pb2
 from vmesh.v1.packet_pb2 import Packet
+from vmesh_services.monitor import balloon
 from vmesh_services.monitor.events import EventHub
 from vmesh_services.monitor.output import one_line
 from vmesh_services.monitor.supervisor.condition import Condition
@@ -52,6 +53,9 @@ class Notices:
                 self.hart_stopped(notice.hart_stop)
             case "disk_error":
                 self._disk_error(name, notice.disk_error)
+            case "balloon_change" if service.command.kind == balloon.KIND:
+                actual = balloon.actual(self._condition.ram_bytes, notice.balloon_change.pages)
+                self._events.publish("BALLOON_CHANGE", {"actual": actual})
             case "power_off":
                 self._run_state.power_off(min(notice.power_off.exit_code, 255))
             case "reset_request" if self._condition.actions.reboot == "shutdown":
@@ -62,7 +66,7 @@ class Notices:
                 self._ending.end(0, reason="host-signal")
             case "fault":
                 self._fault(name, notice.fault, one_line(notice.fault.reason or notice.text))
-            case "hart_stop" | "stop_request":
+            case "hart_stop" | "stop_request" | "balloon_change":
                 self._health.broke(name, f"a notice that is not a device's to give: {notice.WhichOneof('event')}")
 
     def _disk_error(self, name: str, error: common_pb2.DiskError) -> None:

@@ -58,6 +58,17 @@ class Supervised:
         return self.command.name
 
     @property
+    def options(self) -> dict[str, str]:
+        """Its command line as option and value, the dashes off; a bare option is `on`."""
+        words = self.command.arguments
+        found: dict[str, str] = {}
+        for place, word in enumerate(words):
+            if word.startswith("--"):
+                follows = words[place + 1] if place + 1 < len(words) else "--"
+                found[word[2:]] = "on" if follows.startswith("--") else follows
+        return found
+
+    @property
     def ready(self) -> bool:
         return self.welcomed and self.state not in _NOT_READY
 

@@ -131,9 +131,8 @@ def tree(control: Control) -> Object:
         for service in control.devices()
     }
     harts = {f"harts[{hart}]": _object("rv64-riscv-cpu", {"hartid": hart}) for hart in range(control.harts)}
-    ram = int(control.options(control.roster.memory).get("ram", "0"))
     parts = {
-        "ram": _object("memory-region", {"size": ram}),
+        "ram": _object("memory-region", {"size": control.supervisor.condition.ram_bytes}),
         "soc0": _object("riscv.hart_array", {"num-harts": control.harts, **harts}),
         "peripheral": _object("container", devices),
     }

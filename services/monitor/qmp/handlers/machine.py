@@ -7,11 +7,15 @@ from pathlib import Path
 
 from vmesh import plain
 from vmesh.board import virt
-from vmesh_services.monitor.control import Control, Parts, Work
+from vmesh.v1.lifecycle_pb2 import SetProperty
+from vmesh_services.monitor import balloon
+from vmesh_services.monitor.control import Control, Parts, Work, counters
 from vmesh_services.monitor.guest import read
+from vmesh_services.monitor.operations import Request
 from vmesh_services.monitor.qmp.check import Json
-from vmesh_services.monitor.qmp.errors import QmpError
+from vmesh_services.monitor.qmp.errors import DeviceNotActive, QmpError
 from vmesh_services.monitor.qmp.handlers.registry import handles
+from vmesh_services.monitor.run_states import Act
 
 _PIECE = 1 << 20
 
@@ -56,7 +60,40 @@ def _query_machines(control: Control, arguments: Json) -> object:
 
 @handles("query-memory-size-summary")
 def _query_memory_size_summary(control: Control, arguments: Json) -> object:
-    return {"base-memory": int(control.options(control.roster.memory).get("ram", "0")), "plugged-memory": 0}
+    return {"base-memory": control.supervisor.condition.ram_bytes, "plugged-memory": 0}
+
+
+@handles("balloon")
+def _balloon(control: Control, arguments: Json) -> object:
+    name, ram = _balloon_device(control), control.supervisor.condition.ram_bytes
+    target = _integer(arguments, "value")
+    if target <= 0:
+        raise QmpError("Parameter 'target' expects a size")
+    return Work(_inflate(control, name, balloon.pages(ram, target)), exclusive=True)
+
+
+def _inflate(control: Control, name: str, pages: int) -> Parts:
+    control.supervisor.condition.check(Act.WRITE)
+    yield [Request(name, SetProperty(name=balloon.PROPERTY, value=pages))]
+    return {}
+
+
+@handles("query-balloon")
+def _query_balloon(control: Control, arguments: Json) -> object:
+    return Work(_balloon_info(_balloon_device(control), control.supervisor.condition.ram_bytes))
+
+
+def _balloon_info(name: str, ram: int) -> Parts:
+    counted = yield from counters(name)
+    return {"actual": balloon.actual(ram, counted.get(balloon.COUNTER, 0))}
+
+
+def _balloon_device(control: Control) -> str:
+    """The name of the machine's balloon. Raises DeviceNotActive."""
+    for service in control.devices():
+        if service.command.kind == balloon.KIND:
+            return service.name
+    raise DeviceNotActive("No balloon device has been activated")
 
 
 @handles("query-chardev")

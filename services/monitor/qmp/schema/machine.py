@@ -11,6 +11,7 @@ from vmesh_services.monitor.qmp.types import (
     Array,
     Command,
     Enum,
+    Event,
     Member,
     Module,
     Struct,
@@ -55,6 +56,7 @@ _CHARDEV_INFO = Struct(
     ),
 )
 _MEMORY_SIZE = Struct("MemoryInfo", (Member("base-memory", SIZE), optional("plugged-memory", SIZE)))
+_BALLOON_INFO = Struct("BalloonInfo", (Member("actual", INT, "bytes of RAM that the guest has"),))
 
 MODULE = Module(
     "Board, harts, memory",
@@ -63,6 +65,12 @@ MODULE = Module(
         Command("query-cpus-fast", "The harts.", None, Array(_CPU_INFO)),
         Command("query-machines", "The boards that there are.", None, Array(_MACHINE_INFO)),
         Command("query-memory-size-summary", "The size of RAM in bytes.", None, _MEMORY_SIZE),
+        Command(
+            "balloon",
+            "Ask the guest's driver to do with so much RAM. It may take its time, or not do it: `query-balloon` tells.",
+            Struct("BalloonArguments", (Member("value", INT, "bytes; as much as there is, or more, is all of it"),)),
+        ),
+        Command("query-balloon", "How much RAM the guest does with.", None, _BALLOON_INFO),
         Command("query-chardev", "What serial devices and monitors are connected to.", None, Array(_CHARDEV_INFO)),
         Command(
             "memsave",
@@ -88,6 +96,13 @@ MODULE = Module(
                     Member("filename", STR, "is made, for its owner; absolute, or where the machine was started"),
                 ),
             ),
+        ),
+    ),
+    events=(
+        Event(
+            "BALLOON_CHANGE",
+            "The guest does with more RAM, or less. The last one of each second is told.",
+            Struct("BalloonChangeEvent", (Member("actual", INT, "bytes of RAM that the guest has"),)),
         ),
     ),
 )
