@@ -78,6 +78,14 @@ TEST = Case(
     base=0x10_0000,
     irqs=(),
 )
+FW_CFG = Case(
+    name="fw_cfg",
+    program=python("vmesh_services.devices.fw_cfg"),
+    kind="fw-cfg",
+    arguments=("--harts", "2"),
+    base=0x1010_0000,
+    irqs=(),
+)
 COPIER = Case(
     name="copier0",
     program=python("docs.examples.copier"),
@@ -146,5 +154,5 @@ HVC = Case(
     size=4,
     values=(1, 3),
 )
-ALL = (UART, RTC, TEST, *COPIERS, RNG, BLK, NET, SHARE, HVC)
+ALL = (UART, RTC, TEST, FW_CFG, *COPIERS, RNG, BLK, NET, SHARE, HVC)
 WITH_STATE = tuple(case for case in ALL if case.offset >= 0)
