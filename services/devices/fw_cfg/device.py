@@ -110,12 +110,12 @@ class FwCfg(Device):
         assert isinstance(state, FwCfgState)
         if state.items != self._digest:
             raise errors.BadState(
-                f"state of {self.runtime.name}, of a machine with other items (-fw_cfg) or harts",
+                f"state of {self.kind}, of a machine with other items (-fw_cfg) or harts",
                 expected=f"digest {self._digest.hex()}",
                 got=state.items[: len(self._digest)].hex() or "none",
             )
         if state.selector > 0xFFFF or state.offset > len(self._item(state.selector)):
-            raise errors.BadState(f"state of {self.runtime.name}", expected="a place in an item")
+            raise errors.BadState(f"state of {self.kind}", expected="a place in an item")
 
     def load(self, state: Message) -> None:
         assert isinstance(state, FwCfgState)
@@ -128,7 +128,7 @@ class FwCfg(Device):
         try:
             self._answers = [_Answer(*each) for each in _ANSWER.iter_unpack(journal)]
         except struct.error as error:
-            raise errors.BadState(f"journal of {self.runtime.name}: {error}") from error
+            raise errors.BadState(f"journal of {self.kind}: {error}") from error
 
     def recover(self) -> None:
         # What is no request of before any more has been answered, and is the guest's.

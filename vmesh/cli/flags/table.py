@@ -97,7 +97,7 @@ FLAGS: tuple[Flag, ...] = (
         ("-fw_cfg",), "[name=]NAME,file=PATH|string=TEXT",
         "An item of fw_cfg, which the guest reads by its name: what is in PATH when the machine starts, or TEXT. Names "
         "of your own begin with `opt/`. The board has the device if there is such an item.",
-        changes.fw_cfg, example="-fw_cfg opt/org.example/key,file=key.pem", more="guest.md",
+        changes.fw_cfg, example="-fw_cfg opt/org.example/role,string=worker", more="guest.md",
     ),
     Flag(
         ("-quiet",), "",
