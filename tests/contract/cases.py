@@ -82,7 +82,7 @@ FW_CFG = Case(
     name="fw_cfg",
     program=python("vmesh_services.devices.fw_cfg"),
     kind="fw-cfg",
-    arguments=("--harts", "2"),
+    arguments=("--hart-count", "2"),
     base=0x1010_0000,
     irqs=(),
 )

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.system
 
 Run = Callable[..., Terminal]
 LINES = 3000
-FW_CFG = python("vmesh_services.devices.fw_cfg", "--harts", "1", "--item=opt/a")
+FW_CFG = python("vmesh_services.devices.fw_cfg", "--hart-count", "1", "--item=opt/a")
 MANY = 60 * LINES
 
 

@@ -90,7 +90,7 @@ def board(ram_size: int, harts: int, cpu: CpuModel) -> Board:
 
 def fw_cfg(harts: int, items: Sequence[str]) -> Part:
     """fw_cfg with items of these names, whose contents are files of the machine directory: see `fw_cfg_item`."""
-    return replace(FW_CFG, arguments=("--harts", str(harts), *(f"--item={name}" for name in items)))
+    return replace(FW_CFG, arguments=("--hart-count", str(harts), *(f"--item={name}" for name in items)))
 
 
 def fw_cfg_item(number: int) -> str:

@@ -118,7 +118,7 @@ poweroff -f
 # The kernel's modules that the guest has, beside those they depend on: drivers of the board's devices, the file systems
 # of a disk (which asks for its checksum by an alias) and of a shared folder, and what systemd looks for.
 MODULES = (
-    *("virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng", "virtio_console", "9pnet_virtio"),
+    *("virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng", "virtio_console", "9pnet_virtio", "qemu_fw_cfg"),
     *("ext4", "crc32c_generic", "9p", "autofs4"),
 )
 

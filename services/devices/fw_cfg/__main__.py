@@ -17,7 +17,7 @@ from vmesh_services.devices.fw_cfg.items import items
 def main(argv: Sequence[str]) -> int:
     """Run the device; gives the exit status."""
     parser = device.parser("fw-cfg", "Items for the guest's firmware.", interrupt=False)
-    parser.add_argument("--harts", type=int, default=1, metavar="N", help="how many the machine has")
+    parser.add_argument("--hart-count", type=int, default=1, metavar="N", help="how many the machine has")
     parser.add_argument(
         "--item", action="append", default=[], metavar="NAME",
         help="an item whose content is in the machine directory: of the first in fw_cfg.0, of the second in fw_cfg.1",
@@ -34,7 +34,7 @@ def _build(runtime: Runtime, options: argparse.Namespace) -> FwCfg:
             files[name] = path.read_bytes()
         except OSError as error:
             raise errors.ConfigError(f"item {name}: cannot read {path}: {error.strerror}") from error
-    return FwCfg(runtime, options.base, items(options.harts, files))
+    return FwCfg(runtime, options.base, items(options.hart_count, files))
 
 
 if __name__ == "__main__":
