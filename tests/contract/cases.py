@@ -19,6 +19,7 @@ def python(module: str) -> Callable[[], list[str]]:
 class Case:
     """A device, and a register of it that keeps what is written (none: `offset` is -1) and is `initial` after reset.
 
+    `has_no_register`: whether an access (write, offset, size) that fits into the region is a fault all the same.
     `program` gives the beginning of the command line, or skips the test where the program cannot be had. `kept` are
     fields of the state that outlive a reset, `timed` those that change as time passes.
     """
@@ -35,6 +36,7 @@ class Case:
     initial: int = 0
     kept: tuple[str, ...] = ()
     timed: tuple[str, ...] = ()
+    has_no_register: Callable[[bool, int, int], bool] = lambda write, offset, size: False
 
     @property
     def interrupts_after_kill(self) -> bool:
@@ -85,6 +87,9 @@ FW_CFG = Case(
     arguments=("--hart-count", "2"),
     base=0x1010_0000,
     irqs=(),
+    has_no_register=lambda write, offset, size: (
+        offset != 0 and ((offset, size) not in ((8, 2), (16, 4), (20, 4), (16, 8)) if write else offset < 16)
+    ),
 )
 COPIER = Case(
     name="copier0",

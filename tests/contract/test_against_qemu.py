@@ -163,9 +163,9 @@ def test_fw_cfg(peer: Callable[[str], str], tmp_path: Path) -> None:
     booted = ["-bios", "none", "-kernel", f"{tmp_path}/kernel", "-append", "0123456789", "-smp", "3"]
     drive = ["-drive", f"if=pflash,unit=1,format=raw,file={flash}"]
     qemu = Qemu(peer("qemu-system-riscv64"), *booted, *drive, memory=f"{RAM >> 20}M")
-    size, text = len(kernel).to_bytes(4, "little"), b"0123456789\0"
-    own = {0x08: size, 0x11: kernel, 0x14: len(text).to_bytes(4, "little"), 0x15: text}
-    device = FwCfg(FakeRuntime(), FW_CFG, items(3, {}) | own)  # type: ignore[arg-type]
+    text = b"0123456789\0"
+    sizes = {0x08: len(kernel).to_bytes(4, "little"), 0x14: len(text).to_bytes(4, "little")}
+    device = FwCfg(FakeRuntime(), FW_CFG, items(3, {}) | sizes | {0x11: kernel, 0x15: text})  # type: ignore[arg-type]
     device.reset()
     device.memory = memory = guest_memory(tmp_path)
     chance = random.Random(1957)
