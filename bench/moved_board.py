@@ -16,6 +16,7 @@ from tests.models import moved_board
 from vmesh.spawn import python
 
 _LIMIT = 120.0  # seconds
+_ITEM = "/sys/firmware/qemu_fw_cfg/by_name/opt/x/raw"
 _STATUS = 3  # which the guest ends with, by the test device
 
 
@@ -37,15 +38,16 @@ def _boot(moved: Collection[str]) -> str:
         folder = Path(scratch)
         (folder / "disk").write_bytes(b"here\n".ljust(1 << 20, b"\0"))
         found_first = moved_board.make(folder / "tree", moved)
-        command = python("vmesh.cli", "run", "-quiet", "-drive", f"file={folder}/disk,format=raw")
+        flags = ["-quiet", "-drive", f"file={folder}/disk,format=raw", "-fw_cfg", "opt/x,string=item"]
+        command = python("vmesh.cli", "run", *flags)
         try:
             done = subprocess.run(
-                command, input=f"cat /sys/class/rtc/rtc0/name; head -n 1 /dev/vda; exit {_STATUS}\n",
+                command, input=f"cat /sys/class/rtc/rtc0/name {_ITEM}; head -n 1 /dev/vda; exit {_STATUS}\n",
                 env={**os.environ, **found_first}, capture_output=True, text=True, timeout=_LIMIT, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             return f"nothing after {_LIMIT:g} s"
-    right = done.returncode == _STATUS and "goldfish_rtc" in done.stdout and "here\n" in done.stdout
+    right = done.returncode == _STATUS and all(text in done.stdout for text in ("goldfish_rtc", "item", "here\n"))
     return "" if right else f"status {done.returncode}: {done.stdout}{done.stderr}"
 
 

@@ -22,6 +22,7 @@ from tests.waiting import LIMIT
 _forks = multiprocessing.get_context("forkserver")
 SERVICES = (
     "vmesh_services.cpu",
+    "vmesh_services.devices.fw_cfg",
     "vmesh_services.devices.goldfish_rtc",
     "vmesh_services.devices.ns16550a",
     "vmesh_services.devices.sifive_test",

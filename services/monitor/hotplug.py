@@ -65,7 +65,7 @@ def _detach(roster: Roster, name: str) -> Operation:
 def remove(supervisor: Supervisor, name: str) -> Operation:
     """Take a device away. RequestError for one that is not there or belongs to the board."""
     _check_now(supervisor)
-    removable = [each for each in supervisor.roster.devices if each not in virt.DEVICES]
+    removable = [each for each in supervisor.roster.devices if each not in virt.OWN_DEVICES]
     if name not in removable:
         there = "no device of this machine can be unplugged"
         if removable:

@@ -19,6 +19,7 @@ def python(module: str) -> Callable[[], list[str]]:
 class Case:
     """A device, and a register of it that keeps what is written (none: `offset` is -1) and is `initial` after reset.
 
+    `has_no_register`: whether an access (write, offset, size) that fits into the region is a fault all the same.
     `program` gives the beginning of the command line, or skips the test where the program cannot be had. `kept` are
     fields of the state that outlive a reset, `timed` those that change as time passes.
     """
@@ -35,6 +36,7 @@ class Case:
     initial: int = 0
     kept: tuple[str, ...] = ()
     timed: tuple[str, ...] = ()
+    has_no_register: Callable[[bool, int, int], bool] = lambda write, offset, size: False
 
     @property
     def interrupts_after_kill(self) -> bool:
@@ -77,6 +79,17 @@ TEST = Case(
     arguments=(),
     base=0x10_0000,
     irqs=(),
+)
+FW_CFG = Case(
+    name="fw_cfg",
+    program=python("vmesh_services.devices.fw_cfg"),
+    kind="fw-cfg",
+    arguments=("--hart-count", "2"),
+    base=0x1010_0000,
+    irqs=(),
+    has_no_register=lambda write, offset, size: (
+        offset != 0 and ((offset, size) not in ((8, 2), (16, 4), (20, 4), (16, 8)) if write else offset < 16)
+    ),
 )
 COPIER = Case(
     name="copier0",
@@ -157,5 +170,5 @@ BALLOON = Case(
     size=4,
     values=(1, 3),
 )
-ALL = (UART, RTC, TEST, *COPIERS, RNG, BLK, NET, SHARE, HVC, BALLOON)
+ALL = (UART, RTC, TEST, FW_CFG, *COPIERS, RNG, BLK, NET, SHARE, HVC, BALLOON)
 WITH_STATE = tuple(case for case in ALL if case.offset >= 0)

@@ -51,6 +51,7 @@ SERVICES = {
     "cpu": _Service("vmesh_services.cpu", _CPU),
     "uart0": _Service("vmesh_services.devices.ns16550a", "--base 0x10000000 --irq 10 --chardev socket:{}/console"),
     "rtc": _Service("vmesh_services.devices.goldfish_rtc", "--base 0x101000 --irq 11"),
+    "fw_cfg": _Service("vmesh_services.devices.fw_cfg", "--base 0x10100000"),
     "test": _Service("vmesh_services.devices.sifive_test", "--base 0x100000"),
     "rng": _Service("vmesh_services.devices.virtio_rng", _VIRTIO),
     "balloon": _Service("vmesh_services.devices.virtio_balloon", _VIRTIO),

@@ -18,6 +18,7 @@ MOVES: Mapping[str, tuple[str, str]] = {
     "clint": ("Range(0x200_0000, 0x1_0000)", "Range(0x400_0000, 0x1_0000)"),
     "plic": ("Range(0xC00_0000, 0x60_0000)", "Range(0x3000_0000, 0x60_0000)"),
     "uart0": ("Range(0x1000_0000, 0x100), wire(10)", "Range(0x2000_0000, 0x100), wire(40)"),
+    "fw_cfg": ("Range(0x1010_0000, 0x18)", "Range(0x2010_0000, 0x18)"),
     "virtio-mmio": (
         "Range(0x1000_1000 + 0x1000 * slot, 0x1000), wire(1 + slot)",
         "Range(0x5000_1000 + 0x3000 * slot, 0x1000), wire(51 + slot)",

@@ -16,6 +16,8 @@ _TICKS_PER_MS = virt.TIMEBASE_HZ // 1000
 _IN_A_ROW, _REST_MS = 8, 5  # copies, a power of 2
 _LSR, _DATA_READY, _SEND_EMPTY = 5, 0x01, 0x20
 _MCR, _LOOP = 4, 0x10
+_FW_CFG_SELECTOR, _FW_CFG_DMA = 8, 16
+_FW_CFG_READ, _FW_CFG_SELECT = 1 << 1, 1 << 3
 _ELF_HEADER, _PROGRAM_HEADER = 64, 56
 
 
@@ -108,10 +110,40 @@ def count(lines: int) -> bytes:
     program.emit(e.addi(e.S1, e.S1, 1))
     program.to("line", lambda offset: e.bne(e.S1, e.S2, offset))
     _finish(program, virt.TEST_POWER_OFF)
-    program.label("put")
-    program.emit(e.lbu(e.T0, e.S0, _LSR), e.andi(e.T0, e.T0, _SEND_EMPTY))
-    program.to("put", lambda offset: e.beq(e.T0, e.ZERO, offset))
-    program.emit(e.sb(e.A0, e.S0, 0), e.jalr(e.ZERO, e.RA, 0))
+    _put(program)
+    return program.assemble()
+
+
+def firmware_item(selector: int, size: int) -> bytes:
+    """Prints an item of fw_cfg of so many bytes twice, and powers off: as the data register reads, and as a DMA request
+    brings it into memory. Ends with failure code 1 when that was refused."""
+    request, target = 0x8010_0000, 0x8020_0000
+    swapped = int.from_bytes(selector.to_bytes(2, "big"), "little")
+    words = struct.unpack("<4I", struct.pack(">HHIQ", selector, _FW_CFG_SELECT | _FW_CFG_READ, size, target))
+    program = Program()
+    program.emit(e.lui(e.S0, virt.UART0.range.base >> 12), e.lui(e.S1, virt.FW_CFG.range.base >> 12))
+    program.emit(*_load(e.T0, swapped), e.sh(e.T0, e.S1, _FW_CFG_SELECTOR), *_load(e.S2, size))
+    program.label("byte")
+    program.emit(e.lbu(e.A0, e.S1, 0))
+    program.call("put")
+    program.emit(e.addi(e.S2, e.S2, -1))
+    program.to("byte", lambda offset: e.bne(e.S2, e.ZERO, offset))
+    program.emit(e.lui(e.S3, request >> 12), e.slli(e.S3, e.S3, 32), e.srli(e.S3, e.S3, 32))
+    for place, word in enumerate(words):
+        program.emit(*_load(e.T0, word), e.sw(e.T0, e.S3, 4 * place))
+    program.emit(*_load(e.T0, int.from_bytes(request.to_bytes(4, "big"), "little")), e.sw(e.T0, e.S1, _FW_CFG_DMA + 4))
+    program.emit(e.lw(e.T0, e.S3, 0))
+    program.to("refused", lambda offset: e.bne(e.T0, e.ZERO, offset))
+    program.emit(e.lui(e.T0, target - request >> 12), e.add(e.S3, e.S3, e.T0), *_load(e.S2, size))
+    program.label("copied")
+    program.emit(e.lbu(e.A0, e.S3, 0))
+    program.call("put")
+    program.emit(e.addi(e.S3, e.S3, 1), e.addi(e.S2, e.S2, -1))
+    program.to("copied", lambda offset: e.bne(e.S2, e.ZERO, offset))
+    _finish(program, virt.TEST_POWER_OFF)
+    program.label("refused")
+    _finish(program, 1 << 16 | 0x3333)
+    _put(program)
     return program.assemble()
 
 
@@ -196,6 +228,14 @@ def copy(base: int, irq: int, times: int = 1) -> bytes:
 def _finish(program: Program, value: int) -> None:
     program.emit(e.lui(e.T0, virt.TEST.range.base >> 12), *_load(e.T1, value), e.sw(e.T1, e.T0, 0))
     program.emit(e.jal(e.ZERO, 0))
+
+
+def _put(program: Program) -> None:
+    """The routine "put": a0 to the serial port, of which s0 is the address; takes t0."""
+    program.label("put")
+    program.emit(e.lbu(e.T0, e.S0, _LSR), e.andi(e.T0, e.T0, _SEND_EMPTY))
+    program.to("put", lambda offset: e.beq(e.T0, e.ZERO, offset))
+    program.emit(e.sb(e.A0, e.S0, 0), e.jalr(e.ZERO, e.RA, 0))
 
 
 def _load(register: int, value: int) -> tuple[int, int]:

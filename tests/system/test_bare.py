@@ -16,14 +16,17 @@ import pytest
 from tests.system import programs
 from tests.system.conftest import Host, Terminal, counters
 from tests.waiting import LIMIT, read_some, wait_for
+from vmesh.board import virt
 from vmesh.client import MachineClient
 from vmesh.guest import tiny
 from vmesh.machine import MachineDirectory
+from vmesh.spawn import python
 
 pytestmark = pytest.mark.system
 
 Run = Callable[..., Terminal]
 LINES = 3000
+FW_CFG = python("vmesh_services.devices.fw_cfg", "--hart-count", "1", "--item=opt/a")
 MANY = 60 * LINES
 
 
@@ -116,6 +119,41 @@ def test_registers_are_the_guests(host: Host, run: Run, image: Image) -> None:
     assert "no machine 'nobody' is running" in host.vmesh("registers", "nobody", status=1)
     assert host.vmesh("registers", "sleeper", "--hart", "3", status=1).count("\n") == 1
     host.vmesh("stop", "sleeper")
+
+
+def test_items_of_fw_cfg_are_read_and_copied(run: Run, image: Image, tmp_path: Path) -> None:
+    (tmp_path / "a,b").write_bytes(b"of a file\n")
+    items = ["-fw_cfg", f"opt/file,file={tmp_path}/a,,b", "-fw_cfg", "name=opt/text,string=one,,two"]
+    # Selectors are in the order of names, behind QEMU's own three.
+    for selector, text in ((0x23, "of a file\n"), (0x24, "one,two")):
+        machine = run(*image(programs.firmware_item(selector, len(text))), *items, pipes=True)
+        assert machine.wait() == 0
+        assert machine.output == 2 * text
+
+
+def test_without_items_there_is_no_fw_cfg(run: Run, image: Image) -> None:
+    assert run(*image(programs.touch(virt.FW_CFG.range.base)), pipes=True).wait() == 5  # load access fault
+
+
+def test_a_snapshot_with_other_items_is_refused(host: Host, run: Run, image: Image, tmp_path: Path) -> None:
+    flags = (*image(programs.sleep(a0=7)), "-fw_cfg", f"opt/a,file={tmp_path}/item")
+    (tmp_path / "item").write_text("one")
+    machine = run(*flags, "-name", "saved", pipes=True)
+    wait_for(lambda: host.ps().get("saved", {}).get("state") == "running", "the machine")
+    (tmp_path / "item").write_text("two")  # it was read when the machine started: a next life has the same
+    host.vmesh("swap", "saved", "fw_cfg", "--", *FW_CFG)
+    host.vmesh("snapshot", "save", "saved", str(tmp_path / "saved"))
+    host.vmesh("stop", "saved")
+    machine.wait()
+
+    loaded = run(*flags, "-loadvm", str(tmp_path / "saved"), pipes=True)
+
+    assert loaded.wait() == 1
+    assert "state of fw-cfg, of a machine with other items (-fw_cfg) or harts" in loaded.output
+    (tmp_path / "item").write_text("one")
+    run(*flags, "-loadvm", str(tmp_path / "saved"), "-name", "loaded", pipes=True)
+    wait_for(lambda: host.ps().get("loaded", {}).get("state") == "running", "the machine")
+    host.vmesh("stop", "loaded")
 
 
 def test_two_machines_at_once(host: Host, run: Run, image: Image) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 import time
@@ -52,6 +53,19 @@ def test_memory_and_harts_are_those_asked_for(
     assert found, machine.output
     assert int(found[1]) == processors
     assert least < int(found[2]) <= most
+
+
+def test_items_of_fw_cfg_are_files(run: Run, debian: Guest, tmp_path: Path) -> None:
+    content = random.Random(1).randbytes(20_000)
+    (tmp_path / "item").write_bytes(content)
+    items = ("-fw_cfg", f"opt/org.example/file,file={tmp_path}/item", "-fw_cfg", "name=opt/text,string=one,,two")
+    show = "cd /sys/firmware/qemu_fw_cfg; cat rev; find . -type f | sort; cd by_name/opt; sha1sum org.example/file/raw"
+    machine = run(*items, "-append", f'{BRIEF} vmesh.run="{show}; cat text/raw"', pipes=True)
+
+    assert machine.wait() == 0
+    assert f"{hashlib.sha1(content).hexdigest()}  org.example/file/raw\none,two" in machine.output
+    assert "./by_name" not in machine.output  # which are links
+    assert re.findall(r"^\./by_key/(\d+)/raw$", machine.output, re.MULTILINE) == ["32", "33", "34", "35", "36"]
 
 
 @pytest.mark.parametrize(("cpu", "mode"), [("rv64,sv48=off", "sv39"), ("rv64,sv57=on", "sv57")])

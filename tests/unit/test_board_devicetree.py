@@ -80,6 +80,24 @@ def test_build_describes_all_virtio_slots() -> None:
     assert tree["/soc/virtio_mmio@10008000"]["interrupts"] == (8).to_bytes(4, "big")
 
 
+@pytest.mark.peer
+def test_build_fw_cfg_is_where_and_what_qemus_is(peer: Callable[[str], str], tmp_path: Path) -> None:
+    dump = tmp_path / "qemu.dtb"
+    command = [peer("qemu-system-riscv64"), "-machine", f"virt,dumpdtb={dump}", "-display", "none"]
+    subprocess.run(command, check=True, capture_output=True)
+    ours = read(devicetree.build(board().with_devices(virt.fw_cfg(1, ["opt/x"]))))
+    assert ours["/fw-cfg@10100000"] == read(dump.read_bytes())["/fw-cfg@10100000"]
+
+
+def test_build_fw_cfg_is_there_with_items_only() -> None:
+    tree = read(devicetree.build(board().with_devices(virt.fw_cfg(1, ["opt/x"]))))
+
+    assert tree["/fw-cfg@10100000"] == {
+        "compatible": b"qemu,fw-cfg-mmio\0", "reg": struct.pack(">QQ", 0x1010_0000, 0x18), "dma-coherent": b""
+    }  # fmt: skip
+    assert read(devicetree.build(board())) == {path: tree[path] for path in tree if path != "/fw-cfg@10100000"}
+
+
 def test_build_wires_every_hart_to_the_plic_and_the_clint() -> None:
     tree = read(devicetree.build(board(harts=9)))
 

@@ -24,6 +24,7 @@ def disassemble(word: int) -> str:
         (e.ld(e.A1, e.T0, 32), "ld a1, 0x20(t0)"),
         (e.lbu(e.A0, e.S0, 5), "lbu a0, 5(s0)"),
         (e.sb(e.A0, e.S0, -1), "sb a0, -1(s0)"),
+        (e.sh(e.A0, e.S1, 8), "sh a0, 8(s1)"),
         (e.sw(e.A3, e.A2, 0x7FC), "sw a3, 0x7fc(a2)"),
         (e.jal(e.RA, -0x100000), "jal -0x100000"),
         (e.jal(e.A0, 0xABCDE), "jal a0, 0xabcde"),

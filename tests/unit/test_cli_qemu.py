@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from vmesh.board.errors import BoardError
 from vmesh.cli.flags.help import usage
-from vmesh.cli.flags.options import OptionError, RunOptions
+from vmesh.cli.flags.options import FirmwareItem, OptionError, RunOptions
 from vmesh.cli.flags.parsing import parse
 from vmesh.cli.flags.qemu import ANYWAY, HINTS
 from vmesh.cli.flags.table import BY_NAME
+from vmesh.cli.plan import MachinePlan, plan
+from vmesh.machine import MachineDirectory
 
 
 @pytest.mark.parametrize(
@@ -95,3 +99,79 @@ def test_the_help_and_the_manual_name_what_is_taken(root: Path) -> None:
     for name in ANYWAY:
         assert name in usage()
         assert f"`{name}" in manual
+
+
+def test_items_of_fw_cfg(tmp_path: Path) -> None:
+    (tmp_path / "a,b").write_bytes(b"")
+    longest = f"opt/{'n' * 51}"
+    flags = [
+        *("-fw_cfg", f"name=opt/file,file={tmp_path}/a,,b"),
+        *("-fw_cfg", "opt/x,,y,string=1,,2=3"),
+        *("-fw_cfg", f"{longest},string=x"),
+    ]
+    assert parse(flags).firmware_items == (
+        FirmwareItem("opt/file", tmp_path / "a,b"),
+        FirmwareItem("opt/x,y", text="1,2=3"),
+        FirmwareItem(longest, text="x"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        (["opt/x"], "expected a name and exactly one of file=PATH and string=TEXT"),
+        (["string=a"], "expected a name"),
+        (["opt/x,string=a,file=/dev/null"], "exactly one of"),
+        (["opt/x,string="], "none of them empty"),
+        (["opt/x,file="], "none of them empty"),
+        (["opt/x,gen_id=g"], "no property 'gen_id'"),
+        (["opt/x,file=/nonexistent"], "expected a file, there is none of that name"),
+        (["opt/x,file=/"], "expected a file, this is a directory"),
+        ([f"opt/{'n' * 52},string=x"], "name too long: expected at most 55 bytes, got 56"),
+        ([f"opt/{'ü' * 26},string=x"], "name too long: expected at most 55 bytes, got 56"),
+        (["bootorder,string=x"], "the board has an item of this one"),
+        (["opt/x,string=a", "opt/x,string=a"], "expected each name once, 'opt/x' has an item"),
+        ([f"opt/{n},string=a" for n in range(30)], "expected at most 29 items"),
+    ],
+)
+def test_items_that_are_refused(texts: list[str], words: str) -> None:
+    with pytest.raises(OptionError) as refused:
+        parse([word for text in texts for word in ("-fw_cfg", text)])
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def planned(tmp_path: Path, *items: str) -> MachinePlan:
+    flags = [word for item in items for word in ("-fw_cfg", item)]
+    options = parse(["-bios", "none", "-kernel", __file__, "-smp", "2", *flags])
+    return plan(options, MachineDirectory(tmp_path))
+
+
+def test_a_board_has_fw_cfg_if_there_are_items_for_it(tmp_path: Path) -> None:
+    (tmp_path / "item").write_bytes(b"\0of a file")
+    assert "fw_cfg" not in {service.name for service in planned(tmp_path).services}
+    made = planned(tmp_path, f"opt/b,file={tmp_path}/item", "opt/a,string=text")
+    (service,) = [service for service in made.services if service.name == "fw_cfg"]
+    place = ("--machine", str(tmp_path), "--name", "fw_cfg", "--base", "0x10100000")
+    assert service.arguments == (*place, "--hart-count", "2", "--item=opt/b", "--item=opt/a")
+    assert (made.files["fw_cfg.0"], made.files["fw_cfg.1"]) == (b"\0of a file", b"text")
+    assert made.notes == ()
+
+
+def test_a_name_outside_of_opt_is_warned_of(tmp_path: Path) -> None:
+    (note,) = planned(tmp_path, "etc/x,string=a", "opt/x,string=a").notes
+    assert note.startswith("warning: -fw_cfg etc/x: ")
+    assert '"opt/"' in note
+
+
+def test_a_file_that_is_too_large_or_gone_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "item"
+    path.touch()
+    os.truncate(path, 64 << 20)
+    assert len(planned(tmp_path, f"opt/x,file={path}").files["fw_cfg.0"]) == 64 << 20
+    with pytest.raises(BoardError, match="-fw_cfg opt/x: expected at most 64 MiB, /dev/zero has more"):
+        planned(tmp_path, "opt/x,file=/dev/zero")
+    options = parse(["-bios", "none", "-kernel", __file__, "-fw_cfg", f"opt/x,file={path}"])
+    path.unlink()
+    with pytest.raises(BoardError, match=r"-fw_cfg opt/x: cannot read .*: No such file or directory"):
+        plan(options, MachineDirectory(tmp_path))

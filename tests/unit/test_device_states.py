@@ -20,6 +20,8 @@ from tests.unit.virtio_driver import guest_memory
 from vmesh import errors
 from vmesh.device import BusError, Device
 from vmesh.v1.devices_pb2 import Ns16550aState, VirtioConsoleState, VirtioRngState
+from vmesh_services.devices.fw_cfg.device import FwCfg
+from vmesh_services.devices.fw_cfg.items import items
 from vmesh_services.devices.goldfish_rtc.device import GoldfishRtc
 from vmesh_services.devices.ns16550a.device import Ns16550a
 from vmesh_services.devices.sifive_test.device import SifiveTest
@@ -28,6 +30,7 @@ DEVICES: dict[str, Callable[[Any, Path], Device]] = {
     "uart": lambda runtime, folder: Ns16550a(runtime, 0x1000_0000, 10, "null"),
     "rtc": lambda runtime, folder: GoldfishRtc(runtime, 0x10_1000, 11),
     "test": lambda runtime, folder: SifiveTest(runtime, 0x10_0000),
+    "fw_cfg": lambda runtime, folder: FwCfg(runtime, 0x1010_0000, items(1, {"opt/a": b"abc"})),
     **VIRTIO,
 }
 NUMBER = some.one_of(

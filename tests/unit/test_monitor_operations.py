@@ -174,6 +174,7 @@ def test_writers_are_shut_down_before_those_they_write_to() -> None:
     [
         (("uart0", "rtc", "test"), "no device 'rtc' can be taken away; no device of this machine can be unplugged"),
         (("uart0", "rtc", "blk0", "d1"), "no device 'rtc' can be taken away; expected one of: blk0, d1"),
+        (("uart0", "rtc", "fw_cfg", "d1"), "no device 'rtc' can be taken away; expected one of: d1"),
     ],
 )
 def test_device_of_the_board_stays_and_those_that_can_go_are_named(devices: tuple[str, ...], said: str) -> None:

@@ -52,13 +52,16 @@ def build(board: Board) -> bytes:
             tree.property_string("device_type", "memory")
             tree.property("reg", _cells64(ram.base, ram.size))
         _cpus(tree, board, numbers)
+        for part in board.parts:
+            if part.node and not part.node.in_soc:
+                _part(tree, part, part.node, board.harts, numbers)
         with tree.add_node("soc"):
             tree.property_u32("#address-cells", 2)
             tree.property_u32("#size-cells", 2)
             tree.property_string("compatible", "simple-bus")
             tree.property("ranges", b"")
             for part in sorted(board.parts, key=_order):
-                if part.node:
+                if part.node and part.node.in_soc:
                     _part(tree, part, part.node, board.harts, numbers)
         for name, value in (("poweroff", virt.TEST_POWER_OFF), ("reboot", virt.TEST_RESET)):
             with tree.add_node(name):
@@ -152,7 +155,7 @@ def _cpu(tree: libfdt.FdtSw, cpu: CpuModel, hart: int, numbers: _Phandles) -> No
 
 
 def _part(tree: libfdt.FdtSw, part: Part, node: Node, harts: int, numbers: _Phandles) -> None:
-    """A part's node, below /soc."""
+    """A part's node, below the one that is open."""
     with tree.add_node(_name(part, node)):
         tree.property("compatible", _strings(*node.compatible))
         tree.property("reg", _cells64(part.range.base, part.range.size))

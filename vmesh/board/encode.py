@@ -67,6 +67,10 @@ def sb(rs2: int, rs1: int, imm: int) -> int:
     return _s(0, rs2, rs1, imm)
 
 
+def sh(rs2: int, rs1: int, imm: int) -> int:
+    return _s(1, rs2, rs1, imm)
+
+
 def sw(rs2: int, rs1: int, imm: int) -> int:
     return _s(2, rs2, rs1, imm)
 

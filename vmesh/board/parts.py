@@ -81,6 +81,7 @@ class Node:
     compatible: tuple[str, ...]
     properties: tuple[tuple[str, int | bytes | EachHart], ...] = ()
     referred_to: bool = False  # by other nodes: it has a phandle
+    in_soc: bool = True  # below /soc, else below the root
 
 
 @dataclass(frozen=True, slots=True)

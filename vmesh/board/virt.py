@@ -6,6 +6,8 @@ Source: QEMU docs/system/riscv/virt.rst and the device tree of `qemu-system-risc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmesh.board.parts import Board, Carrier, EachHart, Node, Part, Range, Wire
@@ -59,6 +61,12 @@ UART0 = Part(
     "uart0", "ns16550a", Range(0x1000_0000, 0x100), wire(10),
     node=Node("serial", ("ns16550a",), (("clock-frequency", _UART_CLOCK_HZ),)), arguments=("--chardev", "kept"),
 )  # fmt: skip
+# Only in a machine that has items for it (-fw_cfg), unlike QEMU's: without them it says nothing that the device tree
+# does not say, and a process more is memory and start-up time of every machine.
+FW_CFG = Part(
+    "fw_cfg", "fw-cfg", Range(0x1010_0000, 0x18),
+    node=Node("fw-cfg", ("qemu,fw-cfg-mmio",), (("dma-coherent", b""),), in_soc=False),
+)  # fmt: skip
 # All are in the device tree, as QEMU's are: a device may be added while the machine runs. Named as QEMU's buses.
 TRANSPORTS = tuple(
     Part(
@@ -70,9 +78,21 @@ TRANSPORTS = tuple(
 PARTS = (MROM, UART0, RTC, TEST, CLINT, PLIC, *TRANSPORTS)
 #: The devices that every machine has.
 DEVICES = tuple(part.name for part in PARTS if part.carrier is Carrier.SERVICE)
+#: Those that belong to the board: nobody else has their names, and they stay.
+OWN_DEVICES = (*DEVICES, FW_CFG.name)
 
 
 def board(ram_size: int, harts: int, cpu: CpuModel) -> Board:
     """The board with so many bytes of RAM, and no device added."""
     ram = Part("ram", "ram", Range(DRAM_BASE, ram_size), carrier=Carrier.MEMORY)
     return Board((ram, *PARTS), harts, cpu, UART0.name, TEST.name, TIMEBASE_HZ, PLIC_SOURCES)
+
+
+def fw_cfg(harts: int, items: Sequence[str]) -> Part:
+    """fw_cfg with items of these names, whose contents are files of the machine directory: see `fw_cfg_item`."""
+    return replace(FW_CFG, arguments=("--hart-count", str(harts), *(f"--item={name}" for name in items)))
+
+
+def fw_cfg_item(number: int) -> str:
+    """The file with the content of an item; the first is number 0."""
+    return f"{FW_CFG.name}.{number}"

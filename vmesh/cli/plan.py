@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,9 +10,9 @@ from pathlib import Path
 from vmesh import guest
 from vmesh.board import boot, commands, cpu_model, devicetree, virt
 from vmesh.board.boot import BootFiles, BootPlan
-from vmesh.board.errors import BoardError
+from vmesh.board.errors import BoardError, ImageError
 from vmesh.board.parts import Board, Carrier
-from vmesh.cli.flags.options import RunOptions, Serial
+from vmesh.cli.flags.options import FirmwareItem, RunOptions, Serial
 from vmesh.endpoint import Endpoint
 from vmesh.machine import MachineDirectory
 from vmesh.migration import uri
@@ -20,6 +21,7 @@ from vmesh.spawn import ServiceCommand
 
 CACHE = "cache"
 _FILES = {"the device tree": "dtb", "the reset vector": "reset"}  # blobs of the boot plan in the machine directory
+_LARGEST_ITEM = 64 << 20  # bytes of a file for -fw_cfg: the guest can have the device copy it in one access
 _START_SECONDS = 60.0  # for a machine to start that does not wait for anybody
 _DEFAULT_RAM = 128 << 20  # QEMU's default for `virt`
 _DEFAULT_GUEST_RAM = 512 << 20
@@ -58,7 +60,14 @@ def plan(options: RunOptions, machine: MachineDirectory) -> MachinePlan:
     if options.boots_default_guest and guest.find() is None:
         notes.append("booting the small built-in guest (`vmesh guest fetch` gets Debian's)")
     consoles = {name: _chardev(name, serial, machine) for name, serial in options.consoles.items()}
+    notes += [
+        f'warning: -fw_cfg {item.name}: names of items should begin with "opt/", others are for the firmware itself'
+        for item in options.firmware_items
+        if not item.name.startswith("opt/")
+    ]
     files_there = {_FILES[blob.name]: blob.data for blob in booted.blobs}
+    for number, item in enumerate(options.firmware_items):
+        files_there[virt.fw_cfg_item(number)] = _content(item)
     return MachinePlan(services, files_there, consoles, tuple(notes))
 
 
@@ -69,7 +78,9 @@ def board_of(options: RunOptions) -> Board:
         least = f"{_LEAST_GUEST_RAM >> 20}M"
         raise BoardError(f"-m: the default guest, Debian's kernel, needs {least} at least; -kernel boots another")
     board = virt.board(ram, options.harts, cpu_model.parse(options.cpu or "rv64"))
-    return board.with_devices(*options.parts().values(), *(device.part for device in options.external))
+    items = [item.name for item in options.firmware_items]
+    own = [virt.fw_cfg(options.harts, items)] if items else []
+    return board.with_devices(*own, *options.parts().values(), *(device.part for device in options.external))
 
 
 def device_tree(options: RunOptions, scratch: Path) -> bytes:
@@ -119,6 +130,21 @@ def monitor_command(planned: MachinePlan, options: RunOptions, machine: MachineD
         longest = max(device.wait_seconds for device in options.external)
         arguments += ["--start-limit", f"{longest + _START_SECONDS:g}"]
     return ServiceCommand("monitor", "monitor", "vmesh_services.monitor", tuple(arguments))
+
+
+def _content(item: FirmwareItem) -> bytes:
+    """Raises ImageError."""
+    if item.file is None:
+        return os.fsencode(item.text)
+    flag = f"-fw_cfg {item.name}"
+    try:
+        with item.file.open("rb") as file:
+            content = file.read(_LARGEST_ITEM + 1)
+    except OSError as error:
+        raise ImageError(f"{flag}: cannot read {item.file}: {error.strerror}") from error
+    if len(content) > _LARGEST_ITEM:
+        raise ImageError(f"{flag}: expected at most {_LARGEST_ITEM >> 20} MiB, {item.file} has more: give it as a disk")
+    return content
 
 
 def _boot_files(options: RunOptions, scratch: Path) -> tuple[BootFiles, Sequence[Path]]:

@@ -119,6 +119,7 @@ poweroff -f
 # of a disk (which asks for its checksum by an alias) and of a shared folder, and what systemd looks for.
 MODULES = (
     *("virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng", "virtio_console", "virtio_balloon", "9pnet_virtio"),
+    "qemu_fw_cfg",
     *("ext4", "crc32c_generic", "9p", "autofs4"),
 )
 

@@ -28,7 +28,7 @@ CONSOLE_USAGE = f"{CONSOLE},chardev=NAME"
 SERIAL = "virtio-serial-device"
 BALLOON = "virtio-balloon-device"
 
-_OURS = (*names.TAKEN, *virt.DEVICES)
+_OURS = (*names.TAKEN, *virt.OWN_DEVICES)
 _BUSES = [bus.name for bus in virt.TRANSPORTS]
 _CACHES = {  # of QEMU's kinds, whether the guest is told of a cache; the host's file cache is always used
     "writeback": "writeback",

@@ -20,6 +20,7 @@ _AS_IT_IS: Mapping[str, Sequence[str]] = {  # properties of QEMU's board that as
     "mem-merge": ("on", "off"),
     "dump-guest-core": ("on", "off"),
 }
+_MOST_ITEMS = 29  # of QEMU's 32 (hw/nvram/fw_cfg.c), three are its own
 _ACTIONS: Mapping[str, tuple[str, ...]] = {
     "reboot": ("reset", "shutdown"),
     "shutdown": ("poweroff", "pause"),
@@ -103,6 +104,15 @@ def action(options: RunOptions, text: str) -> RunOptions:
 
 def chardev(options: RunOptions, text: str) -> RunOptions:
     return replace(options, chardevs=(*options.chardevs, values.chardev(text)))
+
+
+def fw_cfg(options: RunOptions, text: str) -> RunOptions:
+    item, others = values.firmware_item(text), options.firmware_items
+    if any(item.name == other.name for other in others):
+        raise ValueError(f"expected each name once, '{item.name}' has an item")
+    if len(others) == _MOST_ITEMS:
+        raise ValueError(f"expected at most {_MOST_ITEMS} items")
+    return replace(options, firmware_items=(*others, item))
 
 
 def log_items(options: RunOptions, text: str) -> RunOptions:

@@ -35,6 +35,15 @@ class Serial:
 
 
 @dataclass(frozen=True, slots=True)
+class FirmwareItem:
+    """An item of fw_cfg: what is in `file` when the machine starts, or `text`."""
+
+    name: str
+    file: Path | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class RunOptions(Added):
     """What `vmesh run` was asked for. None where the default depends on the rest (see `vmesh.cli.run`)."""
 
@@ -50,6 +59,7 @@ class RunOptions(Added):
     initrd: Path | None = None
     append: str | None = None
     dtb: Path | None = None
+    firmware_items: tuple[FirmwareItem, ...] = ()
     stdin: str = ""  # of the default guest: prompts or script, see vmesh/guest/initramfs.py
     quiet: bool = False
     nographic: bool = False

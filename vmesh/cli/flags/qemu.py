@@ -81,7 +81,6 @@ HINTS: Mapping[str, str] = {
     "-numa": "RAM is one node",
     "-smbios": _NOT_HERE,
     "-acpitable": _NOT_HERE,
-    "-fw_cfg": _NOT_HERE,
     "-tpmdev": _NOT_HERE,
     "-audio": "the board has no sound",
     "-audiodev": "the board has no sound",

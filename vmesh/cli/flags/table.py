@@ -94,6 +94,12 @@ FLAGS: tuple[Flag, ...] = (
         sets("dtb", values.file), example="-dtb virt.dtb",
     ),
     Flag(
+        ("-fw_cfg",), "[name=]NAME,file=PATH|string=TEXT",
+        "An item of fw_cfg, which the guest reads by its name: what is in PATH when the machine starts, or TEXT. Names "
+        "of your own begin with `opt/`. The board has the device if there is such an item.",
+        changes.fw_cfg, example="-fw_cfg opt/org.example/role,string=worker", more="guest.md",
+    ),
+    Flag(
         ("-quiet",), "",
         "Of the default guest, show only what its commands write; what is piped in is a script for its shell.",
         turns("quiet", True), more="#input-that-is-no-terminal",

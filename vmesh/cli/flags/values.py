@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,12 +10,14 @@ from pathlib import Path
 from vmesh import endpoint, properties
 from vmesh.board import cpu_model, virt
 from vmesh.board.errors import CpuModelError
-from vmesh.cli.flags.options import Serial
+from vmesh.cli.flags.options import FirmwareItem, Serial
 from vmesh.endpoint import Endpoint
 
 _SIZE = re.compile(
     r"(?P<whole>0[xX][0-9a-fA-F]{1,30}|[0-9]{1,30}(?:\.(?P<fraction>[0-9]{0,30}))?)(?P<suffix>[bkmgtpeBKMGTPE]?)", re.A
 )
+_ITEM_NAME_BYTES = 55  # QEMU's hw/nvram/fw_cfg.h, FW_CFG_MAX_FILE_PATH without its NUL
+_QEMUS_ITEMS = ("bios-geometry", "bootorder", "etc/boot-fail-wait")
 _RAM_ALIGNMENT = 8 << 10
 _LARGEST_RAM = 1 << 50
 LOG_ITEMS: Mapping[str, str] = {
@@ -137,6 +140,21 @@ def seconds(text: str) -> float:
 
 def firmware(text: str) -> str:
     return text if text in ("default", "none") else str(file(text))
+
+
+def firmware_item(text: str) -> FirmwareItem:
+    """An item of fw_cfg, as QEMU reads it (softmmu/vl.c, "parse_fw_cfg"). Raises ValueError."""
+    found = properties.parse(text, "name")
+    if unknown := found.keys() - {"name", "file", "string"}:
+        raise ValueError(f"no property '{min(unknown)}': expected [name=]NAME and one of file=PATH and string=TEXT")
+    name, path, string = (found.get(key, "") for key in ("name", "file", "string"))
+    if not name or bool(path) == bool(string):
+        raise ValueError("expected a name and exactly one of file=PATH and string=TEXT, none of them empty")
+    if (size := len(os.fsencode(name))) > _ITEM_NAME_BYTES:
+        raise ValueError(f"name too long: expected at most {_ITEM_NAME_BYTES} bytes, got {size}")
+    if name in _QEMUS_ITEMS:
+        raise ValueError("expected another name, the board has an item of this one")
+    return FirmwareItem(name, file(path) if path else None, string)
 
 
 def display(text: str) -> str:
