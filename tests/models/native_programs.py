@@ -81,7 +81,7 @@ _FOREIGN_EXPRESSIONS = (
     "(u8({u64}) + 256)", "(u8({u64}) == 256)", "i8(200)", "(i8({u64}) == 200)", "boolean(2)", "boolean(1)",
     "(1 if {u64} else -1)", "u64(-7 // 2)", "u64(i64(-7) // 2)", "(FIVE and NO and YES)", "(YES and NO and YES)",
     "(5 if YES and NO and YES else 6)", "(NO or YES or NO)", "(YES and {u64} > 5)", "(NEGATIVE // 2)",
-    "quotient(i64({u64}), -2)", "quotient(i64({u64}), 0)", "likely({u64})", "None", "1.5", "'text'", "...",
+    "u64(quotient(i64({u64}), -2))", "quotient(i64({u64}), 0)", "likely({u64})", "None", "1.5", "'text'", "...",
 )  # fmt: skip
 _FOREIGN_STATEMENTS = (
     "x = y = {u64}", "x, y = {u64}, 3", "assert {u64}", "del {name}", "global FIVE", "x: u64", "FIVE += 1", "x = -1",
