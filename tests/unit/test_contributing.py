@@ -6,7 +6,6 @@ Above each block of Python stands a line that ends with the file in which it is:
 from __future__ import annotations
 
 import re
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -27,20 +26,16 @@ def blocks(page: str) -> list[tuple[str, str]]:
 
 
 def stands_in(text: str, block: str) -> bool:
-    """Whether these lines follow each other there, indented by any number of columns. Blank lines, and a comma behind
-    the last one, are left to the formatter, which sees the block alone."""
-    there, wanted = _lines(text), _lines(block)
-    wanted[-1] = wanted[-1].rstrip(",")
-    for place in range(len(there) - len(wanted) + 1):
-        found = there[place : place + len(wanted)]
-        found[-1] = found[-1].rstrip(",")
-        if _lines(textwrap.dedent("\n".join(found))) == wanted:
-            return True
-    return False
+    """Whether it is there from the beginning of a line on, in one piece. How it is broken into lines is left to the
+    formatter, which sees the block alone."""
+    lines, wanted = text.splitlines(), _packed(block)
+    begins = (place for place, line in enumerate(lines) if line.strip() and wanted.startswith(_packed(line)))
+    return any(_packed("\n".join(lines[place:])).startswith(wanted) for place in begins)
 
 
-def _lines(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line.strip()]
+def _packed(text: str) -> str:
+    """Without white space, and without the last comma of what is in brackets or in the whole."""
+    return re.sub(r",(?=[)\]}])", "", re.sub(r"\s", "", text)).removesuffix(",")
 
 
 def test_every_block_is_looked_at() -> None:
