@@ -1,4 +1,4 @@
-"""docs/specification.md: what holds a promise is there, or the promise is marked as not held."""
+"""docs/specification.md: what holds a promise is there, or the promise is marked as not held; and how all pages look."""
 
 from __future__ import annotations
 
@@ -30,3 +30,13 @@ def test_what_holds_a_promise_is_there(root: Path) -> None:
 def test_a_promise_of_speed_has_a_number(root: Path, number: str) -> None:
     *_, figure, _held = _promises(root)[number]
     assert re.match(r"[\d.,]+", figure)
+
+
+def test_pages_are_wrapped(root: Path) -> None:
+    """At 120 columns, but for tables and what is to be typed or was printed."""
+    wide = []
+    for page in (*root.glob("*.md"), *root.glob("docs/*.md")):
+        text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+        lines = [line for line in text.splitlines() if not line.startswith(("|", "    "))]
+        wide += [(page.name, line) for line in lines if len(line) > 120]
+    assert not wide

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 
 from vmesh_services.monitor.qmp.schema import SCHEMA
@@ -28,7 +29,15 @@ with a `?` may be missing.
 
 def page() -> str:
     """The text of docs/qmp.md."""
-    return "\n".join([_HEAD, *(line for module in SCHEMA.modules for line in _module(module))])
+    return "\n".join([_HEAD, *(_wrapped(line) for module in SCHEMA.modules for line in _module(module))])
+
+
+def _wrapped(line: str) -> str:
+    """A paragraph or an item of a list, in lines of at most 120."""
+    text = line.rstrip("\n")
+    deeper = " " * (text.index("* ") + 2) if text.lstrip().startswith("* ") else ""
+    lines = textwrap.wrap(text, 120, subsequent_indent=deeper, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines) + line[len(text) :]
 
 
 def _module(module: Module) -> Iterator[str]:

@@ -17,7 +17,7 @@ def table() -> str:
     rows = "".join(f"| {_names(flag)} | {_meaning(flag)} |\n" for flag in FLAGS)
     return (
         f"\n| flag | meaning |\n|---|---|\n{rows}\nOf QEMU's flags these are taken too, where they ask for what holds "
-        f"anyway, so that command lines written for it\nneed no change:\n\n{taken}\n"
+        f"anyway, so that command lines written for it need no\nchange:\n\n{taken}\n"
     )
 
 
