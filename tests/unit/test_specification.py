@@ -1,4 +1,4 @@
-"""docs/specification.md: what holds a promise is there, or the promise is marked as not held; and how all pages look."""
+"""docs/specification.md: what holds a promise is there, or it is marked as not held. And how all pages look."""
 
 from __future__ import annotations
 
