@@ -30,7 +30,8 @@ __all__ = [
 def _prepare() -> None:
     generate_proto()
     link = ROOT / "vmesh_services"
-    if not link.exists():
+    if not (link / "__init__.py").is_file():  # it is not there, or was unpacked as a file
+        link.unlink(missing_ok=True)
         link.symlink_to("services")
 
 

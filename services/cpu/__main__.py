@@ -150,7 +150,6 @@ def main(argv: Sequence[str]) -> int:
         harts=options.harts,
         features=options.features,
         reset_pc=options.reset_pc,
-        paused=options.paused,
         hot_samples=options.hot_samples,
         cache=not options.no_cache,
         perf_map=options.perf_map,

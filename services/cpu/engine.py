@@ -51,7 +51,7 @@ class Manner(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What an engine asks of the service. `stopped` is called in the service's thread, all others in any."""
+    """What an engine asks of the service: `stopped` and `call_in` in the service's thread, all else in any."""
 
     #: guest time: the service stops it before the harts, which have it go on when they do
     clock: CpuClock
@@ -80,7 +80,7 @@ class Surroundings:
 class Cpu(Protocol):
     """Executes the harts of one machine. Called in the service's thread.
 
-    Harts stand when it begins, after `reset`, and from a `stop` that gave True until `run`.
+    Harts stand from the beginning on if guest time does, and from a `stop` until `run`.
     """
 
     @property
@@ -127,6 +127,11 @@ class Cpu(Protocol):
 
     def run(self) -> HartStop | None:
         """Lets go of the harts, and guest time; or gives a stop that nobody was told yet, and then all stands."""
+        ...
+
+    def go_on(self) -> None:
+        """After a `stop` that was BRIEFLY: they go on as they were, but for those that stand for another reason. Else
+        nothing."""
         ...
 
     def stop(self, manner: Manner, seconds: float = 0.0) -> bool:

@@ -173,7 +173,7 @@ class CpuService(Service):
 
     def _move_on(self) -> None:
         if self._clock.passes:
-            self._cpu.run()
+            self._cpu.go_on()
         if self._throttled:
             self._runtime.loop.call_in("throttle", THROTTLE_SLICE, self._stand_still)
 

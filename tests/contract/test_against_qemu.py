@@ -165,7 +165,8 @@ def test_fw_cfg(peer: Callable[[str], str], tmp_path: Path) -> None:
     qemu = Qemu(peer("qemu-system-riscv64"), *booted, *drive, memory=f"{RAM >> 20}M")
     text = b"0123456789\0"
     sizes = {0x08: len(kernel).to_bytes(4, "little"), 0x14: len(text).to_bytes(4, "little")}
-    device = FwCfg(FakeRuntime(), FW_CFG, items(3, {}) | sizes | {0x11: kernel, 0x15: text})  # type: ignore[arg-type]
+    made = items(3, {}) | sizes | {0x11: kernel, 0x15: text}
+    device = FwCfg(FakeRuntime(), FW_CFG, made, b"")  # type: ignore[arg-type]
     device.reset()
     device.memory = memory = guest_memory(tmp_path)
     chance = random.Random(1957)

@@ -1,7 +1,8 @@
 """What the service asks of whatever executes harts (`engine.Cpu`), of the emulator in each of its modes: an interpreter
 alone, code that is translated before it is run, both by turns, and as machines have it, with a translator beside it.
 
-The test is the service: its thread is the service's thread. Another engine is one more maker in `ENGINES`.
+The test is the service: its thread is the service's thread. `emulated` makes what is tested; another engine is one more
+name in `ENGINES`, and a maker beside it. The last test is of the emulator alone.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from vmesh.v1 import cpu_pb2
 from vmesh.v1.bus_pb2 import WRITE_POSTED, BatchDone, Description, Line, Region, Register
 from vmesh.v1.common_pb2 import ROLE_HART, STOP_BREAKPOINT, STOP_STEP, STOP_WRITE, HartStop, Welcome
 from vmesh.v1.packet_pb2 import Packet
+from vmesh.v1.trace_pb2 import TRACE_POSTED, TRACE_SYNC
 from vmesh_services.cpu.bus.device import BusDevice, RegisterTable
 from vmesh_services.cpu.clock import CpuClock
 from vmesh_services.cpu.controllers.virt import NATIVE, VirtControllers
@@ -66,6 +68,16 @@ COUNT = [
     encode("jal", rd=0, imm=-8),
 ]
 LOOP, STORE = BASE + 12, BASE + 16
+#: The same for each hart, eight bytes apart.
+COUNT_EACH = [
+    *address(T1, DATA),
+    encode("csrrs", rd=T2, csr=0xF14, rs1=0),
+    encode("slli", rd=T2, rs1=T2, imm=3),
+    encode("add", rd=T1, rs1=T1, rs2=T2),
+    encode("addi", rd=T0, rs1=T0, imm=1),
+    encode("sd", rs1=T1, rs2=T0, imm=0),
+    encode("jal", rd=0, imm=-8),
+]
 
 
 class Played(threading.Thread):
@@ -80,6 +92,12 @@ class Played(threading.Thread):
         self._router = context.socket(zmq.ROUTER)
         self._router.bind(self.endpoint)
         self._done = self._last = 0
+        self._epoch, self._forget = 1, threading.Event()
+
+    def next_life(self) -> None:
+        """What was sent is forgotten; what was done is not. While it is mute."""
+        self._epoch += 1
+        self._forget.set()
 
     def run(self) -> None:
         waiting: list[tuple[bytes, Packet]] = []
@@ -87,6 +105,9 @@ class Played(threading.Thread):
             if self._router.poll(10):
                 sender, frame = self._router.recv_multipart()
                 waiting.append((sender, Packet.FromString(frame)))
+            if self._forget.is_set():
+                waiting.clear()
+                self._forget.clear()
             if not self.mute.is_set():
                 for sender, packet in waiting:
                     self._do(sender, packet)
@@ -96,7 +117,7 @@ class Played(threading.Thread):
     def _do(self, sender: bytes, packet: Packet) -> None:
         answer: Welcome | BatchDone
         if packet.WhichOneof("body") == "hello":
-            answer = Welcome(major=1, epoch=1, window=64, done=self._done)
+            answer = Welcome(major=1, epoch=self._epoch, window=64, done=self._done)
         else:
             batch = packet.access_batch
             for number, access in enumerate(batch.accesses, batch.sequence):
@@ -104,7 +125,7 @@ class Played(threading.Thread):
                     self._done = number
                     self._last = access.value if access.write else self._last
                     self.seen.append((access.offset, access.value if access.write else None))
-            answer = BatchDone(epoch=1, done=self._done, value=self._last + 1, credits=64)
+            answer = BatchDone(epoch=self._epoch, done=self._done, value=self._last + 1, credits=64)
         self._router.send_multipart([sender, wire.make(answer, packet.id).SerializeToString()])
 
 
@@ -114,6 +135,7 @@ class Machine:
     def __init__(self, path: Path, make: Callable[[Surroundings], Cpu]) -> None:
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.clock = CpuClock(passes=False)
+        self.recorder = Recorder("cpu")
         self.calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.stops: list[HartStop] = []
         self.said: list[str] = []  # what went wrong
@@ -124,7 +146,7 @@ class Machine:
         self.cpu = make(
             Surroundings(
                 clock=self.clock,
-                recorder=Recorder("cpu"),
+                recorder=self.recorder,
                 folder=path,
                 dial_device=lambda device, hart, wake: wire.Peer(
                     self.context, device.description.endpoint, wire.hello(ROLE_HART, "cpu"), wake=wake
@@ -228,15 +250,14 @@ def emulated(mode: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Callab
     if mode != BESIDE:
         monkeypatch.setattr(emulator, "Harts", Harts)
 
-    def make(features: frozenset[str] = frozenset(FEATURES)) -> Callable[[Surroundings], Cpu]:
+    def make(features: frozenset[str] = frozenset(FEATURES), harts: int = 1) -> Callable[[Surroundings], Cpu]:
         options = Options(
             isa=ISA,
             controllers=VirtControllers(ACLINT, PLIC),
             native=NATIVE,
-            harts=1,
+            harts=harts,
             features=features,
             reset_pc=BASE,
-            paused=True,
             hot_samples=int(mode == BESIDE),
             cache=False,
         )
@@ -256,8 +277,8 @@ class Maker:
         self._path, self._make = path, make
         self._made: list[Machine] = []
 
-    def __call__(self, *, start: bool = True, **features: frozenset[str]) -> Machine:
-        machine = Machine(self._path, self._make(**features))
+    def __call__(self, *, start: bool = True, **options: Any) -> Machine:
+        machine = Machine(self._path, self._make(**options))
         self._made.append(machine)
         if start:
             machine.cpu.start()
@@ -312,15 +333,62 @@ def test_a_stop_is_between_two_instructions_and_they_go_on_from_there(machine: M
         machine.wait(lambda stored=stored: machine.word(DATA) > stored, "a hart to go on")  # type: ignore[misc]
 
 
-def test_for_a_moment_they_stand_and_go_on_as_they_were(machine: Machine) -> None:
+def test_for_a_moment_they_stand_and_go_on_as_they_were(make: Maker) -> None:
     """Nothing that the debugger has ordered is forgotten, nor does guest time stand."""
-    counting(machine)
-    machine.cpu.stop(Manner.BRIEFLY)
-    assert machine.cpu.stands(SECONDS)
-    assert machine.clock.passes
-    count = machine.word(DATA)
+    machine = make(harts=2)
+    machine.place(BASE, *COUNT_EACH)
+    machine.cpu.order(cpu_pb2.RunHarts(held=[1]))
     machine.run()
-    machine.wait(lambda: machine.word(DATA) > count, "a hart to go on")
+    machine.wait(lambda: machine.word(DATA) > 1000, "hart 0 to count")
+    for _ in range(3):
+        machine.cpu.stop(Manner.BRIEFLY)
+        assert machine.cpu.stands(SECONDS)
+        assert machine.clock.passes
+        count = machine.word(DATA)
+        machine.cpu.go_on()
+        machine.wait(lambda count=count: machine.word(DATA) > count, "hart 0 to go on")  # type: ignore[misc]
+    assert machine.word(DATA + 8) == 0, "hart 1 is held"
+    machine.stop()
+    count = machine.word(DATA)
+    machine.cpu.go_on()
+    time.sleep(0.01)
+    assert machine.word(DATA) == count, "somebody has stopped them since"
+    machine.run()
+    machine.wait(lambda: machine.word(DATA + 8) > 1000, "hart 1, which nobody holds any more")
+
+
+def test_a_stop_for_the_debugger_in_such_a_moment_is_one(machine: Machine) -> None:
+    machine.place(BASE, *COUNT)
+    watchpoint = cpu_pb2.Watchpoint(address=DATA, size=8, kind=cpu_pb2.WATCH_WRITE)
+    machine.cpu.answer(cpu_pb2.SetBreakpoints(watchpoints=[watchpoint]))
+    for turn in range(1, 6):
+        machine.run()
+        machine.cpu.stop(Manner.BRIEFLY)
+        machine.cpu.go_on()
+        machine.wait(lambda turn=turn: len(machine.stops) == turn, "the watchpoint")  # type: ignore[misc]
+        machine.cpu.stop(Manner.BRIEFLY)
+        assert machine.cpu.stands(SECONDS)
+        assert machine.word(DATA) == turn
+
+
+def test_of_two_stops_the_other_one_is_told_before_they_run_again(make: Maker) -> None:
+    machine = make(harts=2)
+    machine.place(BASE, *COUNT_EACH)
+    both = [cpu_pb2.Watchpoint(address=DATA + 8 * hart, size=8, kind=cpu_pb2.WATCH_WRITE) for hart in (0, 1)]
+    told: dict[int, int] = {}
+    for _ in range(200):
+        machine.cpu.answer(cpu_pb2.SetBreakpoints(watchpoints=both))
+        stop = machine.cpu.run()
+        if stop is None:
+            count = len(machine.stops)
+            machine.wait(lambda count=count: len(machine.stops) > count, "a watchpoint")  # type: ignore[misc]
+            machine.stop()
+            stop = machine.stops[-1]
+        else:
+            machine.clock.stop()
+        told[stop.address] = told.get(stop.address, 0) + 1
+    behind = sorted(machine.word(DATA + 8 * hart) - told[DATA + 8 * hart] for hart in (0, 1))
+    assert behind in ([0, 0], [0, 1]), "each store is told of once, the last one perhaps not yet"
 
 
 def test_a_reset_begins_anew_and_leaves_memory(machine: Machine) -> None:
@@ -542,13 +610,34 @@ def test_each_access_is_recorded_while_it_is_traced(make: Maker) -> None:
         encode("lw", rd=A0, rs1=T1, imm=4),
         BEQ_AGAIN,
     )
+    machine.recorder.switch(True)
     machine.cpu.trace(True)
     machine.run_until(BASE + 16)
+    kinds = [record.kind for record in machine.recorder.take().records if record.kind in (TRACE_POSTED, TRACE_SYNC)]
+    assert kinds == [TRACE_POSTED, TRACE_SYNC]
     machine.cpu.trace(False)
-    assert [offset for offset, _ in played.seen] == [POSTED, 4]
     machine.cpu.reset()
     machine.run_until(BASE + 16)
     assert [offset for offset, _ in played.seen] == [POSTED, 4, POSTED, 4]
+    assert not [each for each in machine.recorder.take().records if each.kind == TRACE_POSTED], "native code made it"
+
+
+def test_a_hart_that_waits_looks_when_its_device_lives_again(make: Maker) -> None:
+    """A device that has forgotten its harts: they say Hello again when it is there, and make the access then."""
+    machine, device, played = with_device(make)
+    machine.place(BASE, *li(T1, DEVICE), encode("lw", rd=A0, rs1=T1, imm=4), BEQ_AGAIN)
+    played.mute.set()
+    machine.run()
+    machine.wait(lambda: machine.cpu.status().harts[0].waits_for == "device", "it to wait for the device")
+    played.next_life()
+    device.begin(Welcome(epoch=2))
+    machine.cpu.revive(device)
+    played.mute.clear()
+    machine.run_until(BASE + 12)
+    assert played.seen == [(4, None)]
+    assert machine.cpu.counters()["rejoins"] == 1
+    machine.cpu.look()
+    assert machine.cpu.stands(SECONDS)
 
 
 def test_what_cannot_be_asked_is_refused(machine: Machine) -> None:
@@ -561,6 +650,7 @@ def test_at_the_end_no_hart_is_left(make: Maker) -> None:
     counting(machine)
     machine.cpu.end()
     count = machine.word(DATA)
+    time.sleep(0.01)
     assert not [each for each in threading.enumerate() if each.name.startswith("hart ")]
     assert machine.word(DATA) == count
 

@@ -129,6 +129,7 @@ def test_items_of_fw_cfg(tmp_path: Path) -> None:
         (["opt/x,file=/"], "expected a file, this is a directory"),
         ([f"opt/{'n' * 52},string=x"], "name too long: expected at most 55 bytes, got 56"),
         ([f"opt/{'ü' * 26},string=x"], "name too long: expected at most 55 bytes, got 56"),
+        (["opt/\x1b[2Jx,string=x"], "expected a name of printable characters"),
         (["bootorder,string=x"], "the board has an item of this one"),
         (["opt/x,string=a", "opt/x,string=a"], "expected each name once, 'opt/x' has an item"),
         ([f"opt/{n},string=a" for n in range(30)], "expected at most 29 items"),

@@ -30,7 +30,7 @@ DEVICES: dict[str, Callable[[Any, Path], Device]] = {
     "uart": lambda runtime, folder: Ns16550a(runtime, 0x1000_0000, 10, "null"),
     "rtc": lambda runtime, folder: GoldfishRtc(runtime, 0x10_1000, 11),
     "test": lambda runtime, folder: SifiveTest(runtime, 0x10_0000),
-    "fw_cfg": lambda runtime, folder: FwCfg(runtime, 0x1010_0000, items(1, {"opt/a": b"abc"})),
+    "fw_cfg": lambda runtime, folder: FwCfg(runtime, 0x1010_0000, items(1, {"opt/a": b"abc"}), bytes(16)),
     **VIRTIO,
 }
 NUMBER = some.one_of(

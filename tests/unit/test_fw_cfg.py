@@ -18,7 +18,7 @@ from vmesh import errors
 from vmesh.device import BusError
 from vmesh.v1.devices_pb2 import FwCfgState
 from vmesh_services.devices.fw_cfg.device import MOST_ZEROS, REQUEST, Control, FwCfg, Offset
-from vmesh_services.devices.fw_cfg.items import DIRECTORY, HARTS, ID, SIGNATURE, items
+from vmesh_services.devices.fw_cfg.items import DIRECTORY, HARTS, ID, SIGNATURE, digest, items
 
 TEXT = b"0123456789"
 FILES = {"opt/text": TEXT, "opt/empty": b"", "opt/long": bytes(range(256)) * 100}
@@ -26,12 +26,15 @@ REQUEST_AT, TARGET = BASE + 0x1000, BASE + 0x2000
 END = BASE + RAM
 
 
+def made(harts: int, files: dict[str, bytes]) -> FwCfg:
+    return FwCfg(cast(Any, FakeRuntime()), 0x1010_0000, items(harts, files), digest(harts, files))
+
+
 class Guest:
     """A machine with these items, in which everything is in order of address."""
 
     def __init__(self, folder: Path, files: dict[str, bytes] | None = None, harts: int = 3) -> None:
-        made = items(harts, FILES if files is None else files)
-        self.device = FwCfg(cast(Any, FakeRuntime()), 0x1010_0000, made)
+        self.device = made(harts, FILES if files is None else files)
         self.device.reset()
         self.device.memory = self.memory = guest_memory(folder)
         self.device.attached()
@@ -280,7 +283,7 @@ def test_the_state_of_a_machine_with_other_items_is_refused(
     if files is not None:
         (tmp_path / "other").mkdir()
         state = Guest(tmp_path / "other", files, harts).device.save()
-    device = FwCfg(cast(Any, FakeRuntime()), 0x1010_0000, items(3, FILES))
+    device = made(3, FILES)
     if files is None:
         device.check(state, 1)
         return
@@ -313,7 +316,7 @@ def test_a_request_is_done_once_whenever_the_device_is_killed(tmp_path: Path, sl
             guest.memory.write(REQUEST_AT, b"mine")
     assert guest.memory.read(REQUEST_AT, 4) in (b"mine", Control.READ.to_bytes(4, "big"))
 
-    device = FwCfg(cast(Any, FakeRuntime()), 0x1010_0000, items(3, FILES))
+    device = made(3, FILES)
     device.take_journal(slot[1])
     device.reset()
     device.load(FwCfgState.FromString(slot[0]))
@@ -328,6 +331,29 @@ def test_a_request_is_done_once_whenever_the_device_is_killed(tmp_path: Path, sl
     assert guest.memory.read(TARGET, 4) == b"0123"
     assert guest.read(3) == b"456"
     assert not device.journal()
+
+
+def test_the_same_request_at_the_same_place_is_another_one(tmp_path: Path) -> None:
+    """It was answered, the guest has made it again, and only then was the device killed, with the former slot."""
+    guest = Guest(tmp_path)
+    guest.choose("opt/text")
+    guest.memory.write(REQUEST_AT, REQUEST.pack(Control.READ, 4, TARGET))
+    guest.ring()
+    slot = (guest.device.save().SerializeToString(), guest.device.journal())
+    guest.device.commit()
+    guest.memory.write(REQUEST_AT, REQUEST.pack(Control.READ, 4, TARGET))
+
+    device = made(3, FILES)
+    device.marks[:] = guest.device.marks
+    device.take_journal(slot[1])
+    device.load(FwCfgState.FromString(slot[0]))
+    device.memory = guest.memory
+    device.recover()
+    guest.device = device
+    guest.ring()
+    device.commit()
+    assert guest.memory.read(TARGET, 4) == b"4567"
+    assert guest.memory.read(REQUEST_AT, 4) == bytes(4)
 
 
 def test_a_journal_of_garbage_is_refused(guest: Guest) -> None:

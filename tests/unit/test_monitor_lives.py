@@ -21,7 +21,7 @@ from vmesh_services.monitor.custody import Custody
 from vmesh_services.monitor.output import Output
 from vmesh_services.monitor.run_states import Stage
 from vmesh_services.monitor.supervisor.settings import Settings
-from vmesh_services.monitor.supervisor.supervised import EXTERNAL
+from vmesh_services.monitor.supervisor.supervised import EXTERNAL, Supervised
 from vmesh_services.monitor.supervisor.supervisor import Supervisor
 
 
@@ -198,3 +198,9 @@ def test_nobody_counts_while_nobody_comes_to_be_a_device_that_is_started_by_hand
         for service in supervisor.services.values():
             service.link.close()
         lives._context.destroy(0)
+
+
+def test_an_option_that_is_there_several_times_is_shown_as_a_list() -> None:
+    words = ("--base", "0x10", "--item=opt/a", "--item=opt/b", "--quiet")
+    service = Supervised(ServiceCommand("fw", "fw-cfg", "m", words), Child(0, -1), cast(Any, None), 0.0)
+    assert service.options == {"base": "0x10", "item": "opt/a,opt/b", "quiet": "on"}

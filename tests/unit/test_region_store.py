@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -639,3 +640,10 @@ def test_threads_of_one_process(path: Path) -> None:
     for thread in threads:
         thread.join(60)
     assert len(RegionStore(path)) == 200
+
+
+def test_other_features_are_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their places are bits that compiled code looks at, and they are said outside of the folders of its sources."""
+    before = image.key()
+    monkeypatch.setattr(image, "load_isa", lambda name: replace(ISA, features=tuple(reversed(ISA.features))))
+    assert image.key() != before

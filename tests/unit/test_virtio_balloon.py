@@ -254,6 +254,18 @@ def test_saved_and_loaded_elsewhere_it_is_the_same(guest: Balloon, tmp_path: Pat
     assert other.told() == [0]
 
 
+def test_what_was_waiting_to_be_told_is_told_by_the_next_life(guest: Balloon, tmp_path: Path) -> None:
+    guest.write(ACTUAL, 1)
+    guest.write(ACTUAL, 9)
+    assert guest.told() == [1]
+    state = guest.device.save()
+    (tmp_path / "next").mkdir()
+    following = Balloon(tmp_path / "next")
+    following.device.load(state)
+    following.device.recover()
+    assert following.told() == [9]
+
+
 def test_without_a_hole_in_the_file_the_content_stays(guest: Balloon, monkeypatch: pytest.MonkeyPatch) -> None:
     class Solid:
         def madvise(self, *_: int) -> None:

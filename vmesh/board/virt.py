@@ -88,6 +88,11 @@ def board(ram_size: int, harts: int, cpu: CpuModel) -> Board:
     return Board((ram, *PARTS), harts, cpu, UART0.name, TEST.name, TIMEBASE_HZ, PLIC_SOURCES)
 
 
+#: Files that QEMU's fw_cfg has by itself. They say nothing: no order of booting, no time after which to boot again.
+FW_CFG_FILES = {"bios-geometry": b"", "bootorder": b"", "etc/boot-fail-wait": b"\xff\xff\xff\xff"}
+FW_CFG_MOST = 32  # files, with those (QEMU's hw/nvram/fw_cfg.c)
+
+
 def fw_cfg(harts: int, items: Sequence[str]) -> Part:
     """fw_cfg with items of these names, whose contents are files of the machine directory: see `fw_cfg_item`."""
     return replace(FW_CFG, arguments=("--hart-count", str(harts), *(f"--item={name}" for name in items)))

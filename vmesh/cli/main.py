@@ -91,7 +91,7 @@ def _usage() -> str:
     return "\n".join([*lines, "", "`vmesh COMMAND --help` says more of each."])
 
 
-_HOSTS = ("x86_64", "amd64")  # the native code's registers and calling conventions are of these
+_HOSTS = ("x86_64",)  # which native code is made for: services/cpu/native/host.py
 
 
 def _check_host(command: str) -> bool:

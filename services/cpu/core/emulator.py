@@ -49,7 +49,6 @@ class Options:
     harts: int
     features: frozenset[str]
     reset_pc: int
-    paused: bool = False
     hot_samples: int = 0
     cache: bool = True
     perf_map: bool = False
@@ -63,11 +62,11 @@ class Emulator:
         sys.setswitchinterval(SWITCH_INTERVAL)
         self._options, self._around = options, around
         self._core = load_core(options.isa, options.native)
-        self._gate = Gate(options.harts, closed=options.paused)
+        self._gate = Gate(options.harts, closed=not around.clock.passes)
         self._threads: list[HartThread] = []
         self._devices: dict[int, BusDevice] = {}
         self._doorbells: dict[int, Doorbell] = {}
-        self._briefly = False  # harts stand for a moment, and go on as they were
+        self._briefly = False  # harts were stopped for a moment, and by nobody in the service's thread since
         self._ordered = False  # the debugger has said how the harts run next
         self._told = False  # why the harts stand, if it is for the debugger
         self._regions: Regions | None = None
@@ -182,17 +181,21 @@ class Emulator:
         self._ordered = True
 
     def run(self) -> common_pb2.HartStop | None:
-        if not self._briefly:
-            if not self._ordered:
-                self._debugger.pass_breakpoints()
-                self._gate.hold(())
-            if stop := self._debugger.due():
-                self._forget_order()
-                return stop
-            self._told = False
+        if not self._ordered:
+            self._debugger.pass_breakpoints()
+            self._gate.hold(())
+        if stop := self._debugger.due():
+            self._forget_order()
+            return stop
+        self._told = self._briefly = False
         self._around.clock.go()
         self._gate.open()
         return None
+
+    def go_on(self) -> None:
+        if self._briefly:
+            self._briefly = False
+            self._gate.open()
 
     def stop(self, manner: Manner, seconds: float = 0.0) -> bool:
         self._briefly = manner is Manner.BRIEFLY

@@ -16,6 +16,7 @@ from pathlib import Path
 from vmesh import private
 
 from ..isa.interface import Isa
+from ..isa.interface import load as load_isa
 from .controllers import Native
 from .digest import blake2b
 
@@ -83,6 +84,7 @@ def key(isa: str = ISA) -> str:
     here = Path(__file__).parents[1]
     for path in sorted(path for room in _ROOMS for path in here.glob(f"{room}/**/*.py")):
         digest.update(path.relative_to(here).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    digest.update(",".join(load_isa(isa).features).encode() + b"\0")  # whose places are bits of native code
     digest.update(version("llvmlite").encode() + _host().encode())
     return digest.hexdigest()
 

@@ -11,7 +11,7 @@ from vmesh.board import virt
 from vmesh.privileges import REACH
 from vmesh.service import Runtime
 from vmesh_services.devices.fw_cfg.device import FwCfg
-from vmesh_services.devices.fw_cfg.items import items
+from vmesh_services.devices.fw_cfg.items import digest, items
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,7 +34,8 @@ def _build(runtime: Runtime, options: argparse.Namespace) -> FwCfg:
             files[name] = path.read_bytes()
         except OSError as error:
             raise errors.ConfigError(f"item {name}: cannot read {path}: {error.strerror}") from error
-    return FwCfg(runtime, options.base, items(options.hart_count, files))
+    harts = options.hart_count
+    return FwCfg(runtime, options.base, items(harts, files), digest(harts, files))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Mapping
 from contextlib import suppress
@@ -43,36 +42,40 @@ DMA_SIGNATURE = b"QEMU CFG"  # what the DMA register reads
 MOST_ZEROS = 1 << 20  # that a read behind the end of an item brings; QEMU: 4 GiB
 REQUEST = struct.Struct(">IIQ")  # control, length, address
 _WRITE_MODE = 0x4000  # bit of a selector that has had no meaning since QEMU 2.4
-_ANSWER = struct.Struct(">QII")
+_ANSWER = struct.Struct(">QQII")
+_ANSWERED = 0  # of the marks: the number of the last request that was answered
 
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What becomes of the control word of a request: where it is, what it was, what it is to be."""
+    """What becomes of the control word of a request: the number of the request, where it is, what it was, what it is
+    to be."""
 
+    number: int
     address: int
     asked: int
     answer: int
 
 
 class FwCfg(Device):
-    """The device; `items` by selector.
+    """The device; `items` by selector, whose `digest` tells them from another machine's.
 
     A request's answer goes out when the slot has what the request has changed, as a next life would find nothing to do
-    in a request that is answered.
+    in a request that is answered. The last one that was answered is in the marks: the guest may use its place anew.
     """
 
     kind = "fw-cfg"
     state = FwCfgState
     dma = True
 
-    def __init__(self, runtime: Runtime, base: int, items: Mapping[int, bytes]) -> None:
+    def __init__(self, runtime: Runtime, base: int, items: Mapping[int, bytes], digest: bytes) -> None:
         super().__init__(runtime)
         self.regions = [Region(name="registers", base=base, size=SIZE, access_sizes=1 | 2 | 4 | 8)]
         self._items = {selector: memoryview(content) for selector, content in items.items()}
-        self._digest = _digest(items)
+        self._digest = digest
         self._state = FwCfgState(items=self._digest)
         self._answers: list[_Answer] = []
+        self._asked = 0  # the number of the last request
 
     def read(self, region: int, offset: int, size: int) -> int:
         if offset == Offset.DATA:
@@ -122,7 +125,7 @@ class FwCfg(Device):
         self._state = state
 
     def journal(self) -> bytes:
-        return b"".join(_ANSWER.pack(each.address, each.asked, each.answer) for each in self._answers)
+        return b"".join(_ANSWER.pack(each.number, each.address, each.asked, each.answer) for each in self._answers)
 
     def take_journal(self, journal: bytes) -> None:
         try:
@@ -131,8 +134,12 @@ class FwCfg(Device):
             raise errors.BadState(f"journal of {self.kind}: {error}") from error
 
     def recover(self) -> None:
-        # What is no request of before any more has been answered, and is the guest's.
-        self._answers = [each for each in self._answers if self._control(each.address) == each.asked]
+        answered = self.marks[_ANSWERED]
+        self._asked = max(answered, *(each.number for each in self._answers), 0)
+        # Where another word is, it was answered, too, just before the end.
+        self._answers = [
+            each for each in self._answers if each.number > answered and self._control(each.address) == each.asked
+        ]
         self.commit()
 
     def commit(self) -> None:
@@ -140,6 +147,7 @@ class FwCfg(Device):
         for each in answers:
             with suppress(errors.OutsideGrant):  # QEMU says nothing either
                 self.memory.write(each.address, each.answer.to_bytes(4, "big"))
+            self.marks[_ANSWERED] = each.number
 
     def _item(self, selector: int) -> memoryview:
         return self._items.get(selector & ~_WRITE_MODE, memoryview(b""))
@@ -160,7 +168,7 @@ class FwCfg(Device):
         try:
             control, length, target = REQUEST.unpack(self.memory.read(address, REQUEST.size))
         except errors.OutsideGrant:  # of a request that is cut off, the first word may be there
-            self._answers.append(_Answer(address, self._control(address), Control.ERROR))
+            self._answer(address, self._control(address), Control.ERROR)
             return
         if control & Control.SELECT:
             self._select(control >> 16)
@@ -171,7 +179,11 @@ class FwCfg(Device):
                 failed = not self._copy(data, target, length)
             elif control & Control.WRITE:
                 failed = length > 0
-        self._answers.append(_Answer(address, control, Control.ERROR if failed else 0))
+        self._answer(address, control, Control.ERROR if failed else 0)
+
+    def _answer(self, address: int, asked: int, answer: int) -> None:
+        self._asked += 1
+        self._answers.append(_Answer(self._asked, address, asked, answer))
 
     def _copy(self, data: memoryview, target: int, length: int) -> bool:
         """Into guest memory, with zeros behind it; whether all of it could be."""
@@ -189,10 +201,3 @@ class FwCfg(Device):
             return int.from_bytes(self.memory.read(address, 4), "big")
         except errors.OutsideGrant:
             return 0
-
-
-def _digest(items: Mapping[int, bytes]) -> bytes:
-    made = hashlib.blake2b(digest_size=16)
-    for selector, content in sorted(items.items()):
-        made.update(selector.to_bytes(2, "little") + len(content).to_bytes(8, "little") + content)
-    return made.digest()

@@ -81,6 +81,11 @@ class VirtioBalloon(VirtioDevice):
         self._wanted, self._actual = state.wanted, state.actual
         self._told = self._actual
 
+    def recover(self) -> None:
+        super().recover()
+        self._told = -1  # the life before may have waited to tell of it
+        self._tell()
+
     def counters(self) -> dict[str, int]:
         sizes = {"balloon_wanted": self._wanted, "balloon_pages": self._actual}
         return {**super().counters(), **sizes, "bytes_given_back": self._given}

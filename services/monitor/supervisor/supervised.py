@@ -63,7 +63,10 @@ class Supervised:
         words = self.command.arguments
         found: dict[str, str] = {}
         for place, word in enumerate(words):
-            if word.startswith("--"):
+            if word.startswith("--") and "=" in word:  # one that may be there several times
+                name, _, value = word[2:].partition("=")
+                found[name] = f"{found[name]},{value}" if name in found else value
+            elif word.startswith("--"):
                 follows = words[place + 1] if place + 1 < len(words) else "--"
                 found[word[2:]] = "on" if follows.startswith("--") else follows
         return found

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from vmesh import properties
+from vmesh.board import virt
 from vmesh.cli import monitors
 from vmesh.cli.flags import values
 from vmesh.cli.flags.options import RunOptions
@@ -20,7 +21,6 @@ _AS_IT_IS: Mapping[str, Sequence[str]] = {  # properties of QEMU's board that as
     "mem-merge": ("on", "off"),
     "dump-guest-core": ("on", "off"),
 }
-_MOST_ITEMS = 29  # of QEMU's 32 (hw/nvram/fw_cfg.c), three are its own
 _ACTIONS: Mapping[str, tuple[str, ...]] = {
     "reboot": ("reset", "shutdown"),
     "shutdown": ("poweroff", "pause"),
@@ -110,8 +110,8 @@ def fw_cfg(options: RunOptions, text: str) -> RunOptions:
     item, others = values.firmware_item(text), options.firmware_items
     if any(item.name == other.name for other in others):
         raise ValueError(f"expected each name once, '{item.name}' has an item")
-    if len(others) == _MOST_ITEMS:
-        raise ValueError(f"expected at most {_MOST_ITEMS} items")
+    if len(others) == (most := virt.FW_CFG_MOST - len(virt.FW_CFG_FILES)):
+        raise ValueError(f"expected at most {most} items")
     return replace(options, firmware_items=(*others, item))
 
 

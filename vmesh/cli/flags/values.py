@@ -17,7 +17,6 @@ _SIZE = re.compile(
     r"(?P<whole>0[xX][0-9a-fA-F]{1,30}|[0-9]{1,30}(?:\.(?P<fraction>[0-9]{0,30}))?)(?P<suffix>[bkmgtpeBKMGTPE]?)", re.A
 )
 _ITEM_NAME_BYTES = 55  # QEMU's hw/nvram/fw_cfg.h, FW_CFG_MAX_FILE_PATH without its NUL
-_QEMUS_ITEMS = ("bios-geometry", "bootorder", "etc/boot-fail-wait")
 _RAM_ALIGNMENT = 8 << 10
 _LARGEST_RAM = 1 << 50
 LOG_ITEMS: Mapping[str, str] = {
@@ -152,7 +151,9 @@ def firmware_item(text: str) -> FirmwareItem:
         raise ValueError("expected a name and exactly one of file=PATH and string=TEXT, none of them empty")
     if (size := len(os.fsencode(name))) > _ITEM_NAME_BYTES:
         raise ValueError(f"name too long: expected at most {_ITEM_NAME_BYTES} bytes, got {size}")
-    if name in _QEMUS_ITEMS:
+    if not name.isprintable():
+        raise ValueError("expected a name of printable characters")
+    if name in virt.FW_CFG_FILES:
         raise ValueError("expected another name, the board has an item of this one")
     return FirmwareItem(name, file(path) if path else None, string)
 

@@ -101,7 +101,7 @@ MODULE = Module(
     events=(
         Event(
             "BALLOON_CHANGE",
-            "The guest does with more RAM, or less. The last one of each second is told.",
+            "The guest does with more RAM, or less. It is told at once, and then at most once a second.",
             Struct("BalloonChangeEvent", (Member("actual", INT, "bytes of RAM that the guest has"),)),
         ),
     ),
