@@ -38,11 +38,9 @@ def _run(typed: str, pause: float, environment: dict[str, str]) -> str:
     """What a shell on a terminal shows of a command."""
     master, slave = pty.openpty()
     background = typed.endswith("&")
-    process = subprocess.Popen(
-        ["bash", "-c", typed.removesuffix("&")], stdin=slave if not background else subprocess.DEVNULL,
-        stdout=slave if not background else subprocess.DEVNULL,
-        stderr=slave if not background else subprocess.DEVNULL, env=environment,
-    )  # fmt: skip
+    there = subprocess.DEVNULL if background else slave
+    command = ["bash", "-c", typed.removesuffix("&")]
+    process = subprocess.Popen(command, stdin=there, stdout=there, stderr=there, env=environment)
     os.close(slave)
     shown = b""
     while not background:

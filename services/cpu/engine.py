@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -25,6 +27,11 @@ from .clock import CpuClock
 STATE_VERSION = 2
 #: Seconds that memory has to answer a Hello.
 GREETING_LIMIT = 30.0
+
+
+def address_of(memory: mmap.mmap) -> int:
+    """The host address of a mapping."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import mmap
 import time
@@ -26,7 +25,7 @@ from .bus.device import BusDevice, RegisterTable
 from .bus.irqchip import Irqchip
 from .bus.spaces import NO_WINDOWS, Spaces
 from .clock import CpuClock
-from .engine import GREETING_LIMIT, STATE_VERSION, Cpu, HostSegment, Manner, Surroundings
+from .engine import GREETING_LIMIT, STATE_VERSION, Cpu, HostSegment, Manner, Surroundings, address_of
 
 PAUSE_LIMIT = 10.0
 #: Seconds in which what devices have sent is here: shorter than anybody waits to find this service hung.
@@ -325,9 +324,9 @@ class CpuService(Service):
                 "code": segment.FLAG_HOLDS_CODE,
                 "news": segment.CODE_NEWS,
             }
-            places = {name: _address(flags) + array * found.flags_stride for name, array in arrays.items()}
+            places = {name: address_of(flags) + array * found.flags_stride for name, array in arrays.items()}
         self._mapped.append(memory)
-        return HostSegment(found.base, found.size, _address(memory), found.writable, **places)
+        return HostSegment(found.base, found.size, address_of(memory), found.writable, **places)
 
     def _need_paused(self, request: str) -> None:
         # Those of a cpu that begins paused are on their way; one that was halted while it waits for a device is not.
@@ -418,7 +417,3 @@ class CpuService(Service):
         status = self._cpu.status()
         status.time_ns, status.stopped_ns = self._clock.now_ns(), self._clock.stopped_ns
         return status
-
-
-def _address(memory: mmap.mmap) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(memory))

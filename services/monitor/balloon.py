@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from vmesh.virtio.balloon import PAGE
+
 KIND = "virtio-balloon"
-PROPERTY = "pages"  # of the device: what the guest is to do without
-COUNTER = "balloon_pages"  # what it does without
-_PAGE = 4096  # virtio 1.2, 5.5.6
 
 
 def pages(ram: int, target: int) -> int:
     """How many the guest is to do without, if it is to have `target` bytes of `ram`; more than all is all of it."""
-    return (ram - min(target, ram)) // _PAGE
+    return (ram - min(target, ram)) // PAGE
 
 
 def actual(ram: int, pages: int) -> int:
     """How many bytes of `ram` it has. What its driver says may be more pages than there are."""
-    return max(0, ram - pages * _PAGE)
+    return max(0, ram - pages * PAGE)

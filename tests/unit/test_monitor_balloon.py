@@ -10,6 +10,7 @@ import pytest
 from vmesh.v1.common_pb2 import BalloonChange, Notice
 from vmesh.v1.lifecycle_pb2 import HealthReport, SetProperty
 from vmesh.v1.packet_pb2 import Packet
+from vmesh.virtio.balloon import COUNTER
 from vmesh_services.monitor import balloon
 from vmesh_services.monitor.control import Work
 from vmesh_services.monitor.hmp import commands
@@ -57,7 +58,7 @@ def test_bytes_that_the_guest_is_to_have(target: int, pages: int) -> None:
 
 @pytest.mark.parametrize(("pages", "actual"), [(0, RAM), (1, RAM - PAGE), (RAM // PAGE, 0), (EVERY, 0)])
 def test_bytes_that_the_guest_has(pages: int, actual: int) -> None:
-    report = Packet(health_report=HealthReport(counters={balloon.COUNTER: pages}))
+    report = Packet(health_report=HealthReport(counters={COUNTER: pages}))
     assert result(execute(control(balloon.KIND), "query-balloon", {}), [report])[1] == {"actual": actual}
     shown = commands.execute(control(balloon.KIND), "info balloon")
     assert result(shown, [report])[1] == f"balloon: actual={actual >> 20}\n"

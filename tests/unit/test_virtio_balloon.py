@@ -24,11 +24,12 @@ from vmesh.v1.lifecycle_pb2 import SetProperty
 from vmesh.v1.packet_pb2 import Packet
 from vmesh.v1.slot_pb2 import SlotRecord
 from vmesh.v1.trace_pb2 import TRACE_DMA_WRITE
+from vmesh.virtio.balloon import PAGE, PROPERTY
 from vmesh.virtio.device import DRIVER_OK, F_VERSION_1
 from vmesh.virtio.mmio import Mmio, Offset
 from vmesh.virtio.queue import DESCRIPTOR
 from vmesh.wire import Client
-from vmesh_services.devices.virtio_balloon.device import DEFLATE, INFLATE, MOST, PAGE, PROPERTY, VirtioBalloon
+from vmesh_services.devices.virtio_balloon.device import DEFLATE, INFLATE, MOST, VirtioBalloon
 
 WANTED, ACTUAL = 0x100, 0x104  # the configuration's fields, as registers
 CONFIG_CHANGED = 2

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from vmesh import device, service
 from vmesh.v1.bus_pb2 import READ_LATCH, READ_SHADOW, WRITE_CLEARS, WRITE_DOORBELL, Line, Region, Register
 from vmesh.virtio.device import Area, Transport, VirtioDevice
 
@@ -74,6 +75,13 @@ _REGISTERS = (
     Register(name="Status", offset=Offset.STATUS, size=4, read=READ_SHADOW),
     Register(name="QueueNotify", offset=Offset.QUEUE_NOTIFY, size=4, write=WRITE_DOORBELL),
 )
+
+
+def parser(kind: str, description: str) -> service.Parser:
+    """As `device.parser`, with what every virtio device has."""
+    made = device.parser(kind, description)
+    made.add_argument("--packed", action="store_true", help="offer the packed ring")
+    return made
 
 
 class Mmio(Transport):

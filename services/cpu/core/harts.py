@@ -11,7 +11,7 @@ from vmesh import errors
 from vmesh.doorbell import RING_BYTES
 from vmesh.time import host_ns
 
-from ..engine import HostSegment
+from ..engine import HostSegment, address_of
 from ..isa.interface import Isa
 from ..isa.registers import registers_of
 from ..native.blob import Blob
@@ -47,10 +47,6 @@ CODE_PAGES = 4096
 #: The interrupt source that does not exist: to drive it drives what controllers put out anew.
 NO_SOURCE = 0
 NEVER = (1 << 64) - 1
-
-
-def _address(memory: mmap.mmap) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
 class Harts:
@@ -144,7 +140,7 @@ class Harts:
                 pages = each.size // PAGE
                 uses = mmap.mmap(-1, pages * (PageUse.size + 1))
                 self._memory.append(uses)
-                segment.uses = _address(uses)
+                segment.uses = address_of(uses)
                 segment.code = each.code or segment.uses + pages * PageUse.size
         machine.segment_count = len(segments)
 
@@ -154,7 +150,7 @@ class Harts:
         for number in range(count):
             offset = Machine.size + number * self.isa.hart.size
             hart = view(self.isa.hart, self._records, offset)
-            address = _address(self._records) + offset
+            address = address_of(self._records) + offset
             self.hart.append(hart)
             self.address.append(address)
             self.machine.harts[number] = address
@@ -167,11 +163,11 @@ class Harts:
         pool = mmap.mmap(-1, (CODE_PAGES + 1) * CODE_PAGE_STRIDE)
         table = mmap.mmap(-1, CODE_HASH * 8)
         hart.machine = self.machine_address
-        hart.tlbs = _address(tlbs)
-        hart.code_pool = -(-_address(pool) // CODE_PAGE_STRIDE) * CODE_PAGE_STRIDE
+        hart.tlbs = address_of(tlbs)
+        hart.code_pool = -(-address_of(pool) // CODE_PAGE_STRIDE) * CODE_PAGE_STRIDE
         hart.code_pages = CODE_PAGES
         hart.code_kept = CODE_KEPT
-        hart.code_hash = _address(table)
+        hart.code_hash = address_of(table)
         return tlbs, pool, table
 
     def spare(self) -> SpareHart:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vmesh import device
 from vmesh.privileges import FILES, Capability
-from vmesh.virtio.mmio import Mmio
+from vmesh.virtio import mmio
 from vmesh_services.devices.virtio_9p.device import Virtio9p
 from vmesh_services.devices.virtio_9p.folder import Folder
 
@@ -19,8 +19,7 @@ _OWN_FILES = 96  # of these are not the guest's
 
 def main(argv: Sequence[str]) -> int:
     """Run the device; gives the exit status."""
-    parser = device.parser("virtio-9p", "A folder of the host for the guest.")
-    parser.add_argument("--packed", action="store_true", help="offer the packed ring")
+    parser = mmio.parser("virtio-9p", "A folder of the host for the guest.")
     parser.add_argument("--path", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--tag", required=True, help="what the guest mounts it by")
     parser.add_argument("--security", choices=("none", "mapped-xattr"), default="none")
@@ -31,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
         options,
         lambda runtime: Virtio9p(
             runtime,
-            Mmio(options.base, options.irq),
+            mmio.Mmio(options.base, options.irq),
             Folder(options.path, mapped=options.security == "mapped-xattr"),
             options.tag,
             read_only=options.read_only,

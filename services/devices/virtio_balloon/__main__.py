@@ -7,18 +7,17 @@ from collections.abc import Sequence
 
 from vmesh import device
 from vmesh.privileges import REACH
-from vmesh.virtio.mmio import Mmio
+from vmesh.virtio import mmio
 from vmesh_services.devices.virtio_balloon.device import VirtioBalloon
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the device; gives the exit status."""
-    parser = device.parser("virtio-balloon", "Takes memory from the guest, and gives it back, as the monitor says.")
-    parser.add_argument("--packed", action="store_true", help="offer the packed ring")
+    parser = mmio.parser("virtio-balloon", "Takes memory from the guest, and gives it back, as the monitor says.")
     options = parser.parse_args(argv)
     return device.run(
         options,
-        lambda runtime: VirtioBalloon(runtime, Mmio(options.base, options.irq), packed=options.packed),
+        lambda runtime: VirtioBalloon(runtime, mmio.Mmio(options.base, options.irq), packed=options.packed),
         capabilities=REACH,
     )
 

@@ -18,15 +18,14 @@ from vmesh.guest_memory import Piece
 from vmesh.service import Runtime
 from vmesh.v1.common_pb2 import SEVERITY_INFO, BalloonChange
 from vmesh.v1.devices_pb2 import VirtioBalloonState
+from vmesh.virtio.balloon import COUNTER, PAGE, PROPERTY
 from vmesh.virtio.device import Transport, VirtioDevice
 from vmesh.virtio.queue import Chain, Queue, cut
 
 INFLATE, DEFLATE = 0, 1
 QUEUE_SIZE = 128
-PAGE = 4096  # 5.5.6: of whatever size the guest's own are
 MOST = 16 << 10  # bytes of page numbers in one request; the device need not take what is behind them
 MOST_PAGES = (1 << 32) - 1
-PROPERTY = "pages"
 TELL_SECONDS = 1.0  # from one BalloonChange to the next, of the host's time: the guest writes `actual` as it likes
 
 _CONFIG = struct.Struct("<II")  # 5.5.4: num_pages, actual
@@ -87,7 +86,7 @@ class VirtioBalloon(VirtioDevice):
         self._tell()
 
     def counters(self) -> dict[str, int]:
-        sizes = {"balloon_wanted": self._wanted, "balloon_pages": self._actual}
+        sizes = {"balloon_wanted": self._wanted, COUNTER: self._actual}
         return {**super().counters(), **sizes, "bytes_given_back": self._given}
 
     def _ranges(self, chain: Chain) -> list[Piece]:

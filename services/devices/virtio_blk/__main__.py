@@ -10,7 +10,7 @@ from pathlib import Path
 from vmesh import device, elsewhere
 from vmesh.privileges import FILES
 from vmesh.service import Runtime
-from vmesh.virtio.mmio import Mmio
+from vmesh.virtio import mmio
 from vmesh_services.devices.virtio_blk import nbd
 from vmesh_services.devices.virtio_blk.blocks import Blocks
 from vmesh_services.devices.virtio_blk.device import Options, VirtioBlk
@@ -22,7 +22,7 @@ from vmesh_services.devices.virtio_blk.qemu_nbd import ServedImage
 
 def main(argv: Sequence[str]) -> int:
     """Run the device; gives the exit status."""
-    parser = device.parser("virtio-blk", "A disk.")
+    parser = mmio.parser("virtio-blk", "A disk.")
     parser.add_argument("--file", required=True, metavar="PATH", help="an image, a block device, or nbd:... (QEMU's)")
     parser.add_argument("--format", choices=("raw", "qcow2"), default="raw")
     parser.add_argument("--read-only", action="store_true")
@@ -31,7 +31,6 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--discard", choices=("ignore", "unmap"), default="ignore")
     parser.add_argument("--serial", default="", metavar="TEXT", help="at most 20 bytes")
     parser.add_argument("--num-queues", type=int, default=1, metavar="N")
-    parser.add_argument("--packed", action="store_true", help="offer the packed ring")
     options = parser.parse_args(argv)
     return device.run(options, lambda runtime: _build(runtime, options), capabilities=FILES)
 
@@ -51,7 +50,7 @@ def _build(runtime: Runtime, options: argparse.Namespace) -> VirtioBlk:
         flushes=options.cache != "unsafe" and options.snapshot is None,
         packed=options.packed,
     )
-    return VirtioBlk(runtime, Mmio(options.base, options.irq), image, chosen)
+    return VirtioBlk(runtime, mmio.Mmio(options.base, options.irq), image, chosen)
 
 
 def _open(runtime: Runtime, options: argparse.Namespace) -> Image:

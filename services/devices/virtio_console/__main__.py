@@ -7,21 +7,20 @@ from collections.abc import Sequence
 
 from vmesh import chardev, device
 from vmesh.privileges import FILES, Capability
-from vmesh.virtio.mmio import Mmio
+from vmesh.virtio import mmio
 from vmesh_services.devices.virtio_console.device import VirtioConsole
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the device; gives the exit status."""
-    parser = device.parser("virtio-console", "A console with one port.")
-    parser.add_argument("--packed", action="store_true", help="offer the packed ring")
+    parser = mmio.parser("virtio-console", "A console with one port.")
     parser.add_argument("--chardev", default="null", metavar="SPEC", help=chardev.USAGE)
     options = parser.parse_args(argv)
     return device.run(
         options,
         lambda runtime: VirtioConsole(
             runtime,
-            Mmio(options.base, options.irq),
+            mmio.Mmio(options.base, options.irq),
             chardev.found(options.chardev, runtime.machine.kept_console(runtime.name)),
             packed=options.packed,
         ),

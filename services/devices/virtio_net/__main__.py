@@ -11,14 +11,13 @@ from vmesh.netdev import options as netdev
 from vmesh.netdev.make import make
 from vmesh.netdev.port import mac_address
 from vmesh.privileges import FILES, Capability
-from vmesh.virtio.mmio import Mmio
+from vmesh.virtio import mmio
 from vmesh_services.devices.virtio_net.device import VirtioNet
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the device; gives the exit status."""
-    parser = device.parser("virtio-net", "A network card.")
-    parser.add_argument("--packed", action="store_true", help="offer the packed ring")
+    parser = mmio.parser("virtio-net", "A network card.")
     parser.add_argument("--netdev", required=True, metavar="SPEC", help=USAGE)
     parser.add_argument("--mac", default="52:54:00:12:34:56", metavar="ADDRESS")
     parser.add_argument("--host-mtu", type=service.number, default=0, metavar="BYTES", help="what the guest is told")
@@ -31,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
             raise errors.ConfigError(str(error)) from error
         return VirtioNet(
             runtime,
-            Mmio(options.base, options.irq),
+            mmio.Mmio(options.base, options.irq),
             lambda port: make(asked, runtime.loop, runtime.log, port, runtime.machine.network(runtime.name)),
             mac=mac,
             mtu=options.host_mtu,

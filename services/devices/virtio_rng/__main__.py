@@ -7,18 +7,17 @@ from collections.abc import Sequence
 
 from vmesh import device
 from vmesh.privileges import REACH
-from vmesh.virtio.mmio import Mmio
+from vmesh.virtio import mmio
 from vmesh_services.devices.virtio_rng.device import VirtioRng
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the device; gives the exit status."""
-    parser = device.parser("virtio-rng", "Random bytes of the host for the guest.")
-    parser.add_argument("--packed", action="store_true", help="offer the packed ring")
+    parser = mmio.parser("virtio-rng", "Random bytes of the host for the guest.")
     options = parser.parse_args(argv)
     return device.run(
         options,
-        lambda runtime: VirtioRng(runtime, Mmio(options.base, options.irq), packed=options.packed),
+        lambda runtime: VirtioRng(runtime, mmio.Mmio(options.base, options.irq), packed=options.packed),
         capabilities=REACH,
     )
 

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 from vmesh_services.monitor.control import Awaited, Control, Parts, Work
 from vmesh_services.monitor.guest import registers
 from vmesh_services.monitor.hmp.expression import ExpressionError, evaluate
+from vmesh_services.monitor.qmp.check import Json
 from vmesh_services.monitor.qmp.errors import QmpError
+from vmesh_services.monitor.qmp.handlers import execute
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -27,6 +29,13 @@ if TYPE_CHECKING:
 _FORMAT = re.compile(r"/(\d*)([a-zA-Z]*)\s*")
 _WORD = re.compile(r'"((?:[^"\\]|\\.)*)"|(\S+)')
 _SIZES = {"b": 1, "h": 2, "w": 4, "g": 8}
+
+
+def qmp_parts(control: Control, name: str, arguments: Json) -> Parts:
+    """The result of one of QMP's commands that asks services."""
+    work = execute(control, name, arguments)
+    assert isinstance(work, Work)
+    return (yield from work.parts)
 
 
 @dataclass(frozen=True, slots=True)

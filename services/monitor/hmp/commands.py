@@ -16,7 +16,7 @@ from vmesh.errors import ConfigError
 from vmesh.v1.migration_pb2 import MigrationRequest, MigrationStatus
 from vmesh_services.monitor.control import Awaited, Control, Parts, Work
 from vmesh_services.monitor.hmp import dump, info
-from vmesh_services.monitor.hmp.command import Call, Command, LineError, Run, silent
+from vmesh_services.monitor.hmp.command import Call, Command, LineError, Run, qmp_parts, silent
 from vmesh_services.monitor.operations import RequestError
 from vmesh_services.monitor.qmp.check import Json
 from vmesh_services.monitor.qmp.errors import QmpError
@@ -192,9 +192,7 @@ def _save_parts(call: Call, name: str) -> Parts:
     arguments: Json = {"val": numbers["addr"], "size": numbers["size"], "filename": call.text("filename")}
     if name == "memsave":
         arguments["cpu-index"] = call.hart
-    work = execute_qmp(call.control, name, arguments)
-    assert isinstance(work, Work)
-    yield from work.parts
+    yield from qmp_parts(call.control, name, arguments)
     return ""
 
 
@@ -204,9 +202,7 @@ def _balloon(call: Call) -> Work:
 
 def _balloon_parts(call: Call) -> Parts:
     megabytes = (yield from call.numbers())["value"]
-    work = execute_qmp(call.control, "balloon", {"value": megabytes << 20})
-    assert isinstance(work, Work)
-    yield from work.parts
+    yield from qmp_parts(call.control, "balloon", {"value": megabytes << 20})
     return ""
 
 

@@ -10,7 +10,7 @@ from vmesh.migration import snapshots
 from vmesh.v1 import bus_pb2, cpu_pb2, gateway_pb2
 from vmesh_services.monitor import operations
 from vmesh_services.monitor.control import Parts, Work, address_map, counters
-from vmesh_services.monitor.hmp.command import Call, Command, Run
+from vmesh_services.monitor.hmp.command import Call, Command, Run, qmp_parts
 from vmesh_services.monitor.hmp.mappings import Mappings
 from vmesh_services.monitor.qmp.handlers import execute
 from vmesh_services.monitor.qmp.handlers.devices import Object, tree
@@ -229,9 +229,7 @@ def _blockstats(call: Call) -> Work:
 
 
 def _blockstats_parts(call: Call) -> Parts:
-    work = execute(call.control, "query-blockstats", {})
-    assert isinstance(work, Work)
-    found = yield from work.parts
+    found = yield from qmp_parts(call.control, "query-blockstats", {})
     assert isinstance(found, list)
     return "".join(
         f"{disk['device']}: {' '.join(f'{name}={value}' for name, value in disk['stats'].items())}\n" for disk in found
@@ -243,9 +241,7 @@ def _balloon(call: Call) -> Work:
 
 
 def _balloon_parts(call: Call) -> Parts:
-    work = execute(call.control, "query-balloon", {})
-    assert isinstance(work, Work)
-    found = yield from work.parts
+    found = yield from qmp_parts(call.control, "query-balloon", {})
     assert isinstance(found, dict)
     return f"balloon: actual={found['actual'] >> 20}\n"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from vmesh import plain
 from vmesh.board import virt
 from vmesh.v1.lifecycle_pb2 import SetProperty
+from vmesh.virtio.balloon import COUNTER, PROPERTY
 from vmesh_services.monitor import balloon
 from vmesh_services.monitor.control import Control, Parts, Work, counters
 from vmesh_services.monitor.guest import read
@@ -74,7 +75,7 @@ def _balloon(control: Control, arguments: Json) -> object:
 
 def _inflate(control: Control, name: str, pages: int) -> Parts:
     control.supervisor.condition.check(Act.WRITE)
-    yield [Request(name, SetProperty(name=balloon.PROPERTY, value=pages))]
+    yield [Request(name, SetProperty(name=PROPERTY, value=pages))]
     return {}
 
 
@@ -85,7 +86,7 @@ def _query_balloon(control: Control, arguments: Json) -> object:
 
 def _balloon_info(name: str, ram: int) -> Parts:
     counted = yield from counters(name)
-    return {"actual": balloon.actual(ram, counted.get(balloon.COUNTER, 0))}
+    return {"actual": balloon.actual(ram, counted.get(COUNTER, 0))}
 
 
 def _balloon_device(control: Control) -> str:
