@@ -8,7 +8,9 @@ name in `ENGINES`, and a maker beside it. The last test is of the emulator alone
 from __future__ import annotations
 
 import ctypes
+import gc
 import mmap
+import os
 import queue
 import struct
 import threading
@@ -653,6 +655,19 @@ def test_at_the_end_no_hart_is_left(make: Maker) -> None:
     time.sleep(0.01)
     assert not [each for each in threading.enumerate() if each.name.startswith("hart ")]
     assert machine.word(DATA) == count
+
+
+def test_an_engine_that_nobody_has_any_more_has_no_descriptors(make: Maker, tmp_path: Path) -> None:
+    def descriptors() -> int:
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    before = descriptors()
+    maker = Maker(tmp_path, make._make)
+    counting(maker())
+    maker.end()
+    del maker
+    wait_for(lambda: descriptors() <= before, lambda: f"{descriptors()} descriptors to be {before}")
 
 
 def test_the_modes_are_what_they_are_called(make: Maker, request: pytest.FixtureRequest) -> None:

@@ -12,7 +12,8 @@ import queue
 import select
 import threading
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from vmesh import doorbell
@@ -82,6 +83,7 @@ class Listener(threading.Thread):
         self._muted: dict[int, float] = {}  # until when
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        weakref.finalize(self, _close, (self._silent, self._nobody, self._wake, *self._files)).atexit = False
         self._ended = False
         harts.machine.listener_count = LISTENERS
         for number in range(LISTENERS):
@@ -183,6 +185,11 @@ def _unread() -> int:
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     os.close(reader)
     return writer
+
+
+def _close(files: Iterable[int]) -> None:
+    for file in files:
+        os.close(file)
 
 
 def _replace(file: int, by: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -150,6 +151,7 @@ class HartThread(threading.Thread):
         self._around = around
         self._links: dict[int, Link] = {}
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        weakref.finalize(self, os.close, self._wake).atexit = False
         self.pages = Pages(partial(around.dial_memory, number, self._wake), harts.is_present)
 
     def wake(self) -> None:
