@@ -81,7 +81,7 @@ _FOREIGN_EXPRESSIONS = (
     "(u8({u64}) + 256)", "(u8({u64}) == 256)", "i8(200)", "(i8({u64}) == 200)", "boolean(2)", "boolean(1)",
     "(1 if {u64} else -1)", "u64(-7 // 2)", "u64(i64(-7) // 2)", "(FIVE and NO and YES)", "(YES and NO and YES)",
     "(5 if YES and NO and YES else 6)", "(NO or YES or NO)", "(YES and {u64} > 5)", "(NEGATIVE // 2)",
-    "u64(quotient(i64({u64}), -2))", "quotient(i64({u64}), 0)", "likely({u64})", "None", "1.5", "'text'", "...",
+    "quotient(i64({u64}), -2)", "quotient(i64({u64}), 0)", "likely({u64})", "None", "1.5", "'text'", "...",
 )  # fmt: skip
 _FOREIGN_STATEMENTS = (
     "x = y = {u64}", "x, y = {u64}, 3", "assert {u64}", "del {name}", "global FIVE", "x: u64", "FIVE += 1", "x = -1",
@@ -261,7 +261,7 @@ def _statement(scope: _Scope, depth: int) -> list[str]:
             first = _expression(scope, "u64", 1)
             scope.types[name] = scope.names[name] = "u64"
             more = f" and {_test(scope)}" if draw(st.booleans()) else ""
-            lines = [f"{pad}{name} = {first} & 7", f"{pad}while {name} > 0{more}:"]
+            lines = [f"{pad}{name} = u64({first}) & 7", f"{pad}while {name} > 0{more}:"]
             lines += [f"{pad}    {name} -= 1", *_statements(scope, depth + 1, 3)]
         scope.loops -= 1
         scope.names = before
